@@ -1,0 +1,260 @@
+"""All connections: who may come in, for how long, and how they leave together."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import resource
+import sys
+from collections import Counter
+from typing import Final
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+
+from echod.events import Closed, Event, Observer, Opened, Reason, Refused, ignore
+from echod.protocol import LOOKS, QUIET, Echo, IStreamTransport, Refusal
+
+SPARE_DESCRIPTORS: Final = 16
+"""What the default limit on connections leaves free of RLIMIT_NOFILE for listening
+sockets, log files, name look-ups and the one being refused."""
+
+log = Logger(namespace="echod")
+
+
+class EchoFactory(Factory):
+    """Build an :class:`~echod.protocol.Echo` for each connection, on any stream endpoint.
+
+    :param clock: tells the time; by default the reactor of each transport, so that
+        no reactor is needed to make a factory.
+    :param observer: is told each :data:`~echod.events.Event`.
+    :param max_connections: connections served at once; by default what
+        RLIMIT_NOFILE leaves (getrlimit(2)) when the factory is made.
+    :param max_connections_per_peer: connections served at once for one IPv4 address
+        or one IPv6 /64, the network that one site has (RFC 6177); by default no
+        limit. UNIX peers have no address and so no such limit.
+    :param idle_timeout: seconds without a byte from the peer, and nothing owed, after
+        which a connection is closed; by default never.
+    :param stall_timeout: seconds for which the peer has not read what it is owed,
+        after which it is reset; ``None``: never.
+    :raises ValueError: for a limit below 1, or a timeout that is not above 0 and finite.
+
+    Timeouts are never early and late by a quarter at most.
+
+    :ivar connections: what is served now.
+    :ivar leaving: those of them that a drain is going to close.
+    :ivar draining: whether :meth:`drain` was called since listening began.
+    """
+
+    noisy = False
+    protocol: type[Echo] = Echo  # type: ignore[assignment]  # Twisted's is wider
+
+    def __init__(
+        self,
+        *,
+        clock: IReactorTime | None = None,
+        observer: Observer = ignore,
+        max_connections: int | None = None,
+        max_connections_per_peer: int | None = None,
+        idle_timeout: float | None = None,
+        stall_timeout: float | None = 60.0,
+    ) -> None:
+        if max_connections is None:
+            max_connections = descriptors_left()
+        for limit in (max_connections, max_connections_per_peer):
+            if limit is not None and limit < 1:
+                raise ValueError(f"a limit on connections is 1 or more, not {limit}")
+        for timeout in (idle_timeout, stall_timeout):
+            if timeout is not None and not 0 < timeout < math.inf:
+                raise ValueError(f"a timeout is a number of seconds above 0, not {timeout}")
+        self.clock = clock
+        self.observer = observer
+        self.max_connections = max_connections
+        self.max_connections_per_peer = max_connections_per_peer
+        self.idle_timeout = idle_timeout
+        self.stall_timeout = stall_timeout
+        self.draining = False
+        self.connections: set[Echo] = set()
+        self.leaving: set[Echo] = set()
+        self._of_peer: Counter[str | None] = Counter()
+        self._drained: list[Deferred[None]] = []
+        self._deadline: IDelayedCall | None = None
+        self._next_look: IDelayedCall | None = None
+
+    def startFactory(self) -> None:
+        """Take connections (again): the first of the ports begins to listen."""
+        self.draining = False
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        """Serve the connection from ``addr``, or refuse it with RST."""
+        reason = self._reason_to_refuse(addr)
+        if reason is not None:
+            self._tell(Refused(reason, addr))
+            return Refusal()
+        echo = self.protocol()
+        echo.factory = self
+        return echo
+
+    def drain(self, deadline: float) -> Deferred[None]:
+        """Refuse what comes, close each connection at its first quiet moment.
+
+        Quiet: nothing is owed, and no byte came for 0.2 s. At the deadline what is
+        left is cut off with RST, so that a part of a reply is never taken for the
+        whole. Stop the ports first. Called again, an earlier deadline counts.
+
+        :param deadline: seconds from now, 0 or more.
+        :return: fires with ``None`` when none of the connections of now is left.
+        :raises ValueError: for a deadline below 0 or infinite.
+        """
+        if not 0 <= deadline < math.inf:
+            raise ValueError(f"a deadline is a number of seconds, 0 or more, not {deadline}")
+        self.draining = True
+        staying = self.connections - self.leaving
+        if staying:
+            # Look at all of them now, and from now on often.
+            self.leaving |= staying
+            for echo in staying:
+                echo.watched = True
+            self._look()
+        if not self.leaving:
+            return succeed(None)
+        self._set_deadline(deadline)
+        drained: Deferred[None] = Deferred()
+        self._drained.append(drained)
+        return drained
+
+    def clock_for(self, transport: IStreamTransport) -> IReactorTime:
+        """Return the factory's clock, or else the reactor that serves ``transport``."""
+        if self.clock is None:
+            self.clock = transport.reactor
+        return self.clock
+
+    def watch(self, echo: Echo) -> None:
+        """Look at ``echo`` now and then, if there is a time to keep. :class:`Echo` calls this.
+
+        One timer for all of them, because a timer each would cost more memory than
+        all the rest of :class:`Echo`.
+        """
+        period = self._look_every()
+        if period is not None:
+            echo.watched = True
+            if self._next_look is None:
+                self._next_look = self.clock_for(echo.transport).callLater(period, self._look)
+
+    def connection_opened(self, echo: Echo) -> None:
+        """Count ``echo`` in. :class:`Echo` calls this."""
+        self.connections.add(echo)
+        if self.idle_timeout is not None:
+            self.watch(echo)
+        echo.key = self._peer_key(echo.peer)
+        self._of_peer[echo.key] += 1
+        self._tell(Opened(echo.peer))
+
+    def connection_closed(self, echo: Echo, closed: Closed) -> None:
+        """Count ``echo`` out. :class:`Echo` calls this."""
+        self.connections.discard(echo)
+        self.leaving.discard(echo)
+        self._of_peer[echo.key] -= 1
+        if not self._of_peer[echo.key]:
+            del self._of_peer[echo.key]
+        self._tell(closed)
+        if not self.connections:
+            self._forget_next_look()
+        if not self.leaving:
+            self._finish_drain()
+
+    def _reason_to_refuse(self, peer: IAddress | None) -> Reason | None:
+        if self.draining:
+            return Reason.DRAINING
+        if len(self.connections) >= self.max_connections:
+            return Reason.MAX_CONNECTIONS
+        limit, key = self.max_connections_per_peer, self._peer_key(peer)
+        if limit is not None and key is not None and self._of_peer[key] >= limit:
+            return Reason.MAX_CONNECTIONS_PER_PEER
+        return None
+
+    def _peer_key(self, peer: IAddress | None) -> str | None:
+        return None if self.max_connections_per_peer is None else peer_key(peer)
+
+    def _look_every(self) -> float | None:
+        timeouts = (self.stall_timeout, self.idle_timeout)
+        periods = [timeout / LOOKS for timeout in timeouts if timeout is not None]
+        if self.leaving:
+            periods.append(QUIET)
+        return min(periods, default=None)
+
+    def _look(self) -> None:
+        self._forget_next_look()
+        watched = [echo for echo in self.connections if echo.watched]
+        for echo in watched:
+            clock = self.clock_for(echo.transport)
+            # An observer that hears of one ending may end others.
+            echo.watched = echo in self.connections and echo.look(clock.seconds())
+        for echo in watched:
+            if echo.watched:
+                self.watch(echo)
+                break
+
+    def _forget_next_look(self) -> None:
+        if self._next_look is not None:
+            if self._next_look.active():
+                self._next_look.cancel()
+            self._next_look = None
+
+    def _set_deadline(self, deadline: float) -> None:
+        clock = self.clock_for(next(iter(self.leaving)).transport)
+        if self._deadline is not None:
+            if self._deadline.getTime() <= clock.seconds() + deadline:
+                return
+            self._deadline.cancel()
+        self._deadline = clock.callLater(deadline, self._abort_all)
+
+    def _abort_all(self) -> None:
+        self._deadline = None
+        for echo in list(self.leaving):
+            echo.abort()
+
+    def _finish_drain(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        waiting, self._drained = self._drained, []
+        for drained in waiting:
+            drained.callback(None)
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self.observer(event)
+        except Exception:  # an observer's fault must not cost a peer its bytes
+            log.failure("the observer failed at {event}", event=event)
+
+
+def peer_key(peer: IAddress | None) -> str | None:
+    """Return what counts as one peer: an IPv4 address, an IPv6 /64; ``None``: no such thing.
+
+    An IPv4 address that reached a dual-stack socket (RFC 4291 2.5.5.2) counts as itself.
+    """
+    if isinstance(peer, IPv4Address):
+        return str(peer.host)
+    if isinstance(peer, IPv6Address):
+        try:
+            address = ipaddress.IPv6Address(peer.host)
+        except ValueError:  # a proxy's word for it, not the kernel's
+            return str(peer.host)
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(address), 64), strict=False))
+    return None
+
+
+def descriptors_left() -> int:
+    """Return how many connections RLIMIT_NOFILE leaves room for, 1 at least (getrlimit(2))."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    in_use = len(os.listdir("/dev/fd"))
+    return max(1, soft - in_use - SPARE_DESCRIPTORS)

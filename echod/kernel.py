@@ -1,0 +1,65 @@
+"""What Twisted and the kernel hold of a connection, where they can be asked.
+
+A transport's interface tells when its buffer is full and when it is empty again,
+and nothing between: too little to know whether a slow peer still reads, or
+whether a connection can be closed without the kernel making it a reset. Both are
+known one level below. Where a transport is not a kernel socket of Twisted's
+(TLS, a test double), these answer as if nothing were held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+from typing import cast
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import ISystemHandle, ITransport
+
+
+def unsent(transport: ITransport) -> int:
+    """Return the bytes that ``transport`` has taken and not yet given to the kernel."""
+    if not isinstance(transport, FileDescriptor):
+        return 0
+    # The one use of Twisted's private state: no interface tells this number. The
+    # tests of the oldest and the newest Twisted watch over it.
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def unacknowledged(transport: ITransport) -> int:
+    """Return what the kernel still holds for the peer: SIOCOUTQ in tcp(7) and unix(7).
+
+    For TCP, bytes that the peer's kernel has not acknowledged; for UNIX sockets,
+    the memory of what the peer has not read. Either way it changes as the peer reads.
+    """
+    handle = _handle(transport)
+    if not isinstance(handle, socket.socket):
+        return 0
+    try:
+        answer = fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4))
+    except OSError:  # not every kernel answers for every socket
+        return 0
+    return int(struct.unpack("i", answer)[0])
+
+
+def unread(transport: ITransport) -> bool:
+    """Tell whether bytes have arrived that Twisted has not read yet.
+
+    To close such a socket is to reset it, and a reset can destroy what is still on
+    its way to the peer (RFC 2525 2.17).
+    """
+    handle = _handle(transport)
+    if handle is None:
+        return False
+    try:
+        return bool(handle.recv(1, socket.MSG_PEEK))
+    except OSError:  # nothing there (EAGAIN), or nothing to save (ECONNRESET)
+        return False
+
+
+def _handle(transport: ITransport) -> socket.socket | None:
+    if isinstance(transport, FileDescriptor) and ISystemHandle.providedBy(transport):
+        return cast(socket.socket, transport.getHandle())
+    return None

@@ -1,0 +1,238 @@
+"""One connection: every byte back, in order, and an honest ending.
+
+The rules that this file keeps:
+
+- What comes in goes out, unchanged, in order. Nothing is added.
+- The peer's end of sending (half-close) is not the end of the connection:
+  everything owed is sent first, then FIN.
+- A peer that sends and does not read is not read from either. What is owed and
+  not yet taken by the kernel stays below :data:`MAX_OWED` bytes.
+- A reply that is cut short ends in RST, never in FIN: no peer can mistake a part
+  for the whole.
+- Nothing is closed in the face of bytes that have already arrived.
+
+*Owed* means: received from the peer, and not yet taken by the kernel for sending.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import (
+    IAddress,
+    IConsumer,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    IReactorTime,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.events import Closed, Ending
+from echod.kernel import unacknowledged, unread, unsent
+
+if TYPE_CHECKING:
+    from echod.factory import EchoFactory
+
+MAX_OWED: Final = 256 * 1024
+"""Bytes. Twisted stops the reading when more than 64 KiB are owed, and one read
+adds 64 KiB at most, so that 128 KiB are the most that is ever seen."""
+
+QUIET: Final = 0.2
+"""Seconds without a byte that make a quiet moment, at which a drain may close."""
+
+LOOKS: Final = 8
+"""How often a connection is looked at within a timeout. One look to see it begin, and
+one to see it end: a timeout is late by a quarter at most, and never early; in return no
+byte costs a clock reading."""
+
+
+class IStreamTransport(ITCPTransport, IConsumer, IPushProducer):
+    """What a connection asks of its transport; for the type checker."""
+
+    reactor: IReactorTime
+
+
+def set_tcp_options(transport: IStreamTransport, peer: IAddress) -> None:
+    """Send small replies at once (TCP_NODELAY), and notice a peer that vanished (SO_KEEPALIVE).
+
+    Only where the peer is reached by TCP: a UNIX transport has the same methods,
+    and on some releases of Twisted they raise.
+    """
+    if isinstance(peer, IPv4Address | IPv6Address) and ITCPTransport.providedBy(transport):
+        transport.setTcpNoDelay(True)
+        transport.setTcpKeepAlive(True)
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Echo(Protocol):
+    """Echo one connection (RFC 862). :class:`EchoFactory` makes these.
+
+    It is its transport's producer: what it produces is what it reads, so that
+    «do not produce» stops the reading.
+
+    :ivar received: bytes received so far.
+    :ivar watched: whether the factory calls :meth:`look` now and then; the factory's own.
+    :ivar key: what the factory counts it under; the factory's own.
+    """
+
+    key: str | None = None
+
+    factory: EchoFactory
+    transport: IStreamTransport
+
+    # Defaults on the class: most connections never need their own.
+    _ending = Ending.FINISHED
+    _closing = False
+    _paused = False
+    _seen: tuple[bool, int] | None = None
+    _since = 0.0
+
+    @property
+    def peer(self) -> IAddress:
+        """The peer's address."""
+        return self.transport.getPeer()
+
+    def connectionMade(self) -> None:
+        """Begin: set the socket's options, wire the back-pressure, tell the factory."""
+        set_tcp_options(self.transport, self.peer)
+        self.transport.registerProducer(self, True)
+        # Set here, and not by and by, for CPython to keep the attributes compactly.
+        self.received = 0
+        self.watched = False
+        self._opened = self.factory.clock_for(self.transport).seconds()
+        self.factory.connection_opened(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Send ``data`` back."""
+        self.received += len(data)
+        self.transport.write(data)
+        if not self.watched:
+            self.factory.watch(self)
+
+    def readConnectionLost(self) -> None:
+        """Close when all is sent: the peer has finished sending (an empty receive)."""
+        if not self._closing:
+            self._close(Ending.FINISHED)
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the sending side is never closed before the whole connection."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell how it ended."""
+        left = unsent(self.transport)
+        # Where the transport hides half-close, or what it holds, an end that the peer
+        # made says nothing of what it has received.
+        known = self._closing or isinstance(self.transport, FileDescriptor)
+        if reason.check(ConnectionAborted):
+            ending = Ending.STALLED if self._ending is Ending.STALLED else Ending.ABORTED
+        elif reason.check(ConnectionDone) and known and not left:
+            ending = self._ending
+        else:
+            ending = Ending.LOST
+        seconds = self.factory.clock_for(self.transport).seconds() - self._opened
+        self.factory.connection_closed(
+            self, Closed(ending, self.received, seconds, left, self.peer)
+        )
+
+    def pauseProducing(self) -> None:
+        """Stop reading: what is owed has reached the transport's limit."""
+        self._paused = True
+        self.transport.pauseProducing()
+        self.factory.watch(self)
+
+    def resumeProducing(self) -> None:
+        """Read again: nothing is owed any more."""
+        self._paused = False
+        if getattr(self.transport, "disconnecting", False):
+            # The application has closed the transport, which waits for its producer.
+            self._closing = True
+            self.transport.unregisterProducer()
+        else:
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """Do nothing: the transport is gone, and :meth:`connectionLost` follows."""
+
+    def abort(self) -> None:
+        """Cut the connection off with RST."""
+        self.transport.abortConnection()
+
+    def _close(self, ending: Ending) -> None:
+        self._closing = True
+        self._ending = ending
+        # In this order: a transport waits for its producer before it closes.
+        self.transport.unregisterProducer()
+        if isinstance(self.transport, FileDescriptor) and not unsent(self.transport):
+            # What loseConnection comes to, but now and not in the next turn of the
+            # reactor, in which bytes could arrive and make a reset of it.
+            self.transport.connectionLost(connectionDone)
+        else:
+            self.transport.loseConnection()
+
+    def look(self, now: float) -> bool:
+        """Look whether a timeout is over, or a quiet moment has come, and act on it.
+
+        A time is over when the connection has been found unchanged for that long.
+        :class:`EchoFactory` calls this a few times within each timeout.
+
+        :param now: seconds, by the factory's clock.
+        :return: whether to look again, if no more bytes come.
+        """
+        factory = self.factory
+        leaving = self in factory.leaving
+        owes = unsent(self.transport) > 0 or self._paused
+        seen = self._sight(owes)
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        still = now - self._since
+        if owes:
+            if factory.stall_timeout is not None and still >= factory.stall_timeout:
+                self._ending = Ending.STALLED
+                self.abort()
+                return False
+        elif not self._closing and not unread(self.transport):
+            if leaving and still >= QUIET:
+                self._close(Ending.DRAINED)
+                return False
+            if factory.idle_timeout is not None and still >= factory.idle_timeout:
+                self._close(Ending.IDLE)
+                return False
+        if owes or leaving or factory.idle_timeout is not None:
+            return True
+        self._seen = None
+        return False
+
+    def _sight(self, owes: bool) -> tuple[bool, int]:
+        """Return something that changes when the peer does what it is waited for."""
+        if not owes:
+            return (False, self.received)
+        # Wait for the peer to read. Twisted alone would not do: the kernel asks for
+        # more only when a good part of megabytes of buffer is free again, which
+        # takes a slow but honest reader minutes.
+        held = unsent(self.transport) + unacknowledged(self.transport)
+        return (True, self.received - held)
+
+
+class Refusal(Protocol):
+    """Reset a connection that is not to be served.
+
+    RST and not FIN, because to a peer that has sent something, and may have
+    finished, FIN would say: this is your whole reply.
+    """
+
+    transport: IStreamTransport
+
+    def connectionMade(self) -> None:
+        """Reset it, at once where that is possible."""
+        if isinstance(self.transport, FileDescriptor):
+            # What abortConnection does, but now and not in the next turn of the
+            # reactor: the descriptor is needed for the next accept.
+            self.transport.connectionLost(Failure(ConnectionAborted()))
+        else:
+            self.transport.abortConnection()

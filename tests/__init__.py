@@ -1,0 +1,1 @@
+"""What echod promises, as tests. Their docstrings are the specification."""

@@ -1,0 +1,335 @@
+"""What several tests need: ends to connect, events to look at, a daemon to talk to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ClientEndpoint,
+    TCP6ServerEndpoint,
+    UNIXClientEndpoint,
+    UNIXServerEndpoint,
+)
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IAddress, IProtocolFactory
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock, deferLater
+from twisted.python.failure import Failure
+
+from echod.events import Closed, Ending, Event, Refused
+from echod.factory import EchoFactory
+from echod.testing import MemoryNetwork, Peer
+
+TIMEOUT = 20.0
+"""Seconds after which a test on real sockets gives up; none comes near it."""
+
+ROOT = Path(__file__).parent.parent
+
+TWISTD = Path(sys.executable).with_name("twistd")
+
+T = TypeVar("T")
+
+
+class Recorder(list[Event]):
+    """An observer that keeps what it is told."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+    @property
+    def closed(self) -> list[Closed]:
+        return [event for event in self if isinstance(event, Closed)]
+
+    @property
+    def endings(self) -> list[Ending]:
+        return [event.ending for event in self.closed]
+
+    @property
+    def refused(self) -> list[Refused]:
+        return [event for event in self if isinstance(event, Refused)]
+
+
+class MemoryEnds:
+    """Connections of a MemoryNetwork, which is the clock too."""
+
+    knows_reset = True
+    knows_addresses = True
+
+    def __init__(self) -> None:
+        self.clock = self.network = MemoryNetwork()
+
+    async def listen(self, factory: IProtocolFactory) -> None:
+        await self.network.server_endpoint().listen(factory)
+
+    async def connect(self, factory: IProtocolFactory) -> Any:
+        return await self.network.client_endpoint().connect(factory)
+
+    async def until(self, deferred: Deferred[T]) -> T:
+        self.network.settle()
+        assert deferred.called, "nothing moves any more, and it has not happened"
+        return await deferred
+
+    async def turn(self) -> None:
+        self.network.settle()
+
+    async def advance(self, seconds: float) -> None:
+        self.network.advance(seconds)
+
+    async def stop(self) -> None:
+        self.network.settle()
+
+
+class SocketEnds(ABC):
+    """Connections on real sockets and the real reactor; only the time is a task.Clock."""
+
+    knows_reset = True
+    knows_addresses = True
+
+    def __init__(self) -> None:
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        self.reactor: Any = reactor
+        self.clock = Clock()
+        self.ports: list[Any] = []
+
+    @abstractmethod
+    def server_endpoint(self) -> Any:
+        """Return an endpoint to listen on."""
+
+    @abstractmethod
+    def client_endpoint(self) -> Any:
+        """Return an endpoint that connects to the first of the ports."""
+
+    async def listen(self, factory: IProtocolFactory) -> None:
+        self.ports.append(await self.server_endpoint().listen(factory))
+
+    async def connect(self, factory: IProtocolFactory) -> Any:
+        return await self.until(self.client_endpoint().connect(factory))
+
+    async def until(self, deferred: Deferred[T]) -> T:
+        return await deferred.addTimeout(TIMEOUT, self.reactor)
+
+    async def turn(self) -> None:
+        for _ in range(10):
+            await deferLater(self.reactor, 0)
+
+    async def advance(self, seconds: float) -> None:
+        for _ in range(60):
+            await self.turn()
+            self.clock.advance(seconds / 60)
+        await self.turn()
+
+    async def stop(self) -> None:
+        for port in self.ports:
+            await port.stopListening()
+
+
+class TCP4Ends(SocketEnds):
+    def server_endpoint(self) -> Any:
+        return TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
+
+    def client_endpoint(self) -> Any:
+        return TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.ports[0].getHost().port)
+
+
+class TCP6Ends(SocketEnds):
+    def server_endpoint(self) -> Any:
+        return TCP6ServerEndpoint(self.reactor, 0, interface="::1")
+
+    def client_endpoint(self) -> Any:
+        return TCP6ClientEndpoint(self.reactor, "::1", self.ports[0].getHost().port)
+
+
+class UNIXEnds(SocketEnds):
+    # unix(7): there is no RST. The peer of a cut-off connection sees the end of the
+    # file, or ECONNRESET where it had sent bytes that nobody read.
+    knows_reset = False
+    knows_addresses = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.path = os.path.join(self.directory.name, "echo")
+
+    def server_endpoint(self) -> Any:
+        return UNIXServerEndpoint(self.reactor, self.path)
+
+    def client_endpoint(self) -> Any:
+        return UNIXClientEndpoint(self.reactor, self.path)
+
+    async def stop(self) -> None:
+        await super().stop()
+        self.directory.cleanup()
+
+
+class Peers(Factory):
+    """Builds peers that a test drives, on either side, and knows them."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.peers: list[Peer] = []
+
+    def buildProtocol(self, addr: IAddress | None) -> Peer:
+        self.peers.append(Peer())
+        return self.peers[-1]
+
+
+class Served:
+    """An EchoFactory on some ends, what it told, and peers that connect to it."""
+
+    def __init__(self, ends: Any, **options: Any) -> None:
+        self.ends = ends
+        self.events = Recorder()
+        self.factory = EchoFactory(clock=ends.clock, observer=self.events, **options)
+        self.peers: list[Peer] = []
+
+    async def peer(self) -> Peer:
+        """Connect, and wait until that is served or refused."""
+        told = len(self.events)
+        peer: Peer = await self.ends.connect(Peers())
+        self.peers.append(peer)
+        while len(self.events) == told:
+            await self.ends.turn()
+        return peer
+
+    async def refused(self) -> str:
+        """Connect, and return how that is refused: "RST" or "FIN"."""
+        told = len(self.events.refused)
+        try:
+            peer: Peer = await self.ends.connect(Peers())
+        except ConnectError:  # reset before it knew that it was connected
+            ended = "RST"
+        else:
+            ended = str((await self.ends.until(peer.when_ended())).ended)
+        assert len(self.events.refused) == told + 1
+        return ended
+
+    async def settled(self, what: Callable[[], bool]) -> None:
+        """Let the reactor turn until it is so."""
+        for _ in range(1000):
+            if what():
+                return
+            await self.ends.turn()
+        raise AssertionError("that does not happen")
+
+
+class Daemon:
+    """A real ``twistd -n echod`` in a process of its own, in an empty directory.
+
+    As a context manager, it is served within and gone after.
+    """
+
+    def __init__(self, *options: str, **popen: Any) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        twistd = [str(TWISTD), *popen.pop("twistd", ("-n", "echod"))]
+        self.process = subprocess.Popen(
+            [*popen.pop("prefix", ()), *twistd, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.directory.name,
+            text=True,
+            **popen,
+        )
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._more:
+                self.lines.append(line.rstrip())
+                self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
+
+    def __enter__(self) -> Daemon:
+        try:
+            self.wait_for("listening on")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.wait()
+        self.directory.cleanup()
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit status."""
+        status = self.process.wait(TIMEOUT)
+        self._reader.join()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return status
+
+    def wait_for(self, text: str, count: int = 1) -> list[str]:
+        """Wait until ``text`` stands in ``count`` lines of the log, and return them."""
+
+        def found() -> list[str]:
+            return [line for line in self.lines if text in line]
+
+        with self._more:
+            self._more.wait_for(lambda: len(found()) >= count or self._ended, TIMEOUT)
+        assert len(found()) >= count, (text, self.lines)
+        return found()
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def port(self) -> int:
+        return int(self.wait_for("listening on tcp")[0].rpartition(":")[2])
+
+    def connect(self, host: str = "127.0.0.1", **options: Any) -> socket.socket:
+        return socket.create_connection((host, self.port), TIMEOUT, **options)
+
+    def terminate(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def rss(self) -> int:
+        """Return the resident memory, in bytes (proc(5))."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")
+        )
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return what ``coroutine`` returns without waiting for anything, or raise what it raises."""
+    results: list[Any] = []
+    Deferred.fromCoroutine(coroutine).addBoth(results.append)
+    [result] = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return cast("T", result)
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    """Receive until the other end finishes; a reset raises ConnectionResetError."""
+    received = bytearray()
+    while part := sock.recv(1 << 20):
+        received += part
+    return bytes(received)

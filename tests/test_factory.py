@@ -1,0 +1,219 @@
+"""All connections: admission, limits, drain."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.events import Event, Opened, Reason, Refused
+from echod.factory import SPARE_DESCRIPTORS, EchoFactory, descriptors_left, peer_key
+from echod.protocol import Echo, Refusal
+from echod.testing import MemoryNetwork
+from tests.support import Peers, Recorder
+
+
+class PeerKeyTests(SynchronousTestCase):
+    def test_ipv4(self) -> None:
+        """An IPv4 address is one peer, whatever its port."""
+        one, other = (peer_key(IPv4Address("TCP", "192.0.2.1", port)) for port in (1, 2))
+        self.assertEqual(one, other)
+        self.assertNotEqual(one, peer_key(IPv4Address("TCP", "192.0.2.2", 1)))
+
+    def test_ipv6(self) -> None:
+        """An IPv6 /64 is one peer, also where addresses have a zone."""
+
+        def key(host: str) -> str | None:
+            return peer_key(IPv6Address("TCP", host, 1))
+
+        self.assertEqual(key("2001:db8::1"), key("2001:db8::ffff:1"))
+        self.assertNotEqual(key("2001:db8::1"), key("2001:db8:0:1::1"))
+        self.assertEqual(key("fe80::1%lo"), key("fe80::2%lo"))
+
+    def test_ipv4_mapped(self) -> None:
+        """An IPv4 peer that came through a dual-stack socket is that IPv4 peer."""
+        mapped = IPv6Address("TCP", "::ffff:192.0.2.1", 1)
+        self.assertEqual(peer_key(mapped), peer_key(IPv4Address("TCP", "192.0.2.1", 1)))
+
+    def test_word_of_a_proxy(self) -> None:
+        """What a proxy says may be no address at all, and is one peer all the same."""
+        self.assertEqual(peer_key(IPv6Address("TCP", "zz::q", 1)), "zz::q")
+
+    def test_without_an_address(self) -> None:
+        """Who has no IP address counts for no limit by address."""
+        self.assertIsNone(peer_key(UNIXAddress(b"/run/x")))
+        self.assertIsNone(peer_key(None))
+
+
+class DescriptorsLeftTests(SynchronousTestCase):
+    def limit(self, soft: int) -> None:
+        self.patch(resource, "getrlimit", lambda which: (soft, soft))
+
+    def test_limit(self) -> None:
+        """What RLIMIT_NOFILE leaves: what is open, and some to spare, is taken off."""
+        self.limit(1000)
+        left = descriptors_left()
+        self.assertLess(left, 1000 - SPARE_DESCRIPTORS)
+        self.assertGreater(left, 500)
+
+    def test_at_least_one(self) -> None:
+        """One connection is always tried."""
+        self.limit(3)
+        self.assertEqual(descriptors_left(), 1)
+
+    def test_no_limit(self) -> None:
+        """Where there is no limit there is none."""
+        self.limit(resource.RLIM_INFINITY)
+        self.assertEqual(descriptors_left(), sys.maxsize)
+
+
+class EchoFactoryTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.events = Recorder()
+
+    def factory(self, **options: Any) -> EchoFactory:
+        self.clock = Clock()
+        return EchoFactory(clock=self.clock, observer=self.events, **options)
+
+    def connect(self, factory: EchoFactory, peer: Any) -> Any:
+        protocol = factory.buildProtocol(peer)
+        protocol.makeConnection(StringTransport(peerAddress=peer))
+        return protocol
+
+    def test_bad_limits(self) -> None:
+        """Limits and timeouts that make no sense are refused when the factory is made."""
+        for name in ("max_connections", "max_connections_per_peer"):
+            for value in (0, -1):
+                with self.assertRaises(ValueError, msg=name):
+                    EchoFactory(**{name: value})
+        for name in ("idle_timeout", "stall_timeout"):
+            for value in (0, -1, math.inf, math.nan):
+                with self.assertRaises(ValueError, msg=name):
+                    EchoFactory(**{name: value})
+
+    def test_bad_deadline(self) -> None:
+        """A deadline is finite and not negative."""
+        for value in (-1, math.inf, math.nan):
+            with self.assertRaises(ValueError):
+                self.factory().drain(value)
+
+    def test_default_limit(self) -> None:
+        """By default as many connections are served as descriptors are left."""
+        self.patch(resource, "getrlimit", lambda which: (200, 200))
+        self.assertEqual(EchoFactory().max_connections, descriptors_left())
+
+    def test_refusal(self) -> None:
+        """Over the limit a connection is reset, and told as refused."""
+        factory = self.factory(max_connections=1)
+        first, second = (IPv4Address("TCP", host, 1) for host in ("192.0.2.1", "192.0.2.2"))
+        self.assertIsInstance(self.connect(factory, first), Echo)
+        refusal = self.connect(factory, second)
+        self.assertIsInstance(refusal, Refusal)
+        self.assertTrue(refusal.transport.disconnected)
+        self.assertEqual(self.events, [Opened(first), Refused(Reason.MAX_CONNECTIONS, second)])
+
+    def test_limit_per_peer(self) -> None:
+        """The limit of one IPv6 /64 is no concern of the next, nor of a UNIX peer."""
+        factory = self.factory(max_connections_per_peer=1)
+        peers = [IPv6Address("TCP", host, 1) for host in ("2001:db8::1", "2001:db8::2")]
+        first = self.connect(factory, peers[0])
+        self.assertIsInstance(self.connect(factory, peers[1]), Refusal)
+        neighbour = IPv6Address("TCP", "2001:db8:0:1::1", 1)
+        self.assertIsInstance(self.connect(factory, neighbour), Echo)
+        for _ in range(2):
+            self.assertIsInstance(self.connect(factory, UNIXAddress(None)), Echo)
+        first.connectionLost()
+        self.assertIsInstance(self.connect(factory, peers[1]), Echo)
+
+    def test_drain_of_nothing(self) -> None:
+        """A drain without connections is over at once, and needs no clock."""
+        drained = EchoFactory().drain(10)
+        self.assertIsNone(self.successResultOf(drained))
+
+    def test_drain_refuses(self) -> None:
+        """From the beginning of a drain, who comes is refused."""
+        factory = self.factory()
+        factory.drain(10)
+        peer = IPv4Address("TCP", "192.0.2.1", 1)
+        self.assertIsInstance(self.connect(factory, peer), Refusal)
+        self.assertEqual(self.events, [Refused(Reason.DRAINING, peer)])
+
+    def test_serve_again(self) -> None:
+        """After a drain the factory serves again when a port listens again."""
+        factory = self.factory()
+        factory.drain(10)
+        factory.doStart()
+        self.assertIsInstance(self.connect(factory, UNIXAddress(None)), Echo)
+
+    def test_serve_again_during_a_drain(self) -> None:
+        """Who comes when a port listens again does not leave with those of the drain."""
+        factory = self.factory()
+        old = self.connect(factory, UNIXAddress(None))
+        old.pauseProducing()  # something is owed
+        drained = factory.drain(10)
+        factory.doStart()
+        new = self.connect(factory, UNIXAddress(None))
+        self.clock.pump([1] * 10)
+        self.assertTrue(old.transport.disconnected)
+        old.connectionLost()
+        self.assertIsNone(self.successResultOf(drained))
+        self.clock.pump([1] * 10)
+        self.assertFalse(new.transport.disconnecting)
+        self.assertEqual(factory.connections, {new})
+
+    def test_earlier_deadline(self) -> None:
+        """Of several deadlines the earliest counts, and every caller is told."""
+        factory = self.factory()
+        echo = self.connect(factory, UNIXAddress(None))
+        echo.pauseProducing()  # something is owed
+        drained = [factory.drain(deadline) for deadline in (50, 100, 10)]
+        self.clock.advance(9)
+        self.assertFalse(echo.transport.disconnected)
+        self.clock.advance(1)
+        self.assertTrue(echo.transport.disconnected)
+        echo.connectionLost()
+        for deferred in drained:
+            self.assertIsNone(self.successResultOf(deferred))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_deadline_is_forgotten(self) -> None:
+        """When all have left before the deadline nothing waits for it."""
+        factory = self.factory()
+        echo = self.connect(factory, UNIXAddress(None))
+        drained = factory.drain(10)
+        echo.connectionLost()
+        self.assertIsNone(self.successResultOf(drained))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_observer_that_fails(self) -> None:
+        """An observer that raises is logged, and costs the peer nothing."""
+
+        def observer(event: Event) -> None:
+            raise RuntimeError("not my day")
+
+        factory = EchoFactory(clock=Clock(), observer=observer)
+        echo = self.connect(factory, UNIXAddress(None))
+        echo.dataReceived(b"hello")
+        self.assertEqual(echo.transport.value(), b"hello")
+        echo.connectionLost()
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
+
+    def test_clock_of_the_transport(self) -> None:
+        """Without a clock of its own the factory uses the reactor of its transports."""
+        network = MemoryNetwork()
+        events = Recorder()
+        factory = EchoFactory(observer=events, idle_timeout=10)
+        network.server_endpoint().listen(factory)
+        self.successResultOf(network.client_endpoint().connect(Peers()))
+        network.advance(13)
+        self.assertEqual(len(events.closed), 1)
+
+    def test_no_noise(self) -> None:
+        """Starting and stopping the factory logs nothing."""
+        self.assertFalse(EchoFactory.noisy)
