@@ -1,0 +1,28 @@
+"""An echo service (RFC 862) that never loses a byte.
+
+To read it in one evening, in this order: ``protocol`` (one connection),
+``factory`` (all of them), ``events`` (what they tell), ``kernel`` (what they ask),
+``client`` (the other end), ``testing`` (both ends in memory), then ``daemon``
+(the service that ``twistd`` runs).
+"""
+
+from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
+from echod.events import Closed, Ending, Event, Observer, Opened, Reason, Refused
+from echod.factory import EchoFactory
+from echod.protocol import Echo
+
+__all__ = [
+    "Closed",
+    "Echo",
+    "EchoClient",
+    "EchoClientFactory",
+    "EchoFactory",
+    "EchoIncomplete",
+    "EchoMismatch",
+    "Ending",
+    "Event",
+    "Observer",
+    "Opened",
+    "Reason",
+    "Refused",
+]
