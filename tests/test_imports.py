@@ -1,0 +1,64 @@
+"""The house: who may import whom (read from the source, not from what happens to run)."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+SOURCES = sorted((ROOT / "echod").rglob("*.py"))
+
+# Inside the core imports run one way: a file may import those before it.
+CORE = ["events", "kernel", "protocol", "factory", "client", "testing"]
+
+# The outermost functions, which alone may name the global reactor.
+OUTERMOST = {"makeService"}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted name of each thing imported, but for what only type checkers see."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from imports(node)
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_core_needs_twisted_alone(path: Path) -> None:
+    """Nothing is imported but the standard library, Twisted and its own zope.interface."""
+    packages = {name.partition(".")[0] for name in imports(parsed(path))}
+    assert packages <= set(sys.stdlib_module_names) | {"echod", "twisted", "zope"}
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_imports_run_one_way(name: str) -> None:
+    """The core knows nothing of the daemon, and inside it imports run one way."""
+    before = CORE[: CORE.index(name)]
+    for imported in imports(parsed(ROOT / "echod" / f"{name}.py")):
+        if imported.startswith("echod."):
+            assert imported.split(".")[1] in before, imported
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_global_reactor(path: Path) -> None:
+    """Only the outermost functions name the global reactor, and inside the function body."""
+    tree = parsed(path)
+    for node in tree.body:
+        if "twisted.internet.reactor" in imports(ast.Module(body=[node], type_ignores=[])):
+            assert isinstance(node, ast.FunctionDef)
+            assert node.name in OUTERMOST

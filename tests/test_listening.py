@@ -1,0 +1,204 @@
+"""Where the daemon listens, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import socket
+import tempfile
+import warnings
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import CannotListenError
+from twisted.internet.testing import MemoryReactor
+from twisted.logger import LogEvent, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon import listening
+from echod.daemon.listening import ATTEMPTS, BACKLOG, EndpointListener, TCPListener, explain
+from echod.daemon.options import CannotServe
+from echod.factory import EchoFactory
+from tests.support import now
+
+
+class FakePort:
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self.listening = True
+
+    def getHost(self) -> Any:
+        return self._host
+
+    def stopListening(self) -> None:
+        self.listening = False
+
+
+class FakeReactor(MemoryReactor):
+    """Listens on what it is told to have, and gives out free ports in order."""
+
+    def __init__(self, errors: dict[tuple[str, int], int]) -> None:
+        super().__init__()
+        self.errors = errors
+        self.free = 50000
+        self.opened: list[FakePort] = []
+
+    def listenTCP(self, port: Any, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        assert backlog == BACKLOG
+        for where in ((interface, port), (interface, -1)):
+            if where in self.errors:
+                number = self.errors[where]
+                raise CannotListenError(interface, port, OSError(number, os.strerror(number)))
+        if port == 0:
+            self.free += 1
+            port = self.free
+        address = IPv6Address if ":" in interface else IPv4Address
+        self.opened.append(FakePort(address("TCP", interface, port)))
+        return self.opened[-1]
+
+
+class TCPListenerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.events: list[LogEvent] = []
+        self.patch(listening.log, "observer", self.events.append)
+
+    def listen(self, port: int, *interfaces: str, **errors: Any) -> list[tuple[str, int]]:
+        self.reactor = FakeReactor(errors.get("errors", {}))
+        listener = TCPListener(self.reactor, port, interfaces)
+        ports = now(listener.listen(EchoFactory()))
+        return [(port.getHost().host, port.getHost().port) for port in ports]
+
+    def refused(self, port: int, *interfaces: str, **errors: Any) -> str:
+        line = str(self.assertRaises(CannotServe, self.listen, port, *interfaces, **errors))
+        self.assertEqual([port for port in self.reactor.opened if port.listening], [])
+        self.assertTrue(line.isprintable(), line)
+        return line
+
+    def test_default(self) -> None:
+        """By default it listens on both loopbacks, and nobody on the network gets in."""
+        self.assertEqual(self.listen(7), [("127.0.0.1", 7), ("::1", 7)])
+
+    def test_interfaces(self) -> None:
+        """It listens on the interfaces that it is told."""
+        self.assertEqual(self.listen(7, "0.0.0.0"), [("0.0.0.0", 7)])
+
+    def test_free_port(self) -> None:
+        """Port 0 is one free port, the same everywhere."""
+        self.assertEqual(self.listen(0), [("127.0.0.1", 50001), ("::1", 50001)])
+
+    def test_free_port_that_is_taken_elsewhere(self) -> None:
+        """A free port that is taken on the next interface is given up for another."""
+        taken = {("::1", 50001): errno.EADDRINUSE, ("::1", 50002): errno.EADDRINUSE}
+        self.assertEqual(self.listen(0, errors=taken), [("127.0.0.1", 50003), ("::1", 50003)])
+        self.assertEqual([port.listening for port in self.reactor.opened], [False] * 2 + [True] * 2)
+
+    def test_no_free_port(self) -> None:
+        """Where there is no end to that, it ends all the same."""
+        line = self.refused(0, errors={("::1", -1): errno.EADDRINUSE})
+        self.assertIn("--port 0", line)
+        self.assertEqual(len(self.reactor.opened), ATTEMPTS)
+
+    def test_no_ipv6(self) -> None:
+        """Where the machine has no IPv6 it says so in one line, and serves IPv4."""
+        for number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            self.events.clear()
+            ports = self.listen(7, errors={("::1", -1): number})
+            self.assertEqual(ports, [("127.0.0.1", 7)])
+            self.assertEqual(
+                [formatEvent(event) for event in self.events],
+                ["this machine has no IPv6: serving IPv4 only"],
+            )
+
+    def test_ipv6_that_was_asked_for(self) -> None:
+        """Where IPv6 was asked for and is not there, that is an error."""
+        line = self.refused(7, "::1", errors={("::1", -1): errno.EADDRNOTAVAIL})
+        self.assertIn("--interface: cannot listen on tcp [::1]:7: ", line)
+        self.assertIn("this machine has no such address", line)
+
+    def test_in_use(self) -> None:
+        """A port in use: nothing stays open, and the line says what to do."""
+        line = self.refused(7, errors={("::1", 7): errno.EADDRINUSE})
+        self.assertIn("--port: cannot listen on tcp [::1]:7: address already in use: ", line)
+        self.assertIn("stop what listens there", line)
+
+    def test_rights(self) -> None:
+        """A port that needs rights is named with the right that it needs."""
+        line = self.refused(7, errors={("127.0.0.1", 7): errno.EACCES})
+        self.assertIn("tcp 127.0.0.1:7: permission denied", line)
+        self.assertIn("CAP_NET_BIND_SERVICE", line)
+
+
+class EndpointListenerTests(SynchronousTestCase):
+    def tearDown(self) -> None:
+        # Where bind fails, Twisted leaves the socket to the garbage collector.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+
+    def listener(self, description: str) -> EndpointListener:
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        return EndpointListener(reactor, description)
+
+    def listen(self, description: str) -> Any:
+        return now(self.listener(description).listen(EchoFactory()))
+
+    def test_malformed(self) -> None:
+        """A description that is no endpoint is answered with what one looks like."""
+        for description in ("", "7", "tcp", "tcp:http", "tcp:1:2:3:4", "udp:7", "unix", "quic:7"):
+            line = str(self.assertRaises(CannotServe, self.listener, description))
+            self.assertIn(f"--listen {description!r}: ", line)
+            self.assertIn("such as tcp:65432:interface=127.0.0.1", line)
+            self.assertTrue(line.isprintable(), line)
+
+    def test_impossible(self) -> None:
+        """An endpoint that cannot be listened on is answered with the reason."""
+        missing = os.path.join(tempfile.gettempdir(), "no such directory", "socket")
+        for description, why in (
+            (f"unix:{missing}", "no such file or directory: its directory must exist"),
+            ("tcp:65536", "0-65535"),
+            ("tcp:0:interface=192.0.2.1", "this machine has no such address"),
+            ("tcp:0:interface=no.such.name.invalid", "cannot listen on tcp no.such.name.invalid:0"),
+        ):
+            line = str(self.assertRaises(CannotServe, self.listen, description))
+            self.assertIn(f"--listen {description!r}: ", line)
+            self.assertIn(why, line)
+            self.assertTrue(line.isprintable(), line)
+
+    def test_no_port(self) -> None:
+        """An endpoint that "listens" once and for one, such as stdio:, is none to serve on."""
+
+        class Once:
+            async def listen(self, factory: Any) -> object:
+                return object()
+
+        listener = self.listener("tcp:0")
+        listener._endpoint = Once()
+        line = str(self.assertRaises(CannotServe, lambda: now(listener.listen(EchoFactory()))))
+        self.assertIn("--listen 'tcp:0': that is no port to listen on", line)
+
+    def test_unix_in_use(self) -> None:
+        """A UNIX socket that somebody else listens on is not taken away."""
+        with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as other:
+            path = os.path.join(directory, "socket")
+            other.bind(path)
+            other.listen()
+            line = str(self.assertRaises(CannotServe, self.listen, f"unix:{path}:lockfile=0"))
+            self.assertIn("address already in use", line)
+
+
+class ExplainTests(SynchronousTestCase):
+    def test_without_words(self) -> None:
+        """An error that says nothing is named by its kind."""
+        self.assertEqual(explain(KeyError()), "KeyError")
+
+    def test_lock(self) -> None:
+        """Twisted's lock of a UNIX socket says so itself."""
+        error = CannotListenError(None, b"/run/x", "Cannot acquire lock")
+        self.assertEqual(explain(error), "Cannot acquire lock")
+
+    def test_all_interfaces(self) -> None:
+        """No interface is all interfaces."""
+        error = CannotListenError("", 7, OSError(errno.EIO, "Input/output error"))
+        self.assertEqual(explain(error), "cannot listen on tcp *:7: input/output error")

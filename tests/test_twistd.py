@@ -1,0 +1,421 @@
+"""The real daemon in a process of its own, used as people use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import TIMEOUT, TWISTD, Daemon, receive_all
+
+MIB = 1 << 20
+
+
+def refused(*options: str, prefix: tuple[str, ...] = ()) -> str:
+    """Start a daemon that cannot serve, and return its one line."""
+    daemon = Daemon(*options, prefix=prefix)
+    began = time.monotonic()
+    try:
+        status = daemon.wait()
+    finally:
+        daemon.__exit__()
+    assert status == 1, daemon.log
+    assert time.monotonic() - began < 10  # it takes one; a busy machine takes longer
+    assert "Traceback" not in daemon.log
+    lines = [line for line in daemon.lines if "twistd echod: " in line]
+    assert lines == daemon.lines[-1:], daemon.log
+    return lines[0]
+
+
+def test_where_it_listens() -> None:
+    """The log says exactly where it listens: by default both loopbacks, on one port."""
+    with Daemon("--port", "0") as daemon:
+        lines = [line.partition("] ")[2] for line in daemon.wait_for("listening on", 2)]
+        assert lines == [
+            f"listening on tcp 127.0.0.1:{daemon.port}",
+            f"listening on tcp [::1]:{daemon.port}",
+        ]
+        for host in ("127.0.0.1", "::1"):
+            with daemon.connect(host) as client:
+                client.sendall(b"hello")
+                client.shutdown(socket.SHUT_WR)
+                assert receive_all(client) == b"hello"
+        assert "Starting factory" not in daemon.log
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("nc", "-N", "127.0.0.1", "{port}"),
+        ("ncat", "127.0.0.1", "{port}"),
+        ("socat", "-t", "20", "-", "tcp:127.0.0.1:{port}"),
+        ("socat", "-t", "20", "-", "tcp6:[::1]:{port}"),
+    ],
+    ids=" ".join,
+)
+def test_tools(command: tuple[str, ...]) -> None:
+    """What is piped into nc, ncat or socat comes back, and they exit by themselves."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed; .ci/run installs it")
+    with Daemon("--port", "0") as daemon:
+        for data in (b"hello", random.Random(862).randbytes(MIB)):
+            done = subprocess.run(
+                [word.format(port=daemon.port) for word in command],
+                input=data,
+                stdout=subprocess.PIPE,
+                timeout=TIMEOUT,
+                check=True,
+            )
+            assert done.stdout == data
+
+
+def test_a_line_for_each_connection() -> None:
+    """Each connection is one line when it ends: peer, ending, bytes, seconds."""
+    with Daemon("--port", "0") as daemon:
+        with daemon.connect() as client:
+            mine = "{}:{}".format(*client.getsockname())
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+            receive_all(client)
+        [line] = daemon.wait_for("closed")
+        assert f"closed tcp {mine}: finished, 5 bytes in 0." in line
+
+
+def test_quiet() -> None:
+    """With --quiet there is no line for a connection."""
+    with Daemon("--port", "0", "--quiet") as daemon:
+        with daemon.connect() as client:
+            client.shutdown(socket.SHUT_WR)
+            receive_all(client)
+        daemon.terminate()
+        daemon.wait()
+        assert "closed" not in daemon.log
+
+
+def test_listen(tmp_path: Path) -> None:
+    """--listen takes any endpoints, several of them."""
+    path = tmp_path / "socket"
+    with Daemon("--listen", "tcp:0:interface=127.0.0.1", "--listen", f"unix:{path}") as daemon:
+        daemon.wait_for(f"listening on unix {path}")
+        with daemon.connect() as client, socket.socket(socket.AF_UNIX) as neighbour:
+            neighbour.connect(str(path))
+            for sock in (client, neighbour):
+                sock.sendall(b"hello")
+                sock.shutdown(socket.SHUT_WR)
+                assert receive_all(sock) == b"hello"
+        daemon.terminate()
+        assert daemon.wait() == -signal.SIGTERM
+        assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--port", "http"), "--port takes a whole number from 0 to 65535, not 'http'"),
+        (("--port", "-1"), "--port takes a whole number from 0 to 65535, not '-1'"),
+        (("--port", "65536"), "--port takes a whole number from 0 to 65535, not '65536'"),
+        (("--interface", "eth0"), "--interface takes an IPv4 or IPv6 address"),
+        (("--port", "0", "--interface", "192.0.2.1"), "this machine has no such address"),
+        (("--listen", "quic:7"), "--listen 'quic:7': Unknown endpoint type"),
+        (("--listen", "tcp:0", "--port", "7"), "--listen stands in place of --port"),
+        (("--listen", "unix:/no/such/directory/x"), "its directory must exist"),
+        (("--idle-timeout", "0"), "--idle-timeout takes a number of seconds, more than 0"),
+        (("--stall-timeout", "inf"), "--stall-timeout takes a number of seconds, more than 0"),
+        (("--drain-timeout", "-1"), "--drain-timeout takes a number of seconds, 0 or more"),
+        (("--max-connections", "0"), "--max-connections takes a whole number of 1 or more"),
+        (("--prot", "7"), "option --prot not recognized"),
+        (("stray",), "takes no arguments, not 'stray'"),
+    ],
+)
+def test_bad_input(options: tuple[str, ...], says: str) -> None:
+    """Bad input gets one line that names the option and what it takes, and exit status 1."""
+    assert says in refused(*options)
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    """A port in use gets one line; what was opened before it is closed, its files removed."""
+    path = tmp_path / "socket"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert "address already in use" in refused("--port", str(port))
+        taken = f"tcp:{port}:interface=127.0.0.1"
+        line = refused("--listen", f"unix:{path}", "--listen", taken)
+        assert f"--listen {taken!r}: cannot listen on tcp 127.0.0.1:{port}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_port_that_needs_rights() -> None:
+    """A port that needs rights gets one line that names the right."""
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 7:
+        pytest.skip("on this system every port is free to all")
+    without = (
+        ("setpriv", "--bounding-set", "-net_bind_service", "--inh-caps", "-net_bind_service")
+        if os.geteuid() == 0
+        else ()
+    )
+    line = refused("--port", "7", prefix=without)
+    assert "tcp 127.0.0.1:7: permission denied: " in line
+    assert "CAP_NET_BIND_SERVICE" in line
+
+
+def test_daemonized(tmp_path: Path) -> None:
+    """Without -n the waiting parent is told, exits with status 1, and no pid file stays."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = subprocess.run(
+            [
+                *(str(TWISTD), "--pidfile=pid", "--logfile=log"),
+                *("echod", "--port", str(other.getsockname()[1])),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "twistd echod: --port: cannot listen" in done.stderr
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone already
+        daemon = os.pidfd_open(int((tmp_path / "pid").read_text()))
+        select.select([daemon], [], [], TIMEOUT)  # it tells its parent first, and then cleans up
+        os.close(daemon)
+    assert not (tmp_path / "pid").exists()
+
+
+def test_no_ipv6() -> None:
+    """Where the machine has no IPv6 it says so in one line, and serves IPv4."""
+    setup = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up"
+    inside = ["unshare", "--net", "--map-root-user", "sh", "-c", f'{setup} && exec "$@"', "sh"]
+    if (
+        shutil.which("ip") is None
+        or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs ip (Debian's iproute2) and leave to make a network namespace")
+    with Daemon("--port", "0", prefix=tuple(inside)) as daemon:
+        daemon.wait_for("listening on")
+        assert len(daemon.wait_for("this machine has no IPv6: serving IPv4 only")) == 1
+        daemon.terminate()
+        daemon.wait()
+        assert "listening on tcp [::1]" not in daemon.log
+
+
+def owe(daemon: Daemon, size: int) -> tuple[socket.socket, bytes]:
+    """Connect, send ``size`` bytes and finish, reading nothing; return when all were taken."""
+    client = daemon.connect()
+    sent = random.Random(862).randbytes(size)
+    client.sendall(sent)
+    client.shutdown(socket.SHUT_WR)
+    return client, sent
+
+
+def test_signal_before_accept() -> None:
+    """Who has connected and sent before the signal, and was not accepted yet, is served too."""
+    with Daemon("--port", "0") as daemon:
+        with daemon.connect() as client:  # it serves, and so knows what SIGTERM means
+            client.sendall(b"!")
+            assert client.recv(1) == b"!"
+        daemon.process.send_signal(signal.SIGSTOP)
+        clients = [daemon.connect() for _ in range(300)]
+        for client in clients:
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+        daemon.terminate()
+        daemon.process.send_signal(signal.SIGCONT)
+        for client in clients:
+            with client:
+                assert receive_all(client) == b"hello"
+        daemon.wait()
+        assert daemon.log.count("finished, 5 bytes") == 300
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_delivers_what_is_owed(number: int) -> None:
+    """SIGTERM and SIGINT: a slow reader gets every byte, then FIN, and the daemon goes."""
+    with Daemon("--port", "0", "--drain-timeout", "20") as daemon:
+        client, sent = owe(daemon, 4 * MIB)
+        with client:
+            daemon.terminate(number)
+            daemon.wait_for("Received SIG")
+            assert receive_all(client) == sent
+        assert daemon.wait() == -number
+        assert "finished, 4194304 bytes" in daemon.log
+
+
+def flood(daemon: Daemon) -> tuple[socket.socket, int]:
+    """Connect, and send without reading until nobody takes any more; return how much."""
+    client = daemon.connect()
+    sent = 0
+    while select.select([], [client], [], 0.5)[1]:
+        sent += client.send(bytes(1 << 16))
+        assert sent < 64 * MIB, "it takes and takes"
+    return client, sent
+
+
+def test_deadline_of_a_drain() -> None:
+    """What is owed past the deadline ends in RST: never a FIN on a short reply."""
+    with Daemon("--port", "0", "--drain-timeout", "0.5") as daemon:
+        client, _ = flood(daemon)
+        with client:
+            daemon.terminate()
+            daemon.wait()
+            with pytest.raises(ConnectionResetError):
+                receive_all(client)
+        assert "aborted" in daemon.log
+
+
+def test_second_signal() -> None:
+    """A second signal ends the drain at once."""
+    with Daemon("--port", "0", "--drain-timeout", "1000") as daemon:
+        client, _ = flood(daemon)
+        with client:
+            daemon.terminate()
+            daemon.wait_for("draining, for 1000 s at most: open connections: 1")
+            daemon.terminate(signal.SIGINT)
+            daemon.wait()
+            with pytest.raises(ConnectionResetError):
+                receive_all(client)
+        assert "aborted" in daemon.log
+        assert "Traceback" not in daemon.log
+
+
+def test_idle_connections_do_not_hold_up_the_exit() -> None:
+    """SIGTERM with 1,000 idle connections: each is closed cleanly, in less than a second."""
+    with Daemon("--port", "0", "--quiet") as daemon:
+        clients = [daemon.connect() for _ in range(1000)]
+        clients[-1].sendall(b"x")
+        assert clients[-1].recv(1) == b"x"  # all are accepted
+        began = time.monotonic()
+        daemon.terminate()
+        daemon.wait()
+        took = time.monotonic() - began
+        assert all(client.recv(1) == b"" for client in clients)
+        for client in clients:
+            client.close()
+        assert took < 5, took  # the figure itself is the soak tests'
+        assert "Traceback" not in daemon.log
+
+
+def test_out_of_descriptors() -> None:
+    """With 64 descriptors and 200 clients: those inside go on, the others are refused.
+
+    The refusals are counted, at most a line a second, and when there is room others
+    come in.
+    """
+    with Daemon(
+        "--port",
+        "0",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    ) as daemon:
+        inside: list[socket.socket] = []
+        outside = 0
+        began = time.monotonic()
+        for _ in range(200):
+            client: Any = None
+            try:
+                client = daemon.connect()
+                client.sendall(b"hello")
+                assert client.recv(5, socket.MSG_WAITALL) == b"hello"
+            except OSError:
+                outside += 1
+                if client is not None:
+                    client.close()
+            else:
+                inside.append(client)
+        assert 20 < len(inside) < 64
+        assert len(inside) + outside == 200
+        for client in inside:
+            client.sendall(b"still here")
+            assert client.recv(10, socket.MSG_WAITALL) == b"still here"
+        inside.pop().close()
+        daemon.wait_for("closed")
+        with daemon.connect() as newcomer:
+            newcomer.sendall(b"hello")
+            assert newcomer.recv(5, socket.MSG_WAITALL) == b"hello"
+        for client in inside:
+            client.close()
+        daemon.wait_for("closed", len(inside) + 2)
+        seconds = time.monotonic() - began
+
+        daemon.terminate()  # which sums up what is not told yet
+        daemon.wait()
+        told = [line.partition("refused ")[2].split() for line in daemon.lines if "refused" in line]
+        assert sum(int(words[0]) for words in told) == outside
+        assert len(told) <= seconds + 2
+        assert "EMFILE" not in daemon.log
+        assert "Traceback" not in daemon.log
+
+
+def test_resets_in_mid_transfer() -> None:
+    """300 resets in mid-transfer leave no descriptor, no traceback, and a neighbour undisturbed."""
+    with Daemon("--port", "0") as daemon, daemon.connect() as neighbour:
+        neighbour.sendall(b"x")
+        assert neighbour.recv(1) == b"x"
+        before = daemon.descriptors()
+        linger = b"\1\0\0\0\0\0\0\0"  # on, 0 seconds: close is RST (socket(7))
+        for _ in range(300):
+            with daemon.connect() as client:
+                client.setblocking(False)
+                client.send(bytes(MIB))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        daemon.wait_for("closed", 300)
+        neighbour.sendall(b"hello")
+        assert neighbour.recv(5, socket.MSG_WAITALL) == b"hello"
+        assert daemon.descriptors() == before
+        assert "Traceback" not in daemon.log
+
+
+def test_help_is_readable() -> None:
+    """--help names every option, with its default."""
+    done = subprocess.run(
+        [str(TWISTD), "echod", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+        env=os.environ | {"COLUMNS": "100"},
+    )
+    for option in ("port", "interface", "listen", "idle-timeout", "stall-timeout"):
+        assert f"--{option}=" in done.stdout
+    assert "--quiet" in done.stdout
+    assert "65432" in done.stdout
+
+
+def test_a_late_reader_after_a_long_pause() -> None:
+    """64 MiB and SHUT_WR, the reader asleep for the first second: every byte, then FIN."""
+    with Daemon("--port", "0") as daemon, daemon.connect() as client:
+        sent = random.Random(862).randbytes(64 * MIB)
+        sender = threading.Thread(
+            target=lambda: (client.sendall(sent), client.shutdown(socket.SHUT_WR))
+        )
+        sender.start()
+        sender.join(1)  # the pause itself is what is tested
+        assert receive_all(client) == sent
+        sender.join()
+
+
+def test_import_is_light() -> None:
+    """To import echod and build the factory installs no reactor, and needs Twisted alone."""
+    code = (
+        "import sys; before = set(sys.modules); import twisted.internet.tcp, "
+        "twisted.internet.task, twisted.internet.endpoints; twisted = set(sys.modules); "
+        "import echod, echod.testing; echod.EchoFactory(); "
+        "assert 'twisted.internet.reactor' not in sys.modules; "
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - twisted}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
+    new = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    assert new <= {"echod", "twisted"}, new
