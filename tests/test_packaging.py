@@ -1,0 +1,101 @@
+"""The wheel, the sdist and the editable install, each used from another directory."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import support
+from tests.support import ROOT, Daemon, receive_all
+
+pytestmark = pytest.mark.packaging
+
+MINUTES = 300
+
+
+def run(*command: object, **more: Any) -> str:
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=MINUTES,
+        check=True,
+        **more,
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of what git knows, so that no leftover of a build helps."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in run("git", "ls-files", cwd=ROOT).splitlines():
+        if (ROOT / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def built(checkout: Path) -> dict[str, Path]:
+    """Return the sdist, and the wheel that is built from it."""
+    run(sys.executable, "-m", "build", checkout)
+    return {
+        "sdist": next((checkout / "dist").glob("*.tar.gz")),
+        "wheel": next((checkout / "dist").glob("*.whl")),
+    }
+
+
+def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
+    """The wheel has the plugin and the types marker, and no __init__.py in Twisted's name."""
+    names = set(zipfile.ZipFile(built["wheel"]).namelist())
+    assert {"twisted/plugins/echod_plugin.py", "echod/py.typed", "echod/daemon/service.py"} <= names
+    assert not {"twisted/__init__.py", "twisted/plugins/__init__.py"} & names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"echod", "twisted"}
+
+
+def test_sdist_holds_the_tests(built: dict[str, Path]) -> None:
+    """The sdist has what is needed to test it and to read about it."""
+    with tarfile.open(built["sdist"]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {
+        "tests/test_conformance.py",
+        "benchmarks/losses.py",
+        "docs/embedding.rst",
+        "tox.ini",
+        "LICENSE",
+    } <= names
+
+
+@pytest.mark.parametrize("form", ["wheel", "sdist", "editable"])
+def test_install(
+    form: str,
+    checkout: Path,
+    built: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Installed in a new environment, twistd run from an empty directory finds echod."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    what = ["--editable", checkout] if form == "editable" else [built[form]]
+    run(python, "-m", "pip", "install", "--quiet", *what)
+    monkeypatch.setattr(support, "TWISTD", python.with_name("twistd"))
+    with Daemon("--port", "0") as daemon:
+        with daemon.connect() as client:
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b"hello"
+        daemon.terminate()
+        assert daemon.wait() == -signal.SIGTERM
+    where = run(python, "-c", "import echod; print(echod.__file__)", cwd=tmp_path).strip()
+    assert Path(where).is_relative_to(checkout if form == "editable" else tmp_path)
