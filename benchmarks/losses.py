@@ -1,0 +1,365 @@
+"""What echo servers get wrong, in numbers: ``python benchmarks/losses.py``.
+
+Each server runs in a process of its own on 127.0.0.1. Four peers come to it that do
+nothing but what TCP lets them do, and every byte that comes back is compared with what
+was sent. What is printed is a table in reST and the versions that it came from.
+
+The servers that are not echod are the examples of the manuals, with one change: where
+the example answers once, it answers until the peer has finished sending, as an echo
+server has to (RFC 862). Like their examples, they do nothing about SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import random
+import select
+import signal
+import socket
+import socketserver
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, NamedTuple
+
+HOST: Final = "127.0.0.1"
+MIB: Final = 1 << 20
+CHUNK: Final = 64 * 1024
+LIMIT: Final = 10.0  # seconds for anything that should not take any
+WHOLE: Final = 55  # seconds after which the whole is given up
+PUSH: Final = 3.0  # seconds for which a peer goes on sending and does not read
+STALL: Final = 0.2  # seconds without progress after which nothing is expected any more
+READY: Final = f"listening on tcp {HOST}:"  # echod's log says it so; the others do as it does
+
+
+# The servers.
+
+
+def serve_wire_echo() -> None:
+    """Twisted's own echo protocol on its reactor, with nothing around it."""
+    from twisted.internet import reactor  # noqa: PLC0415 - for this process alone
+    from twisted.internet.protocol import Factory  # noqa: PLC0415
+    from twisted.protocols.wire import Echo  # noqa: PLC0415
+
+    announce(reactor.listenTCP(0, Factory.forProtocol(Echo), interface=HOST).getHost().port)
+    reactor.run()
+
+
+class EchoServerProtocol(asyncio.Protocol):
+    """Echo as the manual's "TCP Echo Server" of asyncio's transports and protocols."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+async def handle_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Echo as the manual's "TCP echo server using streams"."""
+    while data := await reader.read(CHUNK):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+class TCPHandler(socketserver.BaseRequestHandler):
+    """Echo as the manual's ``socketserver.TCPServer`` example."""
+
+    def handle(self) -> None:
+        while data := self.request.recv(CHUNK):
+            self.request.sendall(data)
+
+
+async def serve_asyncio(streams: bool) -> None:
+    if streams:
+        server = await asyncio.start_server(handle_echo, HOST, 0)
+    else:
+        server = await asyncio.get_running_loop().create_server(EchoServerProtocol, HOST, 0)
+    announce(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+def serve_threads() -> None:
+    with socketserver.ThreadingTCPServer((HOST, 0), TCPHandler) as server:
+        announce(server.server_address[1])
+        server.serve_forever()
+
+
+def announce(port: int) -> None:
+    print(f"{READY}{port}", flush=True)
+
+
+SERVERS: Final[dict[str, Callable[[], None]]] = {
+    "wire.Echo": serve_wire_echo,
+    "asyncio Protocol": lambda: asyncio.run(serve_asyncio(streams=False)),
+    "asyncio streams": lambda: asyncio.run(serve_asyncio(streams=True)),
+    "ThreadingTCPServer": serve_threads,
+}
+ECHOD: Final = "echod"
+
+
+class Server(NamedTuple):
+    process: subprocess.Popen[str]
+    port: int
+
+    def rss(self) -> int:
+        """Return the resident memory in bytes (proc(5))."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")
+        )
+
+
+@contextmanager
+def running(name: str) -> Iterator[Server]:
+    """Run a server in a process of its own, which is gone when the context is left."""
+    if name == ECHOD:
+        command = [str(Path(sys.executable).with_name("twistd")), "-n", "echod", "--port", "0"]
+    else:
+        command = [sys.executable, str(Path(__file__).resolve()), "--serve", name]
+    with (
+        tempfile.TemporaryDirectory() as directory,  # for twistd's pid file
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=directory, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        # The log has to go somewhere, or a full pipe would stop the server.
+        reader = threading.Thread(target=process.stdout.read, daemon=True)
+        try:
+            line = "no output"
+            for line in process.stdout:
+                if READY in line:
+                    break
+            else:
+                raise RuntimeError(f"{name} does not listen: {line.rstrip()}")
+            reader.start()
+            yield Server(process, int(line.rpartition(":")[2]))
+        finally:
+            process.kill()
+            if reader.is_alive():
+                reader.join()
+
+
+class Peer:
+    """A client that sends ``data``, and reads only from when it is told to.
+
+    :ivar lost: bytes of ``data`` that have not come back.
+    """
+
+    def __init__(self, port: int, data: bytes, half_close: bool) -> None:
+        self._data = data
+        self._sent = 0
+        self._received = 0
+        self._sending = True
+        self._half_close = half_close
+        self._reset = False
+        self._socket = socket.create_connection((HOST, port), LIMIT)
+        self._socket.setblocking(False)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Reset, where it is not over: no server has to deal with what this one left.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
+
+    @property
+    def lost(self) -> int:
+        return len(self._data) - self._received
+
+    def push(self) -> None:
+        """Send without reading until all is sent or the server takes no more."""
+        deadline = time.monotonic() + PUSH
+        while self._sending and time.monotonic() < deadline:
+            if not select.select([], [self._socket], [], STALL)[1]:
+                return
+            self._send()
+        time.sleep(STALL)  # for the server to do with it all what it is going to do
+
+    def finish(self) -> str:
+        """Read, and send what is left, to the end; return "FIN" or "RST"."""
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            wanted = [self._socket] if self._sending else []
+            readable, writable, _ = select.select([self._socket], wanted, [], LIMIT)
+            if writable:
+                self._send()
+            if readable:
+                try:
+                    part = self._socket.recv(MIB)
+                except ConnectionResetError:
+                    return "RST"
+                if not part:
+                    return "RST" if self._reset else "FIN"
+                if part != self._data[self._received : self._received + len(part)]:
+                    raise RuntimeError(f"a wrong byte after byte {self._received}")
+                self._received += len(part)
+        raise RuntimeError(f"a connection does not end within {LIMIT:g} s")
+
+    def _send(self) -> None:
+        try:
+            part = memoryview(self._data)[self._sent : self._sent + MIB]
+            self._sent += self._socket.send(part)
+        except BlockingIOError:
+            return
+        except (ConnectionResetError, BrokenPipeError) as error:
+            # The kernel tells of a reset once: to this send, and not to the receive after.
+            self._reset = isinstance(error, ConnectionResetError)
+            self._sending = False
+            return
+        if self._sent == len(self._data):
+            self._sending = False
+            if self._half_close:
+                self._socket.shutdown(socket.SHUT_WR)
+
+
+# The cases. Each returns what stands in its column.
+
+
+def half_close(server: Server, count: int) -> str:
+    """Send one line, finish sending at once, wait for the reply.
+
+    The end of one direction is not the end of the other: RFC 9293 3.6 has the user go
+    on receiving after CLOSE until the other side closes too, and shutdown(2) is how.
+    """
+    lost, lies = 0, False
+    for _ in range(count):
+        with Peer(server.port, b"hello\n", half_close=True) as peer:
+            ending = peer.finish()
+            lost += peer.lost > 0
+            lies = lies or is_lie(peer.lost, ending)
+    return f"{lost} of {count}{' (!)' if lies else ''}"
+
+
+def half_close_large(server: Server, data: bytes) -> str:
+    """Finish sending when the server still has much of the reply to send.
+
+    As above, but the reply does not fit into the kernel's buffers (tcp(7): tcp_wmem of
+    the one end, tcp_rmem of the other), so that the server itself has to keep the rest.
+    """
+    with Peer(server.port, data, half_close=True) as peer:
+        peer.push()
+        ending = peer.finish()
+        return loss(peer.lost, ending)
+
+
+def never_reads(server: Server, size: int) -> str:
+    """Send and never read.
+
+    TCP's window stops a sender whose receiver does not read (RFC 9293 3.8.6). It does
+    so from end to end only if the server stops reading when it cannot send; otherwise
+    any peer can make it keep whatever memory it likes.
+    """
+    before = server.rss()
+    with Peer(server.port, bytes(size), half_close=False) as peer:
+        peer.push()
+        return f"{(server.rss() - before) / MIB:.1f} MiB"
+
+
+def sigterm(server: Server, data: bytes) -> str:
+    """Stop the server when it owes a reply, and begin to read a moment later.
+
+    A close with bytes received and not read is a reset (RFC 2525 2.17), which is a loss
+    but says so. A server that has read them and drops them from its own memory ends with
+    FIN: to the peer, a part of the reply looks like all of it. 8 MiB, because Linux takes
+    up to 4 MiB off the server's hands (tcp(7): tcp_wmem), and sends them when it is gone.
+    echod waits for the reader, for 10 s by default (``--drain-timeout``); then it resets.
+    """
+    with Peer(server.port, data, half_close=False) as peer:
+        peer.push()
+        server.process.terminate()
+        time.sleep(STALL)
+        ending = peer.finish()
+        return loss(peer.lost, ending)
+
+
+def is_lie(lost: int, ending: str) -> bool:
+    return lost > 0 and ending == "FIN"
+
+
+def loss(lost: int, ending: str) -> str:
+    amount = f"{lost / MIB:.1f} MiB" if lost > MIB / 10 else f"{lost} B" if lost else "0"
+    return f"{amount}, {ending}{' (!)' if is_lie(lost, ending) else ''}"
+
+
+def measure(name: str, count: int, unread: int) -> list[str]:
+    """Return the row of one server."""
+    data = random.Random(862).randbytes(8 * MIB)
+    with running(name) as server:
+        # First, since memory once used is not always given back; and SIGTERM is last.
+        memory = never_reads(server, unread * MIB)
+        small = half_close(server, count)
+        large = half_close_large(server, data)
+        return [name, small, large, memory, sigterm(server, data)]
+
+
+def table(head: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> str:
+    """Return a reST simple table."""
+    widths = [max(map(len, column)) for column in zip(*head, *rows, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([rule, *map(line, head), rule, *map(line, rows), rule])
+
+
+def give_up(number: int, _: object) -> None:
+    sys.exit(f"losses.py: given up: {signal.strsignal(number)}")  # kills servers on its way
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Show what echo servers lose: run several on 127.0.0.1, print a reST table."
+    )
+    parser.add_argument("--short", action="store_true", help="less of each case, for CI")
+    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        SERVERS[arguments.serve]()
+        return
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, give_up)
+    signal.alarm(WHOLE)
+    count, unread = (20, 32) if arguments.short else (200, 128)
+    head = [
+        [
+            "server",
+            "half-close",
+            "8 MiB, half-close",
+            f"{unread} MiB, never reads",
+            "8 MiB, SIGTERM",
+        ],
+        ["", "replies lost", "lost of 8 MiB", "kept in memory", "lost of 8 MiB"],
+    ]
+    try:
+        rows = [measure(name, count, unread) for name in (*SERVERS, ECHOD)]
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"losses.py: {error}")
+    print(table(head, rows))
+    print(
+        "\n(!) ended with FIN: the peer takes the part for the whole.\n"
+        f"{platform.python_implementation()} {platform.python_version()}, "
+        f"Twisted {version('twisted')}, {platform.system()} {platform.release()}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""``benchmarks/losses.py`` runs, and its table says of echod what the documentation says."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+COMMAND = [sys.executable, str(ROOT / "benchmarks" / "losses.py")]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, list[str]]:
+    """Run ``--short``; return the cells of each server's row."""
+    with subprocess.Popen(
+        [*COMMAND, "--short"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            # It gives itself up after 55 s.
+            output, errors = process.communicate(timeout=60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the servers too
+            raise
+    assert (process.returncode, errors) == (0, "")
+    table = output.partition("\n\n")[0].splitlines()
+    return {name: cells for name, *cells in (re.split(" {2,}", line) for line in table)}
+
+
+def test_echod_loses_nothing(rows: dict[str, list[str]]) -> None:
+    """No case loses a byte of echod's, and its memory does not grow with what is sent."""
+    half_close, large, memory, sigterm = rows["echod"]
+    assert half_close == "0 of 20"
+    assert large == "0, FIN"
+    assert sigterm == "0, FIN"
+    assert float(memory.removesuffix(" MiB")) < 8  # of 32
+
+
+def test_cases_can_fail(rows: dict[str, list[str]]) -> None:
+    """Each case catches the server that has no defence against it."""
+    half_close, large, memory, sigterm = rows["wire.Echo"]
+    assert re.fullmatch(r"[1-9]\d* of 20 \(!\)", half_close)
+    assert large.endswith("MiB, FIN (!)")
+    assert float(memory.removesuffix(" MiB")) > 8
+    assert sigterm.endswith("MiB, FIN (!)")
+
+
+def test_wrong_option() -> None:
+    """A wrong option is told in argparse's own line, and nothing is run."""
+    ended = subprocess.run(
+        [*COMMAND, "--long"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("losses.py: error: unrecognized arguments: --long\n")
+    assert ended.stdout == ""
