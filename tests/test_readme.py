@@ -1,0 +1,142 @@
+"""What README.rst says, done."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
+
+from echod.daemon.options import Options
+from tests.support import ROOT, TIMEOUT, Daemon, receive_all
+
+README = (ROOT / "README.rst").read_text()
+
+
+def blocks(language: str | None) -> list[str]:
+    """Return the literal blocks in ``language``; ``None``: those without one."""
+    tree = publish_doctree(README, settings_overrides={"halt_level": 2})
+    return [
+        block.astext()
+        for block in tree.findall(nodes.literal_block)
+        if (language in block["classes"] if language else not block["classes"])
+    ]
+
+
+def hello(daemon: Daemon, port: int | None = None) -> None:
+    with socket.create_connection(("127.0.0.1", port or daemon.port), TIMEOUT) as client:
+        client.sendall(b"hello")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"hello"
+
+
+@pytest.mark.parametrize("command", blocks("sh")[0].splitlines())
+def test_by_hand(command: str) -> None:
+    """The commands serve (on a free port here, and a loopback address)."""
+    words = shlex.split(command.replace("65432", "0").replace("0.0.0.0", "127.0.0.1"))
+    assert words[:3] == ["twistd", "-n", "echod"]
+    with Daemon(*words[3:]) as daemon:
+        hello(daemon)
+
+
+def test_options() -> None:
+    """The table names each option of the command line, and no other."""
+    named = set(re.findall(r"^``--([a-z-]+)", README, re.MULTILINE))
+    options = {parameter[0] for parameter in (*Options.optParameters, *Options.optFlags)}
+    assert named == options | {"interface", "listen"}
+
+
+def test_as_a_service(tmp_path: Path) -> None:
+    """The unit is one that systemd takes, and its command serves and stops by SIGTERM."""
+    [unit] = blocks("ini")
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(unit)
+    command = parser["Service"]["ExecStart"].replace("65432", "0").replace("0.0.0.0", "127.0.0.1")
+    _, *words = shlex.split(command)
+    with Daemon(*words[3:], twistd=words[:3]) as daemon:
+        hello(daemon)
+        assert os.listdir(daemon.directory.name) == [], "no pid file is left behind"
+        daemon.terminate()
+        assert daemon.wait() == -signal.SIGTERM
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "echod.service").write_text(unit.replace("/opt/echod/bin/twistd", "/bin/true"))
+        subprocess.run(
+            ["systemd-analyze", "verify", tmp_path / "echod.service"], timeout=TIMEOUT, check=True
+        )
+
+
+def test_in_an_application(tmp_path: Path) -> None:
+    """The application runs, says where it listens, and ends."""
+    [application] = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", application],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    assert done.stdout.startswith("echo at IPv4Address(type='TCP', host='127.0.0.1', port=")
+    assert done.stderr == ""
+
+
+def test_log_lines() -> None:
+    """The lines that are shown are those that the daemon logs."""
+    [shown] = [block for block in blocks(None) if block.startswith("[echod#info]")]
+
+    def normal(line: str) -> str:
+        return re.sub(r"\d\.\d{3} s", "T", re.sub(r":\d{4,5}\b", ":PORT", line))
+
+    with Daemon("--port", "0") as daemon:
+        hello(daemon)
+        daemon.wait_for("closed")
+        logged = [normal(line[line.index("[echod#info]") :]) for line in daemon.wait_for("[echod#")]
+    assert [normal(line) for line in shown.splitlines()] == logged
+
+
+@pytest.mark.packaging
+def test_the_command_that_serves(tmp_path: Path) -> None:
+    """The first of the two commands, in a fresh copy, ends with echod serving port 65432."""
+    [command] = [block for block in blocks(None) if block.endswith("twistd -n echod --port 65432")]
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shell = subprocess.Popen(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"},
+    )
+    try:
+        assert shell.stdout is not None
+        said = []
+        for line in shell.stdout:
+            said.append(line)
+            if "listening on tcp 127.0.0.1:65432" in line:
+                break
+        else:
+            raise AssertionError("".join(said))
+        with socket.create_connection(("127.0.0.1", 65432), TIMEOUT) as client:
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b"hello"
+    finally:
+        os.killpg(shell.pid, signal.SIGTERM)
+        shell.communicate()
