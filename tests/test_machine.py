@@ -166,6 +166,6 @@ class EchoMachine(RuleBasedStateMachine):
         return caller.finished and caller.peer.transport._aborting  # type: ignore[attr-defined]
 
 
-EchoMachine.TestCase.settings = settings(deadline=None, stateful_step_count=30, max_examples=150)
+EchoMachine.TestCase.settings = settings(stateful_step_count=30, max_examples=150)
 EchoTests = EchoMachine.TestCase
 EchoTests.__doc__ = "Whatever happens in whatever order, the model holds."
