@@ -52,12 +52,12 @@ def section(document: nodes.document, title: str) -> nodes.section:
     return found
 
 
-def blocks(document: nodes.document, language: str) -> list[str]:
-    """Return the text of each literal block in ``language``."""
+def blocks(document: nodes.document, language: str | None) -> list[str]:
+    """Return the text of each literal block in ``language``; ``None``: without one."""
     return [
         block.astext()
         for block in document.findall(nodes.literal_block)
-        if language in block["classes"]
+        if (language in block["classes"] if language else not block["classes"])
     ]
 
 

@@ -14,23 +14,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from docutils import nodes
-from docutils.core import publish_doctree
 
 from echod.daemon.options import Options
 from tests.support import ROOT, TIMEOUT, Daemon, receive_all
+from tests.test_docs import blocks as literal_blocks
+from tests.test_docs import tree
 
 README = (ROOT / "README.rst").read_text()
 
 
 def blocks(language: str | None) -> list[str]:
     """Return the literal blocks in ``language``; ``None``: those without one."""
-    tree = publish_doctree(README, settings_overrides={"halt_level": 2})
-    return [
-        block.astext()
-        for block in tree.findall(nodes.literal_block)
-        if (language in block["classes"] if language else not block["classes"])
-    ]
+    return literal_blocks(tree(ROOT / "README.rst"), language)
 
 
 def hello(daemon: Daemon, port: int | None = None) -> None:

@@ -28,6 +28,9 @@ ADVICE: Final = {
     errno.ENOENT: "its directory must exist",
 }
 
+UNKNOWN: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""What the kernel says of an address that the machine, or its kernel, does not have."""
+
 log = Logger(namespace="echod")
 
 
@@ -114,10 +117,6 @@ class EndpointListener:
         if not IListeningPort.providedBy(port):
             raise CannotServe(f"--listen {self._description!r}: that is no port to listen on")
         return [port]
-
-
-UNKNOWN: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""What the kernel says of an address that the machine, or its kernel, does not have."""
 
 
 def explain(error: Exception) -> str:
