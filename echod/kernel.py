@@ -49,13 +49,16 @@ def unread(transport: ITransport) -> bool:
 
     To close such a socket is to reset it, and a reset can destroy what is still on
     its way to the peer (RFC 2525 2.17).
+
+    :raises OSError: where the connection is broken. A socket tells that once (SO_ERROR in
+        socket(7)): who asks next sees the end of the peer's sending.
     """
     handle = _handle(transport)
     if handle is None:
         return False
     try:
         return bool(handle.recv(1, socket.MSG_PEEK))
-    except OSError:  # nothing there (EAGAIN), or nothing to save (ECONNRESET)
+    except BlockingIOError:
         return False
 
 

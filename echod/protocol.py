@@ -16,11 +16,11 @@ The rules that this file keeps:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
@@ -129,8 +129,10 @@ class Echo(Protocol):
         # Where the transport hides half-close, or what it holds, an end that the peer
         # made says nothing of what it has received.
         known = self._closing or isinstance(self.transport, FileDescriptor)
-        if reason.check(ConnectionAborted):
-            ending = Ending.STALLED if self._ending is Ending.STALLED else Ending.ABORTED
+        if self._ending is Ending.STALLED:
+            ending = Ending.STALLED
+        elif reason.check(ConnectionAborted):
+            ending = Ending.ABORTED
         elif reason.check(ConnectionDone) and known and not left:
             ending = self._ending
         else:
@@ -162,6 +164,11 @@ class Echo(Protocol):
     def abort(self) -> None:
         """Cut the connection off with RST."""
         self.transport.abortConnection()
+
+    def lose(self) -> None:
+        """End a connection that is broken, as the reactor does when its transport finds out."""
+        transport: Any = self.transport
+        transport.connectionLost(Failure(ConnectionLost()))
 
     def _close(self, ending: Ending) -> None:
         self._closing = True
@@ -196,12 +203,16 @@ class Echo(Protocol):
                 self._ending = Ending.STALLED
                 self.abort()
                 return False
-        elif not self._closing and not unread(self.transport):
-            if leaving and still >= QUIET:
-                self._close(Ending.DRAINED)
-                return False
+        elif not self._closing:
+            over = Ending.DRAINED if leaving and still >= QUIET else None
             if factory.idle_timeout is not None and still >= factory.idle_timeout:
-                self._close(Ending.IDLE)
+                over = over or Ending.IDLE
+            try:
+                if over is not None and not unread(self.transport):
+                    self._close(over)
+                    return False
+            except OSError:
+                self.lose()
                 return False
         if owes or leaving or factory.idle_timeout is not None:
             return True

@@ -65,6 +65,7 @@ class MemorySocket:
         self._incoming = bytearray()
         self._finished = False  # nothing comes after what is in _incoming
         self._reset = False
+        self._told = False
         self._shut = False
         self._closed = False
         self.options: dict[tuple[int, int], Any] = {}
@@ -93,8 +94,14 @@ class MemorySocket:
         return self._reset or self.other._closed or self._room() > 0
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive; ``b""`` when the other end has finished. MSG_PEEK leaves it there."""
+        """Receive; ``b""`` when the other end has finished. MSG_PEEK leaves it there.
+
+        A reset is told once, even to MSG_PEEK, as the kernel does (SO_ERROR in socket(7)).
+        """
         if self._reset:
+            if self._told:
+                return b""
+            self._told = True
             raise ConnectionResetError(errno.ECONNRESET, "reset by peer")
         if not self._incoming and not self._finished:
             raise BlockingIOError(errno.EWOULDBLOCK, "nothing there")

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import gatherResults
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from echod.client import EchoClientFactory, EchoIncomplete, EchoMismatch
 from echod.events import Closed, Ending, Opened, Reason
@@ -239,6 +241,24 @@ async def test_nothing_is_closed_on_bytes_that_arrived(
     assert (peer.received, peer.ended) == (b"just in time", None)
     await ends.advance(20)
     await served.settled(lambda: served.events.endings == [ending])
+
+
+@run
+@pytest.mark.parametrize("ending", [Ending.IDLE, Ending.DRAINED])
+async def test_reset_that_a_timeout_meets(serve: Any, ends: Any, ending: Ending) -> None:
+    """A connection that the peer has reset is lost, also if a timeout finds out first.
+
+    A UNIX peer that has gone away has just finished (unix(7)).
+    """
+    served = await serve(idle_timeout=10)
+    peer = await served.peer()
+    if ending is Ending.DRAINED:
+        served.factory.drain(100)
+    peer.transport.connectionLost(Failure(ConnectionAborted()))
+    for _ in range(8):  # the time passes, but the reactor does not get to read
+        Clock.advance(ends.clock, 10)
+    wanted = Ending.LOST if ends.knows_reset else ending
+    await served.settled(lambda: served.events.endings == [wanted])
 
 
 @run

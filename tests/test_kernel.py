@@ -80,13 +80,18 @@ class KernelTests(SynchronousTestCase):
         self.assertFalse(unread(transport))
 
     def test_the_end_is_not_unread(self) -> None:
-        """A peer that has finished, or has reset, leaves nothing unread."""
+        """A peer that has finished leaves nothing unread."""
         transport, far = self.pair()
         far.shutdown(socket.SHUT_WR)
         select.select([transport.socket], [], [])
         self.assertFalse(unread(transport))
+
+    def test_a_reset_is_told_once(self) -> None:
+        """A peer that has reset leaves nothing unread; that it did is known only once."""
+        transport, far = self.pair()
         transport.socket.send(b"x")
         far.close()  # with a byte unread: RST
+        self.assertRaises(ConnectionResetError, unread, transport)
         self.assertFalse(unread(transport))
 
     def test_other_transports(self) -> None:

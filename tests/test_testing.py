@@ -71,6 +71,14 @@ class MemorySocketTests(SynchronousTestCase):
         self.assertEqual(far.send(b"abc"), 3)
         self.assertRaises(ConnectionResetError, far.recv, 9)
 
+    def test_reset_is_told_once(self) -> None:
+        """An end learns once that it was reset; after that, there is just nothing more."""
+        near, far = pair()
+        far.send(b"abc")
+        near.close()
+        self.assertRaises(ConnectionResetError, far.recv, 1, socket.MSG_PEEK)
+        self.assertEqual(far.recv(9), b"")
+
     def test_no_descriptor(self) -> None:
         """There is no descriptor, and options are remembered."""
         near, _ = pair()
