@@ -7,7 +7,7 @@ To read it in one evening, in this order: ``protocol`` (one connection),
 """
 
 from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
-from echod.events import Closed, Ending, Event, Observer, Opened, Reason, Refused
+from echod.events import Closed, Ending, Event, Observer, Opened, Reason, Refused, tell_each
 from echod.factory import EchoFactory
 from echod.protocol import Echo
 
@@ -25,4 +25,5 @@ __all__ = [
     "Opened",
     "Reason",
     "Refused",
+    "tell_each",
 ]

@@ -89,3 +89,19 @@ Observer: TypeAlias = Callable[[Event], object]
 
 def ignore(event: Event) -> None:
     """Observe nothing: the observer of who gives none."""
+
+
+def tell_each(*observers: Observer) -> Observer:
+    """Return an observer that tells each of ``observers``, also when one of them fails."""
+
+    def tell(event: Event) -> None:
+        failure: Exception | None = None
+        for observer in observers:
+            try:
+                observer(event)
+            except Exception as error:  # raised when all have been told
+                failure = error
+        if failure is not None:
+            raise failure
+
+    return tell

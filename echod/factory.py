@@ -230,7 +230,7 @@ class EchoFactory(Factory):
         try:
             self.observer(event)
         except Exception:  # an observer's fault must not cost a peer its bytes
-            log.failure("the observer failed at {event}", event=event)
+            log.failure("the observer failed at {told}", told=event)
 
 
 def peer_key(peer: IAddress | None) -> str | None:
@@ -256,5 +256,8 @@ def descriptors_left() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
-    in_use = len(os.listdir("/dev/fd"))
+    try:
+        in_use = len(os.listdir("/dev/fd"))
+    except OSError:  # where there is no /proc
+        in_use = SPARE_DESCRIPTORS
     return max(1, soft - in_use - SPARE_DESCRIPTORS)

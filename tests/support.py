@@ -40,6 +40,18 @@ ROOT = Path(__file__).parent.parent
 
 TWISTD = Path(sys.executable).with_name("twistd")
 
+PASS = """
+import fcntl, os, sys
+given = int(sys.argv[1])
+for number in range(given):
+    source = int(sys.argv[3 + number])
+    os.dup2(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 100), 3 + number)
+os.closerange(3 + given, 100)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(given)}
+os.environ["LISTEN_FDNAMES"] = sys.argv[2]
+os.execv(sys.argv[3 + given], sys.argv[3 + given :])
+"""
+
 T = TypeVar("T")
 
 
@@ -264,11 +276,15 @@ class Daemon:
         try:
             self.wait_for("listening on")
         except BaseException:
-            self.__exit__()
+            self.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill it, and remove its directory."""
         self.process.kill()
         self.wait()
         self.directory.cleanup()
@@ -315,6 +331,31 @@ class Daemon:
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def passing(*sockets: socket.socket, names: str) -> dict[str, Any]:
+    """Return what Daemon needs to be passed ``sockets``, as systemd would (sd_listen_fds(3))."""
+    numbers = [sock.fileno() for sock in sockets]
+    words = [str(word) for word in (len(numbers), names, *numbers)]
+    return {"prefix": (sys.executable, "-c", PASS, *words), "pass_fds": numbers}
+
+
+def short_run(benchmark: str) -> str:
+    """Run the short form of one of the benchmarks, and return what it prints."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks" / benchmark), "--short"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the servers too
+            raise
+    assert (process.returncode, errors) == (0, "")
+    return output
 
 
 def now(coroutine: Coroutine[Any, Any, T]) -> T:

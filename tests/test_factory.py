@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import sys
 from typing import Any
@@ -61,6 +62,16 @@ class DescriptorsLeftTests(SynchronousTestCase):
         left = descriptors_left()
         self.assertLess(left, 1000 - SPARE_DESCRIPTORS)
         self.assertGreater(left, 500)
+
+    def test_not_known(self) -> None:
+        """Where nobody tells what is open, a little more is spared."""
+
+        def missing(path: str) -> list[str]:
+            raise FileNotFoundError(path)
+
+        self.limit(1000)
+        self.patch(os, "listdir", missing)
+        self.assertEqual(descriptors_left(), 1000 - 2 * SPARE_DESCRIPTORS)
 
     def test_at_least_one(self) -> None:
         """One connection is always tried."""

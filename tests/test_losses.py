@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, short_run
 
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "losses.py")]
 
@@ -18,21 +16,7 @@ COMMAND = [sys.executable, str(ROOT / "benchmarks" / "losses.py")]
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[str]]:
     """Run ``--short``; return the cells of each server's row."""
-    with subprocess.Popen(
-        [*COMMAND, "--short"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            # It gives itself up after 55 s.
-            output, errors = process.communicate(timeout=60)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # the servers too
-            raise
-    assert (process.returncode, errors) == (0, "")
-    table = output.partition("\n\n")[0].splitlines()
+    table = short_run("losses.py").partition("\n\n")[0].splitlines()
     return {name: cells for name, *cells in (re.split(" {2,}", line) for line in table)}
 
 

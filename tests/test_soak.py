@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import resource
 import socket
@@ -153,8 +154,8 @@ def test_100_000_connections(daemon: Daemon) -> None:
     seen: list[tuple[int, int]] = []
     probe = daemon.connect()
     for count in range(100_000):
-        # Other addresses of loopback, because a closed connection holds its port for a while.
-        source = (f"127.0.{count // 20_000}.1", 0)
+        # Addresses of its own, because a closed connection holds its port for a while.
+        source = (f"127.{100 + os.getpid() % 100}.{count // 20_000}.1", 0)
         with daemon.connect(source_address=source) as client:
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
