@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
+from datetime import datetime, timezone
+from typing import Any
+
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, LogLevel, formatEvent
+from twisted.logger import LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
+from twisted.python import log as legacy
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import logs
-from echod.daemon.logs import ConnectionLog, name_of
+from echod.daemon.logs import ConnectionLog, journal, json_lines, name_of
 from echod.events import Closed, Ending, Opened, Reason, Refused
 
 PEER = IPv4Address("TCP", "192.0.2.1", 40000)
@@ -46,29 +53,35 @@ class ConnectionLogTests(SynchronousTestCase):
         log = ConnectionLog(self.clock, quiet=True)
         log(Closed(Ending.FINISHED, 5, 0.0421, 0, PEER))
         log(Refused(Reason.DRAINING, PEER))
-        self.assertEqual(self.lines(), ["refused 1 connection: draining 1"])
+        self.assertEqual(
+            self.lines(), ["refused 1 connection: draining 1, from tcp 192.0.2.1:40000"]
+        )
 
     def test_refusals_are_summed(self) -> None:
         """A flood of refusals is one line a second, and none is left out."""
         log = ConnectionLog(self.clock)
-        for count in range(1000):
+        for count in range(999):
             log(Refused(Reason.MAX_CONNECTIONS, PEER))
             if count % 10 == 0:
                 log(Refused(Reason.MAX_CONNECTIONS_PER_PEER, PEER))
             self.clock.advance(0.001)
+        log(Refused(Reason.MAX_CONNECTIONS, IPv6Address("TCP", "2001:db8::1", 7)))
         self.clock.advance(1)
         self.assertEqual(
             self.lines(),
             [
-                "refused 1 connection: max-connections 1",
-                "refused 1099 connections: max-connections-per-peer 100, max-connections 999",
+                "refused 1 connection: max-connections 1, from tcp 192.0.2.1:40000",
+                "refused 1099 connections: max-connections-per-peer 100, max-connections 999, "
+                "the last from tcp [2001:db8::1]:7",
             ],
         )
         self.assertEqual({event["log_level"] for event in self.events}, {LogLevel.warn})
         self.clock.advance(1)
         self.assertEqual(self.clock.getDelayedCalls(), [])
         log(Refused(Reason.DRAINING, PEER))
-        self.assertEqual(self.lines()[2:], ["refused 1 connection: draining 1"])
+        self.assertEqual(
+            self.lines()[2:], ["refused 1 connection: draining 1, from tcp 192.0.2.1:40000"]
+        )
 
 
 class NameOfTests(SynchronousTestCase):
@@ -78,7 +91,11 @@ class NameOfTests(SynchronousTestCase):
             (PEER, "tcp 192.0.2.1:40000"),
             (IPv6Address("TCP", "::1", 7), "tcp [::1]:7"),
             (UNIXAddress(b"/run/echod/socket"), "unix /run/echod/socket"),
-            (UNIXAddress(b"\0abstract"), r"unix \x00abstract"),
+            (UNIXAddress(b"\0abstract"), "unix @abstract"),
+            (
+                UNIXAddress("/run/\N{LATIN SMALL LETTER U WITH DIAERESIS}".encode()),
+                r"unix /run/\xfc",
+            ),
             (UNIXAddress(None), "unix (unnamed)"),
             (None, "None"),
         ):
@@ -88,3 +105,102 @@ class NameOfTests(SynchronousTestCase):
         """The name of a UNIX peer is its own to choose, and cannot make a line of its own."""
         name = name_of(UNIXAddress(b"/x\n2026 [echod#info] all is well\x1b[2J\xff\r"))
         self.assertTrue(name.isprintable(), name)
+
+
+class FormatTests(SynchronousTestCase):
+    """The two log observers for ``twistd --logger``."""
+
+    def written(self, observer: Any) -> list[str]:
+        """Return the lines that the observer writes of a life with everything in it."""
+        out = io.StringIO()
+        self.patch(sys, "stdout", out)
+        observe = observer()
+        self.patch(logs.log, "observer", observe)
+        log = ConnectionLog(Clock())
+        log(Closed(Ending.FINISHED, 5, 0.0421, 0, PEER))
+        log(Closed(Ending.STALLED, 9000, 60, 500, UNIXAddress(b"/x\n<0>gone\x1b[2J")))
+        log(Refused(Reason.MAX_CONNECTIONS, PEER))
+        log(Refused(Reason.DRAINING, PEER))
+        log(Refused(Reason.DRAINING, PEER))
+        log.sum_up()
+        other = Logger("twisted", observer=observe)
+        other.debug("")
+        other.debug("a\nb", event="closed")
+        try:
+            raise ValueError("<0>\n<0>")
+        except ValueError:
+            other.failure("that failed")
+        globalLogPublisher.addObserver(observe)
+        try:
+            legacy.msg("old", "words")
+        finally:
+            globalLogPublisher.removeObserver(observe)
+        return out.getvalue().splitlines()
+
+    def test_journal(self) -> None:
+        """For the journal, an event is one line with its priority, and no time."""
+        lines = self.written(journal)
+        self.assertEqual(
+            lines[:5],
+            [
+                "<6>closed tcp 192.0.2.1:40000: finished, 5 bytes in 0.042 s",
+                "<6>closed unix /x\\n<0>gone\\x1b[2J: stalled, 9000 bytes in 60.000 s, "
+                "500 of them not sent back",
+                "<4>refused 1 connection: max-connections 1, from tcp 192.0.2.1:40000",
+                "<4>refused 2 connections: draining 2, the last from tcp 192.0.2.1:40000",
+                "<7>a\\nb",
+            ],
+        )
+        self.assertTrue(lines[5].startswith("<2>that failed\\nTraceback (most recent"), lines[5])
+        self.assertEqual(lines[6:], ["<6>old words"])
+        for line in lines:
+            self.assertTrue(line.isprintable(), line)
+
+    def test_json_lines(self) -> None:
+        """For machines, an event is one line of JSON, and what is known are fields."""
+        lines = [json.loads(line) for line in self.written(json_lines)]
+        for line in lines:
+            time = datetime.fromisoformat(line.pop("time"))
+            self.assertEqual(time.tzinfo, timezone.utc)
+            self.assertLess(abs((datetime.now(timezone.utc) - time).total_seconds()), 60)
+        self.assertIn("Traceback", lines[5].pop("message"))
+        self.assertEqual(
+            lines,
+            [
+                {
+                    "level": "info",
+                    "event": "closed",
+                    "peer": "tcp 192.0.2.1:40000",
+                    "ending": "finished",
+                    "bytes": 5,
+                    "seconds": 0.0421,
+                    "unsent": 0,
+                },
+                {
+                    "level": "info",
+                    "event": "closed",
+                    "peer": r"unix /x\n<0>gone\x1b[2J",
+                    "ending": "stalled",
+                    "bytes": 9000,
+                    "seconds": 60,
+                    "unsent": 500,
+                },
+                {
+                    "level": "warn",
+                    "event": "refused",
+                    "peer": "tcp 192.0.2.1:40000",
+                    "total": 1,
+                    "reasons": {"max-connections": 1},
+                },
+                {
+                    "level": "warn",
+                    "event": "refused",
+                    "peer": "tcp 192.0.2.1:40000",
+                    "total": 2,
+                    "reasons": {"draining": 2},
+                },
+                {"level": "debug", "event": "message", "message": "a\nb"},
+                {"level": "critical", "event": "message"},
+                {"level": "info", "event": "message", "message": "old words"},
+            ],
+        )

@@ -1,20 +1,40 @@
-"""The log that people read: a line for each connection that ended, refusals summed."""
+"""The log: a line for each connection that ended, refusals summed, for people and machines.
+
+Where echod logs, an event has its name, ``event``, and what is known of it as fields.
+``twistd`` alone writes sentences; :func:`journal` writes them as the systemd journal
+wants them, :func:`json_lines` writes the fields.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections import Counter
+from datetime import datetime, timezone
 from typing import Final
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IReactorTime
-from twisted.logger import Logger
+from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, eventAsText
 
 from echod.events import Closed, Event, Reason, Refused
 
 SUM_UP: Final = 1.0
 """Seconds between two lines about refusals, at least: a flood of clients must not
 become a flood of lines."""
+
+PRIORITIES: Final = {
+    LogLevel.debug: 7,
+    LogLevel.info: 6,
+    LogLevel.warn: 4,
+    LogLevel.error: 3,
+    LogLevel.critical: 2,
+}
+"""The levels of syslog(3)."""
+
+CLOSED: Final = "closed {peer}: {ending}, {bytes} bytes in {seconds:.3f} s"
+CUT_SHORT: Final = CLOSED + ", {unsent} of them not sent back"
 
 log = Logger(namespace="echod")
 
@@ -30,6 +50,7 @@ class ConnectionLog:
         self._clock = clock
         self._quiet = quiet
         self._refused: Counter[Reason] = Counter()
+        self._last_refused: IAddress | None = None
         self._holding = False
 
     def __call__(self, event: Event) -> None:
@@ -37,15 +58,17 @@ class ConnectionLog:
         if isinstance(event, Closed):
             if not self._quiet:
                 log.info(
-                    "closed {peer}: {ending}, {bytes} bytes in {seconds:.3f} s{unsent}",
+                    CUT_SHORT if event.unsent else CLOSED,
+                    event="closed",
                     peer=name_of(event.peer),
                     ending=event.ending.value,
                     bytes=event.bytes,
-                    seconds=event.seconds,
-                    unsent=f", {event.unsent} of them not sent back" if event.unsent else "",
+                    seconds=round(event.seconds, 6),
+                    unsent=event.unsent,
                 )
         elif isinstance(event, Refused):
             self._refused[event.reason] += 1
+            self._last_refused = event.peer
             if not self._holding:
                 self.sum_up()
 
@@ -58,13 +81,24 @@ class ConnectionLog:
         if not self._refused:
             return
         refused, self._refused = self._refused, Counter()
+        total = refused.total()
         log.warn(
-            "refused {total} {noun}: {reasons}",
-            total=refused.total(),
-            noun="connection" if refused.total() == 1 else "connections",
-            reasons=", ".join(f"{reason.value} {count}" for reason, count in refused.items()),
+            "refused 1 connection: {reasons}, from {peer}"
+            if total == 1
+            else "refused {total} connections: {reasons}, the last from {peer}",
+            event="refused",
+            peer=name_of(self._last_refused),
+            total=total,
+            reasons=Reasons({reason.value: count for reason, count in refused.items()}),
         )
         self._clock.callLater(SUM_UP, self.sum_up)
+
+
+class Reasons(dict[str, int]):
+    """How many were refused for each reason; as text, «draining 1, max-connections 2»."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{reason} {count}" for reason, count in self.items())
 
 
 def name_of(address: IAddress | None) -> str:
@@ -74,7 +108,59 @@ def name_of(address: IAddress | None) -> str:
     elif isinstance(address, IPv6Address):
         name = f"tcp [{address.host}]:{address.port}"
     elif isinstance(address, UNIXAddress):
-        name = "unix " + os.fsdecode(address.name or b"(unnamed)")
+        path = address.name or b"(unnamed)"
+        # The abstract namespace (unix(7)), as ss(8) and systemd write it.
+        name = "unix " + os.fsdecode(b"@" + path[1:] if path.startswith(b"\0") else path)
     else:
         name = repr(address)
-    return name if name.isascii() and name.isprintable() else ascii(name)[1:-1]
+    return on_one_line(name)
+
+
+def on_one_line(text: str) -> str:
+    """Return ``text`` in printable ASCII: it cannot begin a line, or colour a terminal."""
+    return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
+
+
+def journal() -> FileLogObserver:
+    """Observe for the systemd journal: ``twistd --logger echod.daemon.logs.journal``.
+
+    One line an event, which begins with its syslog priority (sd-daemon(3)). The journal
+    itself knows when.
+    """
+    return FileLogObserver(sys.stdout, journal_line)
+
+
+def journal_line(event: LogEvent) -> str | None:
+    """Return the line for ``event``; ``None``: it says nothing."""
+    text = text_of(event)
+    priority = PRIORITIES[event.get("log_level", LogLevel.info)]
+    return f"<{priority}>{on_one_line(text)}\n" if text else None
+
+
+def json_lines() -> FileLogObserver:
+    """Observe for machines: ``twistd --logger echod.daemon.logs.json_lines``.
+
+    One JSON object a line: ``time`` (RFC 3339, UTC), ``level``, ``event``, and the
+    fields of that event. What has no fields is the event ``message``, with its text in
+    ``message``.
+    """
+    return FileLogObserver(sys.stdout, json_line)
+
+
+def json_line(event: LogEvent) -> str | None:
+    """Return the line for ``event``; ``None``: it says nothing."""
+    if event.get("log_namespace") == log.namespace and "event" in event:
+        fields = {name: value for name, value in event.items() if not name.startswith("log_")}
+    else:
+        fields = {"event": "message", "message": text_of(event)}
+        if not fields["message"]:
+            return None
+    time = datetime.fromtimestamp(event["log_time"], timezone.utc)
+    level = event.get("log_level", LogLevel.info)
+    head = {"time": time.isoformat(timespec="microseconds"), "level": level.name}
+    return json.dumps({**head, **fields}) + "\n"
+
+
+def text_of(event: LogEvent) -> str:
+    """Return what ``event`` says, with its traceback if it has one."""
+    return eventAsText(event, includeTimestamp=False, includeSystem=False)
