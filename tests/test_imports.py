@@ -16,6 +16,13 @@ SOURCES = sorted((ROOT / "echod").rglob("*.py"))
 # Inside the core imports run one way: a file may import those before it.
 CORE = ["events", "kernel", "protocol", "factory", "client", "testing"]
 
+# What the extra echod[metrics] installs, and who may use it.
+EXTRAS: dict[str, set[str]] = {
+    "daemon/metrics.py": {"prometheus_client"},
+    "daemon/page.py": set(),
+    "daemon/web.py": {"prometheus_client"},
+}
+
 # The outermost functions, which alone may name the global reactor.
 OUTERMOST = {"makeService"}
 
@@ -40,9 +47,22 @@ def parsed(path: Path) -> ast.Module:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_core_needs_twisted_alone(path: Path) -> None:
-    """Nothing is imported but the standard library, Twisted and its own zope.interface."""
+    """Nothing is imported but the standard library, Twisted and its own zope.interface.
+
+    What an extra installs is for the files of that extra.
+    """
     packages = {name.partition(".")[0] for name in imports(parsed(path))}
-    assert packages <= set(sys.stdlib_module_names) | {"echod", "twisted", "zope"}
+    needed = EXTRAS.get(str(path.relative_to(ROOT / "echod")), set())
+    assert packages <= set(sys.stdlib_module_names) | {"echod", "twisted", "zope"} | needed
+
+
+def test_extras_on_demand() -> None:
+    """No file imports one that needs an extra, but for those of the same extra."""
+    modules = {f"echod.{name[:-3].replace('/', '.')}" for name in EXTRAS}
+    for path in SOURCES:
+        if str(path.relative_to(ROOT / "echod")) not in EXTRAS:
+            for name in imports(parsed(path)):
+                assert not any(name.startswith(module) for module in modules), (path, name)
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -1,0 +1,218 @@
+"""The numbers that Prometheus reads, in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import CollectorRegistry
+from twisted.internet.address import IPv4Address
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon.metrics import Tally, registry, transferred
+from echod.events import Closed, Ending, Opened, Reason, Refused
+from echod.factory import EchoFactory
+from echod.testing import MemoryNetwork, Peer
+from tests.support import Peers
+
+PEER = IPv4Address("TCP", "192.0.2.1", 40000)
+
+
+class Counted:
+    """An EchoFactory in memory that is counted, and peers that connect to it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.network = MemoryNetwork()
+        self.tally = Tally()
+        self.factory = EchoFactory(clock=self.network, observer=self.tally, **options)
+        self.registry: CollectorRegistry = registry(self.tally, self.factory)
+        self.network.server_endpoint().listen(self.factory)
+        self.peers = Peers()
+
+    def connect(self) -> Peer:
+        self.network.client_endpoint().connect(self.peers)
+        return self.peers.peers[-1]
+
+    def get(self, name: str, **labels: str) -> float:
+        value = self.registry.get_sample_value(name, labels)
+        assert value is not None, f"there is no {name} {labels}"
+        return value
+
+
+class MetricsTests(SynchronousTestCase):
+    def test_a_clean_run(self) -> None:
+        """After a clean run, what is received and sent is what the clients count."""
+        served = Counted(max_connections=100)
+        for count in range(10):
+            peer = served.connect()
+            peer.send(b"x" * 1000 * count)
+            peer.finish()
+        served.network.settle()
+        returned = sum(len(peer.received) for peer in served.peers.peers)
+        self.assertEqual(returned, 45_000)
+        for name, value in (
+            ("echod_received_bytes_total", returned),
+            ("echod_sent_bytes_total", returned),
+            ("echod_connections_accepted_total", 10),
+            ("echod_connections_open", 0),
+            ("echod_connections_max", 100),
+            ("echod_connection_duration_seconds_count", 10),
+        ):
+            self.assertEqual(served.get(name), value, name)
+        self.assertEqual(served.get("echod_connections_closed_total", ending="finished"), 10)
+
+    def test_open_connections(self) -> None:
+        """Bytes of connections that are open count at once, and not only when they end."""
+        served = Counted()
+        for _ in range(3):
+            served.connect().send(b"x" * 700)
+        served.network.settle()
+        self.assertEqual(served.get("echod_connections_open"), 3)
+        self.assertEqual(served.get("echod_received_bytes_total"), 2100)
+        self.assertEqual(served.get("echod_sent_bytes_total"), 2100)
+        self.assertEqual(served.get("echod_connection_duration_seconds_count"), 0)
+
+    def test_owed(self) -> None:
+        """What the kernel has not taken is received and not sent, also when it is lost."""
+        served = Counted(stall_timeout=10)
+        peer = served.connect()
+        peer.stall()
+        peer.send(b"x" * 1_000_000)
+        served.network.settle()
+        received = served.get("echod_received_bytes_total")
+        self.assertGreater(received, 64 * 1024)
+        self.assertEqual(served.get("echod_sent_bytes_total"), 64 * 1024)
+        served.network.advance(20)
+        self.assertEqual(served.get("echod_connections_closed_total", ending="stalled"), 1)
+        self.assertEqual(served.get("echod_received_bytes_total"), received)
+        self.assertEqual(served.get("echod_sent_bytes_total"), 64 * 1024)
+
+    def test_all_there_from_the_start(self) -> None:
+        """Each ending and each reason is a series from the start, at 0: rates miss no first one."""
+        served = Counted()
+        for ending in Ending:
+            self.assertEqual(served.get("echod_connections_closed_total", ending=ending.value), 0)
+        for reason in Reason:
+            self.assertEqual(served.get("echod_connections_refused_total", reason=reason.value), 0)
+
+    def test_refused(self) -> None:
+        """Who is refused is counted by reason, and is not among the accepted."""
+        served = Counted(max_connections=1)
+        for _ in range(3):
+            served.connect()
+        served.network.settle()
+        self.assertEqual(served.get("echod_connections_refused_total", reason="max-connections"), 2)
+        self.assertEqual(served.get("echod_connections_accepted_total"), 1)
+
+    def test_durations(self) -> None:
+        """Durations fall into buckets, a bound into its own; a clock set back makes none < 0."""
+        served = Counted()
+        for seconds in (0.0005, 0.001, 0.5, 3600.0, 1e9, -5.0):
+            served.tally(Opened(PEER))
+            served.tally(Closed(Ending.FINISHED, 0, seconds, 0, PEER))
+        name = "echod_connection_duration_seconds"
+        for bound, count in (
+            ("0.001", 3),
+            ("0.1", 3),
+            ("1.0", 4),
+            ("600.0", 4),
+            ("3600.0", 5),
+            ("604800.0", 5),
+            ("+Inf", 6),
+        ):
+            self.assertEqual(served.get(f"{name}_bucket", le=bound), count, bound)
+        self.assertEqual(served.get(f"{name}_count"), 6)
+        self.assertEqual(served.get(f"{name}_sum"), 0.0005 + 0.001 + 0.5 + 3600.0 + 1e9)
+
+    def test_no_label_of_a_peers(self) -> None:
+        """However many peers come, and from wherever, there are no more series than at first."""
+        served = Counted()
+        before = {sample_key(sample) for sample in samples(served)}
+        for number in range(100):
+            peer = IPv4Address("TCP", f"198.51.100.{number}", 1000 + number)
+            served.tally(Opened(peer))
+            served.tally(Refused(Reason.DRAINING, peer))
+            served.tally(Closed(Ending.LOST, 5, 1.0, 0, peer))
+        self.assertEqual({sample_key(sample) for sample in samples(served)}, before)
+
+    def test_names(self) -> None:
+        """Ours are echod's, the rest tells of the process and of Python; no _created series."""
+        families = text_string_to_metric_families(exposition(Counted()))
+        names = {family.name for family in families}
+        ours = {name for name in names if name.startswith("echod_")}
+        self.assertEqual(
+            ours,
+            {
+                "echod_build_info",
+                "echod_connection_duration_seconds",
+                "echod_connections_accepted",
+                "echod_connections_closed",
+                "echod_connections_max",
+                "echod_connections_open",
+                "echod_connections_refused",
+                "echod_received_bytes",
+                "echod_sent_bytes",
+            },
+        )
+        self.assertEqual({name.partition("_")[0] for name in names - ours}, {"process", "python"})
+
+
+def exposition(served: Counted) -> str:
+    encode, _ = choose_encoder("")
+    return encode(served.registry).decode()
+
+
+def samples(served: Counted) -> list[Any]:
+    return [sample for metric in served.registry.collect() for sample in metric.samples]
+
+
+def sample_key(sample: Any) -> tuple[Any, ...]:
+    return (sample.name, *sorted(sample.labels.items()))
+
+
+DEEDS = st.one_of(
+    st.just(("connect", 0)),
+    st.tuples(st.just("send"), st.integers(0, 100_000)),
+    st.tuples(st.sampled_from(["stall", "resume", "finish", "abort"]), st.just(0)),
+    st.tuples(st.just("wait"), st.integers(0, 20)),
+    st.tuples(st.just("drain"), st.integers(0, 5)),
+)
+
+
+@given(st.lists(st.tuples(DEEDS, st.integers(0, 3)), max_size=40))
+def test_never_back(deeds: list[tuple[tuple[str, int], int]]) -> None:
+    """Whatever happens, no counter goes back, none is sent that was not received, and what
+    peers have got was sent.
+    """
+    served = Counted(max_connections=3, idle_timeout=15, stall_timeout=10)
+    got, sent_by_peers, before = 0, 0, (0, 0)
+    for (deed, number), which in deeds:
+        peer = served.peers.peers[-1 - which] if which < len(served.peers.peers) else None
+        if deed == "connect":
+            served.connect()
+        elif deed == "wait":
+            served.network.advance(number)
+        elif deed == "drain":
+            served.factory.drain(number)
+        elif peer is not None and peer.ended is None and peer.transport.connected:
+            if deed == "send":
+                peer.send(b"x" * number)
+                sent_by_peers += number
+            else:
+                getattr(peer, deed)()
+        served.network.settle()
+        received, sent = now = transferred(served.tally, served.factory)
+        got = sum(len(peer.received) for peer in served.peers.peers)
+        assert before[0] <= received <= sent_by_peers
+        assert before[1] <= sent <= received
+        assert got <= sent
+        before = now
+    for peer in served.peers.peers:
+        peer.resume()
+    served.network.settle()
+    tally = served.tally
+    assert tally.accepted == sum(tally.closed.values()) + len(served.factory.connections)
+    assert tally.accepted + sum(tally.refused.values()) == len(served.peers.peers)
