@@ -11,13 +11,21 @@ import warnings
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactor
 from twisted.logger import LogEvent, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import listening
-from echod.daemon.listening import ATTEMPTS, BACKLOG, EndpointListener, TCPListener, explain
+from echod.daemon.listening import (
+    ATTEMPTS,
+    BACKLOG,
+    EndpointListener,
+    TCPListener,
+    explain,
+    on_loopback,
+)
 from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from tests.support import now
@@ -130,11 +138,15 @@ class TCPListenerTests(SynchronousTestCase):
 
 
 class EndpointListenerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        # Where bind fails, Twisted leaves the socket to the garbage collector: not now.
+        gc.disable()
+
     def tearDown(self) -> None:
-        # Where bind fails, Twisted leaves the socket to the garbage collector.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
+        gc.enable()
 
     def listener(self, description: str) -> EndpointListener:
         from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
@@ -143,6 +155,14 @@ class EndpointListenerTests(SynchronousTestCase):
 
     def listen(self, description: str) -> Any:
         return now(self.listener(description).listen(EchoFactory()))
+
+    def test_listen(self) -> None:
+        """It listens where the description says."""
+        reactor = MemoryReactor()
+        factory = EchoFactory()
+        listener = EndpointListener(reactor, "tcp:7:interface=192.0.2.1")
+        self.assertEqual(len(now(listener.listen(factory))), 1)
+        self.assertEqual(reactor.tcpServers, [(7, factory, 50, "192.0.2.1")])
 
     def test_malformed(self) -> None:
         """A description that is no endpoint is answered with what one looks like."""
@@ -188,10 +208,47 @@ class EndpointListenerTests(SynchronousTestCase):
             self.assertIn("address already in use", line)
 
 
+class OnLoopbackTests(SynchronousTestCase):
+    def test_said(self) -> None:
+        """Who names an interface gets it, and so does who listens on no IP address."""
+        for description in (
+            "tcp:9862:interface=0.0.0.0",
+            "tcp:9862:interface=",
+            "tcp:9862:0.0.0.0",
+            r"tcp6:9862:interface=\:\:",
+            r"tcp6:9862:50:\:\:",
+            "ssl:9862:key.pem:cert.pem:TLSv1_METHOD:0.0.0.0",
+            "unix:/run/echod/metrics",
+            r"unix:/run/a\:interface=b",
+            "systemd:domain=INET:name=metrics",
+            "haproxy:tcp:9862:interface=0.0.0.0",
+        ):
+            self.assertEqual(on_loopback(description), description)
+
+    def test_not_said(self) -> None:
+        """Who names none gets loopback."""
+        for description, loopback in (
+            ("tcp:9862", "127.0.0.1"),
+            ("tcp:port=9862", "127.0.0.1"),
+            ("tcp:9862:backlog=50", "127.0.0.1"),
+            ("tcp6:9862", r"\:\:1"),
+            ("TCP6:9862", r"\:\:1"),
+            ("haproxy:tcp:9862", "127.0.0.1"),
+            ("ssl:9862:key.pem:cert.pem:TLSv1_METHOD", "127.0.0.1"),
+            ("tcp6:9862:50", r"\:\:1"),
+            (r"ssl:9862:privateKey=a\:interface=b", "127.0.0.1"),
+        ):
+            on = on_loopback(description)
+            self.assertEqual(on.lower(), f"{description}:interface={loopback}".lower())
+            if not description.startswith("ssl"):  # which wants the files
+                serverFromString(MemoryReactor(), on)
+
+
 class ExplainTests(SynchronousTestCase):
     def test_without_words(self) -> None:
         """An error that says nothing is named by its kind."""
         self.assertEqual(explain(KeyError()), "KeyError")
+        self.assertEqual(explain(KeyError("name")), "KeyError: 'name'")
 
     def test_lock(self) -> None:
         """Twisted's lock of a UNIX socket says so itself."""

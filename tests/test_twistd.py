@@ -31,7 +31,7 @@ def refused(*options: str, prefix: tuple[str, ...] = ()) -> str:
     try:
         status = daemon.wait()
     finally:
-        daemon.__exit__()
+        daemon.close()
     assert status == 1, daemon.log
     assert time.monotonic() - began < 10  # it takes one; a busy machine takes longer
     assert "Traceback" not in daemon.log
@@ -240,16 +240,16 @@ def test_signal_before_accept() -> None:
         assert daemon.log.count("finished, 5 bytes") == 300
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_delivers_what_is_owed(number: int) -> None:
-    """SIGTERM and SIGINT: a slow reader gets every byte, then FIN, and the daemon goes."""
+    """SIGTERM, SIGINT and SIGHUP: a slow reader gets every byte, then FIN, and the daemon goes."""
     with Daemon("--port", "0", "--drain-timeout", "20") as daemon:
         client, sent = owe(daemon, 4 * MIB)
         with client:
             daemon.terminate(number)
-            daemon.wait_for("Received SIG")
+            daemon.wait_for("eceived SIG")
             assert receive_all(client) == sent
-        assert daemon.wait() == -number
+        assert daemon.wait() == (0 if number == signal.SIGHUP else -number)
         assert "finished, 4194304 bytes" in daemon.log
 
 
@@ -275,14 +275,15 @@ def test_deadline_of_a_drain() -> None:
         assert "aborted" in daemon.log
 
 
-def test_second_signal() -> None:
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGHUP])
+def test_second_signal(second: int) -> None:
     """A second signal ends the drain at once."""
     with Daemon("--port", "0", "--drain-timeout", "1000") as daemon:
         client, _ = flood(daemon)
         with client:
             daemon.terminate()
             daemon.wait_for("draining, for 1000 s at most: open connections: 1")
-            daemon.terminate(signal.SIGINT)
+            daemon.terminate(second)
             daemon.wait()
             with pytest.raises(ConnectionResetError):
                 receive_all(client)

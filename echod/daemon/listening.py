@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
@@ -31,11 +32,21 @@ ADVICE: Final = {
 UNKNOWN: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """What the kernel says of an address that the machine, or its kernel, does not have."""
 
+UNESCAPED_COLON: Final = re.compile(r"(?<!\\):")
+
+LOOPBACKS: Final = {"tcp": ("127.0.0.1", 1), "tcp6": (r"\:\:1", 2), "ssl": ("127.0.0.1", 4)}
+"""For each type of endpoint that listens on every interface if none is named: loopback, and
+how many of its arguments without a name come before the interface."""
+
 log = Logger(namespace="echod")
 
 
 class Listener(Protocol):
     """One wish to listen, for one port or more."""
+
+    passed: bool
+    """Whether systemd passed the sockets, and holds them too: what nobody has accepted when
+    the service stops, it keeps for the next one."""
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen; raise CannotServe, and leave nothing listening, where it is not possible."""
@@ -49,6 +60,8 @@ class TCPListener:
     :param interfaces: IP addresses; none means both loopbacks, and IPv4's alone where
         the machine has no IPv6.
     """
+
+    passed = False
 
     def __init__(self, reactor: IReactorTCP, port: int, interfaces: Sequence[str] = ()) -> None:
         self._reactor = reactor
@@ -88,23 +101,26 @@ class TCPListener:
         except CannotListenError as error:
             if self._asked or ":" not in interface or error.socketError.errno not in UNKNOWN:
                 raise
-            log.info("this machine has no IPv6: serving IPv4 only")
+            log.info("this machine has no IPv6: serving IPv4 only", event="no-ipv6")
             return None
 
 
 class EndpointListener:
     """A Twisted server endpoint, by its description.
 
+    :param option: the option that it was given to.
     :raises CannotServe: where Twisted cannot make an endpoint of it.
     """
 
-    def __init__(self, reactor: object, description: str) -> None:
-        self._description = description
+    passed = False
+
+    def __init__(self, reactor: object, description: str, option: str = "listen") -> None:
+        self._said = f"--{option} {description!r}"
         try:
             self._endpoint = serverFromString(reactor, description)
         except Exception as error:  # whatever the parser of that endpoint type makes of it
             raise CannotServe(
-                f"--listen {description!r}: {explain(error)}; it takes a Twisted stream endpoint, "
+                f"{self._said}: {explain(error)}; it takes a Twisted stream endpoint, "
                 "such as tcp:65432:interface=127.0.0.1 or unix:/run/echod/socket"
             ) from error
 
@@ -113,10 +129,24 @@ class EndpointListener:
         try:
             port = await self._endpoint.listen(factory)
         except Exception as error:  # an endpoint of a plugin may raise what it likes
-            raise CannotServe(f"--listen {self._description!r}: {explain(error)}") from error
+            raise CannotServe(f"{self._said}: {explain(error)}") from error
         if not IListeningPort.providedBy(port):
-            raise CannotServe(f"--listen {self._description!r}: that is no port to listen on")
+            raise CannotServe(f"{self._said}: that is no port to listen on")
         return [port]
+
+
+def on_loopback(description: str) -> str:
+    """Return ``description`` with loopback for the interface, where it is IP and names none."""
+    kind, *rest = UNESCAPED_COLON.split(description)
+    kind = kind.lower()  # as Twisted compares it
+    if kind == "haproxy":
+        return f"{kind}:{on_loopback(':'.join(rest))}"
+    if kind not in LOOPBACKS or any(part.startswith("interface=") for part in rest):
+        return description
+    loopback, before = LOOPBACKS[kind]
+    if len([part for part in rest if "=" not in part]) > before:
+        return description
+    return f"{description}:interface={loopback}"
 
 
 def explain(error: Exception) -> str:
@@ -128,6 +158,9 @@ def explain(error: Exception) -> str:
             host = f"[{error.interface}]" if ":" in error.interface else error.interface or "*"
             where = f"cannot listen on tcp {host}:{error.port}: "
     if not isinstance(cause, OSError) or cause.errno is None:
-        return f"{where}{cause}" if str(cause) else f"{where}{type(cause).__name__}"
+        text, kind = str(cause), type(cause).__name__
+        if isinstance(cause, LookupError):  # whose text is the key alone
+            text = text and f"{kind}: {text}"
+        return f"{where}{text or kind}"
     advice = ADVICE.get(cause.errno)
     return f"{where}{str(cause.strerror).lower()}" + (f": {advice}" if advice else "")

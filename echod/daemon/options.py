@@ -10,6 +10,8 @@ from typing import Final
 
 from twisted.python import usage
 
+from echod.daemon.logs import on_one_line
+
 PORT: Final = 65432
 LOOPBACK: Final = ("127.0.0.1", "::1")
 
@@ -23,21 +25,21 @@ class CannotServe(SystemExit, Exception):
     """
 
     def __init__(self, why: object) -> None:
-        line = f"twistd echod: {why}"
-        super().__init__(line if line.isprintable() else ascii(line)[1:-1])
+        super().__init__(on_one_line(f"twistd echod: {why}"))
 
 
 class Options(usage.Options):
     """``twistd echod``'s options; after parsing, each has its value's own type.
 
     ``port`` int, ``interface`` list of str, ``listen`` list of str, timeouts float
-    (seconds) or ``None``, limits int or ``None``, ``quiet`` bool.
+    (seconds) or ``None``, limits int or ``None``, ``quiet`` bool, ``metrics`` str or
+    ``None``, ``says-where`` bool: whether port, interface or listen was given.
     """
 
     synopsis = "Usage: twistd [options of twistd] echod [options]"
     longdesc = (
         "Sends back every byte that it receives (RFC 862), over TCP and any other stream. "
-        "SIGTERM and SIGINT let the connections finish first; a second one does not wait."
+        "SIGTERM, SIGINT and SIGHUP let the connections finish first; a second one does not wait."
     )
     optFlags = (("quiet", None, "Log no line for each connection."),)
     optParameters = (
@@ -74,6 +76,13 @@ class Options(usage.Options):
             "Seconds that connections have to finish when the service stops; what is left "
             "then is reset.",
         ),
+        (
+            "metrics",
+            None,
+            None,
+            "Twisted stream endpoint for a status page and Prometheus metrics, on loopback if "
+            "it names no interface, such as tcp:9862. [default: none]",
+        ),
     )
 
     def __init__(self) -> None:
@@ -108,6 +117,7 @@ class Options(usage.Options):
             raise usage.UsageError(
                 "--listen stands in place of --port and --interface: give one or the other"
             )
+        self["says-where"] = bool(self["listen"] or self["port"] is not None or self["interface"])
         self["port"] = self._whole("port", 0, 65535, default=PORT)
         for name in ("max-connections", "max-connections-per-peer"):
             self[name] = self._whole(name, 1, None, default=None)

@@ -1,0 +1,168 @@
+"""Socket activation: what systemd passes in, served by what it is (sd_listen_fds(3)).
+
+systemd keeps its own hold of them. So nothing here is shut down, renamed or
+unlinked, and what waits to be accepted when this process stops is left for the
+next one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twisted.internet import tcp, unix
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.daemon.logs import on_one_line
+from echod.daemon.options import CannotServe
+
+FIRST: Final = 3
+"""SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+
+METRICS: Final = "metrics"
+"""The name (FileDescriptorName= in systemd.socket(5)) of a socket for the metrics."""
+
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+
+ENVIRONMENT: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+
+WHOLE: Final = re.compile("[1-9][0-9]{0,6}")  # open(2): there are never more
+
+log = Logger(namespace="echod")
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """One descriptor, and the name that it was passed under."""
+
+    descriptor: int
+    name: str
+
+    def __str__(self) -> str:
+        return on_one_line(f"descriptor {self.descriptor} ({self.name})")
+
+
+def passed(environ: Mapping[str, str], pid: int) -> list[Passed]:
+    """Return what ``environ`` says was passed to process ``pid``: nothing, most often.
+
+    :raises CannotServe: where the variables do not fit each other, or the process.
+    """
+    given = {name: environ[name] for name in ENVIRONMENT if name in environ}
+    if not given:
+        return []
+    said = " ".join(f"{name}={value}" for name, value in given.items())
+    if "LISTEN_PID" not in given or "LISTEN_FDS" not in given:
+        raise CannotServe(
+            f"{said}: LISTEN_PID and LISTEN_FDS come together (sd_listen_fds(3)); unset what is "
+            "left over"
+        )
+    if given["LISTEN_PID"] != str(pid):
+        raise CannotServe(
+            f"{said}: the sockets are for another process than this one, {pid}: start twistd "
+            "without a shell in between (exec), or unset these"
+        )
+    if not WHOLE.fullmatch(given["LISTEN_FDS"]):
+        raise CannotServe(f"{said}: LISTEN_FDS is a whole number of 1 or more (sd_listen_fds(3))")
+    count = int(given["LISTEN_FDS"])
+    names = given["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in given else None
+    if names is not None and len(names) != count:
+        raise CannotServe(f"{said}: {len(names)} names for {count} descriptors")
+    return [
+        Passed(FIRST + index, names[index] if names is not None else "unknown")
+        for index in range(count)
+    ]
+
+
+def adopt(passed: Sequence[Passed], reactor: Any) -> list[PassedListener]:
+    """Return a listener for each stream socket.
+
+    A datagram socket is left out, and the log says so.
+
+    :raises CannotServe: for a descriptor that cannot be served.
+    """
+    listeners = []
+    for each in passed:
+        try:
+            sock = socket.socket(fileno=each.descriptor)
+        except OSError as error:
+            raise CannotServe(f"{each} is no socket: {str(error.strerror).lower()}") from error
+        if sock.type == socket.SOCK_DGRAM:
+            log.warn("{passed} is a datagram socket: echod does not serve UDP", passed=str(each))
+            sock.close()
+            continue
+        unfit = why_unfit(sock)
+        if unfit is not None:
+            sock.close()
+            raise CannotServe(f"{each} {unfit}")
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+        listeners.append(PassedListener(reactor, sock))
+    return listeners
+
+
+def why_unfit(sock: socket.socket) -> str | None:
+    """Return why no connection can be accepted from ``sock``; ``None``: it can."""
+    if sock.type != socket.SOCK_STREAM or sock.family not in FAMILIES:
+        return "is neither a TCP nor a UNIX stream socket"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "does not listen: its unit needs ListenStream= and Accept=no (systemd.socket(5))"
+    return None
+
+
+class PassedListener:
+    """Listens on a socket that is listening already.
+
+    :param reactor: accepts.
+    :param sock: non-blocking. It stays open, to listen again after a stop.
+    """
+
+    passed = True
+
+    def __init__(self, reactor: Any, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._socket = sock
+
+    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        """Accept from it."""
+        port: Any
+        if self._socket.family == socket.AF_UNIX:
+            port = PassedUNIXPort(self._socket.dup(), factory, self._reactor)
+            port.startListening()
+        else:
+            descriptor = self._socket.fileno()
+            port = self._reactor.adoptStreamPort(descriptor, self._socket.family, factory)
+        return [port]
+
+
+class PassedUNIXPort(unix.Port):
+    """A port on a UNIX socket whose file, and backlog, are somebody else's.
+
+    Twisted's own, given such a socket, changes the file's mode and sets the backlog
+    to 50 when it begins; when it ends it unlinks the file and shuts the socket down
+    for everybody who holds it.
+    """
+
+    def __init__(self, sock: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
+        name: str | bytes = sock.getsockname()  # bytes: an abstract name (unix(7))
+        super().__init__(os.fsencode(name), factory, reactor=reactor)
+        self.socket = sock
+        self._shouldShutdown = False  # private to Twisted, which does the same for TCP
+
+    def startListening(self) -> None:
+        """Accept from the socket."""
+        factory: Any = self.factory
+        factory.doStart()
+        self.connected = True
+        self.fileno = self.socket.fileno  # type: ignore[method-assign]
+        self.numberAccepts = 100
+        self.startReading()  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Let go of the socket."""
+        tcp.Port.connectionLost(self, reason)

@@ -1,0 +1,74 @@
+"""All that one factory listens on, opened together and closed together."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from echod.daemon.listening import BACKLOG, Listener
+from echod.daemon.logs import name_of
+
+log = Logger(namespace="echod")
+
+
+class Ports:
+    """All that one factory listens on.
+
+    :param name: what the log calls it.
+    """
+
+    def __init__(
+        self, factory: IProtocolFactory, listeners: Sequence[Listener], name: str = "listening"
+    ) -> None:
+        self._factory = factory
+        self._listeners = listeners
+        self._name = name
+        self._ports: list[IListeningPort] = []
+        self._ours: list[IListeningPort] = []
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, by :func:`~echod.daemon.logs.name_of`."""
+        return [name_of(port.getHost()) for port in self._ports]
+
+    async def open(self) -> None:
+        """Listen everywhere; raise CannotServe where that is not possible."""
+        for listener in self._listeners:
+            ports = await listener.listen(self._factory)
+            self._ports += ports
+            if not listener.passed:
+                self._ours += ports
+            for port in ports:
+                log.info(
+                    "{event} on {endpoint}", event=self._name, endpoint=name_of(port.getHost())
+                )
+
+    def accept_waiting(self) -> None:
+        """Accept what the kernel has completed and holds, unless systemd holds it too.
+
+        The peers may have sent already, and to close a port is to reset them (listen(2)).
+        """
+        for port in self._ours:
+            if IReadDescriptor.providedBy(port):
+                poll = select.poll()
+                poll.register(port.fileno(), select.POLLIN)
+                for _ in range(BACKLOG):
+                    if not poll.poll(0):
+                        break
+                    port.doRead()
+
+    def close(self) -> Deferred[Any]:
+        """Stop listening; fires when no port is left, and never fails."""
+
+        def failed(failure: Failure) -> None:  # which must not cost a connection its drain
+            log.failure("a port does not stop listening", failure)
+
+        ports, self._ports, self._ours = self._ports, [], []
+        stopping: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
+        return gatherResults([deferred.addErrback(failed) for deferred in stopping])

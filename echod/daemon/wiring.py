@@ -1,0 +1,169 @@
+"""The service maker: what the command line and systemd ask for, wired together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, MutableMapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from twisted.logger import Logger
+
+from echod.daemon import notify, passed
+from echod.daemon.listening import EndpointListener, Listener, TCPListener, on_loopback
+from echod.daemon.logs import ConnectionLog
+from echod.daemon.options import CannotServe, Options
+from echod.daemon.passed import METRICS, Passed, adopt
+from echod.daemon.ports import Ports
+from echod.daemon.service import EchoService
+from echod.events import Observer, tell_each
+from echod.factory import EchoFactory, descriptors_left
+
+log = Logger(namespace="echod")
+
+
+def makeService(options: Options) -> EchoService:
+    """Return the service that ``twistd echod`` runs.
+
+    :raises CannotServe: for what cannot be served, such as an endpoint description that
+        Twisted cannot read, or a descriptor that is no socket.
+    """
+    from twisted.internet import reactor as chosen  # noqa: PLC0415 - twistd chooses it first
+
+    reactor: Any = chosen
+
+    def when_asked_again(action: Callable[[], object]) -> None:
+        # Twisted's own handlers would try to stop what is stopping, and log a traceback.
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: reactor.callFromThread(action))
+
+    def hang_up() -> None:
+        log.info("received SIGHUP, shutting down", event="hang-up")
+        reactor.stop()
+
+    # As when the terminal closes; unless it is ignored (nohup(1)). Twisted leaves it to the
+    # kernel, which would end the process at once.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
+
+    environ = take(os.environ, (*passed.ENVIRONMENT, *notify.ENVIRONMENT))
+    sockets = passed.passed(environ, os.getpid())
+    connection_log = ConnectionLog(reactor, quiet=options["quiet"])
+    reactor.addSystemEventTrigger("after", "shutdown", connection_log.sum_up)
+    metrics = metrics_listeners(options, sockets, reactor)
+    web = import_web() if metrics else None
+    factory = EchoFactory(
+        clock=reactor,
+        max_connections=room(options["max-connections"], spare=web.MAX_CONNECTIONS if web else 0),
+        max_connections_per_peer=options["max-connections-per-peer"],
+        idle_timeout=options["idle-timeout"],
+        stall_timeout=options["stall-timeout"],
+    )
+    notifier = notify.notifier(reactor, lambda: len(factory.connections), environ, os.getpid())
+    observers: list[Observer] = [connection_log, notifier]
+    echo = Ports(factory, echo_listeners(options, sockets, reactor))
+    others = []
+    if web:
+        tally = web.Tally()
+        observers.append(tally)
+        site = web.MetricsSite(
+            reactor=reactor, factory=factory, tally=tally, listening=lambda: echo.addresses
+        )
+        others.append(Ports(site, metrics, "metrics"))
+    factory.observer = tell_each(*observers)
+    return EchoService(
+        reactor=reactor,
+        factory=factory,
+        echo=echo,
+        others=others,
+        drain_timeout=options["drain-timeout"],
+        notifier=notifier,
+        when_asked_again=when_asked_again,
+    )
+
+
+def import_web() -> Any:
+    """Return :mod:`echod.daemon.web`, which needs the extra ``metrics``.
+
+    :raises CannotServe: where that is not installed.
+    """
+    try:
+        return import_module("echod.daemon.web")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("prometheus_client"):
+            raise
+        raise CannotServe(
+            "metrics need prometheus_client, which is not installed: pip install 'echod[metrics]'"
+        ) from error
+
+
+def take(
+    environ: MutableMapping[str, str], names: Sequence[str], proc: str = "/proc/self/environ"
+) -> dict[str, str]:
+    """Return the variables that the process was started with, and let no child inherit them.
+
+    As it was started (proc(5)), because Twisted takes LISTEN_PID and LISTEN_FDS for its
+    own ``systemd:`` endpoints as soon as it is imported.
+    """
+    try:
+        started = os.fsdecode(Path(proc).read_bytes())
+    except OSError:  # as where the interpreter has file capabilities
+        started = ""
+    taken = {**dict(each.partition("=")[::2] for each in started.split("\0")), **environ}
+    for name in names:
+        environ.pop(name, None)
+    return {name: taken[name] for name in names if name in taken}
+
+
+def room(asked: int | None, spare: int) -> int:
+    """Return how many connections there may be, of the ``asked`` for.
+
+    :param spare: descriptors that something else needs.
+    """
+    left = max(1, descriptors_left() - spare)
+    if asked is None or asked <= left:
+        return asked or left
+    log.warn(
+        "--max-connections {asked}: RLIMIT_NOFILE leaves room for {left} only; raise it "
+        "(ulimit -n, or LimitNOFILE= of systemd)",
+        asked=asked,
+        left=left,
+    )
+    return left
+
+
+def echo_listeners(options: Options, sockets: Sequence[Passed], reactor: Any) -> list[Listener]:
+    """Return where to echo: where the command line says, or else on the sockets passed."""
+    mine = [each for each in sockets if each.name != METRICS]
+    if mine and not options["says-where"]:
+        adopted = adopt(mine, reactor)
+        if not adopted:
+            raise CannotServe("only datagram sockets were passed, and echod does not serve UDP")
+        return [*adopted]
+    if mine and not any(said.lower().startswith("systemd:") for said in options["listen"]):
+        log.warn(
+            "not served, because the command line says where to listen: {sockets}",
+            sockets=", ".join(map(str, mine)),
+        )
+    if options["listen"]:
+        return [EndpointListener(reactor, description) for description in options["listen"]]
+    return [TCPListener(reactor, options["port"], options["interface"])]
+
+
+def metrics_listeners(options: Options, sockets: Sequence[Passed], reactor: Any) -> list[Listener]:
+    """Return where the metrics are asked for: nowhere, most often."""
+    listeners: list[Listener] = [
+        *adopt([each for each in sockets if each.name == METRICS], reactor)
+    ]
+    if options["metrics"] is not None:
+        if options["metrics"].lower().startswith("systemd:"):
+            raise CannotServe(
+                "--metrics takes no systemd: endpoint, but any socket that is passed with the name "
+                "metrics (FileDescriptorName=)"
+            )
+        where = on_loopback(options["metrics"])
+        listeners.append(EndpointListener(reactor, where, option="metrics"))
+    return listeners

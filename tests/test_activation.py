@@ -1,0 +1,201 @@
+"""The real daemon as systemd starts it: sockets passed in, a socket to notify, its own log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from tests.support import TIMEOUT, Daemon, passing, receive_all
+
+JOURNAL = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.journal", "echod")
+JSON = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.json_lines", "echod")
+
+
+@pytest.fixture
+def tcp() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+@pytest.fixture
+def unix(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "echo"))
+        sock.listen()
+        yield sock
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket of NOTIFY_SOCKET."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(TIMEOUT)
+        sock.bind(str(tmp_path / "notify"))
+        yield sock
+
+
+def connect(sock: socket.socket) -> socket.socket:
+    client = socket.socket(sock.family)
+    client.settimeout(TIMEOUT)
+    client.connect(sock.getsockname())
+    return client
+
+
+def check_echo(client: socket.socket) -> None:
+    client.sendall(b"hello")
+    client.shutdown(socket.SHUT_WR)
+    assert receive_all(client) == b"hello"
+    client.close()
+
+
+def test_restart(tcp: socket.socket, unix: socket.socket) -> None:
+    """Every socket passed is served by what it is; who comes in a restart is served after it."""
+    for _ in range(2):
+        waiting = [connect(sock) for sock in (tcp, unix)]
+        with Daemon(**passing(tcp, unix, names="echod.socket:echod.socket")) as daemon:
+            daemon.wait_for("listening on", 2)
+            for client in (*waiting, connect(tcp), connect(unix)):
+                check_echo(client)
+            daemon.terminate()
+            assert daemon.wait() == -signal.SIGTERM
+            assert "Traceback" not in daemon.log
+    assert os.path.exists(unix.getsockname())
+
+
+def test_metrics(tcp: socket.socket) -> None:
+    """The socket named metrics serves the metrics, and the echo is where it always is."""
+    with Daemon("--port", "0", **passing(tcp, names="metrics")) as daemon:
+        daemon.wait_for("metrics on tcp")
+        check_echo(daemon.connect())
+        daemon.wait_for("closed")
+        host, port = tcp.getsockname()
+        with urlopen(f"http://{host}:{port}/metrics", timeout=TIMEOUT) as answer:
+            assert b"echod_received_bytes_total 5.0\n" in answer.read()
+
+
+def test_what_is_not_served(tcp: socket.socket) -> None:
+    """A datagram socket beside others is one line in the log."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        with Daemon(**passing(udp, tcp, names="a:b")) as daemon:
+            check_echo(connect(tcp))
+            daemon.wait_for("descriptor 3 (a) is a datagram socket")
+
+
+def test_endpoint(tcp: socket.socket) -> None:
+    """Twisted's own systemd: endpoints work, and there is no warning."""
+    with Daemon("--listen", "systemd:domain=INET:name=a", **passing(tcp, names="a")) as daemon:
+        check_echo(connect(tcp))
+        assert "not served" not in daemon.log
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"LISTEN_FDS": "1"}, "LISTEN_FDS=1: LISTEN_PID and LISTEN_FDS come together"),
+        ({"LISTEN_PID": "1", "LISTEN_FDS": "1"}, "the sockets are for another process"),
+        ({"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "0"}, "WATCHDOG_USEC=0: it is a whole number"),
+    ],
+)
+def test_variables_that_do_not_fit(environ: dict[str, str], line: str) -> None:
+    """Variables that do not fit each other are one line, and exit status 1."""
+    with contextlib.closing(Daemon("--port", "0", env={**os.environ, **environ})) as daemon:
+        assert daemon.wait() == 1
+        assert len(daemon.lines) == 1, daemon.lines
+        assert daemon.log.startswith("twistd echod: ")
+        assert line in daemon.log
+
+
+def test_names_that_do_not_fit(tcp: socket.socket) -> None:
+    """So are names that are too many."""
+    with contextlib.closing(Daemon(**passing(tcp, names="a:b"))) as daemon:
+        assert daemon.wait() == 1
+        assert len(daemon.lines) == 1, daemon.lines
+        assert "LISTEN_FDNAMES=a:b: 2 names for 1 descriptors" in daemon.log
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_notify(systemd: socket.socket, kind: str) -> None:
+    """Ready when it listens; how many are connected; alive; stopping when the drain begins."""
+    where = systemd.getsockname()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as abstract:
+        abstract.bind(f"\0{where}")
+        abstract.settimeout(TIMEOUT)
+        heard, where = (systemd, where) if kind == "path" else (abstract, f"@{where}")
+        environ = {**os.environ, "NOTIFY_SOCKET": where, "WATCHDOG_USEC": "100000"}
+        with Daemon("--port", "0", env=environ) as daemon:
+            assert heard.recv(4096) == b"READY=1\nSTATUS=0 connections open"
+            assert "listening on tcp [::1]" in daemon.log
+            for _ in range(3):
+                assert heard.recv(4096) == b"WATCHDOG=1"
+            with daemon.connect() as client:
+                while (word := heard.recv(4096)) == b"WATCHDOG=1":
+                    pass
+                assert word.splitlines()[-1] == b"STATUS=1 connection open"
+                daemon.terminate()
+                while (word := heard.recv(4096)) == b"WATCHDOG=1":
+                    pass
+                assert word.startswith(b"STOPPING=1")
+                assert client.recv(1) == b""
+            assert daemon.wait() == -signal.SIGTERM
+
+
+def test_stuck(systemd: socket.socket) -> None:
+    """A process that does not turn its reactor says nothing, and so is found out."""
+    environ = {**os.environ, "NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "100000"}
+    with Daemon("--port", "0", env=environ) as daemon:
+        systemd.recv(4096)
+        daemon.terminate(signal.SIGSTOP)
+        while select.select([systemd], [], [], 0.5)[0]:
+            systemd.recv(4096)
+        daemon.terminate(signal.SIGCONT)
+        assert systemd.recv(4096) == b"WATCHDOG=1"
+
+
+def test_journal(unix: socket.socket) -> None:
+    """For the journal: priority and sentence; and no peer makes a line of its own."""
+    with Daemon(twistd=JOURNAL, **passing(unix, names="echod.socket")) as daemon:
+        with socket.socket(socket.AF_UNIX) as client:
+            # bind(2) makes a file of that name, in the daemon's directory.
+            client.bind(f"{daemon.directory.name}/x\n<0>forged\x1b[2J")
+            client.settimeout(TIMEOUT)
+            client.connect(unix.getsockname())
+            check_echo(client)
+        [line] = daemon.wait_for("closed")
+        assert line.startswith("<6>closed unix /")
+        assert r"/x\n<0>forged\x1b[2J: finished, 5 bytes in " in line
+        assert all(line.startswith("<6>") for line in daemon.lines), daemon.lines
+        assert not any(":" in line.partition(" ")[0] for line in daemon.lines), "no time"
+
+
+def test_journal_of_an_error(tmp_path: Path) -> None:
+    """For the journal, why it cannot serve is an error."""
+    options = ("--listen", f"unix:{tmp_path}/none/echo")
+    with contextlib.closing(Daemon(*options, twistd=JOURNAL)) as daemon:
+        assert daemon.wait() == 1
+        assert daemon.lines[-1].startswith("<3>twistd echod: --listen"), daemon.lines
+
+
+def test_json_lines(tcp: socket.socket) -> None:
+    """For machines: each line is an object, and what is known are fields."""
+    with contextlib.closing(Daemon(twistd=JSON, **passing(tcp, names="echod.socket"))) as daemon:
+        client = connect(tcp)
+        mine = "tcp {}:{}".format(*client.getsockname())
+        check_echo(client)
+        daemon.wait_for("finished")
+        lines = [json.loads(line) for line in daemon.lines]
+        [listening] = [line for line in lines if line["event"] == "listening"]
+        assert listening["endpoint"] == "tcp {}:{}".format(*tcp.getsockname())
+        [closed] = [line for line in lines if line["event"] == "closed"]
+        assert (closed["level"], closed["peer"], closed["ending"]) == ("info", mine, "finished")
+        assert (closed["bytes"], closed["unsent"]) == (5, 0)
+        assert 0 < closed["seconds"] < TIMEOUT

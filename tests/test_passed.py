@@ -1,0 +1,179 @@
+"""Sockets from systemd."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.address import UNIXAddress
+from twisted.internet.endpoints import clientFromString
+from twisted.logger import LogEvent, LogLevel, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.client import EchoClientFactory
+from echod.daemon import passed as module
+from echod.daemon.options import CannotServe
+from echod.daemon.passed import Passed, adopt, passed
+from echod.factory import EchoFactory
+
+
+class PassedTests(SynchronousTestCase):
+    def refused(self, environ: Mapping[str, str]) -> str:
+        line = str(self.assertRaises(CannotServe, passed, environ, 862))
+        self.assertTrue(line.startswith("twistd echod: ") and line.isprintable(), line)
+        return line
+
+    def test_nothing(self) -> None:
+        """Without systemd nothing is passed."""
+        self.assertEqual(passed({}, 862), [])
+
+    def test_named(self) -> None:
+        """Descriptors begin at 3, and each has its name."""
+        environ = {"LISTEN_PID": "862", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "echod.socket:metrics"}
+        self.assertEqual(passed(environ, 862), [Passed(3, "echod.socket"), Passed(4, "metrics")])
+
+    def test_unnamed(self) -> None:
+        """A passer that gives no names is understood too."""
+        self.assertEqual(
+            passed({"LISTEN_PID": "862", "LISTEN_FDS": "1"}, 862), [Passed(3, "unknown")]
+        )
+
+    def test_half(self) -> None:
+        """Some of the variables without the others are refused."""
+        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            self.assertIn(f"{name}=1: LISTEN_PID and LISTEN_FDS", self.refused({name: "1"}))
+
+    def test_for_another_process(self) -> None:
+        """What was meant for another process is refused, with what to do about it."""
+        for pid in ("863", "", "x"):
+            line = self.refused({"LISTEN_PID": pid, "LISTEN_FDS": "1"})
+            self.assertIn(f"LISTEN_PID={pid} LISTEN_FDS=1: the sockets are for another", line)
+            self.assertIn("exec", line)
+
+    def test_count(self) -> None:
+        """The count is a whole number, 1 at least."""
+        for count in ("0", "-1", "x", "", "1.5", " 1", "\N{ARABIC-INDIC DIGIT TWO}", "9" * 9):
+            line = self.refused({"LISTEN_PID": "862", "LISTEN_FDS": count})
+            self.assertIn("LISTEN_FDS is a whole number of 1 or more", line)
+
+    def test_names_that_do_not_fit(self) -> None:
+        """There are as many names as descriptors."""
+        for names, count in (("a:b:c", 3), ("a", 1), ("", 1)):
+            line = self.refused({"LISTEN_PID": "862", "LISTEN_FDS": "2", "LISTEN_FDNAMES": names})
+            self.assertIn(f"LISTEN_FDNAMES={names}: {count} names for 2 descriptors", line)
+
+
+def passed_on(sock: Any) -> Passed:
+    descriptor = os.dup(sock.fileno())
+    os.set_inheritable(descriptor, True)
+    return Passed(descriptor, "echod.socket")
+
+
+class AdoptTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        self.reactor: Any = reactor
+        self.log: list[LogEvent] = []
+        self.patch(module.log, "observer", self.log.append)
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "echo")
+
+    def listening(self, family: int, address: Any, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """Return a socket as systemd holds it."""
+        sock = socket.socket(family, kind)
+        self.addCleanup(sock.close)
+        sock.bind(address)
+        if kind != socket.SOCK_DGRAM:
+            sock.listen()
+        return sock
+
+    def passed(self, *sockets: Any) -> list[Passed]:
+        """Pass descriptors of the sockets, which belong to the process from then on."""
+        return [passed_on(sock) for sock in sockets]
+
+    def refused(self, *sockets: Any) -> str:
+        return str(self.assertRaises(CannotServe, adopt, self.passed(*sockets), self.reactor))
+
+    def test_datagram(self) -> None:
+        """A datagram socket beside others is left out, and the log says so."""
+        stream = self.listening(socket.AF_INET, ("127.0.0.1", 0))
+        datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
+        [listener] = adopt(self.passed(datagram, stream), self.reactor)
+        listener._socket.close()
+        [event] = self.log
+        self.assertEqual(event["log_level"], LogLevel.warn)
+        self.assertIn("is a datagram socket: echod does not serve UDP", formatEvent(event))
+        self.assertEqual(adopt(self.passed(datagram), self.reactor), [])
+
+    def test_not_listening(self) -> None:
+        """What Accept=yes passes is refused, and the line says so."""
+        for sock in socket.socketpair():
+            self.addCleanup(sock.close)
+            self.assertIn("(echod.socket) does not listen: its unit needs", self.refused(sock))
+
+    def test_other_kinds(self) -> None:
+        """Sockets of other kinds are refused."""
+        sock = self.listening(socket.AF_UNIX, self.path, socket.SOCK_SEQPACKET)
+        self.assertIn("is neither a TCP nor a UNIX stream socket", self.refused(sock))
+
+    def test_no_socket(self) -> None:
+        """So is what is no socket, or is not there."""
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, writing)
+        [descriptor] = [Passed(reading, "fifo")]
+        error = self.assertRaises(CannotServe, adopt, [descriptor], self.reactor)
+        self.assertIn("(fifo) is no socket: socket operation on non-socket", str(error))
+        os.close(reading)
+        error = self.assertRaises(CannotServe, adopt, [descriptor], self.reactor)
+        self.assertIn("(fifo) is no socket: bad file descriptor", str(error))
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, "abstract"])
+@pytest_twisted.ensureDeferred
+async def test_served(family: Any, tmp_path: Path) -> None:
+    """It is served, who came before that too; after a stop it listens still, for the next.
+
+    The file of a UNIX socket stays, as it was.
+    """
+    from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+    path = tmp_path / "echo"
+    where: Any = {"abstract": f"\0{path}", socket.AF_UNIX: str(path)}.get(family)
+    with socket.socket(socket.AF_UNIX if where else family) as systemd:
+        systemd.bind(where or ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        systemd.listen()
+        if family == socket.AF_UNIX:
+            path.chmod(0o600)
+        host = r"\:\:1" if family == socket.AF_INET6 else "127.0.0.1"
+        clients = clientFromString(
+            reactor, f"unix:{where}" if where else f"tcp:{host}:{systemd.getsockname()[1]}"
+        )
+        [listener] = adopt([passed_on(systemd)], reactor)
+        assert listener.passed
+        assert not listener._socket.get_inheritable()
+        for _ in range(2):
+            factory = EchoFactory()
+            early = await clients.connect(EchoClientFactory())
+            [port] = await listener.listen(factory)
+            assert factory.numPorts == 1
+            late = await clients.connect(EchoClientFactory())
+            if where:
+                assert port.getHost() == UNIXAddress(os.fsencode(where))
+            for client in (early, late):
+                assert await client.echo(b"hello") == b"hello"
+                await client.close()
+            await port.stopListening()
+            await factory.drain(1)
+            assert factory.numPorts == 0
+        listener._socket.close()
+        if family == socket.AF_UNIX:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -1,0 +1,111 @@
+"""Ports that open and close together."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.task import Clock
+from twisted.internet.tcp import Port as TCPPort
+from twisted.logger import LogEvent, formatEvent
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon import ports as module
+from echod.daemon.ports import Ports
+from echod.factory import EchoFactory
+from echod.testing import MemoryNetwork
+from tests.support import Peers, now
+
+
+class Listener:
+    """Gives out the ports that it is given."""
+
+    def __init__(self, *ports: Any, passed: bool = False) -> None:
+        self.ports = ports
+        self.passed = passed
+
+    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        return self.ports
+
+
+class PortsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        self.log: list[LogEvent] = []
+        self.patch(module.log, "observer", self.log.append)
+        self.reactor = reactor
+        self.factory = EchoFactory(clock=Clock())
+
+    def opened(self, port: Any, passed: bool = False) -> Ports:
+        ports = Ports(self.factory, [Listener(port, passed=passed)])
+        now(ports.open())
+        return ports
+
+    def clients(self, count: int) -> tuple[Any, list[socket.socket]]:
+        """Return a port of the kernel, and clients that nobody has accepted yet."""
+        port: Any = TCPPort(0, self.factory, 300, "127.0.0.1", self.reactor)
+        port.startListening()
+        self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
+        self.addCleanup(port.stopReading)
+        address = ("127.0.0.1", port.getHost().port)
+        clients = [socket.create_connection(address) for _ in range(count)]
+        for client in clients:
+            self.addCleanup(client.close)
+        return port, clients
+
+    def test_addresses(self) -> None:
+        """Where it listens is in the log, and can be asked."""
+        network = MemoryNetwork()
+        port = self.successResultOf(network.server_endpoint().listen(Peers()))
+        ports = self.opened(port)
+        self.assertEqual(ports.addresses, ["tcp 192.0.2.1:7"])
+        self.assertEqual(
+            [formatEvent(event) for event in self.log], ["listening on tcp 192.0.2.1:7"]
+        )
+        self.successResultOf(ports.close())
+        self.assertEqual(ports.addresses, [])
+        ports.accept_waiting()
+        self.failureResultOf(network.client_endpoint().connect(Peers()))
+
+    def test_accept_waiting(self) -> None:
+        """Connections that nobody has accepted yet are, before the port is closed."""
+        port, clients = self.clients(200)
+        self.opened(port).accept_waiting()
+        self.assertEqual(len(self.factory.connections), 200)
+        for echo in list(self.factory.connections):
+            echo.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[attr-defined]
+        self.assertEqual([client.recv(1) for client in clients], [b""] * 200)
+
+    def test_flood(self) -> None:
+        """Clients that never end do not hold up the stop: some are enough."""
+        self.patch(module, "BACKLOG", 1)
+        port, _ = self.clients(150)
+        self.opened(port).accept_waiting()
+        self.assertEqual(len(self.factory.connections), 100)  # what Twisted accepts at once
+        for echo in list(self.factory.connections):
+            echo.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[attr-defined]
+
+    def test_passed(self) -> None:
+        """What systemd holds too, it keeps for the next process."""
+        port, _ = self.clients(1)
+        self.opened(port, passed=True).accept_waiting()
+        self.assertEqual(len(self.factory.connections), 0)
+
+    def test_other_ports(self) -> None:
+        """A port that is no descriptor holds nothing that is known of."""
+        network = MemoryNetwork()
+        port = self.successResultOf(network.server_endpoint().listen(Peers()))
+        self.opened(port).accept_waiting()
+
+    def test_port_that_does_not_stop(self) -> None:
+        """A port that fails to stop is logged, and is nobody else's failure."""
+        network = MemoryNetwork()
+        port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
+        port.stopListening = lambda: 1 / 0
+        self.successResultOf(self.opened(port).close())
+        self.assertEqual(formatEvent(self.log[-1]), "a port does not stop listening")

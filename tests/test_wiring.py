@@ -1,0 +1,233 @@
+"""What the command line and systemd ask for, as a service."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from twisted.application.service import IService, IServiceMaker
+from twisted.logger import LogEvent, LogLevel, formatEvent
+from twisted.plugin import IPlugin, getPlugins
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from echod.daemon import makeService, passed, wiring
+from echod.daemon.listening import EndpointListener, TCPListener
+from echod.daemon.options import CannotServe, Options
+from echod.daemon.passed import PassedListener
+from echod.daemon.wiring import take
+from echod.factory import descriptors_left
+
+
+class TakeTests(SynchronousTestCase):
+    def test_taken(self) -> None:
+        """Variables are taken, so that no child inherits them; others are left alone."""
+        environ = {"NOTIFY_SOCKET": "@x", "OTHER": "1"}
+        self.assertEqual(take(environ, ["NOTIFY_SOCKET", "LISTEN_FDS"]), {"NOTIFY_SOCKET": "@x"})
+        self.assertEqual(environ, {"OTHER": "1"})
+
+    def test_taken_by_twisted(self) -> None:
+        """What Twisted has removed from the environment is known all the same."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        started = Path(directory.name, "environ")
+        started.write_bytes(b"OTHER=1\0LISTEN_FDS=2\0ODD\0EMPTY=\0EQUAL=a=b\0\xff=\xff\0")
+        names = ["LISTEN_FDS", "EMPTY", "EQUAL"]
+        self.assertEqual(
+            take({}, names, str(started)), {"LISTEN_FDS": "2", "EMPTY": "", "EQUAL": "a=b"}
+        )
+
+    def test_not_known(self) -> None:
+        """Where the kernel does not tell, what is left in the environment counts."""
+        self.assertEqual(take({"LISTEN_FDS": "2"}, ["LISTEN_FDS"], "/nowhere"), {"LISTEN_FDS": "2"})
+
+
+class MakeServiceTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+        self.log: list[LogEvent] = []
+        self.patch(wiring.log, "observer", self.log.append)
+
+    def make(self, *arguments: str) -> Any:
+        options = Options()
+        options.parseOptions(list(arguments))
+        return makeService(options)
+
+    def warnings(self) -> list[str]:
+        return [formatEvent(event) for event in self.log if event["log_level"] is LogLevel.warn]
+
+    def pass_sockets(self, **names: int) -> None:
+        """Pass a listening socket for each name, as systemd would."""
+        sockets = [socket.socket() for _ in names]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+        first = 100
+        for number, sock in enumerate(sockets, first):
+            os.dup2(sock.fileno(), number)
+            sock.close()
+        self.patch(passed, "FIRST", first)
+        os.environ["LISTEN_PID"] = str(os.getpid())
+        os.environ["LISTEN_FDS"] = str(len(names))
+        os.environ["LISTEN_FDNAMES"] = ":".join(names)
+
+    def listeners(self, service: Any) -> tuple[list[type], list[type]]:
+        """Return the kinds of listener for echo, and for the metrics."""
+        echo = service._echo._listeners
+        others = [listener for ports in service._others for listener in ports._listeners]
+        for listener in (*echo, *others):
+            if isinstance(listener, PassedListener):
+                listener._socket.close()
+        return [type(listener) for listener in echo], [type(listener) for listener in others]
+
+    def test_service(self) -> None:
+        """What twistd gets is a service, with the limits of the command line."""
+        made = self.make("--max-connections", "3", "--idle-timeout", "7", "--quiet")
+        self.assertTrue(verifyObject(IService, made))
+        self.assertEqual(made._factory.max_connections, 3)
+        self.assertEqual(made._factory.idle_timeout, 7)
+        self.assertEqual(made._factory.stall_timeout, 60)
+        self.assertEqual(self.listeners(made), ([TCPListener], []))
+        self.assertEqual(self.warnings(), [])
+
+    def test_more_than_the_descriptors(self) -> None:
+        """More connections than there are descriptors are not promised, and it says so."""
+        self.patch(resource, "getrlimit", lambda which: (100, 100))
+        made = self.make("--max-connections", "5000")
+        self.assertEqual(made._factory.max_connections, descriptors_left())
+        [warning] = self.warnings()
+        self.assertIn("--max-connections 5000: RLIMIT_NOFILE", warning)
+        self.assertEqual(self.make()._factory.max_connections, descriptors_left())
+        self.patch(resource, "getrlimit", lambda which: (30, 30))
+        self.assertEqual(self.make("--metrics", "tcp:0")._factory.max_connections, 1)
+
+    def test_endpoints(self) -> None:
+        """--listen is understood before anything starts."""
+        made = self.make("--listen", "tcp:0", "--listen", "unix:/run/x")
+        self.assertEqual(self.listeners(made), ([EndpointListener] * 2, []))
+        self.assertRaises(CannotServe, self.make, "--listen", "tcp:http")
+
+    def test_passed(self) -> None:
+        """Sockets that systemd passes are served in place of the default."""
+        self.pass_sockets(a=1, b=2)
+        made = self.make()
+        self.assertEqual(self.listeners(made), ([PassedListener] * 2, []))
+        self.assertEqual([name for name in os.environ if name.startswith("LISTEN_")], [])
+
+    def test_passed_and_said(self) -> None:
+        """Where the command line says where to listen, a socket passed is not served: a warning."""
+        for arguments, kind in (
+            (["--port", "0"], TCPListener),
+            (["--interface", "127.0.0.1"], TCPListener),
+            (["--listen", "tcp:0"], EndpointListener),
+        ):
+            self.pass_sockets(a=1)
+            self.assertEqual(self.listeners(self.make(*arguments)), ([kind], []))
+            os.close(100)
+            [warning] = self.warnings()
+            self.assertIn("says where to listen: descriptor 100 (a)", warning)
+            self.log.clear()
+
+    def test_passed_for_an_endpoint(self) -> None:
+        """Twisted's own systemd: endpoints take what was passed, and there is no warning."""
+        self.pass_sockets(a=1)
+        self.addCleanup(os.close, 100)
+        error = self.assertRaises(CannotServe, self.make, "--listen", "systemd:domain=INET:name=a")
+        self.assertIn("KeyError: 'a'", str(error))  # Twisted looked before they were passed
+        self.assertEqual(self.warnings(), [])
+
+    def test_metrics(self) -> None:
+        """Metrics are served where the option says, and on a socket that was passed for them."""
+        self.pass_sockets(metrics=1)
+        made = self.make("--metrics", "tcp:0")
+        self.assertEqual(self.listeners(made), ([TCPListener], [PassedListener, EndpointListener]))
+        room = descriptors_left()
+        self.assertEqual(self.make("--metrics", "tcp:0")._factory.max_connections, room - 16)
+        error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:x")
+        self.assertIn("--metrics 'tcp:x:interface=127.0.0.1': ", str(error))
+        for description in ("systemd:domain=INET:index=0", "SYSTEMD:domain=INET:index=0"):
+            error = self.assertRaises(CannotServe, self.make, "--metrics", description)
+            self.assertIn("with the name metrics (FileDescriptorName=)", str(error))
+
+    def test_only_datagrams(self) -> None:
+        """With datagram sockets alone there is nothing to serve, but for one of the metrics."""
+        for name, served in (("a", False), (passed.METRICS, True)):
+            self.pass_sockets(**{name: 1})
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                os.dup2(sock.fileno(), 100)
+            if served:
+                self.assertEqual(self.listeners(self.make()), ([TCPListener], []))
+            else:
+                error = self.assertRaises(CannotServe, self.make)
+                self.assertIn("only datagram sockets were passed", str(error))
+
+    def test_broken_extra(self) -> None:
+        """What else is missing is not called the extra."""
+
+        def missing(name: str) -> None:
+            raise ModuleNotFoundError("broken", name="sys")
+
+        self.patch(wiring, "import_module", missing)
+        self.assertRaises(ModuleNotFoundError, self.make, "--metrics", "tcp:0")
+
+    def test_hang_up(self) -> None:
+        """SIGHUP, too, lets connections finish; unless it is ignored, as nohup does it."""
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        called: list[Any] = []
+        self.patch(reactor, "callFromThread", called.append)
+        for before in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGHUP, before)
+            made = self.make()
+            os.kill(os.getpid(), signal.SIGHUP)
+            [hang_up] = called
+            with mock.patch("signal.signal") as handle:
+                made._when_asked_again(int)
+            numbers = {call.args[0] for call in handle.call_args_list}
+            self.assertEqual(signal.SIGHUP in numbers, before is signal.SIG_DFL)
+        with mock.patch.object(reactor, "stop") as stop:
+            hang_up()
+        stop.assert_called_once_with()
+
+    def test_metrics_without_the_extra(self) -> None:
+        """Without prometheus_client metrics are refused, in a line that names the extra."""
+        with mock.patch.dict(sys.modules):
+            for name in list(sys.modules):
+                if name.startswith(("prometheus_client.", "echod.daemon.web", "echod.daemon.metr")):
+                    del sys.modules[name]
+            sys.modules["prometheus_client"] = None  # type: ignore[assignment]
+            error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:0")
+        self.assertRegex(str(error), r"need prometheus_client.* pip install 'echod\[metrics\]'$")
+
+    def test_second_signal(self) -> None:
+        """From the first signal on, both signals mean: do not wait."""
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        handlers: dict[int, Any] = {}
+        called: list[Any] = []
+        self.patch(signal, "signal", handlers.__setitem__)
+        self.patch(reactor, "callFromThread", called.append)
+        action = object()
+        self.make()._when_asked_again(action)
+        self.assertEqual(set(handlers), {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
+        for handler in handlers.values():
+            handler(signal.SIGTERM, None)
+        self.assertEqual(called, [action] * 3)
+
+    def test_plugin(self) -> None:
+        """What twistd finds is one echod, with these options and this service."""
+        found = [
+            plugin
+            for plugin in getPlugins(IPlugin)
+            if IServiceMaker.providedBy(plugin) and plugin.tapname == "echod"
+        ]
+        [plugin] = found
+        self.assertIs(plugin.options, Options)
+        self.assertIs(plugin.makeService, makeService)
