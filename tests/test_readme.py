@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import shlex
@@ -49,26 +48,6 @@ def test_options() -> None:
     named = set(re.findall(r"^``--([a-z-]+)", README, re.MULTILINE))
     options = {parameter[0] for parameter in (*Options.optParameters, *Options.optFlags)}
     assert named == options | {"interface", "listen"}
-
-
-def test_as_a_service(tmp_path: Path) -> None:
-    """The unit is one that systemd takes, and its command serves and stops by SIGTERM."""
-    [unit] = blocks("ini")
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(unit)
-    command = parser["Service"]["ExecStart"].replace("65432", "0").replace("0.0.0.0", "127.0.0.1")
-    _, *words = shlex.split(command)
-    with Daemon(*words[3:], twistd=words[:3]) as daemon:
-        hello(daemon)
-        assert os.listdir(daemon.directory.name) == [], "no pid file is left behind"
-        daemon.terminate()
-        assert daemon.wait() == -signal.SIGTERM
-    if shutil.which("systemd-analyze"):
-        (tmp_path / "echod.service").write_text(unit.replace("/opt/echod/bin/twistd", "/bin/true"))
-        subprocess.run(
-            ["systemd-analyze", "verify", tmp_path / "echod.service"], timeout=TIMEOUT, check=True
-        )
 
 
 def test_in_an_application(tmp_path: Path) -> None:
