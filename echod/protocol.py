@@ -69,6 +69,16 @@ def set_tcp_options(transport: IStreamTransport, peer: IAddress) -> None:
         transport.setTcpKeepAlive(True)
 
 
+def reset(transport: IStreamTransport) -> None:
+    """Reset the connection, at once where that is possible."""
+    if isinstance(transport, FileDescriptor):
+        # What abortConnection does, but now and not in the next turn of the
+        # reactor: the descriptor is needed for the next accept.
+        transport.connectionLost(Failure(ConnectionAborted()))
+    else:
+        transport.abortConnection()
+
+
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class Echo(Protocol):
     """Echo one connection (RFC 862). :class:`EchoFactory` makes these.
@@ -204,16 +214,20 @@ class Echo(Protocol):
                 self.abort()
                 return False
         elif not self._closing:
-            over = Ending.DRAINED if leaving and still >= QUIET else None
-            if factory.idle_timeout is not None and still >= factory.idle_timeout:
-                over = over or Ending.IDLE
-            try:
-                if over is not None and not unread(self.transport):
+            over = None
+            if leaving and still >= QUIET:
+                over = Ending.DRAINED
+            elif factory.idle_timeout is not None and still >= factory.idle_timeout:
+                over = Ending.IDLE
+            if over is not None:
+                try:
+                    waiting = unread(self.transport)
+                except OSError:
+                    self.lose()
+                    return False
+                if not waiting:
                     self._close(over)
                     return False
-            except OSError:
-                self.lose()
-                return False
         if owes or leaving or factory.idle_timeout is not None:
             return True
         self._seen = None
@@ -240,10 +254,5 @@ class Refusal(Protocol):
     transport: IStreamTransport
 
     def connectionMade(self) -> None:
-        """Reset it, at once where that is possible."""
-        if isinstance(self.transport, FileDescriptor):
-            # What abortConnection does, but now and not in the next turn of the
-            # reactor: the descriptor is needed for the next accept.
-            self.transport.connectionLost(Failure(ConnectionAborted()))
-        else:
-            self.transport.abortConnection()
+        """Reset it."""
+        reset(self.transport)

@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from prometheus_client.exposition import choose_encoder
-from twisted.internet.abstract import FileDescriptor
-from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -26,7 +24,7 @@ from zope.interface import implementer
 from echod.daemon.metrics import Tally, registry
 from echod.daemon.page import facts, html, text
 from echod.factory import EchoFactory
-from echod.protocol import IStreamTransport
+from echod.protocol import IStreamTransport, reset
 
 MAX_CONNECTIONS: Final = 16
 """HTTP connections at once. One more takes the place of the one that is unused longest."""
@@ -50,7 +48,7 @@ FORMAT: Final = re.compile(
     re.ASCII,
 )
 
-
+# How a proxy asks for a path, which servers take too (RFC 9112 3.2.2).
 ABSOLUTE: Final = re.compile(rb"^https?://[^/]*/?", re.IGNORECASE)
 
 
@@ -61,7 +59,6 @@ class Answer(Request):
 
     def process(self) -> None:
         """Answer. Nothing that the client sent is repeated."""
-        # The absolute form is for proxies, and servers take it too (RFC 9112 3.2.2).
         page = self.channel.factory.pages.get(ABSOLUTE.sub(b"/", self.path))
         accept = b",".join(self.requestHeaders.getRawHeaders(b"Accept", []))
         content_type, body = "text/plain; charset=utf-8", b"not found\n"
@@ -159,13 +156,8 @@ class Channel(HTTPChannel):
 
     def cut(self) -> None:
         """Reset the connection."""
-        if isinstance(self.transport, FileDescriptor):
-            # What abortConnection does, but now and not in the next turn of the
-            # reactor: the next accept may need the descriptor.
-            self.transport.connectionLost(Failure(ConnectionAborted()))
-        else:
-            self.factory.forget(self)
-            self.transport.abortConnection()
+        self.factory.forget(self)
+        reset(self.transport)
 
     def _refuse(self, status: bytes) -> None:
         self.transport.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n")
