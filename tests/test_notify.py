@@ -204,7 +204,7 @@ class EnvironmentTests(SynchronousTestCase):
     def test_nothing(self) -> None:
         """Without NOTIFY_SOCKET nobody is told, whatever else is set."""
         for environ in ({}, {"NOTIFY_SOCKET": ""}, {"WATCHDOG_USEC": "x"}):
-            self.assertIsNone(self.made(**environ)._address)
+            self.assertIsNone(self.made(**environ).address)
 
     def test_watchdog(self) -> None:
         """The watchdog's time is microseconds, and may be for another process."""
@@ -215,7 +215,7 @@ class EnvironmentTests(SynchronousTestCase):
             ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "863"}, None),
         ):
             made = self.made(NOTIFY_SOCKET="@x", **environ)
-            self.assertEqual((made._address, made._watchdog), ("@x", seconds))
+            self.assertEqual((made.address, made._watchdog), ("@x", seconds))
 
     def test_no_time(self) -> None:
         """What is no time is refused in one line."""

@@ -18,11 +18,12 @@ from twisted.plugin import IPlugin, getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from echod.daemon import makeService, passed, wiring
+from echod.daemon import makeService, notify, passed, wiring
 from echod.daemon.listening import EndpointListener, TCPListener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import PassedListener
 from echod.daemon.wiring import take
+from echod.events import Reason, Refused
 from echod.factory import descriptors_left
 
 
@@ -142,6 +143,16 @@ class MakeServiceTests(SynchronousTestCase):
         error = self.assertRaises(CannotServe, self.make, "--listen", "systemd:domain=INET:name=a")
         self.assertIn("KeyError: 'a'", str(error))  # Twisted looked before they were passed
         self.assertEqual(self.warnings(), [])
+
+    def test_systemd_is_told(self) -> None:
+        """Under systemd the connections are told to it; else nobody is asked for that."""
+        self.assertEqual(self.make()._notifier.address, None)
+        self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": "/nowhere"})
+        made = self.make()
+        told: list[Any] = []
+        self.patch(notify.Notifier, "__call__", lambda notifier, event: told.append(notifier))
+        made._factory.observer(Refused(Reason.MAX_CONNECTIONS, None))
+        self.assertEqual(told, [made._notifier])
 
     def test_metrics(self) -> None:
         """Metrics are served where the option says, and on a socket that was passed for them."""

@@ -44,7 +44,7 @@ class Notifier:
     ) -> None:
         self._clock = clock
         self._connections = connections
-        self._address = address
+        self.address = address
         self._watchdog = watchdog
         self._alive: LoopingCall | None = None
         self._stopping = False
@@ -74,7 +74,7 @@ class Notifier:
 
     def _tell(self, **assignments: str) -> None:
         """Tell systemd that, what it was too busy to hear, and the status if that is due."""
-        if self._address is None:
+        if self.address is None:
             return
         self._untold |= assignments
         if self._next_look is None and self._status != self._describe():
@@ -84,14 +84,14 @@ class Notifier:
             return
         message = "\n".join(f"{name}={value}" for name, value in self._untold.items())
         try:
-            send(message.encode(), self._address)
+            send(message.encode(), self.address)
         except BlockingIOError:  # its queue is full
             self._look_again()
             return
         except OSError as error:  # no reason to stop serving, and none to complain twice
             if not self._unheard:
                 log.warn(
-                    "NOTIFY_SOCKET={address}: {why}", address=on_one_line(self._address), why=error
+                    "NOTIFY_SOCKET={address}: {why}", address=on_one_line(self.address), why=error
                 )
             self._unheard = True
         else:

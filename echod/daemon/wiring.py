@@ -63,7 +63,9 @@ def makeService(options: Options) -> EchoService:
         stall_timeout=options["stall-timeout"],
     )
     notifier = notify.notifier(reactor, lambda: len(factory.connections), environ, os.getpid())
-    observers: list[Observer] = [connection_log, notifier]
+    observers: list[Observer] = [connection_log]
+    if notifier.address is not None:
+        observers.append(notifier)
     echo = Ports(factory, echo_listeners(options, sockets, reactor))
     others = []
     if web:
