@@ -19,7 +19,6 @@ import os
 import platform
 import random
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
-from losses import HOST, table
+from losses import HOST, give_up_after, table
 
 WHOLE: Final = 300  # seconds after which the whole is given up
 PEERS: Final = 50  # connections that stay open
@@ -284,19 +283,13 @@ def verdict(what: str, equal: Sequence[float], counting: Sequence[float]) -> str
     )
 
 
-def give_up(number: int, _: object) -> None:
-    sys.exit(f"counting.py: given up: {signal.strsignal(number)}")  # kills daemons on its way
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Show what counting costs: run daemons on 127.0.0.1, print a reST table."
     )
     parser.add_argument("--short", action="store_true", help="too little to mean much, for CI")
     size = SHORT if parser.parse_args().short else FULL
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, give_up)
-    signal.alarm(WHOLE)
+    give_up_after(WHOLE)
     try:
         # Each is as often the first as the others, and after each of them.
         orders = islice(cycle(permutations(DAEMONS)), size.rounds)

@@ -319,8 +319,15 @@ def table(head: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([rule, *map(line, head), rule, *map(line, rows), rule])
 
 
-def give_up(number: int, _: object) -> None:
-    sys.exit(f"losses.py: given up: {signal.strsignal(number)}")  # kills servers on its way
+def give_up_after(seconds: int) -> None:
+    """Have the process end with one line then, or at SIGTERM, and kill its servers on its way."""
+
+    def give_up(number: int, _: object) -> None:
+        sys.exit(f"{Path(sys.argv[0]).name}: given up: {signal.strsignal(number)}")
+
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, give_up)
+    signal.alarm(seconds)
 
 
 def main() -> None:
@@ -333,9 +340,7 @@ def main() -> None:
     if arguments.serve:
         SERVERS[arguments.serve]()
         return
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, give_up)
-    signal.alarm(WHOLE)
+    give_up_after(WHOLE)
     count, unread = (20, 32) if arguments.short else (200, 128)
     head = [
         [

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from importlib import import_module
 from types import ModuleType
 
 import pytest
 
 from tests.support import ROOT, short_run
-
-COMMAND = [sys.executable, str(ROOT / "benchmarks" / "counting.py")]
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +69,3 @@ def test_wrong_byte(counting: ModuleType) -> None:
     """A byte that is not the one that was sent ends it."""
     with pytest.raises(RuntimeError, match="61 was sent, and 62 came back"):
         counting.check(b"b", b"a")
-
-
-def test_wrong_option() -> None:
-    """A wrong option is told in argparse's own line, and nothing is run."""
-    ended = subprocess.run(
-        [*COMMAND, "--long"], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.endswith("counting.py: error: unrecognized arguments: --long\n")
-    assert ended.stdout == ""

@@ -117,18 +117,22 @@ def test_names_files_that_exist(path: Path) -> None:
         assert (ROOT / name).is_file(), name
 
 
-def test_embedding_example(tmp_path: Path) -> None:
-    """The application runs by itself, prints what the document says, and leaves nothing behind."""
-    [application] = blocks(EMBEDDING, "python")
-    [printed] = blocks(EMBEDDING, "text")
-    ended = subprocess.run(
+def run_application(application: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", application],
-        cwd=tmp_path,
+        cwd=directory,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
         check=False,
     )
+
+
+def test_embedding_example(tmp_path: Path) -> None:
+    """The application runs by itself, prints what the document says, and leaves nothing behind."""
+    [application] = blocks(EMBEDDING, "python")
+    [printed] = blocks(EMBEDDING, "text")
+    ended = run_application(application, tmp_path)
     assert (ended.stdout, ended.stderr, ended.returncode) == (printed + "\n", "", 0)
     assert list(tmp_path.iterdir()) == []
 

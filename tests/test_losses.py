@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.support import ROOT, short_run
-
-COMMAND = [sys.executable, str(ROOT / "benchmarks" / "losses.py")]
+from tests.support import short_run
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +32,3 @@ def test_cases_can_fail(rows: dict[str, list[str]]) -> None:
     assert large.endswith("MiB, FIN (!)")
     assert float(memory.removesuffix(" MiB")) > 8
     assert sigterm.endswith("MiB, FIN (!)")
-
-
-def test_wrong_option() -> None:
-    """A wrong option is told in argparse's own line, and nothing is run."""
-    ended = subprocess.run(
-        [*COMMAND, "--long"], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.endswith("losses.py: error: unrecognized arguments: --long\n")
-    assert ended.stdout == ""

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import pytest
 from echod.daemon.options import Options
 from tests.support import ROOT, TIMEOUT, Daemon, receive_all
 from tests.test_docs import blocks as literal_blocks
-from tests.test_docs import tree
+from tests.test_docs import run_application, tree
 
 README = (ROOT / "README.rst").read_text()
 
@@ -53,14 +52,8 @@ def test_options() -> None:
 def test_in_an_application(tmp_path: Path) -> None:
     """The application runs, says where it listens, and ends."""
     [application] = blocks("python")
-    done = subprocess.run(
-        [sys.executable, "-c", application],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=True,
-    )
+    done = run_application(application, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("echo at IPv4Address(type='TCP', host='127.0.0.1', port=")
     assert done.stderr == ""
 

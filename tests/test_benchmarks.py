@@ -1,0 +1,24 @@
+"""What holds for every benchmark."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name
+)
+def test_wrong_option(path: Path) -> None:
+    """A wrong option is told in argparse's own line, and nothing is run."""
+    ended = subprocess.run(
+        [sys.executable, path, "--long"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(f"{path.name}: error: unrecognized arguments: --long\n")
+    assert ended.stdout == ""
