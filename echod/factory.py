@@ -6,17 +6,25 @@ import ipaddress
 import math
 import os
 import resource
+import socket
 import sys
 from collections import Counter
-from typing import Final
+from typing import Final, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IReactorFDSet,
+    IReactorTime,
+    ITransport,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
 from echod.events import Closed, Event, Observer, Opened, Reason, Refused, ignore
+from echod.fastpath import FastPath, kernel_socket
 from echod.protocol import LOOKS, QUIET, Echo, IStreamTransport, Refusal
 
 SPARE_DESCRIPTORS: Final = 16
@@ -41,6 +49,8 @@ class EchoFactory(Factory):
         which a connection is closed; by default never.
     :param stall_timeout: seconds for which the peer has not read what it is owed,
         after which it is reset; ``None``: never.
+    :param fast_path: whether bytes may go past Twisted's buffers, where that is possible
+        (:mod:`echod.fastpath`).
     :raises ValueError: for a limit below 1, or a timeout that is not above 0 and finite.
 
     Timeouts are never early and late by a quarter at most.
@@ -62,6 +72,7 @@ class EchoFactory(Factory):
         max_connections_per_peer: int | None = None,
         idle_timeout: float | None = None,
         stall_timeout: float | None = 60.0,
+        fast_path: bool = True,
     ) -> None:
         if max_connections is None:
             max_connections = descriptors_left()
@@ -77,6 +88,8 @@ class EchoFactory(Factory):
         self.max_connections_per_peer = max_connections_per_peer
         self.idle_timeout = idle_timeout
         self.stall_timeout = stall_timeout
+        self.kernel_socket = kernel_socket if fast_path else no_socket
+        self._fast_path: FastPath | None = None
         self.draining = False
         self.connections: set[Echo] = set()
         self.leaving: set[Echo] = set()
@@ -133,6 +146,18 @@ class EchoFactory(Factory):
             self.clock = transport.reactor
         return self.clock
 
+    def take_over(self, echo: Echo, sock: socket.socket) -> None:
+        """Let the bytes of ``echo`` go past its transport. :class:`Echo` calls this.
+
+        Where the kernel has no descriptor or no room for that, they stay where they are.
+        """
+        try:
+            if self._fast_path is None:
+                self._fast_path = FastPath(cast(IReactorFDSet, echo.transport.reactor))
+            self._fast_path.take(echo, sock)
+        except OSError:
+            return
+
     def watch(self, echo: Echo) -> None:
         """Look at ``echo`` now and then, if there is a time to keep. :class:`Echo` calls this.
 
@@ -145,22 +170,25 @@ class EchoFactory(Factory):
             if self._next_look is None:
                 self._next_look = self.clock_for(echo.transport).callLater(period, self._look)
 
-    def connection_opened(self, echo: Echo) -> None:
+    def connection_opened(self, echo: Echo, peer: IAddress) -> None:
         """Count ``echo`` in. :class:`Echo` calls this."""
         self.connections.add(echo)
         if self.idle_timeout is not None:
             self.watch(echo)
-        echo.key = self._peer_key(echo.peer)
-        self._of_peer[echo.key] += 1
-        self._tell(Opened(echo.peer))
+        if self.max_connections_per_peer is not None:
+            echo.key = peer_key(peer)
+        if echo.key is not None:
+            self._of_peer[echo.key] += 1
+        self._tell(Opened(peer))
 
     def connection_closed(self, echo: Echo, closed: Closed) -> None:
         """Count ``echo`` out. :class:`Echo` calls this."""
         self.connections.discard(echo)
         self.leaving.discard(echo)
-        self._of_peer[echo.key] -= 1
-        if not self._of_peer[echo.key]:
-            del self._of_peer[echo.key]
+        if echo.key is not None:
+            self._of_peer[echo.key] -= 1
+            if not self._of_peer[echo.key]:
+                del self._of_peer[echo.key]
         self._tell(closed)
         if not self.connections:
             self._forget_next_look()
@@ -172,13 +200,12 @@ class EchoFactory(Factory):
             return Reason.DRAINING
         if len(self.connections) >= self.max_connections:
             return Reason.MAX_CONNECTIONS
-        limit, key = self.max_connections_per_peer, self._peer_key(peer)
-        if limit is not None and key is not None and self._of_peer[key] >= limit:
-            return Reason.MAX_CONNECTIONS_PER_PEER
+        limit = self.max_connections_per_peer
+        if limit is not None:
+            key = peer_key(peer)
+            if key is not None and self._of_peer[key] >= limit:
+                return Reason.MAX_CONNECTIONS_PER_PEER
         return None
-
-    def _peer_key(self, peer: IAddress | None) -> str | None:
-        return None if self.max_connections_per_peer is None else peer_key(peer)
 
     def _look_every(self) -> float | None:
         timeouts = (self.stall_timeout, self.idle_timeout)
@@ -249,6 +276,10 @@ def peer_key(peer: IAddress | None) -> str | None:
             return str(address.ipv4_mapped)
         return str(ipaddress.IPv6Network((int(address), 64), strict=False))
     return None
+
+
+def no_socket(_: ITransport) -> None:
+    """Return ``None``, in the place of :func:`~echod.fastpath.kernel_socket`."""
 
 
 def descriptors_left() -> int:

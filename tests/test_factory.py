@@ -142,6 +142,15 @@ class EchoFactoryTests(SynchronousTestCase):
         first.connectionLost()
         self.assertIsInstance(self.connect(factory, peers[1]), Echo)
 
+    def test_one_of_several_leaves(self) -> None:
+        """When one connection of a peer ends, there is room for one."""
+        factory = self.factory(max_connections_per_peer=2)
+        peer = IPv4Address("TCP", "192.0.2.1", 1)
+        first, _ = self.connect(factory, peer), self.connect(factory, peer)
+        first.connectionLost()
+        self.assertIsInstance(self.connect(factory, peer), Echo)
+        self.assertIsInstance(self.connect(factory, peer), Refusal)
+
     def test_drain_of_nothing(self) -> None:
         """A drain without connections is over at once, and needs no clock."""
         drained = EchoFactory().drain(10)

@@ -361,8 +361,9 @@ def test_out_of_descriptors() -> None:
 def test_resets_in_mid_transfer() -> None:
     """300 resets in mid-transfer leave no descriptor, no traceback, and a neighbour undisturbed."""
     with Daemon("--port", "0") as daemon, daemon.connect() as neighbour:
-        neighbour.sendall(b"x")
-        assert neighbour.recv(1) == b"x"
+        for _ in range(3):  # by the third, the fast path has its descriptor
+            neighbour.sendall(b"x")
+            assert neighbour.recv(1) == b"x"
         before = daemon.descriptors()
         linger = b"\1\0\0\0\0\0\0\0"  # on, 0 seconds: close is RST (socket(7))
         for _ in range(300):
