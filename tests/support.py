@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import functools
 import os
 import signal
 import socket
@@ -9,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
     TCP4ClientEndpoint,
@@ -23,10 +28,13 @@ from twisted.internet.endpoints import (
     UNIXClientEndpoint,
     UNIXServerEndpoint,
 )
+from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IAddress, IProtocolFactory
+from twisted.internet.pollreactor import PollReactor
 from twisted.internet.protocol import Factory
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.selectreactor import SelectReactor
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from echod.events import Closed, Ending, Event, Refused
@@ -82,6 +90,7 @@ class MemoryEnds:
 
     def __init__(self) -> None:
         self.clock = self.network = MemoryNetwork()
+        self.options: dict[str, Any] = {}
 
     async def listen(self, factory: IProtocolFactory) -> None:
         await self.network.server_endpoint().listen(factory)
@@ -104,16 +113,45 @@ class MemoryEnds:
         self.network.settle()
 
 
+def asyncio_reactor() -> Any:
+    loop = asyncio.SelectorEventLoop()
+    atexit.register(loop.close)
+    return AsyncioSelectorReactor(loop)
+
+
+REACTORS: dict[str, Callable[[], Any]] = {
+    "epoll": EPollReactor,
+    "poll": PollReactor,
+    "select": SelectReactor,
+    "asyncio": asyncio_reactor,
+}
+"""Each kind that Linux has. They are turned by hand, so that there may be several."""
+
+
+@functools.cache
+def reactor_of_kind(kind: str) -> Any:
+    return REACTORS[kind]()
+
+
+def turn(reactor: Any, seconds: float = 0) -> None:
+    """Let the reactor do what there is to do; if there is nothing, wait for ``seconds``."""
+    if isinstance(reactor, AsyncioSelectorReactor):
+        loop = reactor._asyncioEventloop
+        loop.call_later(seconds, loop.stop) if seconds else loop.call_soon(loop.stop)
+        loop.run_forever()
+    else:
+        reactor.iterate(seconds)
+
+
 class SocketEnds(ABC):
-    """Connections on real sockets and the real reactor; only the time is a task.Clock."""
+    """Connections on real sockets and a real reactor; only the time is a task.Clock."""
 
     knows_reset = True
     knows_addresses = True
 
-    def __init__(self) -> None:
-        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
-
-        self.reactor: Any = reactor
+    def __init__(self, kind: str = "epoll", **options: Any) -> None:
+        self.reactor = reactor_of_kind(kind)
+        self.options = options
         self.clock = Clock()
         self.ports: list[Any] = []
 
@@ -132,11 +170,15 @@ class SocketEnds(ABC):
         return await self.until(self.client_endpoint().connect(factory))
 
     async def until(self, deferred: Deferred[T]) -> T:
-        return await deferred.addTimeout(TIMEOUT, self.reactor)
+        deadline = time.monotonic() + TIMEOUT
+        while not deferred.called:
+            assert time.monotonic() < deadline, "it does not happen"
+            turn(self.reactor, 0.001)
+        return await deferred
 
     async def turn(self) -> None:
         for _ in range(10):
-            await deferLater(self.reactor, 0)
+            turn(self.reactor)
 
     async def advance(self, seconds: float) -> None:
         for _ in range(60):
@@ -146,7 +188,7 @@ class SocketEnds(ABC):
 
     async def stop(self) -> None:
         for port in self.ports:
-            await port.stopListening()
+            await self.until(port.stopListening())
 
 
 class TCP4Ends(SocketEnds):
@@ -171,8 +213,8 @@ class UNIXEnds(SocketEnds):
     knows_reset = False
     knows_addresses = False
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, kind: str = "epoll", **options: Any) -> None:
+        super().__init__(kind, **options)
         self.directory = tempfile.TemporaryDirectory()
         self.path = os.path.join(self.directory.name, "echo")
 
@@ -206,7 +248,9 @@ class Served:
     def __init__(self, ends: Any, **options: Any) -> None:
         self.ends = ends
         self.events = Recorder()
-        self.factory = EchoFactory(clock=ends.clock, observer=self.events, **options)
+        self.factory = EchoFactory(
+            clock=ends.clock, observer=self.events, **ends.options, **options
+        )
         self.peers: list[Peer] = []
 
     async def peer(self) -> Peer:

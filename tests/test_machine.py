@@ -6,6 +6,8 @@ ending says so.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import settings
@@ -18,13 +20,17 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.interfaces import IAddress, IProtocolFactory
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
-from echod.events import Ending
+from echod.events import Closed, Ending
 from echod.factory import EchoFactory
 from echod.kernel import unsent
 from echod.protocol import MAX_OWED
 from echod.testing import MemoryNetwork, Peer
-from tests.support import Peers, Recorder
+from tests.support import REACTORS, TIMEOUT, Peers, Recorder, reactor_of_kind, turn
 
 CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED}
 
@@ -32,16 +38,71 @@ CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED}
 class Caller:
     """A peer, and what the model knows of it."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, address: IAddress) -> None:
         self.peer = peer
-        self.address = peer.transport.getHost()
+        self.address = address
         self.sent = bytearray()
         self.finished = False
         self.stalled = False
 
 
+class SocketNetwork(Clock):
+    """The loopback of this machine; only the time is pretended."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.reactor = reactor_of_kind(kind)
+
+    def serve(self, factory: IProtocolFactory) -> None:
+        self.port: Any = TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
+        self.port.listen(factory).addCallback(lambda port: setattr(self, "port", port))
+
+    def client_endpoint(self) -> Any:
+        return TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.port.getHost().port)
+
+    def until(self, what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not what():
+            assert time.monotonic() < deadline, "it does not happen"
+            turn(self.reactor, 0.001)
+
+    def settle(self) -> None:
+        for _ in range(10):
+            turn(self.reactor)
+
+    def advance(self, amount: float) -> None:
+        for _ in range(30):
+            self.settle()
+            super().advance(amount / 30)
+        self.settle()
+
+    def close(self) -> None:
+        stopped = self.port.stopListening()
+        self.until(lambda: stopped.called)
+
+
+class WholeMemoryNetwork(MemoryNetwork):
+    """A MemoryNetwork with the same methods."""
+
+    def serve(self, factory: IProtocolFactory) -> None:
+        self.server_endpoint().listen(factory)
+
+    def until(self, what: Callable[[], object]) -> None:
+        if not what():
+            self.settle()
+        assert what()
+
+    def close(self) -> None:
+        pass
+
+
 class EchoMachine(RuleBasedStateMachine):
     callers = Bundle("callers")
+
+    def make_network(self, capacity: int) -> Any:
+        return WholeMemoryNetwork(capacity)
+
+    fast_path = True
 
     @initialize(
         capacity=st.sampled_from([1, 100, 4096, 64 * 1024]),
@@ -49,22 +110,37 @@ class EchoMachine(RuleBasedStateMachine):
         stall=st.sampled_from([None, 8.0]),
     )
     def serve(self, capacity: int, idle: float | None, stall: float | None) -> None:
-        self.network = MemoryNetwork(capacity)
+        self.network = self.make_network(capacity)
         self.largest = 1000 * capacity  # a turn of the loop moves one capacity, and takes time
         self.events = Recorder()
         self.factory = EchoFactory(
-            observer=self.events, idle_timeout=idle, stall_timeout=stall, max_connections=4
+            clock=self.network,
+            observer=self.events,
+            idle_timeout=idle,
+            stall_timeout=stall,
+            max_connections=4,
+            fast_path=self.fast_path,
         )
-        self.network.server_endpoint().listen(self.factory)
+        self.network.serve(self.factory)
         self.all: list[Caller] = []
         self.payload = 0
         self.drained: Any = None
 
     @rule(target=callers)
     def connect(self) -> Caller:
-        peers: list[Any] = []
-        self.network.client_endpoint().connect(Peers()).addCallback(peers.append)
-        caller = Caller(peers[0])
+        told = len(self.events)
+        connected: list[Any] = []
+        self.network.client_endpoint().connect(Peers()).addBoth(connected.append)
+
+        def came() -> list[Any]:
+            return [event for event in self.events[told:] if not isinstance(event, Closed)]
+
+        self.network.until(lambda: connected and came())
+        [peer], [event] = connected, came()
+        if isinstance(peer, Failure):  # refused before it knew that it was connected
+            peer = Peer()
+            peer.ended = "RST"
+        caller = Caller(peer, event.peer)
         self.all.append(caller)
         return caller
 
@@ -102,7 +178,8 @@ class EchoMachine(RuleBasedStateMachine):
     @rule(caller=callers)
     def reset(self, caller: Caller) -> None:
         caller.finished = True
-        caller.peer.abort()
+        if caller.peer.ended is None:
+            caller.peer.abort()
 
     @rule()
     def settle(self) -> None:
@@ -138,7 +215,8 @@ class EchoMachine(RuleBasedStateMachine):
         for caller in self.all:
             if caller.stalled:
                 caller.peer.resume()
-        self.network.settle()
+        self.network.until(lambda: all(caller.peer.ended is not None for caller in self.all))
+        self.network.close()
         endings = {closed.peer: closed for closed in self.events.closed}
         refused = {event.peer for event in self.events.refused}
         for caller in self.all:
@@ -169,3 +247,20 @@ class EchoMachine(RuleBasedStateMachine):
 EchoMachine.TestCase.settings = settings(stateful_step_count=30, max_examples=150)
 EchoTests = EchoMachine.TestCase
 EchoTests.__doc__ = "Whatever happens in whatever order, the model holds."
+
+
+class OnSockets(EchoMachine):
+    """The same, over the sockets of the kernel."""
+
+    kind = "epoll"
+
+    def make_network(self, capacity: int) -> Any:
+        return SocketNetwork(self.kind)
+
+
+for kind in REACTORS:
+    for path in (True, False):
+        name = f"{kind.capitalize()}{'FastPath' if path else 'OrdinaryPath'}"
+        machine: Any = type(name, (OnSockets,), {"kind": kind, "fast_path": path})
+        machine.TestCase.settings = settings(stateful_step_count=30, max_examples=30, deadline=None)
+        globals()[f"{name}Tests"] = machine.TestCase
