@@ -1,0 +1,355 @@
+"""Where the time of an echoed message goes: ``python benchmarks/flame.py``.
+
+``twistd -n echod --quiet`` gets a load of ``speed.py``, and py-spy stops it now and then to see
+where it stands, in Python and in C. In the kernel it cannot be stopped: then it is in the
+function of the C library that made the system call, and all of the call counts there.
+
+py-spy runs on the server's own core, and goes before the server (sched(7)), which takes root.
+So a server that is stopped was interrupted where it stands. From another core it is sent a
+signal, goes on until that arrives, and meanwhile comes back from a system call, where it is
+stopped at the latest: not a thousandth of the time was seen in Python.
+
+What is printed is a table in reST: the share of each part, and what that is of the CPU time of
+a message, which is measured in the same process before and after, when nobody stops it.
+``--svg`` draws a flame graph, and writes into it what it was drawn from, for ``--read``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape
+
+from losses import give_up_after, table
+from report import number, quiet
+from servers import LOAD_CORE, SERVER_CORE, Server, build, end_children
+from speed import SCENARIOS, Load, figures, machine, measured, target, versions, whole
+
+LOAD: Final = "message-50"
+SECONDS: Final = 10  # of sampling
+RATE: Final = 500  # samples a second
+RUNS: Final = 6  # before, and again after
+WHOLE: Final = 120  # seconds after which the whole is given up
+
+# The rows of the table.
+SEND, RECEIVE, EPOLL = "kernel, send", "kernel, recv", "kernel, epoll_wait"
+MODULES, PYTHON = "socket and select, in C", "the interpreter in doRead"
+REACTOR, ELSE = "the reactor's turn", "else"
+COLOURS: Final = {
+    SEND: "#d8433f",
+    RECEIVE: "#e88a5a",
+    EPOLL: "#efc05f",
+    MODULES: "#8fb3d9",
+    PYTHON: "#5b8db8",
+    REACTOR: "#8fb58a",
+    ELSE: "#b9a3c4",
+}
+
+# The C library has several names for each.
+CALLS: Final = re.compile(r"(?:__)?(?:libc_)?(send|recv|epoll_wait) \(libc\)")
+KERNEL: Final = {"send": SEND, "recv": RECEIVE, "epoll_wait": EPOLL}
+FAST: Final = "FastPath.doRead (echod/fastpath.py)"
+TURN: Final = "ReactorBase.mainLoop (twisted/internet/base.py)"
+
+
+def shortened(frame: str) -> str:
+    """Return a frame without what is so on this machine alone.
+
+    That is where a file is, the version and the processor in its name, and an address in
+    place of a function's name.
+    """
+    found = re.fullmatch(r"(.*) \((.*)\)", frame)
+    if not found:
+        return frame
+    name, path = found.groups()
+    inside = re.search(r"(?:^|/)((?:echod|twisted)/.*)", path)
+    file = inside[1] if inside else path.rpartition("/")[2]
+    file = re.sub(r"(?:[.]cpython-.*|-[\d.]+)?[.]so[.\d]*$", "", file)
+    return f"{re.sub('^0x[0-9a-f]+$', '?', name)} ({file})"
+
+
+def stacks_of(raw: str) -> dict[str, int]:
+    """Return how often each stack was seen, from what py-spy writes; outermost frames first.
+
+    A stack starts with the loop of the reactor, since what is around it is always the same.
+    """
+    counts: Counter[str] = Counter()
+    for line in raw.splitlines():
+        stack, _, count = line.rpartition(" ")
+        frames = [shortened(frame) for frame in stack.split(";")]
+        if TURN in frames:
+            frames = frames[frames.index(TURN) :]
+        counts[";".join(frames)] += int(count)
+    return dict(sorted(counts.items()))
+
+
+def part_of(stack: str) -> str:
+    """Return which row of the table a stack counts for."""
+    frames = stack.split(";")
+    call = CALLS.fullmatch(frames[-1])
+    if call:
+        return KERNEL[call[1]]
+    if FAST in frames:
+        return PYTHON if frames[-1].endswith(".py)") else MODULES
+    return REACTOR if TURN in frames else ELSE
+
+
+def shares(stacks: dict[str, int]) -> dict[str, float]:
+    """Return the share of each part; all are 1."""
+    counts = dict.fromkeys(COLOURS, 0)
+    for stack, count in stacks.items():
+        counts[part_of(stack)] += count
+    total = sum(counts.values())
+    return {part: count / total for part, count in counts.items()}
+
+
+def profiler() -> str:
+    """Return the path of py-spy."""
+    found = shutil.which("py-spy") or shutil.which("py-spy", path=Path(sys.executable).parent)
+    if not found:
+        raise RuntimeError("no py-spy is installed; `pip install py-spy` does it")
+    return found
+
+
+def started_before(*command: str) -> subprocess.Popen[str]:
+    """Start a command that goes before the server, on the server's core."""
+    os.sched_setaffinity(0, SERVER_CORE)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except PermissionError:
+        raise RuntimeError("to sample a server on its own core takes root") from None
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, LOAD_CORE)
+
+
+def measure(seconds: int) -> dict[str, Any]:
+    """Return the stacks that were seen, and what a message cost."""
+    spy = profiler()
+    if not shutil.which("cc"):
+        raise RuntimeError("the load is a C program, and no cc is installed")
+    os.sched_setaffinity(0, LOAD_CORE)
+    scenario = replace(SCENARIOS[LOAD], runs=RUNS)
+    with tempfile.TemporaryDirectory() as tools, ExitStack() as stack:
+        build("load.c", f"{tools}/load")
+        server = Server("echod", tools, "--quiet")
+        stack.callback(server.close)
+        server.ready()
+        load = Load(tools, server, scenario, scenario.connections)
+        stack.callback(load.close)
+        load.ready()
+        runs = [measured(load, server, scenario) for _ in range(scenario.runs)]
+        raw = Path(tools, "raw")
+        sampled = []
+        with started_before(
+            *(spy, "record", "--pid", str(server.process.pid), "--native", "--nolineno"),
+            *("--rate", str(RATE), "--duration", str(seconds)),
+            *("--format", "raw", "--output", str(raw)),
+        ) as process:
+            while not sampled or process.poll() is None:
+                sampled.append(measured(load, server, scenario))
+            assert process.stderr is not None
+            errors = process.stderr.read().strip()
+        if process.returncode or not raw.exists():
+            raise RuntimeError(f"py-spy: {(errors or 'nothing was seen').splitlines()[0]}")
+        runs += [measured(load, server, scenario) for _ in range(scenario.runs)]
+        return {
+            "stacks": stacks_of(raw.read_text()),
+            "figures": figures(scenario, runs),
+            "sampled": figures(scenario, sampled),
+            "rate": RATE,
+            "size": scenario.size,
+            "connections": scenario.connections,
+            "profiler": subprocess.run(
+                [spy, "--version"], capture_output=True, text=True, check=True
+            ).stdout.strip(),
+            "versions": versions(["echod"]),
+            "machine": machine(),
+            "command": " ".join(["python benchmarks/flame.py", *sys.argv[1:]]),
+        }
+
+
+def said(result: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the share of each part, and the CPU time of a message that it is."""
+    cost = result["figures"]["cpu"] * 1000
+    return {
+        part: (f"{share * 100:.1f} %", f"{share * cost:,.0f} ns")
+        for part, share in shares(result["stacks"]).items()
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Return what is printed."""
+    rows = [[part, *words] for part, words in said(result).items()]
+    rows.append(["a message", "100 %", f"{result['figures']['cpu'] * 1000:,.0f} ns"])
+    count = sum(result["stacks"].values())
+    return "\n".join(
+        [
+            table([["where", "share", "CPU time"]], rows),
+            "",
+            f"{result['connections']} connections, {result['size']} B a message; {count:,} samples,"
+            f" {result['rate']} a second.",
+            f"While these were taken, a message took {number(result['sampled']['cpu'])} µs.",
+            quiet([{LOAD: {"echod": result["figures"]}}]),
+            f"{result['machine']}.",
+            f"{result['versions']}, {result['profiler']}.",
+            f"By ``{result['command']}``.",
+        ]
+    )
+
+
+# The drawing.
+
+WIDTH: Final = 1000
+HEIGHT: Final = 18  # of a frame
+LETTER: Final = 6.1  # width
+LEAST: Final = 0.002  # the share below which a frame is not drawn
+COLUMNS: Final = 3  # of the legend
+
+
+class Frame:
+    """A frame, how often it was seen, and those that it called."""
+
+    def __init__(self, name: str, colour: str) -> None:
+        self.name = name
+        self.colour = colour
+        self.count = 0
+        self.calls: dict[str, Frame] = {}
+
+    def add(self, frames: Sequence[str], below: int, count: int) -> None:
+        """Count a stack, of which so many frames lie below."""
+        self.count += count
+        if len(frames) > below:
+            stack = frames[: below + 1]
+            if stack[-1] not in self.calls:
+                colour = COLOURS[part_of(";".join(stack))]
+                self.calls[stack[-1]] = Frame(stack[-1], colour)
+            self.calls[stack[-1]].add(frames, below + 1, count)
+
+    def height(self, least: float) -> int:
+        if self.count < least:
+            return 0
+        return 1 + max((called.height(least) for called in self.calls.values()), default=0)
+
+    def draw(self, left: float, level: int, whole: int, cost: float) -> Iterator[str]:
+        """Yield it, and those that it called above it."""
+        share = self.count / whole
+        if share < LEAST:
+            return
+        width = share * WIDTH
+        y = -level * HEIGHT
+        letters = int((width - 4) / LETTER)
+        name = self.name if len(self.name) <= letters else f"{self.name[: letters - 1]}…"
+        yield (
+            f"<g><title>{escape(self.name)}: {share * 100:.1f} %, {share * cost:,.0f} ns</title>"
+            f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="{HEIGHT - 1}" '
+            f'fill="{self.colour}" stroke="white" stroke-width="0.5"/>'
+        )
+        if letters >= 3:
+            yield f'<text x="{left + 3:.1f}" y="{y + 12}">{escape(name)}</text>'
+        yield "</g>"
+        for called in sorted(self.calls.values(), key=lambda one: -one.count):
+            yield from called.draw(left, level + 1, whole, cost)
+            left += called.count / whole * WIDTH
+
+
+def legend(result: dict[str, Any]) -> Iterator[str]:
+    for at, (part, words) in enumerate(said(result).items()):
+        x, y = at % COLUMNS * WIDTH / COLUMNS, HEIGHT * (1.5 + at // COLUMNS)
+        text = escape(f"{part}: {', '.join(words)}")
+        yield f'<rect x="{x:.0f}" y="{y:.0f}" width="11" height="11" fill="{COLOURS[part]}"/>'
+        yield f'<text x="{x + 15:.0f}" y="{y + 9:.0f}">{text}</text>'
+
+
+def graph(result: dict[str, Any]) -> str:
+    """Return a flame graph in SVG.
+
+    The wider a frame, the more time; what lies on it was called by it. Its colour is that of
+    the row for which its own time counts, where nothing lies on it.
+    """
+    message = Frame("a message", "#d9d9d9")
+    for stack, count in result["stacks"].items():
+        message.add(stack.split(";"), 0, count)
+    top = (message.height(LEAST * message.count) - 1) * HEIGHT
+    size = (WIDTH, top + HEIGHT * (2 + ceil(len(COLOURS) / COLUMNS)))
+    box = f"0 {-top} {size[0]} {size[1]}"
+    return "\n".join(
+        [
+            '<svg xmlns="http://www.w3.org/2000/svg" '
+            f'width="{size[0]}" height="{size[1]}" viewBox="{box}" '
+            'font-family="DejaVu Sans Mono, monospace" font-size="10">',
+            f"<metadata>{escape(json.dumps(result))}</metadata>",
+            f'<rect y="{-top}" width="{size[0]}" height="{size[1]}" fill="white"/>',
+            *message.draw(0, 0, message.count, result["figures"]["cpu"] * 1000),
+            *legend(result),
+            "</svg>\n",
+        ]
+    )
+
+
+def drawn_from(path: Path) -> Any:
+    """Return what a flame graph was drawn from."""
+    return json.loads(ET.parse(path).findtext("{http://www.w3.org/2000/svg}metadata", ""))
+
+
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """Return what a flame graph was drawn from, and the table of it."""
+    try:
+        result = drawn_from(path)
+        return result, tables(result)
+    except (
+        *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+        SyntaxError,  # ET's
+    ):
+        raise RuntimeError(f"{path} was not drawn by flame.py") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Show where the time of an echoed message goes: run echod, print a reST table."
+    )
+    parser.add_argument("--seconds", type=whole, default=SECONDS, help="of sampling, 10 by default")
+    parser.add_argument("--svg", type=target, metavar="FILE", help="draw a flame graph")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read a graph")
+    arguments = parser.parse_args()
+    give_up_after(WHOLE)
+    try:
+        if arguments.read:
+            result, output = read(arguments.read)
+        else:
+            result = measure(arguments.seconds)
+            output = tables(result)
+        print(output, flush=True)
+        if arguments.svg:
+            arguments.svg.write_text(graph(result))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"flame.py: {error}")
+    finally:
+        end_children()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The servers of ``speed.py``: how each is started, what it needs, and what it has spent."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from counting import cpu_clock
+from losses import HOST
+
+HERE: Final = Path(__file__).resolve().parent
+BACKLOG: Final = 4096  # as in echoes.py
+LISTENS: Final = re.compile(rf"listening on .*{re.escape(HOST)}:(\d+)")  # all of them say so
+CORES: Final = sorted(os.sched_getaffinity(0))
+SERVER_CORE: Final = CORES[-1:]
+LOAD_CORE: Final = CORES[:1]
+
+TWISTD: Final = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=")
+ECHOD: Final = (*TWISTD, "echod", "--port", "0")
+ECHOES: Final = (sys.executable, str(HERE / "echoes.py"))
+# It says where it listens with -d -d only. With more than a page at once (pipe(7)) it hangs
+# in its own pipe when a peer sends more than that holds.
+SOCAT: Final = (
+    *("socat", "-d", "-d", "-b4096"),
+    *(f"TCP-LISTEN:0,bind={HOST},backlog={BACKLOG},fork,nodelay", "PIPE"),
+)
+
+
+class Peer(NamedTuple):
+    """A server to measure."""
+
+    title: str
+    command: tuple[str, ...]  # {tools} is where the compiled are
+    needs: str = ""  # a Python package, or the name of a command with a slash before it
+    source: str = ""  # what is compiled
+    only: str = ""  # the one scenario that it takes part in
+    forks: bool = False  # a process for each connection
+
+
+PEERS: Final = {
+    "echod": Peer("echod", ECHOD),
+    "echod-log": Peer("echod, with its log", ECHOD, only="short"),
+    "echod-slow": Peer("echod, no fast path", (*ECHOES, "echod-slow")),
+    "twisted": Peer("Twisted wire.Echo", (*ECHOES, "twisted")),
+    "asyncio": Peer("asyncio Protocol", (*ECHOES, "asyncio")),
+    "asyncio-buffered": Peer("asyncio BufferedProtocol", (*ECHOES, "asyncio-buffered")),
+    "uvloop": Peer("uvloop Protocol", (*ECHOES, "uvloop"), "uvloop"),
+    "gevent": Peer("gevent StreamServer", (*ECHOES, "gevent"), "gevent"),
+    "c": Peer("C, epoll", ("{tools}/echo-c",), "/cc", "echo.c"),
+    "go": Peer("Go, io.Copy", ("{tools}/echo-go",), "/go", "echo.go"),
+    "socat": Peer("socat, fork", SOCAT, "/socat", forks=True),
+    "liar": Peer("one that lies", (*ECHOES, "liar")),
+}
+USUAL: Final = [name for name in PEERS if name != "liar"]
+
+
+def missing(name: str) -> str:
+    """Return what is missing for a server to be run, or an empty string."""
+    needs = PEERS[name].needs
+    if needs.startswith("/"):
+        return "" if shutil.which(needs[1:]) else f"no {needs[1:]} is installed"
+    if needs and not find_spec(needs):
+        return f"Python has no {needs}"
+    return ""
+
+
+def takes_part(name: str, scenario: str) -> bool:
+    return PEERS[name].only in ("", scenario)
+
+
+def build(source: str, target: str) -> None:
+    """Compile a file of this directory."""
+    if source.endswith(".c"):
+        command = ["cc", "-O2", "-o", target, str(HERE / source)]
+    else:
+        command = ["go", "build", "-o", target, str(HERE / source)]
+    # Go keeps a cache at home, and wants to have one.
+    environment = {"HOME": str(Path(target).parent), **os.environ}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if ended.returncode:
+        raise RuntimeError(f"{source} does not compile: {complaint(ended.stderr)}")
+
+
+def complaint(errors: str) -> str:
+    """Return the line of a compiler's output that says what is wrong."""
+    # Before it, cc names a function, and go a package behind a "#".
+    lines = [line.strip() for line in errors.splitlines() if line.strip() and line[0] != "#"]
+    wrong = [line for line in lines if "error" in line]
+    return (wrong or lines or ["it does not say why"])[0]
+
+
+def lack_of(name: str, tools: str) -> str:
+    """Compile a server, where it has to be; return what it lacks, or an empty string."""
+    lack, source = missing(name), PEERS[name].source
+    if not lack and source:
+        try:
+            build(source, f"{tools}/echo-{name}")
+        except RuntimeError as error:
+            return str(error)
+    return lack
+
+
+def version_of(name: str) -> str:
+    """Return the name and version of what a server is made with, or an empty string."""
+
+    def first(pattern: str, *command: str) -> str:
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        found = re.search(pattern, output)
+        return found[1] if found else "of unknown version"
+
+    if name in ("uvloop", "gevent"):
+        return f"{name} {version(name)}"
+    if name == "c":
+        return f"cc {first('([0-9]+[.][0-9.]+)', 'cc', '--version')}"
+    if name == "go":
+        return f"Go {first('go([0-9.]+)', 'go', 'version')}"
+    if name == "socat":
+        return f"socat {first('socat version ([0-9.]+)', 'socat', '-V')}"
+    return ""
+
+
+class Server:
+    """A server in a process of its own, on a core of its own. :meth:`close` ends it."""
+
+    def __init__(self, name: str, tools: str, *options: str) -> None:
+        self.name = name
+        self.forks = PEERS[name].forks
+        # Before it starts, since it may count its cores, and have threads from the start.
+        os.sched_setaffinity(0, SERVER_CORE)
+        try:
+            self.process = subprocess.Popen(
+                [*(part.format(tools=tools) for part in PEERS[name].command), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # to find, and to end, its children by
+            )
+        finally:
+            os.sched_setaffinity(0, LOAD_CORE)
+        # Its log has to go somewhere, or a full pipe would stop it.
+        self._reader = threading.Thread(target=self._read)
+        self._listens = threading.Event()
+        self._line = "no output"
+        self.port = 0
+
+    def ready(self) -> None:
+        """Wait until it listens."""
+        self._clock = cpu_clock(self.process.pid)
+        self._reader.start()
+        self._listens.wait()
+        found = LISTENS.search(self._line)
+        if not found:
+            raise RuntimeError(f"{self.name} does not listen: {self._line.rstrip()}")
+        self.port = int(found[1])
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        if self._reader.ident:
+            self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.process.wait()
+
+    def cpu(self) -> int:
+        """Return the CPU time until now in nanoseconds, its children's too."""
+        if not self.forks:
+            return time.clock_gettime_ns(self._clock)
+        spent = 0
+        for pid in self._members():
+            with suppress(OSError):  # it has ended, and is found below
+                spent += time.clock_gettime_ns(cpu_clock(pid))
+        fields = status_of(self.process.pid)
+        ended = int(fields[13]) + int(fields[14])  # cutime and cstime, in ticks
+        return spent + ended * 10**9 // os.sysconf("SC_CLK_TCK")
+
+    def waited(self) -> int:
+        """Return how long it could go on and others had its core; 0, where it forks.
+
+        Its children have one core together, and would wait for each other.
+        """
+        return 0 if self.forks else waited(self.process.pid)
+
+    def memory(self) -> int:
+        """Return the resident memory in bytes; of who forks, what is shared counts once.
+
+        From the pages themselves, because the counters of ``status`` are not precise.
+        """
+        field = "Pss:" if self.forks else "Rss:"
+        kib = 0
+        for pid in self._members():
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            kib += next(int(line.split()[1]) for line in rollup.splitlines() if field in line)
+        return kib * 1024
+
+    def _members(self) -> list[int]:
+        """Return its process and its children."""
+        if not self.forks:
+            return [self.process.pid]
+        return [pid for pid in processes() if status_of(pid)[3] == str(self.process.pid)]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if not self._listens.is_set():
+                self._line = line
+                if LISTENS.search(line):
+                    self._listens.set()
+        self._listens.set()
+
+
+def waited(pid: int) -> int:
+    """Return the nanoseconds in which its threads could go on, and others had the core (proc(5)).
+
+    A thread that has ended is no longer in it.
+    """
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # it has just ended
+            total += int(path.read_text().split()[1])
+    return total
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def end_children() -> None:
+    """End the processes that this one has started.
+
+    For who is interrupted in the midst of starting one, which nobody else knows then.
+    """
+    for pid in processes():
+        if status_of(pid)[1] == str(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def status_of(pid: int) -> list[str]:
+    """Return what proc(5) tells of a process, from its state on; "" for each, when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [""] * 50
