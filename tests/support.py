@@ -15,9 +15,12 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
+import pytest
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
@@ -61,6 +64,17 @@ os.execv(sys.argv[3 + given], sys.argv[3 + given :])
 """
 
 T = TypeVar("T")
+
+
+def benchmark(name: str) -> Any:
+    """Return a fixture: a module of the benchmarks, which find each other by their directory."""
+
+    @pytest.fixture(name=name)
+    def imported(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        return import_module(name)
+
+    return imported
 
 
 class Recorder(list[Event]):

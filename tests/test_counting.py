@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from types import ModuleType
 
 import pytest
 
-from tests.support import ROOT, short_run
+from tests.support import benchmark, short_run
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +16,7 @@ def output() -> str:
     return short_run("counting.py")
 
 
-@pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("counting")
+counting = benchmark("counting")
 
 
 def test_table(output: str) -> None:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT
+from tests.support import ROOT, TIMEOUT, benchmark
 
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "speed.py")]
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="the load is a C program")
@@ -43,25 +42,9 @@ def bench(*options: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("report")
-
-
-@pytest.fixture
-def servers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("servers")
-
-
-@pytest.fixture
-def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("speed")
+report = benchmark("report")
+servers = benchmark("servers")
+speed = benchmark("speed")
 
 
 def rows(output: str, title: str) -> dict[str, list[str]]:

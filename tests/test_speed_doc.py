@@ -30,7 +30,7 @@ from docutils import nodes
 from echod import fastpath
 from echod.daemon.listening import BACKLOG
 from echod.protocol import MAX_OWED
-from tests.support import ROOT, TIMEOUT
+from tests.support import ROOT, TIMEOUT, benchmark
 from tests.test_docs import blocks, section, tree
 
 PATH = ROOT / "docs" / "speed.rst"
@@ -83,22 +83,9 @@ def figures() -> Any:
     return json.loads(FIGURES.read_text())
 
 
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("report")
-
-
-@pytest.fixture
-def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("speed")
-
-
-@pytest.fixture
-def flame(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return import_module("flame")
+report = benchmark("report")
+speed = benchmark("speed")
+flame = benchmark("flame")
 
 
 def prose(title: str) -> str:
