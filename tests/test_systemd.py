@@ -179,9 +179,9 @@ def test_killed(facts: Facts) -> None:
 
 
 def test_stop_owing(facts: Facts) -> None:
-    """A stop with 4 MiB owed to each of two slow readers: all of it arrives, then FIN."""
+    """A stop while two slow readers wait for 12 MiB each: all of it arrives, then FIN."""
     print(f"{facts['received']} bytes read in {facts['read for']:.1f} s while it stopped")
-    assert facts["received"] == [4 << 20, 4 << 20]
+    assert facts["received"] == [12 << 20, 12 << 20]
     assert facts["whole"] == [True, True]
     assert facts["stopped after"] > 0.9 * facts["read for"] > 1
     assert (facts["status"], facts["result"]) == (0, "success")

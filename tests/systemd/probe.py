@@ -239,12 +239,12 @@ def killed() -> Facts:
 
 @scenario
 def stop_owing() -> Facts:
-    data = os.urandom(4 * MIB)
+    data = os.urandom(12 * MIB)  # the kernels at both ends may hold 8 of it
     clients = []
     for half_close in (True, False):
         client = connect()
         # Room for all of it, so that it is all sent before the first byte is read.
-        client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 16 * MIB)
+        client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 32 * MIB)
         client.sendall(data)
         if half_close:
             client.shutdown(socket.SHUT_WR)
@@ -254,7 +254,7 @@ def stop_owing() -> Facts:
     def read_slowly(index: int) -> None:
         parts = []
         try:
-            while part := clients[index].recv(64 << 10):
+            while part := clients[index].recv(256 << 10):
                 parts.append(part)
                 time.sleep(0.06)
         finally:
