@@ -10,6 +10,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.benchmark
+
 COMMANDS = [
     path
     for path in sorted((ROOT / "benchmarks").glob("*.py"))

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support import benchmark, short_run
 
+pytestmark = pytest.mark.benchmark
+
 
 @pytest.fixture(scope="module")
 def output() -> str:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support import short_run
 
+pytestmark = pytest.mark.benchmark
+
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[str]]:

@@ -21,6 +21,8 @@ import pytest
 
 from tests.support import ROOT, TIMEOUT, benchmark
 
+pytestmark = pytest.mark.benchmark
+
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "speed.py")]
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="the load is a C program")
 

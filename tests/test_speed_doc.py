@@ -33,6 +33,8 @@ from echod.protocol import MAX_OWED
 from tests.support import ROOT, TIMEOUT, benchmark
 from tests.test_docs import blocks, section, tree
 
+pytestmark = pytest.mark.benchmark
+
 PATH = ROOT / "docs" / "speed.rst"
 README = ROOT / "README.rst"
 FIGURES = ROOT / "docs" / "speed.json"
