@@ -288,6 +288,18 @@ class Served:
         assert len(self.events.refused) == told + 1
         return ended
 
+    async def stalled(self, seconds: float) -> None:
+        """Let so many seconds go by until a peer is found to be stalled, and longer on sockets.
+
+        There the stall begins when the kernels have moved all that they can, which on a busy
+        machine is long after, by a clock that is turned by hand.
+        """
+        for _ in range(1 if isinstance(self.ends, MemoryEnds) else 20):
+            await self.ends.advance(seconds)
+            if self.events.closed:
+                break
+        await self.settled(lambda: self.events.endings == [Ending.STALLED])
+
     async def settled(self, what: Callable[[], bool]) -> None:
         """Let the reactor turn until it is so."""
         for _ in range(1000):

@@ -281,8 +281,7 @@ async def test_stall_timeout(serve: Any, ends: Any) -> None:
     peer.send(bytes(16 * MIB))
     await ends.advance(39)
     assert served.events.endings == []
-    await ends.advance(13)
-    await served.settled(lambda: served.events.endings == [Ending.STALLED])
+    await served.stalled(13)
     assert served.events.closed[0].unsent > 0
     peer.resume()
     await ends.until(peer.when_ended())
@@ -303,8 +302,7 @@ async def test_stalled_after_it_finished(serve: Any, ends: Any) -> None:
         peer.send(bytes(size))
         await ends.turn()
     peer.finish()
-    await ends.advance(60)
-    await served.settled(lambda: served.events.endings == [Ending.STALLED])
+    await served.stalled(60)
 
 
 @run
