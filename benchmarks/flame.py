@@ -34,7 +34,7 @@ from typing import Any, Final
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from losses import give_up_after, table
+from losses import give_up_after, table, told_in_one_line
 from report import number, quiet
 from servers import LOAD_CORE, SERVER_CORE, Server, build, end_children
 from speed import SCENARIOS, Load, figures, machine, measured, target, versions, whole
@@ -334,7 +334,8 @@ def main() -> None:
     parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read a graph")
     arguments = parser.parse_args()
     give_up_after(WHOLE)
-    try:
+    with told_in_one_line(), ExitStack() as stack:
+        stack.callback(end_children)
         if arguments.read:
             result, output = read(arguments.read)
         else:
@@ -343,12 +344,6 @@ def main() -> None:
         print(output, flush=True)
         if arguments.svg:
             arguments.svg.write_text(graph(result))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, RuntimeError) as error:
-        sys.exit(f"flame.py: {error}")
-    finally:
-        end_children()
 
 
 if __name__ == "__main__":

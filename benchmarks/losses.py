@@ -330,6 +330,17 @@ def give_up_after(seconds: int) -> None:
     signal.alarm(seconds)
 
 
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Have the process end with one line where what is done within fails, or is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Show what echo servers lose: run several on 127.0.0.1, print a reST table."
@@ -352,12 +363,8 @@ def main() -> None:
         ],
         ["", "replies lost", "lost of 8 MiB", "kept in memory", "lost of 8 MiB"],
     ]
-    try:
+    with told_in_one_line():
         rows = [measure(name, count, unread) for name in (*SERVERS, ECHOD)]
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, RuntimeError) as error:
-        sys.exit(f"losses.py: {error}")
     print(table(head, rows))
     print(
         "\n(!) ended with FIN: the peer takes the part for the whole.\n"

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import report
-from losses import give_up_after
+from losses import give_up_after, told_in_one_line
 from report import Figures, Round
 from servers import (
     CORES,
@@ -376,7 +376,8 @@ def main() -> None:
     if arguments.read and (arguments.servers or arguments.scenarios or arguments.rounds):
         parser.error("--read measures nothing: no --servers, --scenarios or --rounds")
     give_up_after(WHOLE_SHORT if arguments.short else WHOLE)
-    try:
+    with told_in_one_line(), ExitStack() as stack:
+        stack.callback(end_children)
         if arguments.read:
             result, output = read(arguments.read)
         else:
@@ -387,12 +388,6 @@ def main() -> None:
             arguments.json.write_text(json.dumps(result, indent=1) + "\n")
         if arguments.chart:
             report.chart(result, arguments.chart)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, RuntimeError) as error:
-        sys.exit(f"speed.py: {error}")
-    finally:
-        end_children()
 
 
 if __name__ == "__main__":
