@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,6 +65,9 @@ os.execv(sys.argv[3 + given], sys.argv[3 + given :])
 """
 
 T = TypeVar("T")
+
+
+needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="the load is a C program")
 
 
 def benchmark(name: str) -> Any:

@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT, benchmark
+from tests.support import ROOT, TIMEOUT, benchmark, needs_cc
 
 pytestmark = pytest.mark.benchmark
 
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "speed.py")]
-needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="the load is a C program")
 
 
 def bench(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from docutils import nodes
 from echod import fastpath
 from echod.daemon.listening import BACKLOG
 from echod.protocol import MAX_OWED
-from tests.support import ROOT, TIMEOUT, benchmark
+from tests.support import ROOT, TIMEOUT, benchmark, needs_cc
 from tests.test_docs import blocks, section, tree
 
 pytestmark = pytest.mark.benchmark
@@ -44,7 +43,6 @@ FLAME = ROOT / "docs" / "speed-flame.svg"
 BLOCK = re.compile(r"(?ms)(?<=^\.\. begin: )([^\n]+)\n\n(?:(.*?)\n\n)??\.\. end$")
 FLAME_TITLE = "Where the last microsecond goes"
 
-needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="the load is a C program")
 
 MIB = 1024 * 1024
 
