@@ -66,7 +66,7 @@ def kernel_socket(transport: ITransport) -> socket.socket | None:
     return None
 
 
-def send_now(sock: socket.socket, data: bytes | memoryview) -> int:
+def send_now(sock: socket.socket, data: bytes) -> int:
     """Send what the kernel takes of ``data`` at once, and return how many bytes that is.
 
     An error counts as 0: the transport meets it too, and knows what it means.
@@ -170,7 +170,7 @@ class FastPath:
                     size, part = count, view[:count]
                 received[descriptor] += count
                 left -= count
-                try:
+                try:  # as send_now, but a call more takes 3 % longer
                     sent = sock.send(part)
                 except OSError:  # which the transport meets, too
                     sent = 0

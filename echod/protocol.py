@@ -202,7 +202,7 @@ class Echo(Protocol):
         """Cut the connection off with RST."""
         self.transport.abortConnection()
 
-    def lose(self) -> None:
+    def _lose(self) -> None:
         """End a connection that is broken, as the reactor does when its transport finds out."""
         transport: Any = self.transport
         transport.connectionLost(Failure(ConnectionLost()))
@@ -255,7 +255,7 @@ class Echo(Protocol):
                 try:
                     waiting = unread(self.transport)
                 except OSError:
-                    self.lose()
+                    self._lose()
                     return False
                 if not waiting:
                     self._close(over)
