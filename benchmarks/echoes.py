@@ -100,6 +100,26 @@ def serve_uvloop() -> None:
     uvloop.run(serve_protocol(EchoServerProtocol))
 
 
+class DatagramEcho(asyncio.DatagramProtocol):
+    """Echo as the manual's "UDP Echo Server" of asyncio's transports and protocols."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(data, addr)
+
+
+def serve_asyncio_udp() -> None:
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(DatagramEcho, local_addr=(HOST, 0))
+        announce(transport.get_extra_info("sockname")[1])
+        await loop.create_future()  # for ever
+
+    asyncio.run(serve())
+
+
 def serve_gevent() -> None:
     from gevent.server import StreamServer  # noqa: PLC0415 - where it is installed
 
@@ -136,6 +156,7 @@ SERVERS: Final[dict[str, Callable[[], None]]] = {
     "twisted": serve_twisted,
     "asyncio": serve_asyncio,
     "asyncio-buffered": serve_asyncio_buffered,
+    "asyncio-udp": serve_asyncio_udp,
     "uvloop": serve_uvloop,
     "gevent": serve_gevent,
     "liar": serve_liar,

@@ -49,6 +49,44 @@ class Reason(Enum):
     DRAINING = "draining"
 
 
+class Drop(Enum):
+    """Why a datagram was not answered: one word, which log, metric and test all share."""
+
+    NO_PORT = "no-port"
+    """It came from port 0, where nobody can be answered (RFC 768)."""
+
+    LOW_PORT = "low-port"
+    """It came from a port below 1024, where services listen that may answer the answer."""
+
+    NFS_PORT = "nfs-port"
+    """It came from port 2049, the one service above 1024 that trusts by address."""
+
+    OWN_PORT = "own-port"
+    """It came from a port on which this service listens itself, here or elsewhere."""
+
+    MULTICAST = "multicast"
+    BROADCAST = "broadcast"
+    """Its source is an address of many."""
+
+    UNSPECIFIED = "unspecified"
+    """Its source is 0.0.0.0 or ``::``, the address of who has none yet."""
+
+    SENT_TO_MANY = "sent-to-many"
+    """It was sent to a multicast or broadcast address, from where many would answer."""
+
+    SOURCE_RATE = "source-rate"
+    """Its source is answered as often as one source may be."""
+
+    TOTAL_RATE = "total-rate"
+    """All sources together are answered as often as they may be."""
+
+    NO_PAUSE = "no-pause"
+    """Its source has been answered for very long without a pause, as a loop would be."""
+
+    NOT_SENT = "not-sent"
+    """The kernel did not take the answer: no room, no route, a firewall."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A connection was accepted and is served."""
@@ -83,7 +121,15 @@ class Closed:
     peer: IAddress
 
 
-Event: TypeAlias = Opened | Refused | Closed
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A datagram was received and is not answered."""
+
+    drop: Drop
+    peer: IAddress
+
+
+Event: TypeAlias = Opened | Refused | Closed | Dropped
 Observer: TypeAlias = Callable[[Event], object]
 
 

@@ -265,17 +265,20 @@ def peer_key(peer: IAddress | None) -> str | None:
 
     An IPv4 address that reached a dual-stack socket (RFC 4291 2.5.5.2) counts as itself.
     """
-    if isinstance(peer, IPv4Address):
-        return str(peer.host)
-    if isinstance(peer, IPv6Address):
-        try:
-            address = ipaddress.IPv6Address(peer.host)
-        except ValueError:  # a proxy's word for it, not the kernel's
-            return str(peer.host)
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(address), 64), strict=False))
-    return None
+    return network_of(peer.host) if isinstance(peer, IPv4Address | IPv6Address) else None
+
+
+def network_of(host: str) -> str:
+    """Return what counts as one peer at the IP address ``host``: itself, or its IPv6 /64."""
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:  # a proxy's word for it, not the kernel's
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
 
 
 def no_socket(_: ITransport) -> None:

@@ -27,6 +27,13 @@ def tcp() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
+def udp() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+@pytest.fixture
 def unix(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "echo"))
@@ -44,7 +51,7 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def connect(sock: socket.socket) -> socket.socket:
-    client = socket.socket(sock.family)
+    client = socket.socket(sock.family, sock.type)
     client.settimeout(TIMEOUT)
     client.connect(sock.getsockname())
     return client
@@ -82,13 +89,26 @@ def test_metrics(tcp: socket.socket) -> None:
             assert b"echod_received_bytes_total 5.0\n" in answer.read()
 
 
-def test_what_is_not_served(tcp: socket.socket) -> None:
-    """A datagram socket beside others is one line in the log."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.bind(("127.0.0.1", 0))
-        with Daemon(**passing(udp, tcp, names="a:b")) as daemon:
-            check_echo(connect(tcp))
-            daemon.wait_for("descriptor 3 (a) is a datagram socket")
+def test_what_is_not_served(tcp: socket.socket, udp: socket.socket) -> None:
+    """A datagram socket for the metrics is one line in the log."""
+    with Daemon(**passing(udp, tcp, names="metrics:b")) as daemon:
+        check_echo(connect(tcp))
+        daemon.wait_for("descriptor 3 (metrics) is a datagram socket")
+
+
+def test_datagrams(tcp: socket.socket, udp: socket.socket) -> None:
+    """A datagram socket is served beside others; what comes in a restart is answered after it."""
+    with connect(udp) as client:
+        for _ in range(2):
+            client.send(b"before")
+            with Daemon(**passing(udp, tcp, names="echod.socket:echod.socket")) as daemon:
+                assert client.recv(9) == b"before"
+                client.send(b"hello")
+                assert client.recv(9) == b"hello"
+                check_echo(connect(tcp))
+                daemon.terminate()
+                assert daemon.wait() == -signal.SIGTERM
+                assert "Traceback" not in daemon.log
 
 
 def test_endpoint(tcp: socket.socket) -> None:

@@ -14,7 +14,16 @@ from tests.support import ROOT
 SOURCES = sorted((ROOT / "echod").rglob("*.py"))
 
 # Inside the core imports run one way: a file may import those before it.
-CORE = ["events", "kernel", "fastpath", "protocol", "factory", "client", "testing"]
+CORE = [
+    "events",
+    "kernel",
+    "fastpath",
+    "protocol",
+    "factory",
+    "datagram",
+    "client",
+    "testing",
+]
 
 # What the extra echod[metrics] installs, and who may use it.
 EXTRAS: dict[str, set[str]] = {

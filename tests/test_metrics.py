@@ -13,10 +13,12 @@ from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.metrics import Tally, registry, transferred
-from echod.events import Closed, Ending, Opened, Reason, Refused
+from echod.datagram import DatagramEcho, EchoDatagrams
+from echod.events import Closed, Drop, Ending, Opened, Reason, Refused
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork, Peer
 from tests.support import Peers
+from tests.test_datagram import FakeTransport
 
 PEER = IPv4Address("TCP", "192.0.2.1", 40000)
 
@@ -28,7 +30,8 @@ class Counted:
         self.network = MemoryNetwork()
         self.tally = Tally()
         self.factory = EchoFactory(clock=self.network, observer=self.tally, **options)
-        self.registry: CollectorRegistry = registry(self.tally, self.factory)
+        self.datagrams = EchoDatagrams(self.network, self.tally)
+        self.registry: CollectorRegistry = registry(self.tally, self.factory, self.datagrams)
         self.network.server_endpoint().listen(self.factory)
         self.peers = Peers()
 
@@ -97,6 +100,24 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(served.get("echod_connections_closed_total", ending=ending.value), 0)
         for reason in Reason:
             self.assertEqual(served.get("echod_connections_refused_total", reason=reason.value), 0)
+        for drop in Drop:
+            self.assertEqual(served.get("echod_datagrams_dropped_total", reason=drop.value), 0)
+
+    def test_datagrams(self) -> None:
+        """Datagrams are counted, those answered and those not."""
+        served = Counted()
+        protocol = DatagramEcho(served.datagrams)
+        transport: Any = FakeTransport()
+        protocol.makeConnection(transport)
+        for port in (50000, 50000, 7):
+            protocol.datagramReceived(b"hello", ("192.0.2.1", port))
+        for name, value in (
+            ("echod_datagrams_answered_total", 2),
+            ("echod_datagrams_answered_bytes_total", 10),
+            ("echod_datagrams_kernel_dropped_total", 0),
+        ):
+            self.assertEqual(served.get(name), value, name)
+        self.assertEqual(served.get("echod_datagrams_dropped_total", reason="low-port"), 1)
 
     def test_refused(self) -> None:
         """Who is refused is counted by reason, and is not among the accepted."""
@@ -153,6 +174,10 @@ class MetricsTests(SynchronousTestCase):
                 "echod_connections_max",
                 "echod_connections_open",
                 "echod_connections_refused",
+                "echod_datagrams_answered",
+                "echod_datagrams_answered_bytes",
+                "echod_datagrams_dropped",
+                "echod_datagrams_kernel_dropped",
                 "echod_received_bytes",
                 "echod_sent_bytes",
             },

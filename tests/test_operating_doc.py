@@ -256,7 +256,7 @@ def test_settings_are_there() -> None:
     """What the text calls a setting, ``Name=``, is one of the units or of a drop-in."""
     known = set(settings()).union(*(unit("", block) for block in DROP_INS))
     # What a unit of echod must not have, and journald's.
-    known |= {"ListenDatagram", "Accept", "RateLimitBurst"}
+    known |= {"Accept", "RateLimitBurst"}
     for name in re.findall(r"``([A-Z][a-z]\w+)=", TEXT):
         assert name in known, name
 
@@ -434,7 +434,7 @@ def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
             *("--max-connections", "1"),
             twistd=JOURNAL,
             env={**os.environ, "NOTIFY_SOCKET": "/nowhere/notify"},
-            **passing(listening, datagram, metrics, names="echod.socket:echod.socket:metrics"),
+            **passing(listening, datagram, metrics, names="echod.socket:metrics:metrics"),
         ) as daemon,
     ):
         with used(daemon, listening) as served:
@@ -490,6 +490,7 @@ def test_json_fields() -> None:
             if event != "message":
                 logged.setdefault(event, set()).update(set(call.fields) - {"event"})
     documented = {name.astext(): literals(fields) for name, fields in cells("As JSON")}
+    documented["dropped"] = documented["refused"]  # «likewise»
     assert documented == logged
     named = literals(section(DOCUMENT, "As JSON"))
     assert named >= {level.name for level in logs.PRIORITIES}

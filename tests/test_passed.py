@@ -104,14 +104,14 @@ class AdoptTests(SynchronousTestCase):
         return str(self.assertRaises(CannotServe, adopt, self.passed(*sockets), self.reactor))
 
     def test_datagram(self) -> None:
-        """A datagram socket beside others is left out, and the log says so."""
+        """Where no datagrams can be served, a datagram socket is left out, and the log says so."""
         stream = self.listening(socket.AF_INET, ("127.0.0.1", 0))
         datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
         [listener] = adopt(self.passed(datagram, stream), self.reactor)
         listener._socket.close()
         [event] = self.log
         self.assertEqual(event["log_level"], LogLevel.warn)
-        self.assertIn("is a datagram socket: echod does not serve UDP", formatEvent(event))
+        self.assertIn("is a datagram socket, and is not served", formatEvent(event))
         self.assertEqual(adopt(self.passed(datagram), self.reactor), [])
 
     def test_not_listening(self) -> None:
@@ -123,7 +123,7 @@ class AdoptTests(SynchronousTestCase):
     def test_other_kinds(self) -> None:
         """Sockets of other kinds are refused."""
         sock = self.listening(socket.AF_UNIX, self.path, socket.SOCK_SEQPACKET)
-        self.assertIn("is neither a TCP nor a UNIX stream socket", self.refused(sock))
+        self.assertIn("is no socket of TCP or UDP, and no UNIX stream", self.refused(sock))
 
     def test_no_socket(self) -> None:
         """So is what is no socket, or is not there."""

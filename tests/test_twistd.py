@@ -421,3 +421,100 @@ def test_import_is_light() -> None:
     )
     new = set(done.stdout.split()) - set(sys.stdlib_module_names)
     assert new <= {"echod", "twisted"}, new
+
+
+def udp(daemon: Daemon) -> socket.socket:
+    """Return a socket that is connected to the daemon's UDP port."""
+    port = int(daemon.wait_for("listening on udp 127.0.0.1")[0].rpartition(":")[2])
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(TIMEOUT)
+    sock.connect(("127.0.0.1", port))
+    return sock
+
+
+def test_udp() -> None:
+    """``--listen udp:`` answers datagrams, on both loopbacks, beside other endpoints."""
+    with Daemon("--listen", "udp:0", "--listen", "tcp:0:interface=127.0.0.1") as daemon:
+        for _ in range(3):
+            with udp(daemon) as sock:
+                sock.send(b"hello")
+                assert sock.recv(9) == b"hello"
+                port = sock.getpeername()[1]
+        assert f"listening on udp [::1]:{port}" in daemon.log
+        with daemon.connect() as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("address", ["UDP4:127.0.0.1", "UDP6:[::1]"])
+def test_udp_with_socat(address: str) -> None:
+    """The README's way to try it works."""
+    if not shutil.which("socat"):
+        pytest.skip("socat is not installed")
+    with Daemon("--listen", "udp:0") as daemon, udp(daemon) as sock:
+        port = sock.getpeername()[1]
+        ended = subprocess.run(
+            ["socat", "-t", "1", "-", f"{address}:{port}"],
+            input=b"hello",
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=True,
+        )
+        assert ended.stdout == b"hello"
+
+
+def test_udp_stops() -> None:
+    """At a stop what has come is answered, and the port is closed at once."""
+    with Daemon("--listen", "udp:0") as daemon, udp(daemon) as sock:
+        sock.send(b"?")
+        assert sock.recv(9) == b"?"
+        daemon.process.send_signal(signal.SIGSTOP)
+        for number in range(90):
+            sock.send(b"%d" % number)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGCONT)
+        assert [sock.recv(9) for _ in range(90)] == [b"%d" % number for number in range(90)]
+        daemon.wait()
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize(
+    ("description", "why"),
+    [
+        ("udp:", "a port is a whole number from 0 to 65535, not ''"),
+        ("udp:x", "a port is a whole number from 0 to 65535, not 'x'"),
+        ("udp:65536", "a port is a whole number from 0 to 65535, not '65536'"),
+        ("udp:7:backlog=3", "it knows one interface=, not 'backlog=3'"),
+        ("udp:7:interface=localhost", "'localhost' does not appear to be an IPv4 or IPv6 address"),
+        ("udp:0:interface=192.0.2.1", "cannot listen on udp 192.0.2.1:0: cannot assign requested"),
+    ],
+)
+def test_udp_wrong(description: str, why: str) -> None:
+    """A wrong description is told in one line, which says what is right."""
+    said = refused("--listen", description)
+    assert f"twistd echod: --listen {description!r}: {why}" in said
+
+
+def test_udp_port_in_use() -> None:
+    """A UDP port that is taken is told in one line, and the other ports are closed again."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        said = refused("--listen", "tcp:0", "--listen", f"udp:{port}")
+        assert f"cannot listen on udp 127.0.0.1:{port}: address already in use: stop" in said
+
+
+def test_not_answered_is_logged() -> None:
+    """What is not answered is summed up in the log, by reason."""
+    with Daemon("--listen", "udp:0", "--udp-rate", "1") as daemon, udp(daemon) as sock:
+        for _ in range(3):
+            sock.send(b"?")
+        assert sock.recv(9) == b"?"
+        [line, *_] = daemon.wait_for("did not answer")
+        host, port = sock.getsockname()
+        assert line.endswith(f"source-rate 1, from udp {host}:{port}")
+        daemon.terminate()
+        daemon.wait()
+        lines = [each for each in daemon.lines if "did not answer" in each]
+        assert [line.partition("answer ")[2].split()[0] for line in lines] == ["1", "1"]

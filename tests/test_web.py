@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytest_twisted
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
@@ -23,6 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.daemon.metrics import Tally
 from echod.daemon.page import facts, readable
 from echod.daemon.web import MAX_CONNECTIONS, TIMEOUT, MetricsSite
+from echod.datagram import EchoDatagrams
 from echod.events import Reason, Refused
 from echod.factory import EchoFactory
 from echod.kernel import unsent
@@ -59,6 +62,7 @@ class Site:
         self.site = MetricsSite(
             reactor=self.network,
             factory=self.factory,
+            datagrams=EchoDatagrams(self.network, self.tally),
             tally=self.tally,
             listening=lambda: listening,
         )
@@ -197,6 +201,20 @@ Refused
   draining                  0""".splitlines(),
         )
 
+    def test_datagrams(self) -> None:
+        """Where datagrams are answered, the page tells of them too."""
+        factory = EchoFactory()
+        datagrams: Any = EchoDatagrams(Clock())
+        datagrams.ports = [Mock(kernel_dropped=lambda: 3)]
+        sections = facts(
+            factory=factory, datagrams=datagrams, tally=Tally(), listening=[], since=0.0, now=0.0
+        )
+        rows = dict(sections)
+        self.assertEqual(
+            rows["Datagrams"], [("answered", "0"), ("bytes", "0"), ("dropped by the kernel", "3")]
+        )
+        self.assertIn(("low-port", "0"), rows["Not answered"])
+
     def test_html(self) -> None:
         """To a browser / is the same facts in HTML, each name the header of its row."""
         site = Site()
@@ -294,7 +312,14 @@ Refused
     def test_no_limit(self) -> None:
         """Where nothing limits the connections, the page says so; with no port, it has no row."""
         factory = EchoFactory(max_connections=sys.maxsize)
-        sections = facts(factory=factory, tally=Tally(), listening=[], since=5.0, now=4.0)
+        sections = facts(
+            factory=factory,
+            datagrams=EchoDatagrams(Clock()),
+            tally=Tally(),
+            listening=[],
+            since=5.0,
+            now=4.0,
+        )
         rows = [row for section in sections for row in section.rows]
         self.assertIn(("at most", "no limit"), rows)
         self.assertIn(("up for", "0:00:00"), rows)
@@ -606,7 +631,14 @@ async def test_over_sockets(kind: Callable[[], Any]) -> None:
     ends = kind()
     tally = Tally()
     factory = EchoFactory(clock=ends.clock, observer=tally)
-    await ends.listen(MetricsSite(reactor=ends.clock, factory=factory, tally=tally, listening=list))
+    site = MetricsSite(
+        reactor=ends.clock,
+        factory=factory,
+        datagrams=EchoDatagrams(ends.clock),
+        tally=tally,
+        listening=list,
+    )
+    await ends.listen(site)
     with Logged() as logged:
         peer: Peer = await ends.connect(Peers())
         for _ in range(2):

@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from echod.daemon import makeService, notify, passed, wiring
-from echod.daemon.listening import EndpointListener, TCPListener
+from echod.daemon.listening import EndpointListener, TCPListener, UDPListener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import PassedListener
 from echod.daemon.wiring import take
@@ -167,17 +167,18 @@ class MakeServiceTests(SynchronousTestCase):
             error = self.assertRaises(CannotServe, self.make, "--metrics", description)
             self.assertIn("with the name metrics (FileDescriptorName=)", str(error))
 
-    def test_only_datagrams(self) -> None:
-        """With datagram sockets alone there is nothing to serve, but for one of the metrics."""
-        for name, served in (("a", False), (passed.METRICS, True)):
+    def test_datagrams(self) -> None:
+        """A datagram socket is served, but for one of the metrics."""
+        for name, served in (("a", PassedListener), (passed.METRICS, TCPListener)):
             self.pass_sockets(**{name: 1})
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 os.dup2(sock.fileno(), 100)
-            if served:
-                self.assertEqual(self.listeners(self.make()), ([TCPListener], []))
-            else:
-                error = self.assertRaises(CannotServe, self.make)
-                self.assertIn("only datagram sockets were passed", str(error))
+            self.assertEqual(self.listeners(self.make()), ([served], []))
+
+    def test_listen_udp(self) -> None:
+        """An endpoint that begins with udp: is a UDP port, beside others."""
+        made = self.make("--listen", "udp:0", "--listen", "tcp:0", "--listen", "UDP:0")
+        self.assertEqual(self.listeners(made)[0], [UDPListener, EndpointListener, UDPListener])
 
     def test_broken_extra(self) -> None:
         """What else is missing is not called the extra."""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import re
+import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorTCP
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IReactorFDSet,
+    IReactorTCP,
+)
 from twisted.logger import Logger
 
 from echod.daemon.options import LOOPBACK, CannotServe
+from echod.datagram import DatagramPort, EchoDatagrams
 
 BACKLOG: Final = 1024
 """Connections that the kernel completes and holds until they are accepted (listen(2)).
@@ -52,22 +61,30 @@ class Listener(Protocol):
         """Listen; raise CannotServe, and leave nothing listening, where it is not possible."""
 
 
-class TCPListener:
-    """One TCP port number on each of several interfaces.
+class NumberListener(ABC):
+    """One port number on each of several interfaces.
 
-    :param reactor: listens.
     :param port: 0 takes a free port, the same on each interface.
     :param interfaces: IP addresses; none means both loopbacks, and IPv4's alone where
         the machine has no IPv6.
     """
 
     passed = False
+    kind: str
+    """The protocol, as the log names it."""
 
-    def __init__(self, reactor: IReactorTCP, port: int, interfaces: Sequence[str] = ()) -> None:
-        self._reactor = reactor
+    def __init__(self, port: int, interfaces: Sequence[str] = ()) -> None:
         self._port = port
         self._interfaces = interfaces or LOOPBACK
         self._asked = bool(interfaces)
+
+    @abstractmethod
+    async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:
+        """Listen there; raise CannotListenError where that is not possible."""
+
+    @abstractmethod
+    def _said(self, number: int) -> str:
+        """Return the option that the error ``number`` is about."""
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen on each interface."""
@@ -85,24 +102,102 @@ class TCPListener:
                     port.stopListening()
                 # A free port of one interface can be taken on the next.
                 if self._port != 0 or error.socketError.errno != errno.EADDRINUSE:
-                    option = "interface" if error.socketError.errno in UNKNOWN else "port"
-                    raise CannotServe(f"--{option}: {explain(error)}") from error
+                    said = self._said(error.socketError.errno)
+                    raise CannotServe(f"{said}: {explain(error, self.kind)}") from error
             else:
                 return ports
-        raise CannotServe(f"--port 0: found no port that is free on all of {self._interfaces}")
+        said = self._said(errno.EADDRINUSE)
+        raise CannotServe(f"{said}: found no port that is free on all of {self._interfaces}")
 
     async def _listen(
         self, factory: IProtocolFactory, interface: str, port: int
     ) -> IListeningPort | None:
-        endpoint: Any = TCP6ServerEndpoint if ":" in interface else TCP4ServerEndpoint
         try:
-            where = endpoint(self._reactor, port, BACKLOG, interface)
-            return cast(IListeningPort, await where.listen(factory))
+            return await self._open(factory, interface, port)
         except CannotListenError as error:
             if self._asked or ":" not in interface or error.socketError.errno not in UNKNOWN:
                 raise
             log.info("this machine has no IPv6: serving IPv4 only", event="no-ipv6")
             return None
+
+
+class TCPListener(NumberListener):
+    """One TCP port number on each of several interfaces.
+
+    :param reactor: listens.
+    """
+
+    kind = "tcp"
+
+    def __init__(self, reactor: IReactorTCP, port: int, interfaces: Sequence[str] = ()) -> None:
+        super().__init__(port, interfaces)
+        self._reactor = reactor
+
+    async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:
+        endpoint: Any = TCP6ServerEndpoint if ":" in interface else TCP4ServerEndpoint
+        where = endpoint(self._reactor, port, BACKLOG, interface)
+        return cast(IListeningPort, await where.listen(factory))
+
+    def _said(self, number: int) -> str:
+        if number in UNKNOWN:
+            return "--interface"
+        return "--port" if self._port else "--port 0"
+
+
+class UDPListener(NumberListener):
+    """What ``--listen udp:PORT`` asks for: one UDP port number on each of several interfaces.
+
+    :param reactor: listens.
+    :param datagrams: answers.
+    :param description: ``udp:PORT``, on both loopbacks, or ``udp:PORT:interface=ADDRESS``.
+    :raises CannotServe: where it is not such a description.
+    """
+
+    kind = "udp"
+
+    def __init__(self, reactor: IReactorFDSet, datagrams: EchoDatagrams, description: str) -> None:
+        self._reactor = reactor
+        self._datagrams = datagrams
+        self._description = description
+        _, number, *rest = [*UNESCAPED_COLON.split(description), ""]
+        rest = [part.replace("\\:", ":") for part in rest if part]
+        number = number.removeprefix("port=")
+        interfaces = [part.removeprefix("interface=") for part in rest if "interface=" in part[:10]]
+        try:
+            if not (number.isascii() and number.isdigit() and int(number) <= 65535):
+                raise ValueError(f"a port is a whole number from 0 to 65535, not {number!r}")
+            if len(interfaces) != len(rest) or len(rest) > 1:
+                raise ValueError(f"it knows one interface=, not {':'.join(rest)!r}")
+            for interface in interfaces:
+                ipaddress.ip_address(interface)
+        except ValueError as error:
+            raise CannotServe(
+                f"--listen {description!r}: {error}; it takes udp:PORT or "
+                "udp:PORT:interface=ADDRESS"
+            ) from None
+        super().__init__(int(number), interfaces)
+
+    async def _open(
+        self,
+        factory: IProtocolFactory,  # noqa: ARG002 - of streams
+        interface: str,
+        port: int,
+    ) -> IListeningPort:
+        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
+        sock = None
+        try:
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            sock.bind((interface, port))
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            raise CannotListenError(interface, port, error) from error
+        port_ = DatagramPort(self._reactor, sock, self._datagrams)
+        port_.startListening()
+        return port_
+
+    def _said(self, number: int) -> str:  # noqa: ARG002 - all of it is one option
+        return f"--listen {self._description!r}"
 
 
 class EndpointListener:
@@ -149,14 +244,17 @@ def on_loopback(description: str) -> str:
     return f"{description}:interface={loopback}"
 
 
-def explain(error: Exception) -> str:
-    """Return what went wrong and what to do about it, in one line."""
+def explain(error: Exception, kind: str = "tcp") -> str:
+    """Return what went wrong and what to do about it, in one line.
+
+    :param kind: the protocol of the port that it is about, if it is about one.
+    """
     where, cause = "", error
     if isinstance(error, CannotListenError):
         cause = error.socketError
         if error.interface is not None:
             host = f"[{error.interface}]" if ":" in error.interface else error.interface or "*"
-            where = f"cannot listen on tcp {host}:{error.port}: "
+            where = f"cannot listen on {kind} {host}:{error.port}: "
     if not isinstance(cause, OSError) or cause.errno is None:
         text, kind = str(cause), type(cause).__name__
         if isinstance(cause, LookupError):  # whose text is the key alone

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Final
 
@@ -18,7 +19,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, eventAsText
 
-from echod.events import Closed, Event, Reason, Refused
+from echod.events import Closed, Drop, Dropped, Event, Reason, Refused
 
 SUM_UP: Final = 1.0
 """Seconds between two lines about refusals, at least: a flood of clients must not
@@ -47,11 +48,9 @@ class ConnectionLog:
     """
 
     def __init__(self, clock: IReactorTime, quiet: bool = False) -> None:
-        self._clock = clock
         self._quiet = quiet
-        self._refused: Counter[Reason] = Counter()
-        self._last_refused: IAddress | None = None
-        self._holding = False
+        self._refused = Sum(clock, log_refused)
+        self._dropped = Sum(clock, log_dropped)
 
     def __call__(self, event: Event) -> None:
         """Log ``event``, or count it for the next line."""
@@ -67,35 +66,74 @@ class ConnectionLog:
                     unsent=event.unsent,
                 )
         elif isinstance(event, Refused):
-            self._refused[event.reason] += 1
-            self._last_refused = event.peer
-            if not self._holding:
-                self.sum_up()
+            self._refused.add(event.reason, event.peer)
+        elif isinstance(event, Dropped):
+            self._dropped.add(event.drop, event.peer)
 
     def sum_up(self) -> None:
-        """Log what was refused since the last line, and hold the next one back for a while.
+        """Log what no line has told yet: to be called at the end of the log's life."""
+        self._refused.sum_up()
+        self._dropped.sum_up()
 
-        To be called once more at the end of the log's life.
-        """
-        self._holding = bool(self._refused)
-        if not self._refused:
-            return
-        refused, self._refused = self._refused, Counter()
-        total = refused.total()
-        log.warn(
-            "refused 1 connection: {reasons}, from {peer}"
-            if total == 1
-            else "refused {total} connections: {reasons}, the last from {peer}",
-            event="refused",
-            peer=name_of(self._last_refused),
-            total=total,
-            reasons=Reasons({reason.value: count for reason, count in refused.items()}),
-        )
-        self._clock.callLater(SUM_UP, self.sum_up)
+
+def log_refused(total: int, reasons: Reasons, peer: str) -> None:
+    """Log so many refused connections, the last from ``peer``."""
+    log.warn(
+        "refused 1 connection: {reasons}, from {peer}"
+        if total == 1
+        else "refused {total} connections: {reasons}, the last from {peer}",
+        event="refused",
+        peer=peer,
+        total=total,
+        reasons=reasons,
+    )
+
+
+def log_dropped(total: int, reasons: Reasons, peer: str) -> None:
+    """Log so many datagrams that were not answered, the last from ``peer``."""
+    log.warn(
+        "did not answer 1 datagram: {reasons}, from {peer}"
+        if total == 1
+        else "did not answer {total} datagrams: {reasons}, the last from {peer}",
+        event="dropped",
+        peer=peer,
+        total=total,
+        reasons=reasons,
+    )
+
+
+class Sum:
+    """Things that were not done, in one line for all within :data:`SUM_UP`.
+
+    :param clock: tells when that is over.
+    :param write: logs how many there were, the reasons, and who was the last.
+    """
+
+    def __init__(self, clock: IReactorTime, write: Callable[[int, Reasons, str], None]) -> None:
+        self._clock = clock
+        self._write = write
+        self._reasons: Counter[str] = Counter()
+        self._last: IAddress | None = None
+        self._holding = False
+
+    def add(self, reason: Reason | Drop, peer: IAddress | None) -> None:
+        """Log one, or count it for the next line."""
+        self._reasons[reason.value] += 1
+        self._last = peer
+        if not self._holding:
+            self.sum_up()
+
+    def sum_up(self) -> None:
+        """Log what was added since the last line, and hold the next one back for a while."""
+        self._holding = bool(self._reasons)
+        if self._reasons:
+            reasons, self._reasons = self._reasons, Counter()
+            self._write(reasons.total(), Reasons(reasons), name_of(self._last))
+            self._clock.callLater(SUM_UP, self.sum_up)
 
 
 class Reasons(dict[str, int]):
-    """How many were refused for each reason; as text, «draining 1, max-connections 2»."""
+    """How many there were for each reason; as text, «draining 1, max-connections 2»."""
 
     def __str__(self) -> str:
         return ", ".join(f"{reason} {count}" for reason, count in self.items())
@@ -104,9 +142,9 @@ class Reasons(dict[str, int]):
 def name_of(address: IAddress | None) -> str:
     """Return ``address`` as people write it, in printable ASCII on one line."""
     if isinstance(address, IPv4Address):
-        name = f"tcp {address.host}:{address.port}"
+        name = f"{address.type.lower()} {address.host}:{address.port}"
     elif isinstance(address, IPv6Address):
-        name = f"tcp [{address.host}]:{address.port}"
+        name = f"{address.type.lower()} [{address.host}]:{address.port}"
     elif isinstance(address, UNIXAddress):
         path = address.name or b"(unnamed)"
         # The abstract namespace (unix(7)), as ss(8) and systemd write it.

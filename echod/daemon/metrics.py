@@ -23,7 +23,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from echod.events import Ending, Event, Opened, Reason, Refused
+from echod.datagram import EchoDatagrams
+from echod.events import Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
 from echod.kernel import unsent
 
@@ -51,6 +52,7 @@ class Tally:
     :ivar accepted: connections that were served. Those refused are not among them.
     :ivar closed: connections that ended, by ending.
     :ivar refused: connections that were reset unserved, by reason.
+    :ivar dropped: datagrams that were not answered, by reason.
     :ivar received: bytes that the closed ones received.
     :ivar unsent: of these, the bytes that never reached the kernel for sending.
     :ivar seconds: the sum of the closed ones' durations.
@@ -62,6 +64,7 @@ class Tally:
         self.accepted = 0
         self.closed = dict.fromkeys(Ending, 0)
         self.refused = dict.fromkeys(Reason, 0)
+        self.dropped = dict.fromkeys(Drop, 0)
         self.received = 0
         self.unsent = 0
         self.seconds = 0.0
@@ -73,6 +76,8 @@ class Tally:
             self.accepted += 1
         elif isinstance(event, Refused):
             self.refused[event.reason] += 1
+        elif isinstance(event, Dropped):
+            self.dropped[event.drop] += 1
         else:
             # A reactor tells the time of day, which can be set back in between.
             seconds = max(0.0, event.seconds)
@@ -96,11 +101,12 @@ def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
 
 
 class EchoCollector(Collector):
-    """Makes metrics of a :class:`Tally` and of what ``factory`` serves now."""
+    """Makes metrics of a :class:`Tally`, and of what ``factory`` and ``datagrams`` serve now."""
 
-    def __init__(self, tally: Tally, factory: EchoFactory) -> None:
+    def __init__(self, tally: Tally, factory: EchoFactory, datagrams: EchoDatagrams) -> None:
         self._tally = tally
         self._factory = factory
+        self._datagrams = datagrams
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric of echod."""
@@ -153,6 +159,28 @@ class EchoCollector(Collector):
             tally.seconds,
             unit="seconds",
         )
+        yield CounterMetricFamily(
+            "echod_datagrams_answered",
+            "UDP datagrams that were sent back.",
+            self._datagrams.answered,
+        )
+        yield CounterMetricFamily(
+            "echod_datagrams_answered_bytes",
+            "Bytes of the datagrams that were sent back.",
+            self._datagrams.bytes,
+            unit="bytes",
+        )
+        yield _by_label(
+            "echod_datagrams_dropped",
+            "UDP datagrams that were received and not answered, by why.",
+            "reason",
+            ((drop.value, count) for drop, count in tally.dropped.items()),
+        )
+        yield CounterMetricFamily(
+            "echod_datagrams_kernel_dropped",
+            "UDP datagrams that the kernel dropped, because it had no room for more.",
+            self._datagrams.kernel_dropped(),
+        )
         yield InfoMetricFamily(
             "echod_build",
             "The versions of echod and of Twisted.",
@@ -160,10 +188,10 @@ class EchoCollector(Collector):
         )
 
 
-def registry(tally: Tally, factory: EchoFactory) -> CollectorRegistry:
+def registry(tally: Tally, factory: EchoFactory, datagrams: EchoDatagrams) -> CollectorRegistry:
     """Return the metrics of echod, and of its process and its Python, for an exposition."""
     metrics = CollectorRegistry()
-    metrics.register(EchoCollector(tally, factory))
+    metrics.register(EchoCollector(tally, factory, datagrams))
     ProcessCollector(registry=metrics)
     PlatformCollector(registry=metrics)
     GCCollector(registry=metrics)

@@ -77,6 +77,25 @@ class Options(usage.Options):
             "then is reset.",
         ),
         (
+            "udp-rate",
+            None,
+            "100",
+            "Datagrams a second that one IPv4 address or IPv6 /64 is answered over UDP.",
+        ),
+        (
+            "udp-total-rate",
+            None,
+            "10000",
+            "Datagrams a second that all together are answered.",
+        ),
+        (
+            "udp-longest",
+            None,
+            "3600",
+            "Seconds after which who has sent datagrams without a pause is not answered until "
+            "it pauses.",
+        ),
+        (
             "metrics",
             None,
             None,
@@ -95,7 +114,7 @@ class Options(usage.Options):
         self["interface"].append(address)
 
     def opt_listen(self, description: str) -> None:
-        """Twisted stream endpoint, in place of port and interface; repeatable."""
+        """Twisted stream endpoint, or udp:PORT, in place of port and interface; repeatable."""
         self["listen"].append(description)
 
     def opt_version(self) -> None:
@@ -121,8 +140,10 @@ class Options(usage.Options):
         self["port"] = self._whole("port", 0, 65535, default=PORT)
         for name in ("max-connections", "max-connections-per-peer"):
             self[name] = self._whole(name, 1, None, default=None)
-        for name in ("idle-timeout", "stall-timeout", "drain-timeout"):
-            self[name] = self._seconds(name, zero=name == "drain-timeout")
+        for name in ("idle-timeout", "stall-timeout", "drain-timeout", "udp-longest"):
+            self[name] = self._number(name, "seconds", zero=name == "drain-timeout")
+        for name in ("udp-rate", "udp-total-rate"):
+            self[name] = self._number(name, "datagrams a second", zero=False)
         self["quiet"] = bool(self["quiet"])
         # said twice is meant once
         self["interface"] = list(dict.fromkeys(self._address(said) for said in self["interface"]))
@@ -154,18 +175,18 @@ class Options(usage.Options):
             raise usage.UsageError(f"--{name} takes a whole number {takes}, not {given!r}")
         return number
 
-    def _seconds(self, name: str, zero: bool) -> float | None:
+    def _number(self, name: str, unit: str, zero: bool) -> float | None:
         given = self[name]
         if given is None:
             return None
         try:
-            seconds = float(given)
+            number = float(given)
         except ValueError:
-            seconds = math.nan
-        if not (0 < seconds < math.inf or (zero and seconds == 0)):
+            number = math.nan
+        if not (0 < number < math.inf or (zero and number == 0)):
             takes = "0 or more" if zero else "more than 0"
-            raise usage.UsageError(f"--{name} takes a number of seconds, {takes}, not {given!r}")
-        return seconds
+            raise usage.UsageError(f"--{name} takes a number of {unit}, {takes}, not {given!r}")
+        return number
 
     def _address(self, given: str) -> str:
         try:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from twisted.web.template import Tag, flattenString, tags
 
 from echod.daemon.metrics import VERSION, Tally, transferred
+from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
 
 TITLE: Final = f"echod {VERSION}"
@@ -48,6 +49,7 @@ class Section(NamedTuple):
 def facts(
     *,
     factory: EchoFactory,
+    datagrams: EchoDatagrams,
     tally: Tally,
     listening: Sequence[str],
     since: float,
@@ -80,6 +82,24 @@ def facts(
         ),
         Section("Closed", [(end.value, f"{count:,}") for end, count in tally.closed.items()]),
         Section("Refused", [(why.value, f"{count:,}") for why, count in tally.refused.items()]),
+        *(of_datagrams(datagrams, tally) if datagrams.ports else []),
+    ]
+
+
+def of_datagrams(datagrams: EchoDatagrams, tally: Tally) -> list[Section]:
+    """Return what there is to tell where UDP is served."""
+    return [
+        Section(
+            "Datagrams",
+            [
+                ("answered", f"{datagrams.answered:,}"),
+                ("bytes", readable(datagrams.bytes)),
+                ("dropped by the kernel", f"{datagrams.kernel_dropped():,}"),
+            ],
+        ),
+        Section(
+            "Not answered", [(why.value, f"{count:,}") for why, count in tally.dropped.items()]
+        ),
     ]
 
 

@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from twisted.internet import tcp, unix
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from echod.daemon.logs import on_one_line
 from echod.daemon.options import CannotServe
+from echod.datagram import DatagramPort, EchoDatagrams
 
 FIRST: Final = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
@@ -79,11 +80,12 @@ def passed(environ: Mapping[str, str], pid: int) -> list[Passed]:
     ]
 
 
-def adopt(passed: Sequence[Passed], reactor: Any) -> list[PassedListener]:
-    """Return a listener for each stream socket.
+def adopt(
+    passed: Sequence[Passed], reactor: Any, datagrams: EchoDatagrams | None = None
+) -> list[PassedListener]:
+    """Return a listener for each socket.
 
-    A datagram socket is left out, and the log says so.
-
+    :param datagrams: answers on UDP sockets; ``None``: one is left out, and the log says so.
     :raises CannotServe: for a descriptor that cannot be served.
     """
     listeners = []
@@ -92,8 +94,8 @@ def adopt(passed: Sequence[Passed], reactor: Any) -> list[PassedListener]:
             sock = socket.socket(fileno=each.descriptor)
         except OSError as error:
             raise CannotServe(f"{each} is no socket: {str(error.strerror).lower()}") from error
-        if sock.type == socket.SOCK_DGRAM:
-            log.warn("{passed} is a datagram socket: echod does not serve UDP", passed=str(each))
+        if sock.type == socket.SOCK_DGRAM and datagrams is None:
+            log.warn("{passed} is a datagram socket, and is not served", passed=str(each))
             sock.close()
             continue
         unfit = why_unfit(sock)
@@ -102,14 +104,16 @@ def adopt(passed: Sequence[Passed], reactor: Any) -> list[PassedListener]:
             raise CannotServe(f"{each} {unfit}")
         sock.set_inheritable(False)
         sock.setblocking(False)
-        listeners.append(PassedListener(reactor, sock))
+        listeners.append(PassedListener(reactor, sock, datagrams))
     return listeners
 
 
 def why_unfit(sock: socket.socket) -> str | None:
-    """Return why no connection can be accepted from ``sock``; ``None``: it can."""
+    """Return why ``sock`` cannot be served; ``None``: it can."""
+    if sock.type == socket.SOCK_DGRAM and sock.family in (socket.AF_INET, socket.AF_INET6):
+        return None
     if sock.type != socket.SOCK_STREAM or sock.family not in FAMILIES:
-        return "is neither a TCP nor a UNIX stream socket"
+        return "is no socket of TCP or UDP, and no UNIX stream socket"
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return "does not listen: its unit needs ListenStream= and Accept=no (systemd.socket(5))"
     return None
@@ -120,18 +124,25 @@ class PassedListener:
 
     :param reactor: accepts.
     :param sock: non-blocking. It stays open, to listen again after a stop.
+    :param datagrams: answers, if it is a datagram socket.
     """
 
     passed = True
 
-    def __init__(self, reactor: Any, sock: socket.socket) -> None:
+    def __init__(
+        self, reactor: Any, sock: socket.socket, datagrams: EchoDatagrams | None = None
+    ) -> None:
         self._reactor = reactor
         self._socket = sock
+        self._datagrams = datagrams
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Accept from it."""
         port: Any
-        if self._socket.family == socket.AF_UNIX:
+        if self._socket.type == socket.SOCK_DGRAM:
+            port = DatagramPort(self._reactor, self._socket.dup(), cast(Any, self._datagrams))
+            port.startListening()
+        elif self._socket.family == socket.AF_UNIX:
             port = PassedUNIXPort(self._socket.dup(), factory, self._reactor)
             port.startListening()
         else:

@@ -23,6 +23,7 @@ from zope.interface import implementer
 
 from echod.daemon.metrics import Tally, registry
 from echod.daemon.page import facts, html, text
+from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
 from echod.protocol import IStreamTransport, reset
 
@@ -170,7 +171,8 @@ class MetricsSite(HTTPFactory):
 
     :param reactor: tells the time; the epoch is its 0, as with all of Twisted's reactors.
     :param factory: serves the echo.
-    :param tally: observes ``factory``.
+    :param datagrams: answers datagrams.
+    :param tally: observes both.
     :param listening: returns the names of what is listened on.
     """
 
@@ -182,14 +184,16 @@ class MetricsSite(HTTPFactory):
         *,
         reactor: IReactorTime,
         factory: EchoFactory,
+        datagrams: EchoDatagrams,
         tally: Tally,
         listening: Callable[[], Sequence[str]],
     ) -> None:
         super().__init__(reactor=reactor, timeout=TIMEOUT)
         self._factory = factory
+        self._datagrams = datagrams
         self._tally = tally
         self._listening = listening
-        self._registry = registry(tally, factory)
+        self._registry = registry(tally, factory, datagrams)
         self._since = reactor.seconds()
         # In the order of their last use.
         self._channels: dict[Channel, None] = {}
@@ -224,6 +228,7 @@ class MetricsSite(HTTPFactory):
         """Return the type and body of ``/``: HTML for who asks for it, or else plain text."""
         sections = facts(
             factory=self._factory,
+            datagrams=self._datagrams,
             tally=self._tally,
             listening=self._listening(),
             since=self._since,

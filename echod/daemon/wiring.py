@@ -12,12 +12,19 @@ from typing import Any
 from twisted.logger import Logger
 
 from echod.daemon import notify, passed
-from echod.daemon.listening import EndpointListener, Listener, TCPListener, on_loopback
+from echod.daemon.listening import (
+    EndpointListener,
+    Listener,
+    TCPListener,
+    UDPListener,
+    on_loopback,
+)
 from echod.daemon.logs import ConnectionLog
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import METRICS, Passed, adopt
 from echod.daemon.ports import Ports
 from echod.daemon.service import EchoService
+from echod.datagram import EchoDatagrams, Rules
 from echod.events import Observer, tell_each
 from echod.factory import EchoFactory, descriptors_left
 
@@ -62,20 +69,28 @@ def makeService(options: Options) -> EchoService:
         idle_timeout=options["idle-timeout"],
         stall_timeout=options["stall-timeout"],
     )
+    datagrams = EchoDatagrams(
+        reactor,
+        rules=Rules(options["udp-rate"], options["udp-total-rate"], options["udp-longest"]),
+    )
     notifier = notify.notifier(reactor, lambda: len(factory.connections), environ, os.getpid())
     observers: list[Observer] = [connection_log]
     if notifier.address is not None:
         observers.append(notifier)
-    echo = Ports(factory, echo_listeners(options, sockets, reactor))
+    echo = Ports(factory, echo_listeners(options, sockets, reactor, datagrams))
     others = []
     if web:
         tally = web.Tally()
         observers.append(tally)
         site = web.MetricsSite(
-            reactor=reactor, factory=factory, tally=tally, listening=lambda: echo.addresses
+            reactor=reactor,
+            factory=factory,
+            datagrams=datagrams,
+            tally=tally,
+            listening=lambda: echo.addresses,
         )
         others.append(Ports(site, metrics, "metrics"))
-    factory.observer = tell_each(*observers)
+    factory.observer = datagrams.observer = tell_each(*observers)
     return EchoService(
         reactor=reactor,
         factory=factory,
@@ -137,21 +152,25 @@ def room(asked: int | None, spare: int) -> int:
     return left
 
 
-def echo_listeners(options: Options, sockets: Sequence[Passed], reactor: Any) -> list[Listener]:
+def echo_listeners(
+    options: Options, sockets: Sequence[Passed], reactor: Any, datagrams: EchoDatagrams
+) -> list[Listener]:
     """Return where to echo: where the command line says, or else on the sockets passed."""
     mine = [each for each in sockets if each.name != METRICS]
     if mine and not options["says-where"]:
-        adopted = adopt(mine, reactor)
-        if not adopted:
-            raise CannotServe("only datagram sockets were passed, and echod does not serve UDP")
-        return [*adopted]
+        return [*adopt(mine, reactor, datagrams)]
     if mine and not any(said.lower().startswith("systemd:") for said in options["listen"]):
         log.warn(
             "not served, because the command line says where to listen: {sockets}",
             sockets=", ".join(map(str, mine)),
         )
     if options["listen"]:
-        return [EndpointListener(reactor, description) for description in options["listen"]]
+        return [
+            UDPListener(reactor, datagrams, description)
+            if description.lower().startswith("udp:")
+            else EndpointListener(reactor, description)
+            for description in options["listen"]
+        ]
     return [TCPListener(reactor, options["port"], options["interface"])]
 
 

@@ -1,0 +1,194 @@
+"""Datagrams with forged sources, in a network of the tests' own (ip-netns(8), as root).
+
+Two namespaces with a link between them: in one the service, in the other who forges.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT, TIMEOUT, Daemon
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and ip(8)"
+)
+
+PORT = 65432
+FORGE = str(ROOT / "tests" / "forge.py")
+HERE, THERE, BROADCAST = "10.86.2.1", "10.86.2.2", "10.86.2.255"
+"""The service's first address, the other end's, and the broadcast of their network."""
+
+MORE = ["10.86.2.11", "10.86.2.12"]
+HERE6, THERE6, MORE6 = "fd86:2::1", "fd86:2::2", ["fd86:2::11", "fd86:2::12"]
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def spaces() -> Iterator[tuple[str, str]]:
+    """Make the namespaces, linked, each with its addresses."""
+    here, there = (f"echod-{name}-{os.getpid()}" for name in ("here", "there"))
+    try:
+        for space in (here, there):
+            ip("netns", "add", space)
+            ip("-n", space, "link", "set", "lo", "up")
+        ip("link", "add", "echod0", "netns", here, "type", "veth", "peer", "echod0", "netns", there)
+        for space, addresses in (
+            (here, [HERE, *MORE, HERE6, *MORE6]),
+            (there, [THERE, THERE6]),
+        ):
+            for address in addresses:
+                if ":" in address:
+                    ip("-n", space, "addr", "add", f"{address}/64", "dev", "echod0", "nodad")
+                else:
+                    ip("-n", space, "addr", "add", f"{address}/24", "brd", "+", "dev", "echod0")
+            ip("-n", space, "link", "set", "echod0", "up")
+            # A source is believed, as behind a router that does not filter (RFC 2827).
+            for name in ("all", "echod0"):
+                setting = f"/proc/sys/net/ipv4/conf/{name}/rp_filter"
+                ip("netns", "exec", space, "sh", "-c", f"echo 0 >{setting}")
+        ip("-n", here, "route", "add", "default", "via", THERE)
+        ip("-n", there, "route", "add", "default", "via", HERE)
+        yield here, there
+    finally:
+        for space in (here, there):
+            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+
+
+class Service:
+    """A daemon in the one namespace, and who forges in the other."""
+
+    def __init__(self, spaces: tuple[str, str], *options: str) -> None:
+        self.here, self.there = spaces
+        self.options = options
+
+    def __enter__(self) -> Service:
+        self.daemon = Daemon(*self.options, prefix=("ip", "netns", "exec", self.here))
+        self.daemon.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.daemon.close()
+
+    def forge(self, *rows: list[Any]) -> list[list[Any]]:
+        """Send datagrams, the last of them honest, and return the answers to the others."""
+        shown = subprocess.run(
+            ["ip", "-n", self.here, "-j", "link", "show", "echod0"],
+            check=True, capture_output=True, text=True, timeout=TIMEOUT,
+        )  # fmt: skip
+        [link] = json.loads(shown.stdout)
+        honest = [THERE, 50000, HERE, PORT, "honest", 1]
+        ran = subprocess.run(
+            ["ip", "netns", "exec", self.there, sys.executable, FORGE, "echod0", link["address"]],
+            input=json.dumps([*rows, honest]),
+            check=False, capture_output=True, text=True, timeout=TIMEOUT,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (0, "")
+        return json.loads(ran.stdout)[:-1]
+
+    def told(self) -> Counter[str]:
+        """End it, and return how many datagrams it did not answer, by reason."""
+        self.daemon.terminate()
+        self.daemon.wait()
+        found: Counter[str] = Counter()
+        for line in self.daemon.lines:
+            if "did not answer" in line:
+                for reason, count in re.findall(r"([a-z-]+) (\d+)[,:]", line.partition(": ")[2]):
+                    found[reason] += int(count)
+        return found
+
+
+ANY = ("--listen", f"udp:{PORT}:interface=0.0.0.0", "--udp-rate", "1e6")
+BOTH_KINDS = ("--listen", rf"udp:{PORT}:interface=\:\:", "--udp-rate", "1e6")
+
+
+@pytest.mark.parametrize("options", [ANY, BOTH_KINDS], ids=["IPv4", "dual stack"])
+@pytest.mark.parametrize(
+    ("source", "port", "reason"),
+    [
+        ("192.0.2.1", 0, "no-port"),
+        ("192.0.2.1", 7, "low-port"),
+        ("192.0.2.1", 1023, "low-port"),
+        ("192.0.2.1", 2049, "nfs-port"),
+        ("192.0.2.1", PORT, "own-port"),
+        (BROADCAST, 50000, "broadcast"),
+    ],
+)
+def test_forged(
+    spaces: tuple[str, str], options: tuple[str, ...], source: str, port: int, reason: str
+) -> None:
+    """A forged datagram gets no answer, and one count."""
+    with Service(spaces, *options) as service:
+        assert service.forge([source, port, HERE, PORT, "?", 1]) == []
+        assert service.told() == {reason: 1}
+
+
+@pytest.mark.parametrize("options", [ANY, BOTH_KINDS], ids=["IPv4", "dual stack"])
+@pytest.mark.parametrize("source", ["224.0.0.1", "255.255.255.255", "0.0.0.0", "127.0.0.1", HERE])
+def test_martian(spaces: tuple[str, str], options: tuple[str, ...], source: str) -> None:
+    """The kernel itself drops sources that cannot be, and counts them (RFC 1812 5.3.7)."""
+    with Service(spaces, *options) as service:
+        assert service.forge([source, 50000, HERE, PORT, "?", 1]) == []
+        assert service.told() == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "told"), [("::", {"unspecified": 1}), ("ff02::1", {}), ("::1", {}), (HERE6, {})]
+)
+def test_martian_of_ipv6(spaces: tuple[str, str], source: str, told: dict[str, int]) -> None:
+    """So it does for IPv6, but for who has no address yet."""
+    with Service(spaces, *BOTH_KINDS) as service:
+        assert service.forge([source, 50000, HERE6, PORT, "?", 1]) == []
+        assert service.told() == told
+
+
+def test_sent_to_many(spaces: tuple[str, str]) -> None:
+    """What was sent to a broadcast or multicast address gets no answer, and one count."""
+    with Service(spaces, *ANY) as service:
+        many = [BROADCAST, "255.255.255.255", "224.0.0.1"]
+        assert service.forge(*[["192.0.2.1", 50000, each, PORT, "?", 1] for each in many]) == []
+        assert service.told() == {"sent-to-many": 3}
+    with Service(spaces, *BOTH_KINDS) as service:
+        assert service.forge(["fd86:2::9", 50000, "ff02::1", PORT, "?", 1]) == []
+        assert service.told() == {"sent-to-many": 1}
+
+
+@pytest.mark.parametrize("options", [ANY, BOTH_KINDS], ids=["IPv4", "dual stack"])
+def test_each_address_answers_for_itself(spaces: tuple[str, str], options: tuple[str, ...]) -> None:
+    """On a wildcard, each answer comes from the address that was asked."""
+    asked = [(THERE, each) for each in [HERE, *MORE]]
+    if options is BOTH_KINDS:
+        asked += [(THERE6, each) for each in [HERE6, *MORE6]]
+    with Service(spaces, *options) as service:
+        answers = service.forge(*[[who, 50001, each, PORT, each, 1] for who, each in asked])
+    assert answers == [[each, PORT, who, 50001, each, 1] for who, each in asked]
+
+
+@pytest.mark.soak
+def test_a_million_forged_sources(spaces: tuple[str, str]) -> None:
+    """A million datagrams, each of another source, take no memory, and a good one is answered."""
+    with Service(spaces, "--listen", f"udp:{PORT}:interface=0.0.0.0") as service:
+        before = []
+        for part in range(10):
+            rows = [
+                [f"{11 + part}.{number >> 14 & 127}.{number >> 7 & 127}.{number & 127}", 50000]
+                for number in range(100_000)
+            ]
+            service.forge(*[[*row, HERE, PORT, "?", 1] for row in rows])  # and the honest one
+            before.append(service.daemon.rss())
+        told = service.told()
+    print(f"resident, MiB: {[round(each / 2**20, 1) for each in before]}; {dict(told)}")
+    assert before[-1] - before[2] < 4 * 2**20
+    assert set(told) == {"total-rate"}
