@@ -2,8 +2,9 @@
 
 To read it in one evening, in this order: ``protocol`` (one connection),
 ``factory`` (all of them), ``events`` (what they tell), ``kernel`` (what they ask),
-``fastpath`` (the shortest way of a byte), ``client`` (the other end), ``testing`` (both
-ends in memory), then ``daemon`` (the service that ``twistd`` runs).
+``fastpath`` (the shortest way of a byte), ``arrival`` and ``tls`` (what may come before a
+connection), ``client`` (the other end), ``testing`` (both ends in memory), then ``daemon``
+(the service that ``twistd`` runs).
 """
 
 from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch

@@ -38,7 +38,8 @@ class Ending(Enum):
 
     LOST = "lost"
     """The peer reset the connection, or the network gave it up; or the peer closed it
-    over a transport without half-close, and what it has received is not known."""
+    over a transport without half-close, and what it has received is not known; or TLS ended
+    without its closing alert, and what the peer had to say is not known."""
 
 
 class Reason(Enum):
@@ -47,6 +48,12 @@ class Reason(Enum):
     MAX_CONNECTIONS = "max-connections"
     MAX_CONNECTIONS_PER_PEER = "max-connections-per-peer"
     DRAINING = "draining"
+    HANDSHAKE_TIMEOUT = "handshake-timeout"
+    """Its TLS handshake, or its PROXY header, was not done in time."""
+    TLS_HANDSHAKE = "tls-handshake"
+    """Its TLS handshake failed, or broke off."""
+    PROXY_HEADER = "proxy-header"
+    """It began with no PROXY header that could be read."""
 
 
 class Drop(Enum):

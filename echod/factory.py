@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
+from echod.arrival import Arrival
 from echod.events import Closed, Event, Observer, Opened, Reason, Refused, ignore
 from echod.fastpath import FastPath, kernel_socket
 from echod.protocol import LOOKS, QUIET, Echo, IStreamTransport, Refusal
@@ -49,6 +50,8 @@ class EchoFactory(Factory):
         which a connection is closed; by default never.
     :param stall_timeout: seconds for which the peer has not read what it is owed,
         after which it is reset; ``None``: never.
+    :param handshake_timeout: seconds that a TLS handshake or a PROXY header may take, after
+        which the connection is reset; ``None``: any time.
     :param fast_path: whether bytes may go past Twisted's buffers, where that is possible
         (:mod:`echod.fastpath`).
     :raises ValueError: for a limit below 1, or a timeout that is not above 0 and finite.
@@ -72,6 +75,7 @@ class EchoFactory(Factory):
         max_connections_per_peer: int | None = None,
         idle_timeout: float | None = None,
         stall_timeout: float | None = 60.0,
+        handshake_timeout: float | None = 10.0,
         fast_path: bool = True,
     ) -> None:
         if max_connections is None:
@@ -79,7 +83,7 @@ class EchoFactory(Factory):
         for limit in (max_connections, max_connections_per_peer):
             if limit is not None and limit < 1:
                 raise ValueError(f"a limit on connections is 1 or more, not {limit}")
-        for timeout in (idle_timeout, stall_timeout):
+        for timeout in (idle_timeout, stall_timeout, handshake_timeout):
             if timeout is not None and not 0 < timeout < math.inf:
                 raise ValueError(f"a timeout is a number of seconds above 0, not {timeout}")
         self.clock = clock
@@ -88,11 +92,13 @@ class EchoFactory(Factory):
         self.max_connections_per_peer = max_connections_per_peer
         self.idle_timeout = idle_timeout
         self.stall_timeout = stall_timeout
+        self.handshake_timeout = handshake_timeout
         self.kernel_socket = kernel_socket if fast_path else no_socket
         self._fast_path: FastPath | None = None
         self.draining = False
         self.connections: set[Echo] = set()
         self.leaving: set[Echo] = set()
+        self.arriving: set[Arrival] = set()
         self._of_peer: Counter[str | None] = Counter()
         self._drained: list[Deferred[None]] = []
         self._deadline: IDelayedCall | None = None
@@ -104,13 +110,24 @@ class EchoFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
-        reason = self._reason_to_refuse(addr)
-        if reason is not None:
-            self._tell(Refused(reason, addr))
-            return Refusal()
+        refusal = self.refusal(addr)
+        if refusal is not None:
+            return refusal
         echo = self.protocol()
         echo.factory = self
         return echo
+
+    def refusal(self, peer: IAddress | None) -> Refusal | None:
+        """Return what refuses a connection from ``peer``, if it is to be refused."""
+        reason = self._reason_to_refuse(peer)
+        if reason is None:
+            return None
+        self.refused(reason, peer)
+        return Refusal()
+
+    def refused(self, reason: Reason, peer: IAddress | None) -> None:
+        """Tell that a connection from ``peer`` is not served. :class:`Arrival` calls this."""
+        self._tell(Refused(reason, peer))
 
     def drain(self, deadline: float) -> Deferred[None]:
         """Refuse what comes, close each connection at its first quiet moment.
@@ -126,6 +143,8 @@ class EchoFactory(Factory):
         if not 0 <= deadline < math.inf:
             raise ValueError(f"a deadline is a number of seconds, 0 or more, not {deadline}")
         self.draining = True
+        for arrival in list(self.arriving):
+            arrival.refuse(Reason.DRAINING)
         staying = self.connections - self.leaving
         if staying:
             # Look at all of them now, and from now on often.
@@ -175,30 +194,38 @@ class EchoFactory(Factory):
         self.connections.add(echo)
         if self.idle_timeout is not None:
             self.watch(echo)
-        if self.max_connections_per_peer is not None:
-            echo.key = peer_key(peer)
-        if echo.key is not None:
-            self._of_peer[echo.key] += 1
+        echo.key = self.count(peer)
         self._tell(Opened(peer))
 
     def connection_closed(self, echo: Echo, closed: Closed) -> None:
         """Count ``echo`` out. :class:`Echo` calls this."""
         self.connections.discard(echo)
         self.leaving.discard(echo)
-        if echo.key is not None:
-            self._of_peer[echo.key] -= 1
-            if not self._of_peer[echo.key]:
-                del self._of_peer[echo.key]
+        self.discount(echo.key)
         self._tell(closed)
         if not self.connections:
             self._forget_next_look()
         if not self.leaving:
             self._finish_drain()
 
+    def count(self, peer: IAddress | None) -> str | None:
+        """Count one more connection of ``peer``, and return what to :meth:`discount` later."""
+        key = None if self.max_connections_per_peer is None else peer_key(peer)
+        if key is not None:
+            self._of_peer[key] += 1
+        return key
+
+    def discount(self, key: str | None) -> None:
+        """Count one connection less of what :meth:`count` has returned."""
+        if key is not None:
+            self._of_peer[key] -= 1
+            if not self._of_peer[key]:
+                del self._of_peer[key]
+
     def _reason_to_refuse(self, peer: IAddress | None) -> Reason | None:
         if self.draining:
             return Reason.DRAINING
-        if len(self.connections) >= self.max_connections:
+        if len(self.connections) + len(self.arriving) >= self.max_connections:
             return Reason.MAX_CONNECTIONS
         limit = self.max_connections_per_peer
         if limit is not None:

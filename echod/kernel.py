@@ -3,8 +3,8 @@
 A transport's interface tells when its buffer is full and when it is empty again,
 and nothing between: too little to know whether a slow peer still reads, or
 whether a connection can be closed without the kernel making it a reset. Both are
-known one level below. Where a transport is not a kernel socket of Twisted's
-(TLS, a test double), these answer as if nothing were held.
+known one level below. Where a transport wraps another (TLS), these answer for the lowest;
+where that is not a kernel socket of Twisted's (a test double), as if nothing were held.
 """
 
 from __future__ import annotations
@@ -17,12 +17,26 @@ from typing import cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ISystemHandle, ITransport
+from twisted.protocols.policies import ProtocolWrapper
+
+
+def beneath(transport: ITransport) -> ITransport:
+    """Return the transport that carries ``transport``: below TLS and other wrappers, or itself."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = cast(ITransport, transport.transport)
+    return transport
 
 
 def unsent(transport: ITransport) -> int:
-    """Return the bytes that ``transport`` has taken and not yet given to the kernel."""
+    """Return the bytes that ``transport`` has taken and not yet given to the kernel.
+
+    Below TLS they are encrypted, which makes them some more: 22 for each 16 KiB, or for each
+    smaller part that the peer has sent by itself (RFC 8446 5.2).
+    """
     if not isinstance(transport, FileDescriptor):
-        return 0
+        transport = beneath(transport)
+        if not isinstance(transport, FileDescriptor):
+            return 0
     # The one use of Twisted's private state: no interface tells this number. The
     # tests of the oldest and the newest Twisted watch over it.
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
@@ -63,6 +77,7 @@ def unread(transport: ITransport) -> bool:
 
 
 def _handle(transport: ITransport) -> socket.socket | None:
+    transport = beneath(transport)
     if isinstance(transport, FileDescriptor) and ISystemHandle.providedBy(transport):
         return cast(socket.socket, transport.getHandle())
     return None

@@ -36,7 +36,7 @@ from zope.interface import implementer
 
 from echod.events import Closed, Ending
 from echod.fastpath import send_now
-from echod.kernel import unacknowledged, unread, unsent
+from echod.kernel import beneath, unacknowledged, unread, unsent
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
@@ -158,12 +158,24 @@ class Echo(Protocol):
     def writeConnectionLost(self) -> None:
         """Do nothing: the sending side is never closed before the whole connection."""
 
+    def broke_off(self) -> None:
+        """Close when all is sent, as lost: nobody knows whether that was all of the peer's.
+
+        TLS calls this where the end is not the peer's own word (RFC 8446 6.1).
+        """
+        self._close(Ending.LOST)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell how it ended."""
-        left = unsent(self.transport)
+        # Below TLS it is more than was received, and with alerts of its own.
+        left = min(unsent(self.transport), self.received)
         # Where the transport hides half-close, or what it holds, an end that the peer
         # made says nothing of what it has received.
-        known = self._closing or isinstance(self.transport, FileDescriptor)
+        known = (
+            self._closing
+            or isinstance(self.transport, FileDescriptor)
+            or getattr(self.transport, "disconnecting", False)  # by the application
+        )
         if self._ending is Ending.STALLED:
             ending = Ending.STALLED
         elif isinstance(reason.value, ConnectionAborted):
@@ -191,6 +203,9 @@ class Echo(Protocol):
             # The application has closed the transport, which waits for its producer.
             self._closing = True
             self.transport.unregisterProducer()
+        elif getattr(beneath(self.transport), "disconnecting", False):
+            # Likewise, but it was TLS that closed what is below it.
+            self.transport.unregisterProducer()
         else:
             self.transport.resumeProducing()
 
@@ -204,7 +219,7 @@ class Echo(Protocol):
 
     def _lose(self) -> None:
         """End a connection that is broken, as the reactor does when its transport finds out."""
-        transport: Any = self.transport
+        transport: Any = beneath(self.transport)
         transport.connectionLost(Failure(ConnectionLost()))
 
     def _leave_fast_path(self) -> None:
@@ -223,6 +238,8 @@ class Echo(Protocol):
             self.transport.connectionLost(connectionDone)
         else:
             self.transport.loseConnection()
+            if not self.watched:  # for the last of it may not be taken, over TLS an alert
+                self.factory.watch(self)
 
     def look(self, now: float) -> bool:
         """Look whether a timeout is over, or a quiet moment has come, and act on it.
@@ -259,7 +276,7 @@ class Echo(Protocol):
                     return False
                 if not waiting:
                     self._close(over)
-                    return False
+                    return unsent(self.transport) > 0
         if owes or leaving or factory.idle_timeout is not None:
             return True
         self._seen = None
@@ -268,7 +285,8 @@ class Echo(Protocol):
     def _sight(self, owes: bool) -> tuple[bool, int]:
         """Return something that changes when the peer does what it is waited for."""
         if not owes:
-            return (False, self.received)
+            # Over TLS, who is in the midst of a record talks too.
+            return (False, self.received + getattr(self.transport, "taken", 0))
         # Wait for the peer to read. Twisted alone would not do: the kernel asks for
         # more only when a good part of megabytes of buffer is free again, which
         # takes a slow but honest reader minutes.

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import pytest
+from OpenSSL import SSL
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
@@ -33,17 +34,28 @@ from twisted.internet.endpoints import (
     UNIXServerEndpoint,
 )
 from twisted.internet.epollreactor import EPollReactor
-from twisted.internet.error import ConnectError
-from twisted.internet.interfaces import IAddress, IProtocolFactory
+from twisted.internet.error import ConnectError, ConnectionAborted
+from twisted.internet.interfaces import (
+    IAddress,
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
+)
 from twisted.internet.pollreactor import PollReactor
 from twisted.internet.protocol import Factory
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from echod.daemon.certificates import Certificates
 from echod.events import Closed, Ending, Event, Refused
 from echod.factory import EchoFactory
+from echod.kernel import beneath
 from echod.testing import MemoryNetwork, Peer
+from echod.tls import TLSFactory
+from tests.authority import Authority
 
 TIMEOUT = 20.0
 """Seconds after which a test on real sockets gives up; none comes near it."""
@@ -100,11 +112,23 @@ class Recorder(list[Event]):
         return [event for event in self if isinstance(event, Refused)]
 
 
-class MemoryEnds:
-    """Connections of a MemoryNetwork, which is the clock too."""
+class Ends:
+    """Two ends to connect, and what is not the same for each kind of them."""
 
     knows_reset = True
     knows_addresses = True
+
+    def send_unseen(self, peer: Peer, data: bytes) -> None:
+        """Have ``data`` arrive in the service's kernel without a turn of the reactor."""
+        cast(Any, peer.transport).getHandle().send(data)
+
+    def reset_unseen(self, peer: Peer) -> None:
+        """Have a reset arrive in the service's kernel without a turn of the reactor."""
+        cast(Any, beneath(peer.transport)).connectionLost(Failure(ConnectionAborted()))
+
+
+class MemoryEnds(Ends):
+    """Connections of a MemoryNetwork, which is the clock too."""
 
     def __init__(self) -> None:
         self.clock = self.network = MemoryNetwork()
@@ -161,11 +185,8 @@ def turn(reactor: Any, seconds: float = 0) -> None:
         reactor.iterate(seconds)
 
 
-class SocketEnds(ABC):
+class SocketEnds(Ends, ABC):
     """Connections on real sockets and a real reactor; only the time is a task.Clock."""
-
-    knows_reset = True
-    knows_addresses = True
 
     def __init__(self, kind: str = "epoll", **options: Any) -> None:
         self.reactor = reactor_of_kind(kind)
@@ -245,6 +266,65 @@ class UNIXEnds(SocketEnds):
     async def stop(self) -> None:
         await super().stop()
         self.directory.cleanup()
+
+
+class TLSPeer(TLSMemoryBIOProtocol):
+    """The peer's end of TLS. It finishes with the closing alert, and goes on receiving."""
+
+    def loseWriteConnection(self) -> None:
+        self.loseConnection()
+
+    def abortConnection(self) -> None:
+        if self.connected:  # Twisted fails where it is over
+            super().abortConnection()
+
+
+class TLSEnds(TCP4Ends):
+    """TCP with TLS, served as ``--listen ssl:`` does; the client's TLS is Twisted's own."""
+
+    def __init__(self, kind: str = "epoll", version: int = SSL.TLS1_3_VERSION) -> None:
+        super().__init__(kind)
+        with tempfile.TemporaryDirectory() as directory:
+            authority = Authority(Path(directory))
+            self.certificates = Certificates(*authority.issue("server"))
+            self._context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+            self._context.load_verify_locations(authority.file)
+        self._context.set_verify(SSL.VERIFY_PEER)
+        self._context.set_max_proto_version(version)
+
+    async def listen(self, factory: Any) -> None:
+        # A peer of the test's own in the place of the service takes TLS from Twisted.
+        over = (
+            TLSFactory(factory, self.certificates)
+            if isinstance(factory, EchoFactory)
+            else self._wrapped(factory, is_client=False)
+        )
+        await super().listen(over)
+
+    async def connect(self, factory: IProtocolFactory) -> Any:
+        tls = await super().connect(self._wrapped(factory, is_client=True))
+        return tls.wrappedProtocol
+
+    def send_unseen(self, peer: Peer, data: bytes) -> None:
+        connection = cast(Any, peer.transport).getHandle()
+        connection.send(data)
+        cast(Any, beneath(peer.transport)).getHandle().send(connection.bio_read(1 << 15))
+
+    def _wrapped(self, factory: IProtocolFactory, is_client: bool) -> Any:
+        wrapped = TLSMemoryBIOFactory(TLSContext(self, is_client), is_client, factory, Clock())
+        wrapped.protocol = TLSPeer
+        return wrapped
+
+
+@implementer(IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator)
+class TLSContext:
+    def __init__(self, ends: TLSEnds, is_client: bool) -> None:
+        self._context = ends._context if is_client else ends.certificates()
+
+    def clientConnectionForTLS(self, protocol: object) -> SSL.Connection:
+        return SSL.Connection(self._context, None)
+
+    serverConnectionForTLS = clientConnectionForTLS
 
 
 class Peers(Factory):
@@ -389,6 +469,10 @@ class Daemon:
     @property
     def port(self) -> int:
         return int(self.wait_for("listening on tcp")[0].rpartition(":")[2])
+
+    @property
+    def tls_port(self) -> int:
+        return int(self.wait_for("listening on tls")[0].rpartition(":")[2])
 
     def connect(self, host: str = "127.0.0.1", **options: Any) -> socket.socket:
         return socket.create_connection((host, self.port), TIMEOUT, **options)

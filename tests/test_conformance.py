@@ -1,4 +1,4 @@
-"""What a peer can rely on, over every kind of stream: in memory, TCP, UNIX.
+"""What a peer can rely on, over every kind of stream: in memory, TCP, UNIX, TLS.
 
 The same tests run over the in-memory network of :mod:`echod.testing` and over real
 sockets. That is what shows that the former tells the truth.
@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from OpenSSL import SSL
 from twisted.internet.defer import gatherResults
-from twisted.internet.error import ConnectionAborted
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
 from echod.client import EchoClientFactory, EchoIncomplete, EchoMismatch
 from echod.events import Closed, Ending, Opened, Reason
@@ -28,6 +27,7 @@ from tests.support import (
     Served,
     TCP4Ends,
     TCP6Ends,
+    TLSEnds,
     UNIXEnds,
 )
 
@@ -40,6 +40,8 @@ KINDS = [
     (MemoryEnds, {}),
     *((TCP4Ends, {"kind": kind, "fast_path": fast}) for kind in REACTORS for fast in (True, False)),
     *((ends, {"fast_path": fast}) for ends in (TCP6Ends, UNIXEnds) for fast in (True, False)),
+    *((TLSEnds, {"kind": kind}) for kind in REACTORS),
+    (TLSEnds, {"kind": "epoll", "version": SSL.TLS1_2_VERSION}),
 ]
 
 
@@ -245,7 +247,7 @@ async def test_nothing_is_closed_on_bytes_that_arrived(
     peer = await served.peer()
     if ending is Ending.DRAINED:
         served.factory.drain(100)
-    peer.transport.getHandle().send(b"just in time")
+    ends.send_unseen(peer, b"just in time")
     for _ in range(8):  # the time passes, but the reactor does not get to read
         Clock.advance(ends.clock, 10)
     await ends.until(peer.when_received(12))
@@ -265,7 +267,7 @@ async def test_reset_that_a_timeout_meets(serve: Any, ends: Any, ending: Ending)
     peer = await served.peer()
     if ending is Ending.DRAINED:
         served.factory.drain(100)
-    peer.transport.connectionLost(Failure(ConnectionAborted()))
+    ends.reset_unseen(peer)
     for _ in range(8):  # the time passes, but the reactor does not get to read
         Clock.advance(ends.clock, 10)
     wanted = Ending.LOST if ends.knows_reset else ending

@@ -19,14 +19,19 @@ CORE = [
     "kernel",
     "fastpath",
     "protocol",
+    "arrival",
     "factory",
+    "tls",
     "datagram",
     "client",
     "testing",
 ]
 
-# What the extra echod[metrics] installs, and who may use it.
+# What the extras echod[metrics] and echod[tls] install, and who may use it.
 EXTRAS: dict[str, set[str]] = {
+    "tls.py": {"OpenSSL"},
+    "daemon/certificates.py": {"OpenSSL", "cryptography"},
+    "daemon/secure.py": set(),
     "daemon/metrics.py": {"prometheus_client"},
     "daemon/page.py": set(),
     "daemon/web.py": {"prometheus_client"},

@@ -24,9 +24,10 @@ from tests.support import Peers, now
 class Listener:
     """Gives out the ports that it is given."""
 
-    def __init__(self, *ports: Any, passed: bool = False) -> None:
+    def __init__(self, *ports: Any, passed: bool = False, tls: bool = False) -> None:
         self.ports = ports
         self.passed = passed
+        self.tls = tls
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         return self.ports
@@ -71,6 +72,14 @@ class PortsTests(SynchronousTestCase):
         self.assertEqual(ports.addresses, [])
         ports.accept_waiting()
         self.failureResultOf(network.client_endpoint().connect(Peers()))
+
+    def test_addresses_with_tls(self) -> None:
+        """A port with TLS says so."""
+        network = MemoryNetwork()
+        port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
+        ports = Ports(self.factory, [Listener(port, tls=True)])
+        now(ports.open())
+        self.assertEqual(ports.addresses, ["tls 192.0.2.1:7"])
 
     def test_accept_waiting(self) -> None:
         """Connections that nobody has accepted yet are, before the port is closed."""

@@ -25,6 +25,7 @@ class MemoryListener:
     """Listens in memory, when it may."""
 
     passed = False
+    tls = False
 
     def __init__(self, network: MemoryNetwork, port: int = 7) -> None:
         self.network = network

@@ -198,7 +198,10 @@ Closed
 Refused
   max-connections           1
   max-connections-per-peer  0
-  draining                  0""".splitlines(),
+  draining                  0
+  handshake-timeout         0
+  tls-handshake             0
+  proxy-header              0""".splitlines(),
         )
 
     def test_datagrams(self) -> None:

@@ -18,13 +18,15 @@ from twisted.plugin import IPlugin, getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from echod.daemon import makeService, notify, passed, wiring
+from echod.daemon import makeService, notify, passed, secure, wiring
 from echod.daemon.listening import EndpointListener, TCPListener, UDPListener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import PassedListener
+from echod.daemon.secure import TLSListener
 from echod.daemon.wiring import take
 from echod.events import Reason, Refused
 from echod.factory import descriptors_left
+from tests.authority import Authority
 
 
 class TakeTests(SynchronousTestCase):
@@ -188,6 +190,7 @@ class MakeServiceTests(SynchronousTestCase):
 
         self.patch(wiring, "import_module", missing)
         self.assertRaises(ModuleNotFoundError, self.make, "--metrics", "tcp:0")
+        self.assertRaises(ModuleNotFoundError, self.make, "--listen", "ssl:0")
 
     def test_hang_up(self) -> None:
         """SIGHUP, too, lets connections finish; unless it is ignored, as nohup does it."""
@@ -217,6 +220,50 @@ class MakeServiceTests(SynchronousTestCase):
             sys.modules["prometheus_client"] = None  # type: ignore[assignment]
             error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:0")
         self.assertRegex(str(error), r"need prometheus_client.* pip install 'echod\[metrics\]'$")
+
+    def secure(self) -> str:
+        """Return a description of a port with TLS, with its files."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        key, certificate = Authority(Path(directory.name)).issue("server")
+        return f"ssl:0:privateKey={key}:certKey={certificate}"
+
+    def test_tls(self) -> None:
+        """A port with TLS is echod's own, and the time of a handshake is the option's."""
+        made = self.make("--listen", self.secure(), "--handshake-timeout", "3")
+        self.assertEqual(self.listeners(made), ([TLSListener], []))
+        self.assertEqual(made._factory.handshake_timeout, 3)
+
+    def test_tls_without_the_extra(self) -> None:
+        """Without pyOpenSSL or cryptography TLS is refused, in a line that names the extra."""
+        for package in ("OpenSSL", "cryptography"):
+            with mock.patch.dict(sys.modules):
+                for name in ("echod.daemon.secure", "echod.daemon.certificates", "echod.tls"):
+                    sys.modules.pop(name, None)
+                sys.modules[package] = None  # type: ignore[assignment]
+                error = self.assertRaises(CannotServe, self.make, "--listen", "ssl:0")
+            self.assertRegex(str(error), rf"needs {package}.* pip install 'echod\[tls\]'$")
+
+    def test_hang_up_with_tls(self) -> None:
+        """With TLS, SIGHUP loads certificates, before and in a drain, and never stops."""
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        called: list[Any] = []
+        self.patch(reactor, "callFromThread", called.append)
+        self.patch(secure.log, "observer", self.log.append)
+        for before in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGHUP, before)
+            made = self.make("--listen", self.secure())
+            os.kill(os.getpid(), signal.SIGHUP)
+            with mock.patch("signal.signal") as handle:
+                made._when_asked_again(int)
+            numbers = {call.args[0] for call in handle.call_args_list}
+            self.assertEqual(numbers, {signal.SIGINT, signal.SIGTERM})
+        with mock.patch.object(reactor, "stop") as stop:
+            for hang_up in called:
+                hang_up()
+        stop.assert_not_called()
+        self.assertEqual([event["event"] for event in self.log], ["reloaded"] * 2)
 
     def test_second_signal(self) -> None:
         """From the first signal on, both signals mean: do not wait."""

@@ -56,6 +56,8 @@ class Listener(Protocol):
     passed: bool
     """Whether systemd passed the sockets, and holds them too: what nobody has accepted when
     the service stops, it keeps for the next one."""
+    tls: bool
+    """Whether the ports speak TLS."""
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen; raise CannotServe, and leave nothing listening, where it is not possible."""
@@ -70,6 +72,7 @@ class NumberListener(ABC):
     """
 
     passed = False
+    tls = False
     kind: str
     """The protocol, as the log names it."""
 
@@ -208,6 +211,7 @@ class EndpointListener:
     """
 
     passed = False
+    tls = False
 
     def __init__(self, reactor: object, description: str, option: str = "listen") -> None:
         self._said = f"--{option} {description!r}"

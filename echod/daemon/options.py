@@ -58,6 +58,12 @@ class Options(usage.Options):
             "Seconds for which the peer does not read what it is owed, until it is reset.",
         ),
         (
+            "handshake-timeout",
+            None,
+            "10",
+            "Seconds that a TLS handshake may take, until the connection is reset.",
+        ),
+        (
             "max-connections",
             None,
             None,
@@ -114,7 +120,10 @@ class Options(usage.Options):
         self["interface"].append(address)
 
     def opt_listen(self, description: str) -> None:
-        """Twisted stream endpoint, or udp:PORT, in place of port and interface; repeatable."""
+        """Twisted stream endpoint, udp:PORT, or ssl:PORT:privateKey=FILE:certKey=FILE.
+
+        In place of port and interface; repeatable.
+        """
         self["listen"].append(description)
 
     def opt_version(self) -> None:
@@ -140,7 +149,13 @@ class Options(usage.Options):
         self["port"] = self._whole("port", 0, 65535, default=PORT)
         for name in ("max-connections", "max-connections-per-peer"):
             self[name] = self._whole(name, 1, None, default=None)
-        for name in ("idle-timeout", "stall-timeout", "drain-timeout", "udp-longest"):
+        for name in (
+            "idle-timeout",
+            "stall-timeout",
+            "handshake-timeout",
+            "drain-timeout",
+            "udp-longest",
+        ):
             self[name] = self._number(name, "seconds", zero=name == "drain-timeout")
         for name in ("udp-rate", "udp-total-rate"):
             self[name] = self._number(name, "datagrams a second", zero=False)

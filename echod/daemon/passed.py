@@ -128,6 +128,7 @@ class PassedListener:
     """
 
     passed = True
+    tls = False
 
     def __init__(
         self, reactor: Any, sock: socket.socket, datagrams: EchoDatagrams | None = None

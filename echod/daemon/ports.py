@@ -30,12 +30,13 @@ class Ports:
         self._listeners = listeners
         self._name = name
         self._ports: list[IListeningPort] = []
+        self._tls: list[IListeningPort] = []
         self._ours: list[IListeningPort] = []
 
     @property
     def addresses(self) -> list[str]:
-        """Where it listens, by :func:`~echod.daemon.logs.name_of`."""
-        return [name_of(port.getHost()) for port in self._ports]
+        """Where it listens, by :func:`~echod.daemon.logs.name_of`, and ``tls`` for TCP with TLS."""
+        return [self._name_of(port) for port in self._ports]
 
     async def open(self) -> None:
         """Listen everywhere; raise CannotServe where that is not possible."""
@@ -44,10 +45,14 @@ class Ports:
             self._ports += ports
             if not listener.passed:
                 self._ours += ports
+            if listener.tls:
+                self._tls += ports
             for port in ports:
-                log.info(
-                    "{event} on {endpoint}", event=self._name, endpoint=name_of(port.getHost())
-                )
+                log.info("{event} on {endpoint}", event=self._name, endpoint=self._name_of(port))
+
+    def _name_of(self, port: IListeningPort) -> str:
+        name = name_of(port.getHost())
+        return name.replace("tcp", "tls", 1) if port in self._tls else name
 
     def accept_waiting(self) -> None:
         """Accept what the kernel has completed and holds, unless systemd holds it too.

@@ -43,18 +43,16 @@ def makeService(options: Options) -> EchoService:
 
     def when_asked_again(action: Callable[[], object]) -> None:
         # Twisted's own handlers would try to stop what is stopping, and log a traceback.
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, *([] if secure else [signal.SIGHUP])):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: reactor.callFromThread(action))
 
     def hang_up() -> None:
-        log.info("received SIGHUP, shutting down", event="hang-up")
-        reactor.stop()
-
-    # As when the terminal closes; unless it is ignored (nohup(1)). Twisted leaves it to the
-    # kernel, which would end the process at once.
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
+        for listener in secure:
+            listener.reload()
+        if not secure:
+            log.info("received SIGHUP, shutting down", event="hang-up")
+            reactor.stop()
 
     environ = take(os.environ, (*passed.ENVIRONMENT, *notify.ENVIRONMENT))
     sockets = passed.passed(environ, os.getpid())
@@ -68,6 +66,7 @@ def makeService(options: Options) -> EchoService:
         max_connections_per_peer=options["max-connections-per-peer"],
         idle_timeout=options["idle-timeout"],
         stall_timeout=options["stall-timeout"],
+        handshake_timeout=options["handshake-timeout"],
     )
     datagrams = EchoDatagrams(
         reactor,
@@ -77,7 +76,13 @@ def makeService(options: Options) -> EchoService:
     observers: list[Observer] = [connection_log]
     if notifier.address is not None:
         observers.append(notifier)
-    echo = Ports(factory, echo_listeners(options, sockets, reactor, datagrams))
+    listeners = echo_listeners(options, sockets, reactor, datagrams)
+    echo = Ports(factory, listeners)
+    secure: list[Any] = [listener for listener in listeners if listener.tls]
+    # As when the terminal closes; unless it is ignored (nohup(1)). Twisted leaves it to the
+    # kernel, which would end the process at once.
+    if secure or signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
     others = []
     if web:
         tally = web.Tally()
@@ -114,6 +119,21 @@ def import_web() -> Any:
             raise
         raise CannotServe(
             "metrics need prometheus_client, which is not installed: pip install 'echod[metrics]'"
+        ) from error
+
+
+def import_secure() -> Any:
+    """Return :mod:`echod.daemon.secure`, which needs the extra ``tls``.
+
+    :raises CannotServe: where that is not installed.
+    """
+    try:
+        return import_module("echod.daemon.secure")
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in ("OpenSSL", "cryptography"):
+            raise
+        raise CannotServe(
+            f"--listen ssl: needs {error.name}, which is not installed: pip install 'echod[tls]'"
         ) from error
 
 
@@ -165,13 +185,22 @@ def echo_listeners(
             sockets=", ".join(map(str, mine)),
         )
     if options["listen"]:
-        return [
-            UDPListener(reactor, datagrams, description)
-            if description.lower().startswith("udp:")
-            else EndpointListener(reactor, description)
-            for description in options["listen"]
-        ]
+        return [listener(reactor, datagrams, description) for description in options["listen"]]
     return [TCPListener(reactor, options["port"], options["interface"])]
+
+
+def listener(reactor: Any, datagrams: EchoDatagrams, description: str) -> Listener:
+    """Return what one ``--listen`` asks for.
+
+    :raises CannotServe: where that is nothing to listen on.
+    """
+    kind = description.partition(":")[0].lower()
+    if kind == "udp":
+        return UDPListener(reactor, datagrams, description)
+    if kind == "ssl":
+        secure: Listener = import_secure().TLSListener(reactor, description)
+        return secure
+    return EndpointListener(reactor, description)
 
 
 def metrics_listeners(options: Options, sockets: Sequence[Passed], reactor: Any) -> list[Listener]:

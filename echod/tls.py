@@ -1,0 +1,223 @@
+"""TLS below the echo, with the endings that TLS knows; needs the extra ``tls``.
+
+OpenSSL encrypts and decrypts in memory, Twisted's TCP transport below does the rest. Why not
+Twisted's :class:`~twisted.protocols.tls.TLSMemoryBIOProtocol`: to that, the peer's closing
+alert is the end of the whole connection, an end without it a loss like any other, and
+its own closing alert something to wait for an answer to; and each message takes half as much
+time again. The rules here:
+
+- Until the handshake is done, a connection is no more than an arrival: it has a time, counts
+  against the limits, and nobody hears of it. Only then there is an
+  :class:`~echod.protocol.Echo`, with the TLS transport for its own.
+- The peer's closing alert (close_notify) is the end of its sending. TLS 1.3 lets it go on
+  receiving (RFC 8446 6.1), and TLS 1.2 is not asked to do worse: all that was received before
+  it is sent back, then the own closing alert, then FIN.
+- An end without that alert is ``lost``, whatever was sent back: it can be anybody's doing.
+- The answer to the own closing alert is not waited for, as RFC 8446 6.1 and RFC 5246 7.2.1
+  allow: a peer that does not answer is gone all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, cast
+
+from OpenSSL import SSL
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.arrival import Arrival
+from echod.events import Reason
+from echod.factory import EchoFactory
+from echod.fastpath import send_now
+from echod.kernel import unsent
+from echod.protocol import IStreamTransport, set_tcp_options
+
+RECORD: Final = 16 * 1024
+"""Bytes of the largest part that TLS encrypts by itself (RFC 8446 5.1)."""
+
+PIECE: Final = RECORD + 512
+"""Bytes that OpenSSL is given, and asked for, at once: such a part encrypted (RFC 8446 5.2)."""
+
+
+class TLSArrival(Arrival):
+    """One connection, until its handshake is done."""
+
+    transport: TLSTransport  # type: ignore[assignment]  # has the methods of what it wraps
+    reason = Reason.TLS_HANDSHAKE
+    _key: str | None = None
+
+    def connectionMade(self) -> None:
+        """Begin to wait, and count it as its peer's."""
+        self._key = self._factory.count(self._peer)
+        transport = cast(IStreamTransport, self.transport)
+        set_tcp_options(transport, transport.getPeer())
+        super().connectionMade()
+
+    def shaken(self) -> None:
+        """Have it served: the handshake is done, and no byte of the peer's has come."""
+        protocol = self.arrived(self._peer)
+        if protocol is not None:
+            self.transport.wrappedProtocol = protocol
+            protocol.makeConnection(cast(Any, self.transport))
+
+    def broke_off(self) -> None:
+        """Refuse who has finished sending before it was done."""
+        self.refuse(self.reason)
+
+    def _over(self) -> None:
+        self._factory.discount(self._key)
+        super()._over()
+
+
+@implementer(IHalfCloseableProtocol)
+class TLSTransport(ProtocolWrapper):
+    """TLS between the kernel socket's transport and an :class:`~echod.protocol.Echo`.
+
+    :ivar taken: bytes received so far, encrypted.
+    """
+
+    factory: TLSFactory
+    transport: Any
+    wrappedProtocol: Any
+
+    # Defaults on the class, as Echo's.
+    taken = 0
+    _shaking = True
+    _delivering = False
+
+    def makeConnection(self, transport: Any) -> None:
+        """Wait for the peer to begin the handshake."""
+        self._tls = SSL.Connection(self.factory.context(), None)
+        self._tls.set_accept_state()
+        super().makeConnection(transport)  # type: ignore[no-untyped-call]
+
+    def dataReceived(self, data: bytes) -> None:
+        """Decrypt and deliver ``data``, and send what becomes of it."""
+        self.taken += len(data)
+        # Not all at once, for OpenSSL keeps as much memory as it has ever been given.
+        for start in range(0, len(data), PIECE):
+            self._tls.bio_write(data[start : start + PIECE])
+            if self._shaking:
+                self._shake()
+            if not self._shaking:
+                self._deliver()
+
+    def readConnectionLost(self) -> None:
+        """End what the peer has ended without a closing alert (FIN alone)."""
+        self.wrappedProtocol.broke_off()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the sending side is never closed before the whole connection."""
+
+    def write(self, data: bytes) -> None:
+        """Encrypt ``data`` and send it; nothing any more when the connection is being closed."""
+        if not self.disconnecting:
+            for start in range(0, len(data), RECORD):
+                self._tls.send(data[start : start + RECORD])
+            if not self._delivering:
+                self._flush()
+
+    def writeSequence(self, data: Any) -> None:
+        """Encrypt all of ``data`` and send it."""
+        self.write(b"".join(data))
+
+    def loseConnection(self) -> None:
+        """Send what is owed, the closing alert, then FIN."""
+        if self.connected and not self.disconnecting:
+            self.disconnecting = True
+            with suppress(SSL.Error):  # none after an alert that tells of an error
+                self._tls.shutdown()
+            self._flush()
+            # Who is registered would be waited for, and nothing more is going to come from it.
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+    def abortConnection(self) -> None:
+        """Reset the connection, in the reactor's next turn; an alert would not be sent."""
+        self.disconnecting = True
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell who is above."""
+        self.connected = False
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    def getPeerCertificate(self) -> Any:
+        """Return the certificate that the peer has shown, as Twisted's TLS transports do."""
+        return self._tls.get_peer_certificate()
+
+    def _deliver(self) -> None:
+        """Deliver what can be decrypted, send what becomes of it, then see whether it was all."""
+        end = None
+        self._delivering = True
+        try:
+            while not self.disconnecting:
+                self.wrappedProtocol.dataReceived(self._tls.recv(RECORD))
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:  # the closing alert
+            end = self.wrappedProtocol.readConnectionLost
+        except SSL.Error:  # a damaged record, or an alert that tells of another error
+            end = self.wrappedProtocol.broke_off
+        self._delivering = False
+        self._flush()
+        if end is not None:
+            end()
+
+    def _shake(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            self._flush()
+        except SSL.Error:
+            self._flush()  # an alert that says why
+            self.disconnecting = True
+            self.transport.loseConnection()
+        else:
+            self._flush()
+            self._shaking = False
+            self.wrappedProtocol.shaken()
+
+    def _flush(self) -> None:
+        """Send what OpenSSL has encrypted: now, where nothing is before it and the kernel can."""
+        below = self.transport
+        with suppress(SSL.WantReadError):  # which says that there is no more
+            size = PIECE
+            while size == PIECE:
+                piece = self._tls.bio_read(PIECE)
+                size = len(piece)
+                sock = None if unsent(below) else self.factory.echo.kernel_socket(below)
+                sent = 0 if sock is None else send_now(sock, piece)
+                if sent < size:
+                    below.write(piece[sent:])
+
+
+class TLSFactory(WrappingFactory):
+    """Serve ``factory`` over TLS, on any stream endpoint.
+
+    :param factory: serves, once the handshake is done.
+    :param context: returns what the next handshake is done with: keys, certificates, rules. Its
+        options have to include OP_NO_RENEGOTIATION.
+
+    :ivar echo: the factory that serves.
+    """
+
+    noisy = False
+
+    def __init__(self, factory: EchoFactory, context: Callable[[], SSL.Context]) -> None:
+        super().__init__(factory)  # type: ignore[no-untyped-call]
+        self.echo = factory
+        self.context = context
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Begin a handshake, or refuse the connection before that."""
+        refusal = self.echo.refusal(addr)
+        if refusal is not None:
+            return refusal
+        arrival = cast(IProtocol, TLSArrival(self.echo, addr))
+        return TLSTransport(cast(Any, self), arrival)

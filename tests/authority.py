@@ -1,0 +1,72 @@
+"""An authority for the tests' certificates, made anew each time."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+DAY = timedelta(days=1)
+
+
+class Authority:
+    """Signs certificates, and writes them into ``directory`` (PEM).
+
+    :ivar file: its own certificate.
+    """
+
+    def __init__(self, directory: Path, name: str = "authority") -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        self.file = self._write(f"{name}.pem", self._sign(self._key, self._name, DAY, True))
+
+    def issue(
+        self, name: str, valid: timedelta = DAY, key: Any = None, password: bytes | None = None
+    ) -> tuple[str, str]:
+        """Write a key and its certificate, valid from a day ago on, and return their files."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        secret = BestAvailableEncryption(password) if password else NoEncryption()
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret)
+        return (
+            self._write(f"{name}.key", private),
+            self._write(f"{name}.pem", self._sign(key, subject, valid, False)),
+        )
+
+    def _sign(self, key: Any, subject: x509.Name, valid: timedelta, authority: bool) -> bytes:
+        now = datetime.now(timezone.utc)
+        names = [
+            x509.DNSName("localhost"),
+            *(x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")),
+        ]
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY if valid > -DAY else now + DAY)
+            .not_valid_after(now + valid if valid > -DAY else now + 2 * DAY)
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        )
+        if not authority:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        signed = builder.sign(self._key, hashes.SHA256())
+        return signed.public_bytes(Encoding.PEM)
+
+    def _write(self, name: str, data: bytes) -> str:
+        path = self._directory / name
+        path.write_bytes(data)
+        return str(path)

@@ -1,0 +1,237 @@
+"""``--listen ssl:`` as it is read, and what is said of keys and certificates."""
+
+from __future__ import annotations
+
+import errno
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from twisted.internet.error import CannotListenError
+from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogEvent, formatEvent
+
+from echod.daemon import certificates as module
+from echod.daemon import secure
+from echod.daemon.certificates import BadCertificates, Certificates
+from echod.daemon.logs import on_one_line
+from echod.daemon.options import CannotServe
+from echod.daemon.secure import TLSListener
+from echod.factory import EchoFactory
+from echod.tls import TLSFactory
+from tests.authority import Authority
+from tests.support import now
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[LogEvent]:
+    events: list[LogEvent] = []
+    monkeypatch.setattr(secure.log, "observer", events.append)
+    return events
+
+
+def ssl_port(authority: Authority, more: str = "", port: str = "7") -> str:
+    key, certificate = authority.issue("server")
+    return f"ssl:{port}:privateKey={key}:certKey={certificate}{more}"
+
+
+def refused(description: str) -> str:
+    with pytest.raises(CannotServe) as caught:
+        TLSListener(MemoryReactorClock(), description)
+    line = str(caught.value)
+    said = on_one_line(f"--listen {description!r}: ")
+    assert line.startswith(f"twistd echod: {said}")
+    assert line.isprintable()
+    return line.partition(said)[2]
+
+
+def bad(*files: str | None) -> str:
+    with pytest.raises(BadCertificates) as caught:
+        Certificates(*files)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "interfaces"),
+    [
+        ("", ["127.0.0.1", "::1"]),
+        (":interface=192.0.2.1", ["192.0.2.1"]),
+        (r":interface=2001\:db8\:\:1", ["2001:db8::1"]),
+    ],
+)
+def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
+    """It listens where it is told to, or else on both loopbacks, with the backlog of --port."""
+    reactor = MemoryReactorClock()
+    factory = EchoFactory()
+    for port in ("7", "port=7"):
+        reactor.tcpServers.clear()
+        ports = now(TLSListener(reactor, ssl_port(authority, more, port)).listen(factory))
+        assert len(ports) == len(interfaces)
+        for (number, over, backlog, interface), wanted in zip(
+            reactor.tcpServers, interfaces, strict=True
+        ):
+            assert (number, backlog, interface) == (7, 1024, wanted)
+            assert isinstance(over, TLSFactory)
+            assert over.wrappedFactory is factory
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ("ssl", "a port is a whole number from 0 to 65535, not ''"),
+        ("ssl:http:privateKey=a:certKey=b", "a port is a whole number from 0 to 65535, not 'http'"),
+        ("ssl:65536:privateKey=a:certKey=b", "from 0 to 65535, not '65536'"),
+        ("ssl:²:privateKey=a:certKey=b", "from 0 to 65535, not '\\xb2'"),
+        ("ssl:7", "it has no privateKey="),
+        ("ssl:7:privateKey=a", "it has no certKey="),
+        ("ssl:7:privateKey=a:certKey=b:dhParameters=c", "it knows no 'dhParameters=c'"),
+        ("ssl:7:key.pem:cert.pem", "it knows no 'key.pem'"),
+        ("ssl:7:privateKey=a:certKey=", "it knows no 'certKey='"),
+        ("ssl:7:privateKey=a:certKey=b:privateKey=c", "it has privateKey= twice"),
+        ("ssl:7:privateKey=a:certKey=b:interface=eth0", "'eth0' does not appear to be an IPv"),
+    ],
+)
+def test_wrong_arguments(description: str, says: str) -> None:
+    """A description with anything wrong is answered with what is, and with what one looks like."""
+    line = refused(description)
+    assert says in line
+    assert "; it takes ssl:PORT:privateKey=FILE:certKey=FILE, and " in line
+
+
+def test_bad_files(authority: Authority) -> None:
+    """Files that are no good are named, with what is wrong; the option stands before them."""
+    key, certificate = authority.issue("server")
+    assert refused(f"ssl:7:privateKey=/none:certKey={certificate}").startswith(
+        "/none: no such file or directory"
+    )
+    assert "server.key: there is no certificate" in refused(f"ssl:7:privateKey={key}:certKey={key}")
+
+
+def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot listen, the line has the whole option."""
+    description = ssl_port(authority, ":interface=192.0.2.1")
+    reactor = MemoryReactorClock()
+
+    def in_use(*_: object, **__: object) -> None:
+        error = OSError(errno.EADDRINUSE, "Address already in use")
+        raise CannotListenError("192.0.2.1", 7, error)
+
+    monkeypatch.setattr(reactor, "listenTCP", in_use)
+    with pytest.raises(CannotServe) as caught:
+        now(TLSListener(reactor, description).listen(EchoFactory()))
+    line = str(caught.value)
+    assert f"--listen {description!r}: cannot listen on tcp 192.0.2.1:7: address already" in line
+
+
+def test_reload(authority: Authority, log: list[LogEvent]) -> None:
+    """Loaded anew is said in a line; what cannot be loaded in a critical one, the old stay."""
+    listener = TLSListener(MemoryReactorClock(), ssl_port(authority))
+    first = listener._certificates()
+    listener.reload()
+    second = listener._certificates()
+    assert second is not first
+    Path(authority.issue("server")[0]).unlink()
+    listener.reload()
+    assert listener._certificates() is second
+    assert [event["event"] for event in log] == ["reloaded", "unloaded"]
+    assert "server.key: no such file" in formatEvent(log[1])
+
+
+def test_another_directory(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[LogEvent]
+) -> None:
+    """Files named from the directory of the start are found again from another."""
+    authority.issue("server")
+    monkeypatch.chdir(tmp_path)
+    listener = TLSListener(MemoryReactorClock(), "ssl:7:privateKey=server.key:certKey=server.pem")
+    monkeypatch.chdir("/")
+    listener.reload()
+    assert [event["event"] for event in log] == ["reloaded"]
+
+
+def test_expired(authority: Authority) -> None:
+    """A certificate that is no longer valid, or not yet, is named with the date."""
+    key, late = authority.issue("late", valid=timedelta(seconds=-1))
+    assert "late.pem: its certificate of 'CN=late' is expired on 2" in bad(key, late)
+    key, early = authority.issue("early", valid=timedelta(days=-2))
+    assert "early.pem: its certificate of 'CN=early' is valid only from 2" in bad(key, early)
+
+
+def test_expired_in_the_chain(authority: Authority) -> None:
+    """So is one in the chain, in a file of its own or behind the certificate."""
+    key, certificate = authority.issue("server")
+    _, late = authority.issue("late", valid=timedelta(seconds=-1))
+    assert bad(key, certificate, late).startswith(f"{late}: its certificate of 'CN=late'")
+    with Path(certificate).open("a") as file:
+        file.write(Path(late).read_text())
+    assert bad(key, certificate).startswith(f"{certificate}: its certificate of 'CN=late'")
+
+
+def test_chain(authority: Authority) -> None:
+    """A chain is taken from its own file, or from behind the certificate."""
+    key, certificate = authority.issue("server")
+    Certificates(key, certificate, authority.file)
+    with Path(certificate).open("a") as file:
+        file.write(Path(authority.file).read_text())
+    Certificates(key, certificate)
+
+
+def test_clients(authority: Authority) -> None:
+    """With an authority for clients each has to show a certificate; without, none is asked for."""
+    files = authority.issue("server")
+    assert Certificates(*files, clients=authority.file)().get_verify_mode() == (
+        module.SSL.VERIFY_PEER | module.SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+    )
+    assert Certificates(*files)().get_verify_mode() == module.SSL.VERIFY_NONE
+
+
+def test_wrong_pair(authority: Authority) -> None:
+    """A key and a certificate that do not belong together are both named."""
+    key, _ = authority.issue("server")
+    _, other = authority.issue("other")
+    assert bad(key, other) == f"{other}: is not the certificate of the key in {key}"
+
+
+@pytest.mark.parametrize("wrong", ["key", "certificate", "chain", "clients"])
+def test_not_pem(authority: Authority, tmp_path: Path, wrong: str) -> None:
+    """A file without what it should have is named, whichever it is."""
+    key, certificate = authority.issue("server")
+    empty = tmp_path / "empty"
+    for text in ("", "nothing", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"):
+        empty.write_text(text)
+        files = {"key": key, "certificate": certificate, wrong: str(empty)}
+        assert bad(*(files.get(name) for name in ("key", "certificate", "chain", "clients"))) == (
+            f"{empty}: there is no {'private key' if wrong == 'key' else 'certificate'} (PEM) in it"
+        )
+
+
+def test_password(authority: Authority) -> None:
+    """A key with a password is refused; nobody is asked for it."""
+    key, certificate = authority.issue("server", password=b"secret")
+    assert bad(key, certificate) == f"{key}: its key has a password, which cannot be given"
+
+
+def test_unreadable(authority: Authority, tmp_path: Path) -> None:
+    """What cannot be read is named, with the reason."""
+    key, _ = authority.issue("server")
+    assert bad(key, str(tmp_path)) == f"{tmp_path}: is a directory"
+    assert "null byte" in bad(key, "\0")
+
+
+def test_short_key(authority: Authority) -> None:
+    """A key that OpenSSL takes for too short is answered with its words."""
+    files = authority.issue("short", key=rsa.generate_private_key(65537, 1024))
+    assert bad(*files) == f"{files[1]}: ee key too small"
+
+
+def test_words() -> None:
+    """Where OpenSSL has no words, there is a line all the same."""
+    error: Any = module.SSL.Error([])
+    assert module.said(error) == "OpenSSL does not take it"

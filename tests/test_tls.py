@@ -1,0 +1,521 @@
+"""What TLS adds: a handshake first, and ends of its own. In memory, each record by hand."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from OpenSSL import SSL
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.daemon.certificates import Certificates
+from echod.events import Ending, Opened, Reason, Refused
+from echod.kernel import beneath, unsent
+from echod.protocol import MAX_OWED, Echo
+from echod.tls import TLSFactory
+from tests.authority import Authority
+from tests.support import MemoryEnds, Peers, Served, now
+
+MIB = 1 << 20
+
+
+class Scene(Served):
+    """An EchoFactory over TLS, in memory."""
+
+    def __init__(self, authority: Authority, **options: Any) -> None:
+        super().__init__(MemoryEnds(), **options)
+        self.network = self.ends.network
+        self.trusted = authority.file
+        self.over = TLSFactory(self.factory, Certificates(*authority.issue("server")))
+        now(self.ends.listen(self.over))
+
+    def connect(self) -> Client:
+        return Client(self)
+
+    def client(self) -> Client:
+        """Connect, and do the handshake."""
+        client = self.connect()
+        client.handshake()
+        return client
+
+    @property
+    def echo(self) -> Echo:
+        [echo] = self.factory.connections
+        return echo
+
+
+class Client:
+    """A client that does TLS by hand, so that a test has each of its bytes.
+
+    :ivar closed: whether the service's closing alert has come.
+    """
+
+    def __init__(self, scene: Scene, port: int = 7) -> None:
+        self._network = scene.network
+        connecting: list[Any] = []
+        scene.network.client_endpoint(port).connect(Peers()).addCallback(connecting.append)
+        [self.peer] = connecting
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.create_default_context(cafile=scene.trusted)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self._fed = 0
+        self.received = bytearray()
+        self.closed = False
+
+    def handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.send(self.record())
+            else:
+                self.send(self.record())
+                return
+
+    def record(self, data: bytes = b"") -> bytes:
+        """Return what goes to the service for ``data``, and what else OpenSSL has to send."""
+        if data:
+            self._tls.write(data)
+        return self._outgoing.read()
+
+    def closing_alert(self) -> bytes:
+        """Return the closing alert, once."""
+        with pytest.raises(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._outgoing.read()
+
+    def send(self, data: bytes) -> None:
+        """Send these very bytes, and take in what comes."""
+        self.peer.send(data)
+        self.settle()
+
+    def settle(self) -> None:
+        self._network.settle()
+        self._incoming.write(bytes(self.peer.received[self._fed :]))
+        self._fed = len(self.peer.received)
+
+    def read(self) -> bytes:
+        """Return all that was sent back until now."""
+        self.settle()
+        try:
+            while data := self._tls.read(1 << 16):
+                self.received += data
+            self.closed = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.closed = True
+        return bytes(self.received)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[list[LogEvent]]:
+    """What is logged as a failure: nothing, whatever a client does."""
+    events: list[LogEvent] = []
+
+    def keep(event: LogEvent) -> None:
+        if "log_failure" in event:
+            events.append(event)
+
+    globalLogPublisher.addObserver(keep)
+    yield events
+    globalLogPublisher.removeObserver(keep)
+    assert events == []
+
+
+def test_nobody_before_the_handshake(authority: Authority) -> None:
+    """Until its handshake is done, a connection is no connection: nobody is told of it."""
+    scene = Scene(authority)
+    client = scene.connect()
+    scene.network.settle()
+    assert scene.events == []
+    assert scene.factory.connections == set()
+    client.handshake()
+    assert [type(event) for event in scene.events] == [Opened]
+    assert scene.factory.arriving == set()
+    client.send(client.record(b"hello"))
+    assert client.read() == b"hello"
+
+
+def test_handshake_timeout(authority: Authority) -> None:
+    """Who has not done its handshake in time is reset and counted; who has, is left alone."""
+    scene = Scene(authority, handshake_timeout=10)
+    slow, quick = scene.connect(), scene.client()
+    scene.network.advance(9.9)
+    assert slow.peer.ended is None
+    scene.network.advance(0.2)
+    assert slow.peer.ended == "RST"
+    assert [event.reason for event in scene.events.refused] == [Reason.HANDSHAKE_TIMEOUT]
+    assert scene.factory.arriving == set()
+    scene.network.advance(100)
+    quick.send(quick.record(b"hello"))
+    assert quick.read() == b"hello"
+
+
+def test_no_handshake_timeout(authority: Authority) -> None:
+    """An application can have handshakes take any time."""
+    scene = Scene(authority, handshake_timeout=None)
+    client = scene.connect()
+    scene.network.advance(10_000)
+    client.handshake()
+    assert len(scene.factory.connections) == 1
+
+
+def test_half_a_handshake(authority: Authority) -> None:
+    """A handshake that stops half-way is reset when its time is over, and counted once."""
+    scene = Scene(authority)
+    client = scene.connect()
+    with pytest.raises(ssl.SSLWantReadError):
+        client._tls.do_handshake()
+    client.send(client.record()[:100])
+    scene.network.advance(11)
+    assert client.peer.ended == "RST"
+    assert [event.reason for event in scene.events.refused] == [Reason.HANDSHAKE_TIMEOUT]
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET / HTTP/1.0\r\n\r\n", b"hello\n", bytes(100_000), b"\xff" * 9]
+)
+def test_garbage(authority: Authority, said: bytes) -> None:
+    """Who says something else than TLS is closed, counted once, and costs no line of its own."""
+    scene = Scene(authority)
+    client = scene.connect()
+    client.send(said)
+    scene.network.advance(11)
+    assert client.peer.ended is not None
+    [refused] = scene.events
+    assert isinstance(refused, Refused)
+    assert refused.reason in (Reason.TLS_HANDSHAKE, Reason.HANDSHAKE_TIMEOUT)
+    assert refused.peer == client.peer.transport.getHost()
+    assert scene.factory.arriving == set()
+
+
+@pytest.mark.parametrize("end", ["finish", "abort"])
+def test_broken_off_handshake(authority: Authority, end: str) -> None:
+    """Who leaves before its handshake is done is counted once, at once."""
+    scene = Scene(authority)
+    client = scene.connect()
+    getattr(client.peer, end)()
+    scene.network.settle()
+    assert [event.reason for event in scene.events.refused] == [Reason.TLS_HANDSHAKE]
+    assert scene.factory.arriving == set()
+    scene.network.advance(100)
+    assert len(scene.events) == 1
+
+
+def test_handshakes_count_against_the_limits(authority: Authority) -> None:
+    """Who has not done its handshake takes a place; who comes over the limit is reset before."""
+    scene = Scene(authority, max_connections=3, max_connections_per_peer=2)
+    first, second = scene.connect(), scene.connect()
+    third = scene.connect()
+    scene.network.settle()
+    assert third.peer.ended == "RST"
+    first.handshake()
+    second.handshake()
+    fourth = scene.connect()
+    scene.network.settle()
+    assert fourth.peer.ended == "RST"
+    assert [event.reason for event in scene.events.refused] == [
+        Reason.MAX_CONNECTIONS_PER_PEER,
+        Reason.MAX_CONNECTIONS_PER_PEER,
+    ]
+    for client in (first, second):
+        client.peer.abort()
+    scene.network.settle()
+    assert len(scene.factory.connections) == 0
+    scene.client()
+    assert len(scene.factory.connections) == 1
+
+
+def test_drain_refuses_handshakes(authority: Authority) -> None:
+    """A drain does not wait for handshakes: they are reset and counted."""
+    scene = Scene(authority)
+    client = scene.connect()
+    drained = scene.factory.drain(10)
+    scene.network.settle()
+    assert drained.called
+    assert client.peer.ended == "RST"
+    assert [event.reason for event in scene.events.refused] == [Reason.DRAINING]
+
+
+def test_refused_in_the_last_moment(authority: Authority) -> None:
+    """Who is refused is not served, even if its handshake is done in that very moment."""
+    scene = Scene(authority)
+    client = scene.connect()
+    [arrival] = scene.factory.arriving
+    for reason in (Reason.DRAINING, Reason.HANDSHAKE_TIMEOUT):
+        arrival.refuse(reason)
+    arrival.shaken()  # type: ignore[attr-defined]  # as the transport calls it
+    scene.network.settle()
+    assert client.peer.ended == "RST"
+    assert scene.events == [Refused(Reason.DRAINING, client.peer.transport.getHost())]
+
+
+def test_all_that_came_before_the_closing_alert(authority: Authority) -> None:
+    """Bytes and closing alert in one piece: all come back, then the service's own alert."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.send(client.record(b"hello") + client.record(bytes(40_000)) + client.closing_alert())
+    assert client.read() == b"hello" + bytes(40_000)
+    assert client.closed
+    assert client.peer.ended == "FIN"
+    [closed] = scene.events.closed
+    assert (closed.ending, closed.bytes, closed.unsent) == (Ending.FINISHED, 40_005, 0)
+
+
+def test_closing_alert_of_a_slow_reader(authority: Authority) -> None:
+    """What is owed when the closing alert comes is delivered whole, also when it is read late."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.peer.stall()
+    client.send(b"".join(client.record(bytes(16_000)) for _ in range(100)) + client.closing_alert())
+    scene.network.advance(50)
+    assert scene.events.closed == []
+    client.peer.resume()
+    assert client.read() == bytes(1_600_000)
+    assert client.closed
+    assert scene.events.endings == [Ending.FINISHED]
+
+
+def test_closing_alert_of_who_reads_no_more(authority: Authority) -> None:
+    """Who says that it has finished, and does not read the rest, is reset: stalled."""
+    scene = Scene(authority, stall_timeout=40)
+    client = scene.client()
+    client.peer.stall()
+    sent = b"".join(client.record(bytes(16_000)) for _ in range(6)) + client.closing_alert()
+    client.send(sent)
+    scene.network.advance(60)
+    [closed] = scene.events.closed
+    assert closed.ending is Ending.STALLED
+    assert 0 < closed.unsent <= closed.bytes == 96_000
+    client.peer.resume()
+    scene.network.settle()
+    assert client.peer.ended == "RST"
+
+
+def test_end_without_a_closing_alert(authority: Authority) -> None:
+    """FIN without a closing alert: all comes back, but it was anybody's end: lost."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.peer.send(client.record(b"hello"))
+    client.peer.finish()
+    assert client.read() == b"hello"
+    assert client.closed
+    assert client.peer.ended == "FIN"
+    [closed] = scene.events.closed
+    assert (closed.ending, closed.bytes, closed.unsent) == (Ending.LOST, 5, 0)
+
+
+@pytest.mark.parametrize("much", [False, True])
+def test_damaged_record(authority: Authority, much: bool) -> None:
+    """A record that somebody has changed ends the connection as lost, behind what was right.
+
+    Also where the reply has to wait for the reader.
+    """
+    scene = Scene(authority)
+    client = scene.client()
+    good = [b"hello", *([bytes(16_000)] * 4 if much else [])]
+    records = b"".join(map(client.record, good))
+    bad = bytearray(client.record(b"world"))
+    bad[-1] ^= 1
+    client.peer.stall()
+    client.send(records + bad)
+    scene.network.advance(1)
+    client.peer.resume()
+    client.settle()
+    with pytest.raises(ssl.SSLError, match=r"(?i)bad.record.mac|decrypt"):
+        client.read()
+    assert client.received == b"".join(good)
+    assert client.peer.ended == "FIN"
+    [closed] = scene.events.closed
+    assert (closed.ending, closed.unsent) == (Ending.LOST, 0)
+
+
+def test_reset(authority: Authority) -> None:
+    """A reset is lost, as without TLS."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.send(client.record(b"hello"))
+    client.peer.abort()
+    scene.network.settle()
+    assert scene.events.endings == [Ending.LOST]
+
+
+@pytest.mark.parametrize("ending", [Ending.IDLE, Ending.DRAINED])
+def test_no_answer_to_the_closing_alert(authority: Authority, ending: Ending) -> None:
+    """The service closes behind its closing alert, whether or not the peer answers it."""
+    scene = Scene(authority, idle_timeout=10)
+    client = scene.client()
+    client.send(client.record(b"hello"))
+    if ending is Ending.DRAINED:
+        scene.factory.drain(5)
+    scene.network.advance(13)
+    assert scene.events.endings == [ending]
+    assert client.peer.ended == "FIN"
+    assert client.read() == b"hello"
+    assert client.closed
+
+
+def test_talking_in_the_midst_of_a_record(authority: Authority) -> None:
+    """Who sends a record bit by bit is talking: neither idle nor quiet, and gets it back."""
+    scene = Scene(authority, idle_timeout=10)
+    client = scene.client()
+    record = client.record(b"hello")
+    for at in range(len(record)):
+        client.send(record[at : at + 1])
+        scene.network.advance(9 if at < 5 else 0.15)
+        if at == 5:
+            scene.factory.drain(100)
+    assert client.read() == b"hello"
+    assert scene.events.closed == []
+    scene.network.advance(1)
+    assert scene.events.endings == [Ending.DRAINED]
+
+
+def test_room_for_the_closing_alert(authority: Authority) -> None:
+    """Who leaves no room for the closing alert, and does not read, is reset all the same."""
+    scene = Scene(authority, idle_timeout=10, stall_timeout=40)
+    client = scene.client()
+    client.peer.stall()
+    bottom: Any = beneath(scene.echo.transport)
+    while room := bottom.socket._room():
+        # a record is 22 bytes more than what is in it; tiny ones fill the rest
+        client.send(client.record(bytes(min(16_000, room - 22))) if room > 22 else b"")
+        if room <= 22:
+            bottom.socket.other._incoming += bytes(room)
+    assert unsent(scene.echo.transport) == 0
+    scene.network.advance(14)
+    assert scene.events.closed == []  # the alert is owed
+    scene.network.advance(60)
+    assert scene.events.endings == [Ending.STALLED]
+
+
+def test_closed_by_the_application(authority: Authority) -> None:
+    """``loseConnection`` sends what is owed, the closing alert, and FIN: finished."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.peer.stall()
+    client.send(b"".join(client.record(bytes(16_000)) for _ in range(10)))
+    scene.echo.transport.loseConnection()
+    scene.network.advance(1)
+    client.peer.resume()
+    assert client.read() == bytes(160_000)
+    assert client.closed
+    assert scene.events.endings == [Ending.FINISHED]
+
+
+def test_closed_in_the_midst(authority: Authority) -> None:
+    """Who closes at a byte gets no more of them, and what it writes then is not sent."""
+
+    class Once(Echo):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            self.transport.loseConnection()
+            self.transport.write(b"more")
+
+    scene = Scene(authority)
+    scene.factory.protocol = Once
+    client = scene.client()
+    client.send(client.record(b"hello") + client.record(b"world"))
+    assert client.read() == b"hello"
+    assert client.closed
+    [closed] = scene.events.closed
+    assert (closed.ending, closed.bytes, closed.unsent) == (Ending.FINISHED, 5, 0)
+
+
+def test_written_by_the_application(authority: Authority) -> None:
+    """What an application writes is encrypted, in one piece or several, of any length."""
+    scene = Scene(authority)
+    client = scene.client()
+    transport = scene.echo.transport
+    transport.write(b"one ")
+    transport.writeSequence([b"two ", b"three ", bytes(40_000)])
+    assert client.read() == b"one two three " + bytes(40_000)
+
+
+def test_certificate_of_the_peer(authority: Authority) -> None:
+    """An application can ask for the client's certificate: here it has shown none."""
+    scene = Scene(authority)
+    scene.client()
+    transport: Any = scene.echo.transport
+    assert transport.getPeerCertificate() is None
+
+
+def test_tls_of_twisted(authority: Authority) -> None:
+    """Over Twisted's own TLS, a slow reader's closing alert ends the connection: lost."""
+    scene = Scene(authority)
+    certificates = Certificates(*authority.issue("server"))
+
+    @implementer(IOpenSSLServerConnectionCreator)
+    class Creator:
+        def serverConnectionForTLS(self, protocol: object) -> Any:
+            return SSL.Connection(certificates(), None)
+
+    over = TLSMemoryBIOFactory(Creator(), False, scene.factory, scene.network)
+    over.protocol = TLSMemoryBIOProtocol
+    scene.network.server_endpoint(8).listen(over)
+    client = Client(scene, port=8)
+    client.handshake()
+    client.peer.stall()
+    client.send(b"".join(client.record(bytes(14_000)) for _ in range(5)))
+    client.send(b"".join(client.record(bytes(15_500)) for _ in range(4)) + client.closing_alert())
+    assert unsent(scene.echo.transport) > 64 * 1024
+    assert scene.events.closed == []
+    client.peer.resume()
+    assert client.read() == bytes(132_000)
+    assert client.closed
+    assert scene.events.endings == [Ending.LOST]
+
+
+def test_aborted_by_the_application(authority: Authority) -> None:
+    """``abort`` resets, and says so; what was sent back is not called unsent. Twice is once."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.send(client.record(b"hello"))
+    echo = scene.echo
+    for _ in range(2):
+        echo.abort()
+        scene.network.settle()
+    echo.transport.loseConnection()
+    scene.network.settle()
+    assert client.peer.ended == "RST"
+    [closed] = scene.events.closed
+    assert (closed.ending, closed.bytes, closed.unsent) == (Ending.ABORTED, 5, 0)
+
+
+def test_network_gives_up_in_the_end(authority: Authority) -> None:
+    """A connection that breaks while the rest of the reply is on its way is lost, and how much."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.peer.stall()
+    client.send(b"".join(client.record(bytes(16_000)) for _ in range(8)) + client.closing_alert())
+    bottom: Any = beneath(scene.echo.transport)
+    bottom.connectionLost(Failure(ConnectionLost()))
+    [closed] = scene.events.closed
+    assert closed.ending is Ending.LOST
+    assert 0 < closed.unsent <= closed.bytes
+
+
+def test_owed_is_bounded(authority: Authority) -> None:
+    """Of peers that never read, whatever they send, little is taken and held."""
+    scene = Scene(authority)
+    for size, count in ((16_000, 100), (1, 10_000), (300, 3000)):
+        client = scene.client()
+        client.peer.stall()
+        client.send(b"".join(client.record(bytes(size)) for _ in range(count)))
+    owed = [unsent(echo.transport) for echo in scene.factory.connections]
+    assert len(owed) == 3
+    assert all(60_000 < each < MAX_OWED for each in owed)
