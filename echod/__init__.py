@@ -2,15 +2,16 @@
 
 To read it in one evening, in this order: ``protocol`` (one connection),
 ``factory`` (all of them), ``events`` (what they tell), ``kernel`` (what they ask),
-``fastpath`` (the shortest way of a byte), ``arrival`` and ``tls`` (what may come before a
-connection), ``client`` (the other end), ``testing`` (both ends in memory), then ``daemon``
-(the service that ``twistd`` runs).
+``fastpath`` (the shortest way of a byte), ``arrival``, ``tls`` and ``proxy`` (what may come
+before a connection), ``datagram`` (UDP), ``client`` (the other end), ``testing`` (both ends in
+memory), then ``daemon`` (the service that ``twistd`` runs).
 """
 
 from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
 from echod.events import Closed, Ending, Event, Observer, Opened, Reason, Refused, tell_each
 from echod.factory import EchoFactory
 from echod.protocol import Echo
+from echod.proxy import ProxyFactory
 
 __all__ = [
     "Closed",
@@ -24,6 +25,7 @@ __all__ = [
     "Event",
     "Observer",
     "Opened",
+    "ProxyFactory",
     "Reason",
     "Refused",
     "tell_each",

@@ -59,6 +59,9 @@ class Arrival(Protocol):
         self._over()
         return self._factory.buildProtocol(peer)
 
+    def hurry(self) -> None:
+        """Find out now, if what has come is enough: afterwards nobody is let in any more."""
+
     def refuse(self, reason: Reason) -> None:
         """Reset the connection, unserved."""
         if self._waiting:

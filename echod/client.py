@@ -139,7 +139,7 @@ class EchoClient(Protocol):
     def connectionMade(self) -> None:
         """Begin."""
         self._over, self._gone = None, False
-        set_tcp_options(self.transport, self.transport.getPeer())
+        set_tcp_options(self.transport)
         self.transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:

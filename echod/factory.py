@@ -117,12 +117,15 @@ class EchoFactory(Factory):
         echo.factory = self
         return echo
 
-    def refusal(self, peer: IAddress | None) -> Refusal | None:
-        """Return what refuses a connection from ``peer``, if it is to be refused."""
-        reason = self._reason_to_refuse(peer)
+    def refusal(self, addr: IAddress | None, *, is_peer: bool = True) -> Refusal | None:
+        """Return what refuses a connection from ``addr``, if it is to be refused.
+
+        :param is_peer: whether ``addr`` is whom the limit for one peer is for, and no proxy.
+        """
+        reason = self._reason_to_refuse(addr if is_peer else None)
         if reason is None:
             return None
-        self.refused(reason, peer)
+        self.refused(reason, addr)
         return Refusal()
 
     def refused(self, reason: Reason, peer: IAddress | None) -> None:
@@ -142,6 +145,8 @@ class EchoFactory(Factory):
         """
         if not 0 <= deadline < math.inf:
             raise ValueError(f"a deadline is a number of seconds, 0 or more, not {deadline}")
+        for arrival in list(self.arriving):
+            arrival.hurry()
         self.draining = True
         for arrival in list(self.arriving):
             arrival.refuse(Reason.DRAINING)
@@ -189,12 +194,14 @@ class EchoFactory(Factory):
             if self._next_look is None:
                 self._next_look = self.clock_for(echo.transport).callLater(period, self._look)
 
-    def connection_opened(self, echo: Echo, peer: IAddress) -> None:
+    def connection_opened(self, echo: Echo) -> None:
         """Count ``echo`` in. :class:`Echo` calls this."""
         self.connections.add(echo)
         if self.idle_timeout is not None:
             self.watch(echo)
-        echo.key = self.count(peer)
+        peer = echo.peer
+        if self.max_connections_per_peer is not None:
+            echo.key = self.count(peer)
         self._tell(Opened(peer))
 
     def connection_closed(self, echo: Echo, closed: Closed) -> None:

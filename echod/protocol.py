@@ -31,6 +31,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
+from twisted.internet.unix import Client as UNIXClient
+from twisted.internet.unix import Server as UNIXServer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -55,22 +57,29 @@ one to see it end: a timeout is late by a quarter at most, and never early; in r
 byte costs a clock reading."""
 
 
+UNIX: Final = (UNIXServer, UNIXClient)
+"""The transports that inherit from those of TCP, and are none."""
+
+
 class IStreamTransport(ITCPTransport, IConsumer, IPushProducer):
     """What a connection asks of its transport; for the type checker."""
 
     reactor: IReactorTime
 
 
-def set_tcp_options(transport: IStreamTransport, peer: IAddress) -> None:
+def set_tcp_options(transport: IStreamTransport) -> None:
     """Send small replies at once (TCP_NODELAY), and notice a peer that vanished (SO_KEEPALIVE).
 
-    Only where the peer is reached by TCP: a UNIX transport has the same methods,
-    and on some releases of Twisted they raise.
+    Only where ``transport`` is TCP, whoever the peer is that a proxy tells of: a UNIX
+    transport has the same methods, and on some releases of Twisted they raise.
     """
-    if isinstance(peer, IPv4Address | IPv6Address) and (
-        # By far the quicker question, and the answer in most cases.
-        isinstance(transport, Connection) or ITCPTransport.providedBy(transport)
-    ):
+    if isinstance(transport, Connection):  # by far the quicker question, and mostly the answer
+        tcp = not isinstance(transport, UNIX)
+    else:
+        tcp = ITCPTransport.providedBy(transport) and isinstance(
+            transport.getHost(), IPv4Address | IPv6Address
+        )
+    if tcp:
         transport.setTcpNoDelay(True)
         transport.setTcpKeepAlive(True)
 
@@ -92,6 +101,7 @@ class Echo(Protocol):
     It is its transport's producer: what it produces is what it reads, so that
     «do not produce» stops the reading.
 
+    :ivar named: the peer's address that a proxy has told, if one has.
     :ivar counted: bytes received so far, but for those on the fast path since it is there.
     :ivar watched: whether the factory calls :meth:`look` now and then; the factory's own.
     :ivar fast_path: what serves it in place of its transport, if anything; the fast path's own.
@@ -100,6 +110,7 @@ class Echo(Protocol):
 
     key: str | None = None
     fast_path: FastPath | None = None
+    named: IAddress | None = None
 
     factory: EchoFactory
     transport: IStreamTransport
@@ -114,7 +125,7 @@ class Echo(Protocol):
     @property
     def peer(self) -> IAddress:
         """The peer's address."""
-        return self.transport.getPeer()
+        return self.transport.getPeer() if self.named is None else self.named
 
     @property
     def received(self) -> int:
@@ -123,14 +134,13 @@ class Echo(Protocol):
 
     def connectionMade(self) -> None:
         """Begin: set the socket's options, wire the back-pressure, tell the factory."""
-        peer = self.peer
-        set_tcp_options(self.transport, peer)
+        set_tcp_options(self.transport)
         self.transport.registerProducer(self, True)
         # Set here, and not by and by, for CPython to keep the attributes compactly.
         self.counted = 0
         self.watched = False
         self._opened = self.factory.clock_for(self.transport).seconds()
-        self.factory.connection_opened(self, peer)
+        self.factory.connection_opened(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Send ``data`` back. Who comes with more goes on on the fast path, if there is one."""

@@ -55,7 +55,7 @@ class TLSArrival(Arrival):
         """Begin to wait, and count it as its peer's."""
         self._key = self._factory.count(self._peer)
         transport = cast(IStreamTransport, self.transport)
-        set_tcp_options(transport, transport.getPeer())
+        set_tcp_options(transport)
         super().connectionMade()
 
     def shaken(self) -> None:

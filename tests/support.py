@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import itertools
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,7 @@ from echod.daemon.certificates import Certificates
 from echod.events import Closed, Ending, Event, Refused
 from echod.factory import EchoFactory
 from echod.kernel import beneath
+from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.tls import TLSFactory
 from tests.authority import Authority
@@ -325,6 +328,63 @@ class TLSContext:
         return SSL.Connection(self._context, None)
 
     serverConnectionForTLS = clientConnectionForTLS
+
+
+def proxy_header(version: int, host: str, port: int) -> bytes:
+    """Return a PROXY header that says: for ``host``, an IPv4 or IPv6 address, and ``port``."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if version == 1:
+        kind = "TCP6" if ":" in host else "TCP4"
+        return f"PROXY {kind} {host} {host} {port} 7\r\n".encode()
+    packed = socket.inet_pton(family, host)
+    addresses = packed * 2 + struct.pack("!HH", port, 7) + b"\x04\0\1\0"  # and PP2_TYPE_NOOP
+    kinds = {socket.AF_INET: 0x11, socket.AF_INET6: 0x21}
+    fixed = struct.pack("!BBH", 0x21, kinds[family], len(addresses))
+    return b"\r\n\r\n\0\r\nQUIT\n" + fixed + addresses
+
+
+class Announced(Factory):
+    """Builds what ``factory`` does, and sends a header before all that that sends."""
+
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory, header: bytes) -> None:
+        self.factory, self.header = factory, header
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        protocol: Any = self.factory.buildProtocol(cast(Any, addr))
+        make_connection = protocol.makeConnection
+
+        def announce(transport: Any) -> None:
+            # Or else what comes next may wait for the header's acknowledgement (tcp(7)), which
+            # the kernel delays by 40 ms: long, where the time of a test passes at once.
+            transport.setTcpNoDelay(True)
+            transport.getHandle().send(self.header)
+            make_connection(transport)
+
+        protocol.makeConnection = announce
+        return protocol
+
+
+class ProxyEnds(TCP4Ends):
+    """Connections of clients at one address, by a proxy that tells their addresses."""
+
+    def __init__(self, kind: str = "epoll", version: int = 1, **options: Any) -> None:
+        super().__init__(kind, **options)
+        self.version = version
+        self.host = "192.0.2.1" if version == 1 else "2001:db8::1"
+        self.numbers = itertools.count(49152)
+        self.announces = False
+
+    async def listen(self, factory: IProtocolFactory) -> None:
+        self.announces = isinstance(factory, EchoFactory)
+        await super().listen(ProxyFactory(factory) if isinstance(factory, EchoFactory) else factory)
+
+    async def connect(self, factory: IProtocolFactory) -> Any:
+        if not self.announces:
+            return await super().connect(factory)
+        header = proxy_header(self.version, self.host, next(self.numbers))
+        return await super().connect(Announced(factory, header))
 
 
 class Peers(Factory):

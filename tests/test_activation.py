@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support import TIMEOUT, Daemon, passing, receive_all
+from tests.support import TIMEOUT, Daemon, passing, proxy_header, receive_all
 
 JOURNAL = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.journal", "echod")
 JSON = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.json_lines", "echod")
@@ -115,6 +115,17 @@ def test_endpoint(tcp: socket.socket) -> None:
     """Twisted's own systemd: endpoints work, and there is no warning."""
     with Daemon("--listen", "systemd:domain=INET:name=a", **passing(tcp, names="a")) as daemon:
         check_echo(connect(tcp))
+        assert "not served" not in daemon.log
+
+
+def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
+    """They work behind a proxy, too: the log names its client."""
+    where = "haproxy:systemd:domain=INET:name=a"
+    with Daemon("--listen", where, **passing(tcp, names="a")) as daemon, connect(tcp) as client:
+        client.sendall(proxy_header(2, "192.0.2.1", 40000) + b"hello")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"hello"
+        daemon.wait_for("closed tcp 192.0.2.1:40000: finished, 5 bytes")
         assert "not served" not in daemon.log
 
 

@@ -1,4 +1,4 @@
-"""What a peer can rely on, over every kind of stream: in memory, TCP, UNIX, TLS.
+"""What a peer can rely on, over every kind of stream: in memory, TCP, UNIX, TLS, behind a proxy.
 
 The same tests run over the in-memory network of :mod:`echod.testing` and over real
 sockets. That is what shows that the former tells the truth.
@@ -24,6 +24,7 @@ from tests.support import (
     REACTORS,
     MemoryEnds,
     Peers,
+    ProxyEnds,
     Served,
     TCP4Ends,
     TCP6Ends,
@@ -42,6 +43,12 @@ KINDS = [
     *((ends, {"fast_path": fast}) for ends in (TCP6Ends, UNIXEnds) for fast in (True, False)),
     *((TLSEnds, {"kind": kind}) for kind in REACTORS),
     (TLSEnds, {"kind": "epoll", "version": SSL.TLS1_2_VERSION}),
+    *(
+        (ProxyEnds, {"version": each, "fast_path": fast})
+        for each in (1, 2)
+        for fast in (True, False)
+    ),
+    *((ProxyEnds, {"version": 2, "kind": kind}) for kind in REACTORS if kind != "epoll"),
 ]
 
 

@@ -22,6 +22,7 @@ CORE = [
     "arrival",
     "factory",
     "tls",
+    "proxy",
     "datagram",
     "client",
     "testing",

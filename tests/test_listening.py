@@ -13,22 +13,26 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 from twisted.logger import LogEvent, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import listening
+from echod.daemon.endpoints import stream_listener
 from echod.daemon.listening import (
     ATTEMPTS,
     BACKLOG,
     EndpointListener,
     TCPListener,
+    UDPListener,
     explain,
     on_loopback,
 )
 from echod.daemon.options import CannotServe
+from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
-from tests.support import now
+from tests.support import now, reactor_of_kind
 
 
 class FakePort:
@@ -137,6 +141,60 @@ class TCPListenerTests(SynchronousTestCase):
         self.assertIn("CAP_NET_BIND_SERVICE", line)
 
 
+class UDPListenerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.reactor = reactor_of_kind("select")
+        self.datagrams = EchoDatagrams(Clock())
+
+    def listener(self, description: str) -> Any:
+        return UDPListener(self.reactor, self.datagrams, description)
+
+    def listen(self, description: str) -> list[tuple[str, int]]:
+        ports = now(self.listener(description).listen(EchoFactory()))
+        for port in ports:
+            self.addCleanup(port.stopListening)
+        return [(port.getHost().host, port.getHost().port) for port in ports]
+
+    def test_where(self) -> None:
+        """It is on both loopbacks, or on the interface that it is told."""
+        [(host, one), (other_host, other)] = self.listen("udp:0")
+        self.assertEqual((host, other_host, one), ("127.0.0.1", "::1", other))
+        [(host, _)] = self.listen("UDP:port=0:interface=127.0.0.2")
+        self.assertEqual(host, "127.0.0.2")
+        [(host, _)] = self.listen(r"udp:0:interface=\:\:1")
+        self.assertEqual(host, "::1")
+
+    def test_wrong(self) -> None:
+        """What is no such description is told in one line, with what is."""
+        for description, why in (
+            ("udp:x", "a port is a whole number from 0 to 65535, not 'x'"),
+            ("udp:65536", "a port is a whole number from 0 to 65535, not '65536'"),
+            ("udp:7:127.0.0.1", "it knows no '127.0.0.1'"),
+            ("udp:7:interface=", "it knows no 'interface='"),
+            ("udp:7:interface=127.0.0.1:interface=127.0.0.2", "it has interface= twice"),
+            ("udp:7:interface=lo", "'lo' does not appear to be an IPv4 or IPv6 address"),
+        ):
+            line = str(self.assertRaises(CannotServe, self.listener, description))
+            self.assertIn(f"--listen {description!r}: {why}; it takes udp:PORT or udp:", line)
+
+    def test_in_use(self) -> None:
+        """A port in use: nothing stays open, and the line says what to do."""
+        [(_, number)] = self.listen(r"udp:0:interface=\:\:1")
+        line = str(self.assertRaises(CannotServe, self.listen, f"udp:{number}"))
+        self.assertIn(f"cannot listen on udp [::1]:{number}: address already in use: stop", line)
+        self.assertEqual(len(self.datagrams.ports), 1)
+
+    def test_no_such_family(self) -> None:
+        """An address of a family that the kernel does not have is told likewise."""
+
+        def none(*_: object) -> None:
+            raise OSError(errno.EAFNOSUPPORT, "no such family")
+
+        self.patch(socket, "socket", none)
+        line = str(self.assertRaises(CannotServe, self.listen, "udp:0:interface=127.0.0.1"))
+        self.assertIn("cannot listen on udp 127.0.0.1:0: no such family", line)
+
+
 class EndpointListenerTests(SynchronousTestCase):
     def setUp(self) -> None:
         # Where bind fails, Twisted leaves the socket to the garbage collector: not now.
@@ -148,10 +206,10 @@ class EndpointListenerTests(SynchronousTestCase):
             gc.collect()
         gc.enable()
 
-    def listener(self, description: str) -> EndpointListener:
+    def listener(self, description: str) -> Any:
         from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
 
-        return EndpointListener(reactor, description)
+        return stream_listener(reactor, description, f"--listen {description!r}")
 
     def listen(self, description: str) -> Any:
         return now(self.listener(description).listen(EchoFactory()))
@@ -160,13 +218,13 @@ class EndpointListenerTests(SynchronousTestCase):
         """It listens where the description says."""
         reactor = MemoryReactor()
         factory = EchoFactory()
-        listener = EndpointListener(reactor, "tcp:7:interface=192.0.2.1")
+        listener = EndpointListener(reactor, "tcp:7:interface=192.0.2.1", "--listen")
         self.assertEqual(len(now(listener.listen(factory))), 1)
         self.assertEqual(reactor.tcpServers, [(7, factory, 50, "192.0.2.1")])
 
     def test_malformed(self) -> None:
         """A description that is no endpoint is answered with what one looks like."""
-        for description in ("", "7", "tcp", "tcp:http", "tcp:1:2:3:4", "udp:7", "unix", "quic:7"):
+        for description in ("", "7", "tcp", "tcp:http", "tcp:1:2:3:4", "udp:7", "quic:7"):
             line = str(self.assertRaises(CannotServe, self.listener, description))
             self.assertIn(f"--listen {description!r}: ", line)
             self.assertIn("such as tcp:65432:interface=127.0.0.1", line)

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import logs
 from echod.daemon.logs import ConnectionLog, journal, json_lines, name_of
-from echod.events import Closed, Ending, Opened, Reason, Refused
+from echod.events import Closed, Drop, Dropped, Ending, Opened, Reason, Refused
 
 PEER = IPv4Address("TCP", "192.0.2.1", 40000)
 
@@ -83,6 +83,26 @@ class ConnectionLogTests(SynchronousTestCase):
             self.lines()[2:], ["refused 1 connection: draining 1, from tcp 192.0.2.1:40000"]
         )
 
+    def test_what_is_not_answered(self) -> None:
+        """Datagrams that are not answered are summed likewise, by themselves."""
+        log = ConnectionLog(self.clock)
+        for number in range(3):
+            log(Dropped(Drop.SOURCE_RATE, IPv4Address("UDP", "192.0.2.1", 40000 + number)))
+            log(Refused(Reason.DRAINING, PEER))
+        log(Dropped(Drop.LOW_PORT, IPv6Address("UDP", "2001:db8::1", 7)))
+        log.sum_up()
+        self.assertEqual(
+            self.lines(),
+            [
+                "did not answer 1 datagram: source-rate 1, from udp 192.0.2.1:40000",
+                "refused 1 connection: draining 1, from tcp 192.0.2.1:40000",
+                "refused 2 connections: draining 2, the last from tcp 192.0.2.1:40000",
+                "did not answer 3 datagrams: source-rate 2, low-port 1, "
+                "the last from udp [2001:db8::1]:7",
+            ],
+        )
+        self.assertEqual({event["log_level"] for event in self.events}, {LogLevel.warn})
+
 
 class NameOfTests(SynchronousTestCase):
     def test_names(self) -> None:
@@ -96,6 +116,11 @@ class NameOfTests(SynchronousTestCase):
                 UNIXAddress("/run/\N{LATIN SMALL LETTER U WITH DIAERESIS}".encode()),
                 r"unix /run/\xfc",
             ),
+            # IPv4 at a port for both families, as it is counted; and what only looks like it
+            (IPv6Address("TCP", "::ffff:192.0.2.1", 7), "tcp 192.0.2.1:7"),
+            (IPv6Address("TCP", "::ffff:1", 7), "tcp [::ffff:1]:7"),
+            (IPv6Address("TCP", "::192.0.2.1", 7), "tcp [::192.0.2.1]:7"),
+            (IPv6Address("TCP", "fe80::1%eth0.7", 7), "tcp [fe80::1%eth0.7]:7"),
             (UNIXAddress(None), "unix (unnamed)"),
             (None, "None"),
         ):

@@ -200,10 +200,11 @@ def test_drop_ins(block: str, tmp_path: Path) -> None:
 def test_options_of_drop_ins(block: str) -> None:
     """The options in a drop-in, and in the unit's comment, are those of ``twistd echod``.
 
-    They do not say where to listen, and a drain has less time than systemd gives the stop.
+    They listen on what systemd passes alone, and a drain has less time than that gives the stop.
     """
     given = options(*options_in(block))
-    assert not given["says-where"]
+    assert all(said.startswith("haproxy:systemd:") for said in given["listen"])
+    assert (given["port"], given["interface"]) == (options()["port"], [])
     assert given["metrics"] is None
     stop = unit("echod.service", block).get(
         "TimeoutStopSec", unit("echod.service")["TimeoutStopSec"]

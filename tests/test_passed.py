@@ -14,6 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.address import UNIXAddress
 from twisted.internet.endpoints import clientFromString
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -21,7 +22,9 @@ from echod.client import EchoClientFactory
 from echod.daemon import passed as module
 from echod.daemon.options import CannotServe
 from echod.daemon.passed import Passed, adopt, passed
+from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
+from tests.support import now, reactor_of_kind, turn
 
 
 class PassedTests(SynchronousTestCase):
@@ -113,6 +116,23 @@ class AdoptTests(SynchronousTestCase):
         self.assertEqual(event["log_level"], LogLevel.warn)
         self.assertIn("is a datagram socket, and is not served", formatEvent(event))
         self.assertEqual(adopt(self.passed(datagram), self.reactor), [])
+
+    def test_datagrams(self) -> None:
+        """Else it answers; after a stop it is there still, for the next."""
+        datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
+        reactor = reactor_of_kind("epoll")
+        datagrams = EchoDatagrams(Clock())
+        [listener] = adopt(self.passed(datagram), reactor, datagrams)
+        self.addCleanup(listener._socket.close)
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(client.close)
+        client.connect(datagram.getsockname())
+        for _ in range(2):
+            client.send(b"hello")
+            [port] = now(listener.listen(EchoFactory()))
+            turn(reactor)
+            self.assertEqual(client.recv(9, socket.MSG_DONTWAIT), b"hello")
+            port.stopListening()
 
     def test_not_listening(self) -> None:
         """What Accept=yes passes is refused, and the line says so."""

@@ -59,14 +59,14 @@ class EchoTests(SynchronousTestCase):
 
     def test_tcp_options(self) -> None:
         """Over TCP, TCP_NODELAY and SO_KEEPALIVE are on."""
-        for peer in (IPv4Address("TCP", "192.0.2.1", 1), IPv6Address("TCP", "2001:db8::1", 1)):
-            transport = TCPStringTransport(peerAddress=peer)
+        for host in (IPv4Address("TCP", "192.0.2.1", 1), IPv6Address("TCP", "2001:db8::1", 1)):
+            transport = TCPStringTransport(hostAddress=host)
             self.connect(transport)
             self.assertEqual(transport.options, {"TCP_NODELAY": True, "SO_KEEPALIVE": True})
 
     def test_no_tcp_options(self) -> None:
         """A UNIX transport has the methods of TCP too, and they are left alone."""
-        transport = TCPStringTransport(peerAddress=UNIXAddress(b"/run/x"))
+        transport = TCPStringTransport(hostAddress=UNIXAddress(b"/run/x"))
         self.connect(transport)
         self.assertEqual(transport.options, {})
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import TIMEOUT, TWISTD, Daemon, receive_all
+from tests.support import TIMEOUT, TWISTD, Daemon, proxy_header, receive_all
 
 MIB = 1 << 20
 
@@ -132,6 +132,7 @@ def test_listen(tmp_path: Path) -> None:
         (("--listen", "quic:7"), "--listen 'quic:7': Unknown endpoint type"),
         (("--listen", "tcp:0", "--port", "7"), "--listen stands in place of --port"),
         (("--listen", "unix:/no/such/directory/x"), "its directory must exist"),
+        (("--listen", r"tcp6:0:interface=\:\:\:"), "--listen 'tcp6:0:interface="),
         (("--idle-timeout", "0"), "--idle-timeout takes a number of seconds, more than 0"),
         (("--stall-timeout", "inf"), "--stall-timeout takes a number of seconds, more than 0"),
         (("--drain-timeout", "-1"), "--drain-timeout takes a number of seconds, 0 or more"),
@@ -209,6 +210,38 @@ def test_no_ipv6() -> None:
         daemon.terminate()
         daemon.wait()
         assert "listening on tcp [::1]" not in daemon.log
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--listen", r"tcp6:0:interface=\:\:"),
+        ("--port", "0", "--interface", "::"),
+        ("--listen", r"haproxy:tcp6:0:interface=\:\:"),
+    ],
+    ids=" ".join,
+)
+def test_both_families(options: tuple[str, ...]) -> None:
+    """At :: clients of both families are served; an IPv4 client is logged and counted as itself."""
+    proxied = "haproxy" in options[1]
+    with Daemon(*options, "--max-connections-per-peer", "1") as daemon:
+        assert daemon.wait_for("listening on")[0].endswith(f"listening on tcp [::]:{daemon.port}")
+        for number, (host, name) in enumerate((("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"))):
+            header = proxy_header(1, f"::ffff:{host}" if "." in host else host, 1) * proxied
+            with daemon.connect(host) as client, daemon.connect(host) as second:
+                for sock in (client, second):
+                    sock.sendall(header + b"hello")
+                assert client.recv(5, socket.MSG_WAITALL) == b"hello"
+                with pytest.raises(ConnectionResetError):
+                    receive_all(second)
+                mine, other = (
+                    f"tcp {name}:{1 if proxied else sock.getsockname()[1]}"
+                    for sock in (client, second)
+                )
+            daemon.wait_for(f"closed {mine}: ")
+            refused = daemon.wait_for("refused 1 connection", number + 1)[number]
+            assert refused.endswith(f"max-connections-per-peer 1, from {other}")
+        assert "ffff" not in daemon.log
 
 
 def owe(daemon: Daemon, size: int) -> tuple[socket.socket, bytes]:
@@ -485,7 +518,7 @@ def test_udp_stops() -> None:
         ("udp:", "a port is a whole number from 0 to 65535, not ''"),
         ("udp:x", "a port is a whole number from 0 to 65535, not 'x'"),
         ("udp:65536", "a port is a whole number from 0 to 65535, not '65536'"),
-        ("udp:7:backlog=3", "it knows one interface=, not 'backlog=3'"),
+        ("udp:7:backlog=3", "it knows no 'backlog=3'"),
         ("udp:7:interface=localhost", "'localhost' does not appear to be an IPv4 or IPv6 address"),
         ("udp:0:interface=192.0.2.1", "cannot listen on udp 192.0.2.1:0: cannot assign requested"),
     ],

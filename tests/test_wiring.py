@@ -18,11 +18,12 @@ from twisted.plugin import IPlugin, getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from echod.daemon import makeService, notify, passed, secure, wiring
+from echod.daemon import endpoints, makeService, notify, passed, secure, wiring
 from echod.daemon.listening import EndpointListener, TCPListener, UDPListener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import PassedListener
 from echod.daemon.secure import TLSListener
+from echod.daemon.unixsockets import UNIXListener
 from echod.daemon.wiring import take
 from echod.events import Reason, Refused
 from echod.factory import descriptors_left
@@ -114,7 +115,7 @@ class MakeServiceTests(SynchronousTestCase):
     def test_endpoints(self) -> None:
         """--listen is understood before anything starts."""
         made = self.make("--listen", "tcp:0", "--listen", "unix:/run/x")
-        self.assertEqual(self.listeners(made), ([EndpointListener] * 2, []))
+        self.assertEqual(self.listeners(made), ([EndpointListener, UNIXListener], []))
         self.assertRaises(CannotServe, self.make, "--listen", "tcp:http")
 
     def test_passed(self) -> None:
@@ -188,7 +189,7 @@ class MakeServiceTests(SynchronousTestCase):
         def missing(name: str) -> None:
             raise ModuleNotFoundError("broken", name="sys")
 
-        self.patch(wiring, "import_module", missing)
+        self.patch(endpoints, "import_module", missing)
         self.assertRaises(ModuleNotFoundError, self.make, "--metrics", "tcp:0")
         self.assertRaises(ModuleNotFoundError, self.make, "--listen", "ssl:0")
 

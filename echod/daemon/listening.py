@@ -7,7 +7,7 @@ import ipaddress
 import re
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, Protocol, cast
 
 from twisted.internet.address import IPv4Address
@@ -161,24 +161,14 @@ class UDPListener(NumberListener):
     def __init__(self, reactor: IReactorFDSet, datagrams: EchoDatagrams, description: str) -> None:
         self._reactor = reactor
         self._datagrams = datagrams
-        self._description = description
-        _, number, *rest = [*UNESCAPED_COLON.split(description), ""]
-        rest = [part.replace("\\:", ":") for part in rest if part]
-        number = number.removeprefix("port=")
-        interfaces = [part.removeprefix("interface=") for part in rest if "interface=" in part[:10]]
+        self._said_as = f"--listen {description!r}"
         try:
-            if not (number.isascii() and number.isdigit() and int(number) <= 65535):
-                raise ValueError(f"a port is a whole number from 0 to 65535, not {number!r}")
-            if len(interfaces) != len(rest) or len(rest) > 1:
-                raise ValueError(f"it knows one interface=, not {':'.join(rest)!r}")
-            for interface in interfaces:
-                ipaddress.ip_address(interface)
+            port, values = port_and_values(description, ["interface"])
         except ValueError as error:
             raise CannotServe(
-                f"--listen {description!r}: {error}; it takes udp:PORT or "
-                "udp:PORT:interface=ADDRESS"
+                f"{self._said_as}: {error}; it takes udp:PORT or udp:PORT:interface=ADDRESS"
             ) from None
-        super().__init__(int(number), interfaces)
+        super().__init__(port, [*values.values()])
 
     async def _open(
         self,
@@ -200,21 +190,21 @@ class UDPListener(NumberListener):
         return port_
 
     def _said(self, number: int) -> str:  # noqa: ARG002 - all of it is one option
-        return f"--listen {self._description!r}"
+        return self._said_as
 
 
 class EndpointListener:
     """A Twisted server endpoint, by its description.
 
-    :param option: the option that it was given to.
+    :param said: the option and what it was given, for error messages.
     :raises CannotServe: where Twisted cannot make an endpoint of it.
     """
 
     passed = False
     tls = False
 
-    def __init__(self, reactor: object, description: str, option: str = "listen") -> None:
-        self._said = f"--{option} {description!r}"
+    def __init__(self, reactor: object, description: str, said: str) -> None:
+        self._said = said
         try:
             self._endpoint = serverFromString(reactor, description)
         except Exception as error:  # whatever the parser of that endpoint type makes of it
@@ -232,6 +222,29 @@ class EndpointListener:
         if not IListeningPort.providedBy(port):
             raise CannotServe(f"{self._said}: that is no port to listen on")
         return [port]
+
+
+def port_and_values(description: str, names: Collection[str]) -> tuple[int, dict[str, str]]:
+    r"""Return the parts of ``KIND:PORT:NAME=VALUE:...``; ``\:`` is a colon within a value.
+
+    :param names: those that there may be. The value of ``interface`` is an IP address.
+    :raises ValueError: where it is not such a description.
+    """
+    _, number, *rest = [*UNESCAPED_COLON.split(description), ""]
+    number = number.removeprefix("port=")
+    if not (number.isascii() and number.isdigit() and int(number) <= 65535):
+        raise ValueError(f"a port is a whole number from 0 to 65535, not {number!r}")
+    values: dict[str, str] = {}
+    for part in filter(None, rest):
+        name, _, value = part.replace("\\:", ":").partition("=")
+        if name not in names or not value:
+            raise ValueError(f"it knows no {part!r}")
+        if name in values:
+            raise ValueError(f"it has {name}= twice")
+        values[name] = value
+    if "interface" in values:
+        ipaddress.ip_address(values["interface"])
+    return int(number), values
 
 
 def on_loopback(description: str) -> str:

@@ -37,6 +37,9 @@ PRIORITIES: Final = {
 CLOSED: Final = "closed {peer}: {ending}, {bytes} bytes in {seconds:.3f} s"
 CUT_SHORT: Final = CLOSED + ", {unsent} of them not sent back"
 
+MAPPED: Final = "::ffff:"
+"""How the kernel begins to write an IPv4 address in IPv6."""
+
 log = Logger(namespace="echod")
 
 
@@ -144,7 +147,11 @@ def name_of(address: IAddress | None) -> str:
     if isinstance(address, IPv4Address):
         name = f"{address.type.lower()} {address.host}:{address.port}"
     elif isinstance(address, IPv6Address):
-        name = f"{address.type.lower()} [{address.host}]:{address.port}"
+        host = address.host
+        # An IPv4 client of a port for both (RFC 4291 2.5.5.2): as it is counted.
+        mapped = host.startswith(MAPPED) and "." in host
+        host = host.removeprefix(MAPPED) if mapped else f"[{host}]"
+        name = f"{address.type.lower()} {host}:{address.port}"
     elif isinstance(address, UNIXAddress):
         path = address.name or b"(unnamed)"
         # The abstract namespace (unix(7)), as ss(8) and systemd write it.

@@ -38,8 +38,9 @@ class Options(usage.Options):
 
     synopsis = "Usage: twistd [options of twistd] echod [options]"
     longdesc = (
-        "Sends back every byte that it receives (RFC 862), over TCP and any other stream. "
-        "SIGTERM, SIGINT and SIGHUP let the connections finish first; a second one does not wait."
+        "Sends back every byte that it receives (RFC 862), over TCP and any other stream, and UDP "
+        "if asked to. SIGTERM, SIGINT and SIGHUP let the connections finish first; a second one "
+        "does not wait. With ssl:, SIGHUP loads the certificates anew."
     )
     optFlags = (("quiet", None, "Log no line for each connection."),)
     optParameters = (
@@ -61,7 +62,7 @@ class Options(usage.Options):
             "handshake-timeout",
             None,
             "10",
-            "Seconds that a TLS handshake may take, until the connection is reset.",
+            "Seconds that a TLS handshake or PROXY header may take, until the connection is reset.",
         ),
         (
             "max-connections",
@@ -120,10 +121,7 @@ class Options(usage.Options):
         self["interface"].append(address)
 
     def opt_listen(self, description: str) -> None:
-        """Twisted stream endpoint, udp:PORT, or ssl:PORT:privateKey=FILE:certKey=FILE.
-
-        In place of port and interface; repeatable.
-        """
+        """Instead, repeatable: Twisted stream endpoint, udp:PORT, ssl:PORT:... or haproxy:...."""
         self["listen"].append(description)
 
     def opt_version(self) -> None:

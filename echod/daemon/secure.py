@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from os.path import abspath
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReact
 from twisted.logger import Logger
 
 from echod.daemon.certificates import BadCertificates, Certificates
-from echod.daemon.listening import UNESCAPED_COLON, TCPListener
+from echod.daemon.listening import TCPListener, port_and_values
 from echod.daemon.options import CannotServe
 from echod.tls import TLSFactory
 
@@ -41,25 +40,11 @@ class TLSListener(TCPListener):
 
     def __init__(self, reactor: IReactorTCP, description: str) -> None:
         self._said_as = f"--listen {description!r}"
-        _, number, *rest = [*UNESCAPED_COLON.split(description), ""]
-        values: dict[str, str] = {"port": number.removeprefix("port=")}
         try:
-            for part in filter(None, rest):
-                name, equals, value = part.replace("\\:", ":").partition("=")
-                if name not in {*FILES, "interface"} or not (equals and value):
-                    raise ValueError(f"it knows no {part!r}")
-                if name in values:
-                    raise ValueError(f"it has {name}= twice")
-                values[name] = value
-            if not (number.isascii() and values["port"].isdigit() and int(values["port"]) <= 65535):
-                port = values["port"]
-                raise ValueError(f"a port is a whole number from 0 to 65535, not {port!r}")
+            port, values = port_and_values(description, {*FILES, "interface"})
             for name in ("privateKey", "certKey"):
                 if name not in values:
                     raise ValueError(f"it has no {name}=")
-            interfaces = [values["interface"]] if "interface" in values else []
-            for interface in interfaces:
-                ipaddress.ip_address(interface)
         except ValueError as error:
             raise CannotServe(f"{self._said_as}: {error}; {TAKES}") from None
         # As they are now: who makes it a daemon may change its directory.
@@ -68,7 +53,8 @@ class TLSListener(TCPListener):
             self._certificates = Certificates(**files)
         except BadCertificates as error:
             raise CannotServe(f"{self._said_as}: {error}") from error
-        super().__init__(reactor, int(values["port"]), interfaces)
+        interfaces = [values["interface"]] if "interface" in values else []
+        super().__init__(reactor, port, interfaces)
 
     def reload(self) -> None:
         """Load the certificates anew, for connections that come; where it fails, the old stay."""

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, MutableMapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from twisted.logger import Logger
 
 from echod.daemon import notify, passed
-from echod.daemon.listening import (
-    EndpointListener,
-    Listener,
-    TCPListener,
-    UDPListener,
-    on_loopback,
-)
+from echod.daemon.endpoints import echo_listener, import_extra, stream_listener
+from echod.daemon.listening import Listener, TCPListener, on_loopback
 from echod.daemon.logs import ConnectionLog
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import METRICS, Passed, adopt
@@ -59,7 +54,7 @@ def makeService(options: Options) -> EchoService:
     connection_log = ConnectionLog(reactor, quiet=options["quiet"])
     reactor.addSystemEventTrigger("after", "shutdown", connection_log.sum_up)
     metrics = metrics_listeners(options, sockets, reactor)
-    web = import_web() if metrics else None
+    web = import_extra("web", "metrics", "metrics need") if metrics else None
     factory = EchoFactory(
         clock=reactor,
         max_connections=room(options["max-connections"], spare=web.MAX_CONNECTIONS if web else 0),
@@ -107,36 +102,6 @@ def makeService(options: Options) -> EchoService:
     )
 
 
-def import_web() -> Any:
-    """Return :mod:`echod.daemon.web`, which needs the extra ``metrics``.
-
-    :raises CannotServe: where that is not installed.
-    """
-    try:
-        return import_module("echod.daemon.web")
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("prometheus_client"):
-            raise
-        raise CannotServe(
-            "metrics need prometheus_client, which is not installed: pip install 'echod[metrics]'"
-        ) from error
-
-
-def import_secure() -> Any:
-    """Return :mod:`echod.daemon.secure`, which needs the extra ``tls``.
-
-    :raises CannotServe: where that is not installed.
-    """
-    try:
-        return import_module("echod.daemon.secure")
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in ("OpenSSL", "cryptography"):
-            raise
-        raise CannotServe(
-            f"--listen ssl: needs {error.name}, which is not installed: pip install 'echod[tls]'"
-        ) from error
-
-
 def take(
     environ: MutableMapping[str, str], names: Sequence[str], proc: str = "/proc/self/environ"
 ) -> dict[str, str]:
@@ -179,28 +144,14 @@ def echo_listeners(
     mine = [each for each in sockets if each.name != METRICS]
     if mine and not options["says-where"]:
         return [*adopt(mine, reactor, datagrams)]
-    if mine and not any(said.lower().startswith("systemd:") for said in options["listen"]):
+    if mine and not any(re.match("(haproxy:)?systemd:", said, re.I) for said in options["listen"]):
         log.warn(
             "not served, because the command line says where to listen: {sockets}",
             sockets=", ".join(map(str, mine)),
         )
     if options["listen"]:
-        return [listener(reactor, datagrams, description) for description in options["listen"]]
+        return [echo_listener(reactor, datagrams, said) for said in options["listen"]]
     return [TCPListener(reactor, options["port"], options["interface"])]
-
-
-def listener(reactor: Any, datagrams: EchoDatagrams, description: str) -> Listener:
-    """Return what one ``--listen`` asks for.
-
-    :raises CannotServe: where that is nothing to listen on.
-    """
-    kind = description.partition(":")[0].lower()
-    if kind == "udp":
-        return UDPListener(reactor, datagrams, description)
-    if kind == "ssl":
-        secure: Listener = import_secure().TLSListener(reactor, description)
-        return secure
-    return EndpointListener(reactor, description)
 
 
 def metrics_listeners(options: Options, sockets: Sequence[Passed], reactor: Any) -> list[Listener]:
@@ -215,5 +166,5 @@ def metrics_listeners(options: Options, sockets: Sequence[Passed], reactor: Any)
                 "metrics (FileDescriptorName=)"
             )
         where = on_loopback(options["metrics"])
-        listeners.append(EndpointListener(reactor, where, option="metrics"))
+        listeners.append(stream_listener(reactor, where, f"--metrics {where!r}"))
     return listeners

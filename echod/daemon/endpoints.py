@@ -1,0 +1,93 @@
+"""What ``--listen`` and ``--metrics`` describe, as listeners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Final, cast
+
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+
+from echod.daemon.listening import EndpointListener, Listener, UDPListener
+from echod.daemon.options import CannotServe
+from echod.daemon.unixsockets import UNIXListener
+from echod.datagram import EchoDatagrams
+from echod.factory import EchoFactory
+from echod.proxy import ProxyFactory
+
+PLAIN: Final = ("tcp", "tcp6", "unix", "systemd")
+"""Endpoints on which a PROXY header is the first that comes."""
+
+EXTRAS: Final = {"metrics": ("prometheus_client",), "tls": ("OpenSSL", "cryptography")}
+"""What echod itself imports of each extra."""
+
+
+class ProxyListener:
+    """Where a proxy connects, which says by the PROXY protocol for whom.
+
+    :param listener: listens.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.passed = listener.passed
+        self.tls = listener.tls
+
+    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        """Listen there."""
+        return await self._listener.listen(ProxyFactory(cast(EchoFactory, factory)))
+
+
+def echo_listener(reactor: Any, datagrams: EchoDatagrams, description: str) -> Listener:
+    """Return what ``--listen`` describes.
+
+    :raises CannotServe: where that is nothing to listen on.
+    """
+    said = f"--listen {description!r}"
+    kind = kind_of(description)
+    if kind == "udp":
+        return UDPListener(reactor, datagrams, description)
+    if kind == "ssl":
+        secure: Listener = import_extra("secure", "tls", "--listen ssl: needs").TLSListener(
+            reactor, description
+        )
+        return secure
+    if kind == "haproxy":
+        behind = description.partition(":")[2]
+        if kind_of(behind) not in PLAIN:
+            raise CannotServe(f"{said}: haproxy: goes before one of {', '.join(PLAIN)}")
+        return ProxyListener(stream_listener(reactor, behind, said))
+    return stream_listener(reactor, description, said)
+
+
+def import_extra(module: str, extra: str, what: str) -> Any:
+    """Return a module of this package that needs an extra.
+
+    :param what: needs it, and the verb, for the error message.
+    :raises CannotServe: where the extra is not installed.
+    """
+    try:
+        return import_module(f"echod.daemon.{module}")
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in EXTRAS[extra]:
+            raise
+        raise CannotServe(
+            f"{what} {missing}, which is not installed: pip install 'echod[{extra}]'"
+        ) from error
+
+
+def stream_listener(reactor: Any, description: str, said: str) -> Listener:
+    """Return the stream endpoint that ``description`` describes.
+
+    :param said: the option and what it was given, for error messages.
+    :raises CannotServe: where it describes none.
+    """
+    if kind_of(description) == "unix":
+        return UNIXListener(reactor, description, said)
+    return EndpointListener(reactor, description, said)
+
+
+def kind_of(description: str) -> str:
+    """Return the type of the endpoint, as Twisted compares it."""
+    return description.partition(":")[0].lower()

@@ -1,0 +1,191 @@
+"""The real daemon behind the real HAProxy, which tells whom it connects for."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import TIMEOUT, Daemon, proxy_header, receive_all
+
+MIB = 1 << 20
+
+CONFIGURATION = """
+defaults
+    mode tcp
+    timeout connect 20s
+    timeout client 20s
+    timeout server 20s
+listen echo
+    bind fd@{descriptor}
+    server echo {server} {options}
+"""
+
+
+class Balancer:
+    """HAProxy in a process of its own, in front of ``server``."""
+
+    def __init__(self, server: str, options: str, host: str = "127.0.0.1") -> None:
+        if shutil.which("haproxy") is None:
+            pytest.skip("haproxy is not installed; .ci/run installs it")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, 0), family=family) as listening:
+            self.address = listening.getsockname()[:2]
+            configuration = CONFIGURATION.format(
+                descriptor=listening.fileno(), server=server, options=options
+            )
+            self.directory = tempfile.TemporaryDirectory()
+            path = Path(self.directory.name, "configuration")
+            path.write_text(configuration)
+            self.process = subprocess.Popen(
+                ["haproxy", "-db", "-q", "-f", str(path)], pass_fds=[listening.fileno()]
+            )
+
+    def __enter__(self) -> Balancer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(TIMEOUT)
+        self.directory.cleanup()
+
+    def connect(self, source: str | None = None) -> socket.socket:
+        return socket.create_connection(
+            self.address, TIMEOUT, source_address=(source, 0) if source else None
+        )
+
+
+def echoed(client: socket.socket, data: bytes) -> bytes:
+    """Send and finish, and return what comes back."""
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
+    return receive_all(client)
+
+
+@pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2", "send-proxy-v2 crc32c-opt"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_client(option: str, host: str) -> None:
+    """Every byte comes back through it, after a half-close too, and the log names the client."""
+    option = option.replace("crc32c-opt", "proxy-v2-options crc32c,unique-id")
+    with (
+        Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon,
+        Balancer(f"127.0.0.1:{daemon.port}", option, host) as balancer,
+    ):
+        for size in (0, 5, MIB):
+            with balancer.connect() as client:
+                name = f"[{host}]" if ":" in host else host
+                mine = f"tcp {name}:{client.getsockname()[1]}"
+                sent = random.Random(862).randbytes(size)
+                assert echoed(client, sent) == sent
+            daemon.wait_for(f"closed {mine}: finished, {size} bytes in")
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
+def test_unix(option: str, tmp_path: Path) -> None:
+    """Likewise where it connects by a UNIX socket: the client is known by its IP address."""
+    path = tmp_path / "socket"
+    with (
+        Daemon("--listen", f"haproxy:unix:{path}:mode=600") as daemon,
+        Balancer(f"unix@{path}", option) as balancer,
+        balancer.connect() as client,
+    ):
+        mine = "tcp {}:{}".format(*client.getsockname())
+        assert echoed(client, b"hello") == b"hello"
+        daemon.wait_for(f"closed {mine}: finished, 5 bytes in")
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_limit_for_one_client() -> None:
+    """The limit for one peer counts the proxy's clients, each by itself."""
+    with (
+        Daemon(
+            *("--listen", "haproxy:tcp:0:interface=127.0.0.1", "--max-connections-per-peer", "1")
+        ) as daemon,
+        Balancer(f"127.0.0.1:{daemon.port}", "send-proxy-v2") as balancer,
+        balancer.connect("127.0.0.1") as first,
+    ):
+        first.sendall(b"?")
+        assert first.recv(1) == b"?"
+        with balancer.connect("127.0.0.1") as second, balancer.connect("127.0.0.2") as other:
+            assert echoed(other, b"hello") == b"hello"
+            mine = "{}:{}".format(*second.getsockname())
+            [line] = daemon.wait_for("refused 1 connection")
+            assert line.endswith(f": max-connections-per-peer 1, from tcp {mine}")
+        assert echoed(first, b"hello") == b"hello"
+
+
+def test_health_checks() -> None:
+    """Checks without a header are not told; those with one are connections of the proxy's own."""
+    with Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon:
+        where = f"127.0.0.1:{daemon.port}"
+        silent = f"send-proxy-v2 check port {daemon.port} inter 50ms"
+        with Balancer(where, silent) as balancer:
+            time.sleep(1)  # some checks: what is tested is that nothing is to be seen
+            with balancer.connect() as client:
+                assert echoed(client, b"hello") == b"hello"
+            daemon.wait_for("closed")
+        assert len([line for line in daemon.lines if "closed" in line or "refused" in line]) == 1
+        with Balancer(where, "send-proxy-v2 check inter 50ms"):
+            [line, *_] = daemon.wait_for(", 0 bytes in", 3)
+        assert "closed tcp 127.0.0.1:" in line
+        assert "refused" not in daemon.log
+        assert "Traceback" not in daemon.log
+
+
+def test_without_a_header() -> None:
+    """Who comes past the proxy is reset and summed up: no traceback, no echo."""
+    with Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon:
+        for sent in (
+            b"hello",
+            b"PROXY TCP4 \xff\xfe 192.0.2.1 1 1\r\nhello",
+            b"\r\n\r\n\0\r\nQUOT\n",
+        ):
+            with daemon.connect() as client:
+                client.sendall(sent)
+                with pytest.raises(ConnectionResetError):
+                    receive_all(client)
+        daemon.terminate()  # which sums up what is not told yet
+        daemon.wait()
+        assert sum("proxy-header" in line for line in daemon.lines) == 2
+        assert "refused 1 connection: proxy-header 1, from tcp 127.0.0.1:" in daemon.log
+        assert "refused 2 connections: proxy-header 2, the last from tcp 127.0.0.1:" in daemon.log
+        assert "Traceback" not in daemon.log
+
+
+def test_signal_before_accept() -> None:
+    """Who has sent header and bytes before the signal, and was not accepted yet, is served too."""
+    with Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon:
+        with daemon.connect() as client:  # it serves, and so knows what SIGTERM means
+            assert echoed(client, proxy_header(1, "192.0.2.1", 1) + b"!") == b"!"
+        daemon.process.send_signal(signal.SIGSTOP)
+        clients = [daemon.connect() for _ in range(40)]
+        for number, client in enumerate(clients):
+            client.sendall(proxy_header(2, "192.0.2.1", number) + b"hello")
+            client.shutdown(socket.SHUT_WR)
+        daemon.terminate()
+        daemon.process.send_signal(signal.SIGCONT)
+        for client in clients:
+            with client:
+                assert receive_all(client) == b"hello"
+        daemon.wait()
+        assert daemon.log.count("finished, 5 bytes") == 40
+
+
+@pytest.mark.parametrize("behind", ["udp:7", "ssl:7", "haproxy:tcp:7", "", "tcp:http", "unix:"])
+def test_what_it_goes_before(behind: str) -> None:
+    """What cannot stand behind haproxy: is one line that names all of the option."""
+    daemon = Daemon("--listen", f"haproxy:{behind}")
+    try:
+        assert daemon.wait() == 1
+    finally:
+        daemon.close()
+    assert f"twistd echod: --listen 'haproxy:{behind}': " in daemon.lines[-1]
+    assert "Traceback" not in daemon.log

@@ -1,0 +1,285 @@
+"""Connections that a proxy makes: who they are, and what becomes of those that do not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.events import Closed, Ending, Event, Opened, Reason, Refused
+from echod.factory import EchoFactory
+from echod.proxy import ProxyFactory
+from echod.testing import MemoryNetwork, Peer
+from tests.support import Peers, Recorder, proxy_header
+
+CLIENT = IPv4Address("TCP", "203.0.113.1", 40000)
+HEADER = proxy_header(1, "203.0.113.1", 40000)
+BINARY = proxy_header(2, "203.0.113.1", 40000)
+LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
+
+
+class ProxyTestCase(SynchronousTestCase):
+    def serve(self, **options: Any) -> None:
+        self.network = MemoryNetwork()
+        self.events = Recorder()
+        self.factory = EchoFactory(**{"observer": self.events, **options})
+        self.network.server_endpoint().listen(ProxyFactory(self.factory))
+
+    def connect(self, *sent: bytes, source: str = "198.51.100.1") -> Peer:
+        endpoint = self.network.client_endpoint(source=source)
+        peer: Any = self.successResultOf(endpoint.connect(Peers()))
+        for part in sent:
+            peer.send(part)
+            self.network.settle()
+        return peer  # type: ignore[no-any-return]
+
+    def assert_nothing_left(self) -> None:
+        """Nobody is waited for any more, and no timer runs."""
+        self.assertEqual(self.factory.arriving, set())
+        self.assertEqual(self.network.getDelayedCalls(), [])
+
+
+class ServedTests(ProxyTestCase):
+    def test_peer(self) -> None:
+        """A connection is its client's from beginning to end, not the proxy's."""
+        for version in (1, 2):
+            for host, kind in (("203.0.113.1", IPv4Address), ("2001:db8::1", IPv6Address)):
+                self.serve()
+                peer = self.connect(proxy_header(version, host, 40000) + b"hello")
+                client = kind("TCP", host, 40000)
+                [echo] = self.factory.connections
+                self.assertEqual(echo.peer, client)
+                peer.finish()
+                self.network.settle()
+                self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
+                closed = Closed(Ending.FINISHED, 5, 0, 0, client)
+                self.assertEqual(self.events, [Opened(client), closed])
+
+    def test_byte_by_byte(self) -> None:
+        """A header that arrives in single bytes is read as one that arrives at once."""
+        for header in (HEADER, BINARY):
+            self.serve()
+            data = header + b"hello"
+            peer = self.connect(*(data[at : at + 1] for at in range(len(data))))
+            self.assertEqual(peer.received, b"hello")
+            self.assertEqual(self.events, [Opened(CLIENT)])
+
+    def test_all_in_one(self) -> None:
+        """Header, bytes and FIN that arrive together: every byte comes back, then FIN."""
+        self.serve()
+        peer = self.connect()
+        peer.send(HEADER + b"hello")
+        peer.finish()
+        self.network.settle()
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
+
+    def test_only_a_header(self) -> None:
+        """A client that sends nothing is served all the same: it is there."""
+        self.serve()
+        self.connect(HEADER)
+        self.assertEqual(self.events, [Opened(CLIENT)])
+
+    def test_for_itself(self) -> None:
+        """A proxy that connects for itself, or for nobody it can name, is the peer itself."""
+        for header in (LOCAL, b"PROXY UNKNOWN\r\n"):
+            self.serve()
+            peer = self.connect(header + b"hello")
+            self.assertEqual(self.events, [Opened(peer.transport.getHost())])
+            self.assertEqual(peer.received, b"hello")
+
+    def test_options_of_the_socket(self) -> None:
+        """TCP's options are set by what the connection is, not by what the client's was."""
+        self.serve()
+        client = b"\x21\x31\0\xd8" + b"/run/from".ljust(216, b"\0")
+        self.connect(LOCAL[:12] + client + b"hello")
+        [echo] = self.factory.connections
+        self.assertEqual(getattr(echo.peer, "name", None), b"/run/from")
+        self.assertTrue(echo.transport.getTcpNoDelay())
+
+    def test_limit_for_one_peer(self) -> None:
+        """The limit for one peer counts clients: a proxy may have as many as it likes."""
+        self.serve(max_connections_per_peer=1)
+        first = self.connect(HEADER)
+        second = self.connect(HEADER)
+        other = self.connect(proxy_header(1, "203.0.113.2", 1), b"hello")
+        self.assertEqual([first.ended, second.ended, other.ended], [None, "RST", None])
+        self.assertEqual(other.received, b"hello")
+        self.assertEqual(self.events.refused, [Refused(Reason.MAX_CONNECTIONS_PER_PEER, CLIENT)])
+
+    def test_closed_by_an_observer(self) -> None:
+        """Who is told of a connection may end it at once: what came with the header is dropped."""
+
+        def observe(event: Event) -> None:
+            if isinstance(event, Opened):
+                [echo] = self.factory.connections
+                echo._lose()
+
+        self.serve(observer=observe)
+        peer = self.connect(HEADER + b"hello")
+        self.assertEqual(peer.received, b"")
+        self.assertIsNotNone(peer.ended)
+
+
+class RefusedTests(ProxyTestCase):
+    def assert_refused(self, peer: Peer, reason: Reason) -> None:
+        self.assertEqual((bytes(peer.received), peer.ended), (b"", "RST"))
+        self.assertEqual(self.events, [Refused(reason, peer.transport.getHost())])
+        self.assert_nothing_left()
+
+    def test_garbage(self) -> None:
+        """What is no header is reset, at the first byte that shows it, and counted once."""
+        for sent in (b"hello\n", b"\xff\xfe", b"PROXY TCP4 \xff 1 1 1\r\n", b"GET / HTTP/1.1\r\n"):
+            for parts in ([sent], [sent[:1], sent[1:]]):
+                self.serve()
+                self.assert_refused(self.connect(*parts), Reason.PROXY_HEADER)
+
+    def test_no_header_in_time(self) -> None:
+        """Who has not sent a header in time is reset and counted, also in the middle of it."""
+        for sent in (b"", HEADER[:20]):
+            self.serve(handshake_timeout=10)
+            peer = self.connect(sent)
+            self.network.advance(9)
+            self.assertIsNone(peer.ended)
+            self.network.advance(1)
+            self.assert_refused(peer, Reason.HANDSHAKE_TIMEOUT)
+
+    def test_any_time(self) -> None:
+        """Without that timeout a header may take any time."""
+        self.serve(handshake_timeout=None)
+        peer = self.connect(HEADER[:20])
+        self.assertEqual(self.network.getDelayedCalls(), [])
+        peer.send(HEADER[20:] + b"hello")
+        self.network.settle()
+        self.assertEqual(peer.received, b"hello")
+
+    def test_health_check(self) -> None:
+        """A balancer that connects, looks and leaves without a byte is not told at all."""
+        for leave in (Peer.finish, Peer.abort):
+            self.serve()
+            peer = self.connect()
+            leave(peer)
+            self.network.settle()
+            self.assertEqual(self.events, [])
+            self.assert_nothing_left()
+
+    def test_broken_off(self) -> None:
+        """Who leaves in the middle of a header is counted."""
+        for leave in (Peer.finish, Peer.abort):
+            self.serve()
+            peer = self.connect(HEADER[:20])
+            leave(peer)
+            self.network.settle()
+            here = peer.transport.getHost()
+            self.assertEqual(self.events, [Refused(Reason.PROXY_HEADER, here)])
+            self.assert_nothing_left()
+
+    def test_limit(self) -> None:
+        """Who has not said who it is counts as a connection: more are refused at once."""
+        self.serve(max_connections=2)
+        waiting, served = self.connect(), self.connect(HEADER)
+        third = self.connect()
+        self.network.settle()
+        self.assertEqual(third.ended, "RST")
+        [refused] = self.events.refused
+        self.assertEqual(refused, Refused(Reason.MAX_CONNECTIONS, third.transport.getHost()))
+        waiting.send(HEADER + b"hello")
+        self.network.settle()
+        self.assertEqual((bytes(waiting.received), served.ended), (b"hello", None))
+        self.assertEqual(len(self.factory.connections), 2)
+
+    def test_bytes_after_a_refusal(self) -> None:
+        """On a transport that resets later, what still comes changes nothing."""
+        events = Recorder()
+        factory = ProxyFactory(EchoFactory(clock=Clock(), observer=events))
+        transport = StringTransport()
+        arrival: Any = factory.buildProtocol(CLIENT)
+        arrival.makeConnection(transport)
+        arrival.hurry()
+        arrival.dataReceived(b"x")
+        arrival.dataReceived(b"x")
+        arrival._received.clear()
+        arrival.dataReceived(HEADER + b"hello")
+        arrival.connectionLost()
+        self.assertTrue(transport.disconnected)
+        self.assertEqual(transport.value(), b"")
+        self.assertEqual(events, [Refused(Reason.PROXY_HEADER, CLIENT)])
+
+
+class DrainTests(ProxyTestCase):
+    def test_drain(self) -> None:
+        """In a drain, who has not said who it is is refused, and who comes then."""
+        self.serve()
+        peers = [self.connect(), self.connect(HEADER[:20])]
+        drained = self.factory.drain(10)
+        peers.append(self.connect())
+        self.network.settle()
+        self.assertEqual([peer.ended for peer in peers], ["RST"] * 3)
+        self.assertEqual([event.reason for event in self.events.refused], [Reason.DRAINING] * 3)
+        self.successResultOf(drained)
+        self.assert_nothing_left()
+
+    def test_header_that_has_arrived(self) -> None:
+        """In a drain, a client whose header waits in the kernel unread is still served."""
+        self.serve()
+        peer = self.connect()
+        peer.transport.getHandle().send(HEADER + b"hello")  # type: ignore[attr-defined]
+        drained = self.factory.drain(10)
+        self.network.advance(1)
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
+        self.assertEqual(self.events.endings, [Ending.DRAINED])
+        self.successResultOf(drained)
+
+    def test_one_that_ends_others(self) -> None:
+        """An observer that drains again while the header is read disturbs nobody."""
+
+        def observe(event: Event) -> None:
+            told.append(event)
+            if isinstance(event, Opened):
+                self.factory.drain(0)
+
+        told: list[Event] = []
+        self.serve(observer=observe)
+        peers = [self.connect() for _ in range(3)]
+        for peer in peers:
+            peer.transport.getHandle().send(HEADER)  # type: ignore[attr-defined]
+        self.factory.drain(10)
+        self.network.settle()
+        self.assertEqual([peer.ended for peer in peers], ["RST"] * 3)
+        self.assertEqual(self.factory.connections, set())
+        self.assert_nothing_left()
+
+    def test_again(self) -> None:
+        """When a port listens again, so do proxies get in again."""
+        self.serve()
+        self.factory.drain(0)
+        self.network.stop(self.network.server_endpoint()._address)
+        self.network.server_endpoint().listen(ProxyFactory(self.factory))
+        self.assertEqual(self.connect(HEADER + b"hello").received, b"hello")
+
+
+class WithoutAProxyTests(SynchronousTestCase):
+    def test_both(self) -> None:
+        """One factory may serve a port with and a port without a proxy, with the same limits."""
+        network, events = MemoryNetwork(), Recorder()
+        factory = EchoFactory(observer=events, max_connections_per_peer=1)
+        network.server_endpoint(7).listen(factory)
+        network.server_endpoint(8).listen(ProxyFactory(factory))
+        peers: list[Any] = []
+        for port in (8, 7):
+            endpoint = network.client_endpoint(port, source=CLIENT.host)
+            peers.append(self.successResultOf(endpoint.connect(Peers())))
+            peers[-1].send(HEADER)
+            network.settle()
+        self.assertEqual([peer.ended for peer in peers], [None, "RST"])
+
+    def test_peer_that_is_not_told(self) -> None:
+        """Where nobody says who connects, the peer is whom the transport names."""
+        factory = EchoFactory(clock=Clock())
+        nobody: IAddress | None = None
+        echo: Any = factory.buildProtocol(nobody)
+        echo.makeConnection(StringTransport(peerAddress=CLIENT))
+        self.assertEqual(echo.peer, CLIENT)
