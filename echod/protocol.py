@@ -38,7 +38,7 @@ from zope.interface import implementer
 
 from echod.events import Closed, Ending
 from echod.fastpath import send_now
-from echod.kernel import beneath, unacknowledged, unread, unsent
+from echod.kernel import beneath, owed, unacknowledged, unread, unsent
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
@@ -177,8 +177,8 @@ class Echo(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell how it ended."""
-        # Below TLS it is more than was received, and with alerts of its own.
-        left = min(unsent(self.transport), self.received)
+        # Below Twisted's own TLS it is encrypted, and may be more than was received.
+        left = min(owed(self.transport), self.received)
         # Where the transport hides half-close, or what it holds, an end that the peer
         # made says nothing of what it has received.
         known = (

@@ -19,6 +19,7 @@ time again. The rules here:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, cast
@@ -87,11 +88,13 @@ class TLSTransport(ProtocolWrapper):
 
     # Defaults on the class, as Echo's.
     taken = 0
+    _written = _encrypted = _gone = 0
     _shaking = True
     _delivering = False
 
     def makeConnection(self, transport: Any) -> None:
         """Wait for the peer to begin the handshake."""
+        self._unsent: deque[tuple[int, int]] = deque()
         self._tls = SSL.Connection(self.factory.context(), None)
         self._tls.set_accept_state()
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
@@ -117,6 +120,7 @@ class TLSTransport(ProtocolWrapper):
     def write(self, data: bytes) -> None:
         """Encrypt ``data`` and send it; nothing any more when the connection is being closed."""
         if not self.disconnecting:
+            self._written += len(data)
             for start in range(0, len(data), RECORD):
                 self._tls.send(data[start : start + RECORD])
             if not self._delivering:
@@ -150,6 +154,12 @@ class TLSTransport(ProtocolWrapper):
     def getPeerCertificate(self) -> Any:
         """Return the certificate that the peer has shown, as Twisted's TLS transports do."""
         return self._tls.get_peer_certificate()
+
+    @property
+    def owed(self) -> int:
+        """Bytes that were written, and not all given to the kernel: in pieces of 16 KiB at most."""
+        self._forget_sent()
+        return self._written - self._gone
 
     def _deliver(self) -> None:
         """Deliver what can be decrypted, send what becomes of it, then see whether it was all."""
@@ -191,10 +201,22 @@ class TLSTransport(ProtocolWrapper):
             while size == PIECE:
                 piece = self._tls.bio_read(PIECE)
                 size = len(piece)
+                self._encrypted += size
                 sock = None if unsent(below) else self.factory.echo.kernel_socket(below)
                 sent = 0 if sock is None else send_now(sock, piece)
                 if sent < size:
                     below.write(piece[sent:])
+        if self._unsent or unsent(below):
+            self._unsent.append((self._encrypted, self._written))
+            self._forget_sent()
+        else:
+            self._gone = self._written
+
+    def _forget_sent(self) -> None:
+        """Forget of what was unsent all that the kernel has taken meanwhile."""
+        taken = self._encrypted - unsent(self.transport)
+        while self._unsent and self._unsent[0][0] <= taken:
+            _, self._gone = self._unsent.popleft()
 
 
 class TLSFactory(WrappingFactory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.daemon.certificates import Certificates
+from echod.daemon.metrics import Tally, transferred
 from echod.events import Ending, Opened, Reason, Refused
-from echod.kernel import beneath, unsent
+from echod.kernel import beneath, owed, unsent
 from echod.protocol import MAX_OWED, Echo
-from echod.tls import TLSFactory
+from echod.tls import RECORD, TLSFactory
 from tests.authority import Authority
 from tests.support import MemoryEnds, Peers, Served, now
 
@@ -516,6 +518,28 @@ def test_owed_is_bounded(authority: Authority) -> None:
         client = scene.client()
         client.peer.stall()
         client.send(b"".join(client.record(bytes(size)) for _ in range(count)))
-    owed = [unsent(echo.transport) for echo in scene.factory.connections]
-    assert len(owed) == 3
-    assert all(60_000 < each < MAX_OWED for each in owed)
+    held = [unsent(echo.transport) for echo in scene.factory.connections]
+    assert len(held) == 3
+    assert all(60_000 < each < MAX_OWED for each in held)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sent_never_goes_back(authority: Authority, seed: int) -> None:
+    """What is owed is counted as it was received, without what TLS adds: sent never goes back."""
+    chance = random.Random(seed)
+    scene = Scene(authority)
+    client = scene.client()
+    before = paused = 0
+    for _ in range(100):
+        (client.peer.stall if chance.random() < 0.7 else client.peer.resume)()
+        size, count = chance.choice(((1, 300), (1, 1), (300, 40), (16_000, 4)))
+        client.send(b"".join(client.record(bytes(size)) for _ in range(count)))
+        received, sent = transferred(Tally(), scene.factory)
+        assert before <= sent <= received
+        assert owed(scene.echo.transport) <= unsent(scene.echo.transport) + RECORD
+        before = sent
+        paused += sent < received
+    assert paused
+    client.peer.resume()
+    assert len(client.read()) == sum(transferred(Tally(), scene.factory)) / 2
+    assert owed(scene.echo.transport) == 0

@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from echod.datagram import EchoDatagrams
 from echod.events import Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.kernel import unsent
+from echod.kernel import owed
 
 VERSION: Final = version("echod")
 TWISTED: Final = version("twisted")
@@ -93,11 +93,11 @@ def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
 
     Sent is what the kernel has taken. Neither number ever goes back.
     """
-    received, owed = tally.received, tally.unsent
+    received, unsent = tally.received, tally.unsent
     for echo in factory.connections:
         received += echo.received
-        owed += unsent(echo.transport)
-    return received, received - owed
+        unsent += owed(echo.transport)
+    return received, received - unsent
 
 
 class EchoCollector(Collector):
