@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import TIMEOUT, Daemon, proxy_header, receive_all
+from tests.support import TIMEOUT, Daemon, receive_all
 
 MIB = 1 << 20
 
@@ -158,25 +157,6 @@ def test_without_a_header() -> None:
         assert "refused 1 connection: proxy-header 1, from tcp 127.0.0.1:" in daemon.log
         assert "refused 2 connections: proxy-header 2, the last from tcp 127.0.0.1:" in daemon.log
         assert "Traceback" not in daemon.log
-
-
-def test_signal_before_accept() -> None:
-    """Who has sent header and bytes before the signal, and was not accepted yet, is served too."""
-    with Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon:
-        with daemon.connect() as client:  # it serves, and so knows what SIGTERM means
-            assert echoed(client, proxy_header(1, "192.0.2.1", 1) + b"!") == b"!"
-        daemon.process.send_signal(signal.SIGSTOP)
-        clients = [daemon.connect() for _ in range(40)]
-        for number, client in enumerate(clients):
-            client.sendall(proxy_header(2, "192.0.2.1", number) + b"hello")
-            client.shutdown(socket.SHUT_WR)
-        daemon.terminate()
-        daemon.process.send_signal(signal.SIGCONT)
-        for client in clients:
-            with client:
-                assert receive_all(client) == b"hello"
-        daemon.wait()
-        assert daemon.log.count("finished, 5 bytes") == 40
 
 
 @pytest.mark.parametrize("behind", ["udp:7", "ssl:7", "haproxy:tcp:7", "", "tcp:http", "unix:"])

@@ -28,6 +28,7 @@ from echod.daemon.listening import (
     UDPListener,
     explain,
     on_loopback,
+    with_backlog,
 )
 from echod.daemon.options import CannotServe
 from echod.datagram import EchoDatagrams
@@ -300,6 +301,20 @@ class OnLoopbackTests(SynchronousTestCase):
             self.assertEqual(on.lower(), f"{description}:interface={loopback}".lower())
             if not description.startswith("ssl"):  # which wants the files
                 serverFromString(MemoryReactor(), on)
+
+
+class WithBacklogTests(SynchronousTestCase):
+    def test_descriptions(self) -> None:
+        """Of TCP, the kernel is to hold more than Twisted asks for; who says how many, is heard."""
+        for description, more in (
+            ("tcp:7", ":backlog=1024"),
+            (r"TCP6:7:\:\:1", ":backlog=1024"),
+            ("tcp:port=7:interface=192.0.2.1", ":backlog=1024"),
+            ("tcp:7:backlog=3", ""),
+            ("tcp:7:192.0.2.1:3", ""),
+            ("unix:/run/echo", ""),
+        ):
+            self.assertEqual(with_backlog(description), description + more)
 
 
 class ExplainTests(SynchronousTestCase):

@@ -323,6 +323,15 @@ def flood(client: ssl.SSLSocket, limit: int) -> int:
     return sent
 
 
+def count_all(client: ssl.SSLSocket) -> int:
+    """Receive until the closing alert, and return how many bytes that were."""
+    client.settimeout(TIMEOUT)
+    received = 0
+    while part := client.recv(1 << 20):
+        received += len(part)
+    return received
+
+
 def test_stalled(authority: Authority) -> None:
     """A TLS peer that does not read what it is owed is reset after --stall-timeout."""
     with serving(authority, "--stall-timeout", "1") as daemon:
@@ -371,11 +380,7 @@ def test_drain(authority: Authority) -> None:
             daemon.terminate()
             daemon.wait_for("draining")
             assert idle.recv(1) == b""
-            busy.settimeout(TIMEOUT)
-            received = 0
-            while part := busy.recv(1 << 20):
-                received += len(part)
-            assert received >= sent
+            assert count_all(busy) >= sent
         daemon.wait()
         assert daemon.log.count(": drained, ") == 2
 
@@ -456,11 +461,7 @@ def test_hang_up_in_a_drain(authority: Authority) -> None:
             daemon.wait_for("draining")
             daemon.terminate(signal.SIGHUP)
             daemon.wait_for("certificates loaded")
-            busy.settimeout(TIMEOUT)
-            received = 0
-            while part := busy.recv(1 << 20):
-                received += len(part)
-            assert received >= sent
+            assert count_all(busy) >= sent
         daemon.wait()
 
 

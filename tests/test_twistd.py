@@ -253,16 +253,20 @@ def owe(daemon: Daemon, size: int) -> tuple[socket.socket, bytes]:
     return client, sent
 
 
-def test_signal_before_accept() -> None:
+@pytest.mark.parametrize(
+    ("listen", "header"),
+    [("tcp:0", b""), ("haproxy:tcp:0:interface=127.0.0.1", proxy_header(2, "192.0.2.1", 40000))],
+)
+def test_signal_before_accept(listen: str, header: bytes) -> None:
     """Who has connected and sent before the signal, and was not accepted yet, is served too."""
-    with Daemon("--port", "0") as daemon:
+    with Daemon("--listen", listen) as daemon:
         with daemon.connect() as client:  # it serves, and so knows what SIGTERM means
-            client.sendall(b"!")
+            client.sendall(header + b"!")
             assert client.recv(1) == b"!"
         daemon.process.send_signal(signal.SIGSTOP)
         clients = [daemon.connect() for _ in range(300)]
         for client in clients:
-            client.sendall(b"hello")
+            client.sendall(header + b"hello")
             client.shutdown(socket.SHUT_WR)
         daemon.terminate()
         daemon.process.send_signal(signal.SIGCONT)

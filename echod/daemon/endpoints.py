@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
-from echod.daemon.listening import EndpointListener, Listener, UDPListener
+from echod.daemon.listening import EndpointListener, Listener, UDPListener, with_backlog
 from echod.daemon.options import CannotServe
 from echod.daemon.unixsockets import UNIXListener
 from echod.datagram import EchoDatagrams
@@ -85,7 +85,7 @@ def stream_listener(reactor: Any, description: str, said: str) -> Listener:
     """
     if kind_of(description) == "unix":
         return UNIXListener(reactor, description, said)
-    return EndpointListener(reactor, description, said)
+    return EndpointListener(reactor, with_backlog(description), said)
 
 
 def kind_of(description: str) -> str:

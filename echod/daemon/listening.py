@@ -247,6 +247,16 @@ def port_and_values(description: str, names: Collection[str]) -> tuple[int, dict
     return int(number), values
 
 
+def with_backlog(description: str) -> str:
+    """Return ``description`` with :data:`BACKLOG`, where it is TCP and names no backlog."""
+    kind, *rest = UNESCAPED_COLON.split(description)
+    if kind.lower() not in ("tcp", "tcp6") or any(part.startswith("backlog=") for part in rest):
+        return description
+    if len([part for part in rest if "=" not in part]) > 2:  # port, interface, backlog
+        return description
+    return f"{description}:backlog={BACKLOG}"
+
+
 def on_loopback(description: str) -> str:
     """Return ``description`` with loopback for the interface, where it is IP and names none."""
     kind, *rest = UNESCAPED_COLON.split(description)
