@@ -329,8 +329,8 @@ class DatagramPort:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        # Over IPv6 too, because IPv4 may come there, and only this tells what is a broadcast.
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         self._datagrams.opened(self)
         self._reactor.addReader(self)
 
@@ -386,9 +386,14 @@ class DatagramPort:
 
 
 IP_PKTINFO: Final = 8
+WAY: Final = (socket.IPPROTO_IP, IP_PKTINFO)
+WAY6: Final = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
 PKTINFO: Final = struct.Struct("4s4s4s")  # in_pktinfo in ip(7)
 PKTINFO6: Final = struct.Struct("16s4s")  # in6_pktinfo in RFC 3542 6.1
-SPACE: Final = socket.CMSG_SPACE(PKTINFO6.size)
+SPACE: Final = 256
+"""Bytes for what comes along with a datagram: that, and what who made the socket has asked for,
+as systemd does for Timestamping=."""
+
 NONE: Final = bytes(4)
 """No interface, and no IPv4 address."""
 
@@ -400,22 +405,24 @@ def asked(told: Ancillary) -> Ancillary | None:
 
     ``None``: it was sent to many, and all of them could answer (RFC 1122 3.2.2).
 
-    :param told: what came along with it, IP_PKTINFO or IPV6_PKTINFO.
+    :param told: what came along with it: IP_PKTINFO or IPV6_PKTINFO, and for IPv4 at a port for
+        both kinds both.
     """
-    [(level, kind, data)] = told
-    if level == socket.IPPROTO_IP:
+    found = {(level, kind): data for level, kind, data in told}
+    data = found.get(WAY)
+    if data is not None:
         _, local, destination = PKTINFO.unpack(data)
         # What came to a socket before it was asked for this, as to one from systemd, has no
         # local address. From an address of many, the kernel sends nothing.
         if local not in (destination, NONE):
             return None
         # The way back is the routing table's to choose.
-        return [(level, kind, PKTINFO.pack(NONE, destination, NONE))]
-    destination, interface = PKTINFO6.unpack(data)
+        return [(*WAY, PKTINFO.pack(NONE, destination, NONE))]
+    destination, interface = PKTINFO6.unpack(found[WAY6])
     if destination[0] == 0xFF:
         return None
     link_local = destination[:2] == b"\xfe\x80"  # which is on one interface alone
-    return [(level, kind, PKTINFO6.pack(destination, interface if link_local else NONE))]
+    return [(*WAY6, PKTINFO6.pack(destination, interface if link_local else NONE))]
 
 
 def address_of(peer: Any) -> IPv4Address | IPv6Address:

@@ -304,6 +304,32 @@ def test_from_the_address_that_was_asked(kind: str, listens: str, asks: list[str
             assert client.recv(100) == host.encode()
 
 
+# By their numbers, because socket has not all of them: SO_TIMESTAMP, SO_TIMESTAMPNS and
+# SO_RXQ_OVFL of socket(7), IP_RECVTOS and IP_RECVTTL of ip(7).
+@pytest.mark.parametrize("option", [(1, 29), (1, 35), (1, 40), (0, 13), (0, 12)])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_what_else_comes_along(option: tuple[int, int], host: str) -> None:
+    """What who made the socket asked the kernel for, as Timestamping= does, is no matter."""
+    with Answering(host=host) as answering:
+        answering.sock.setsockopt(*option, 1)
+        client = answering.client(host)
+        client.send(b"?")
+        answering.turn()
+        assert client.recv(9) == b"?"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_sent_to_a_broadcast(host: str) -> None:
+    """What was sent to a broadcast address is not answered, and counted as that."""
+    with Answering(host=host) as answering:
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        answering.clients.append(client)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.sendto(b"?", ("127.255.255.255", answering.number))
+        answering.turn()
+        assert answering.drops == [Drop.SENT_TO_MANY]
+
+
 def test_many_at_once() -> None:
     """A turn of the reactor answers a bounded number, and none is forgotten."""
     with Answering() as answering:
