@@ -326,6 +326,8 @@ class DatagramPort:
         """Begin to answer."""
         sock = self._socket
         sock.setblocking(False)
+        # Whatever Broadcast= says: the kernel alone knows, and so has to refuse them.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)

@@ -330,6 +330,18 @@ def test_sent_to_a_broadcast(host: str) -> None:
         assert answering.drops == [Drop.SENT_TO_MANY]
 
 
+def test_answers_no_broadcast() -> None:
+    """Also to a socket that systemd passes with Broadcast=yes, the kernel refuses one (EACCES)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        port = DatagramPort(reactor_of_kind("epoll"), sock, EchoDatagrams(Clock()))
+        port.startListening()
+        with pytest.raises(PermissionError):
+            sock.sendto(b"?", ("127.255.255.255", 50000))
+        port.stopListening()
+
+
 def test_many_at_once() -> None:
     """A turn of the reactor answers a bounded number, and none is forgotten."""
     with Answering() as answering:
