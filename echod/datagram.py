@@ -66,7 +66,8 @@ SIZE: Final = 65_536
 """Bytes of the buffer. A datagram has 65,507 at most, over IPv6 20 more (RFC 768, RFC 8200)."""
 
 RECEIVE_BUFFER: Final = 1024 * 1024
-"""Bytes that the kernel is asked to hold for us, and cuts down to net.core.rmem_max."""
+"""Bytes that the kernel is asked to hold for us, where it is less, and cuts down to
+net.core.rmem_max."""
 
 NFS: Final = 2049
 LOW: Final = 1024
@@ -328,7 +329,9 @@ class DatagramPort:
         sock.setblocking(False)
         # Whatever Broadcast= says: the kernel alone knows, and so has to refuse them.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        # Not what ReceiveBuffer= has made larger than we may: it would be cut down.
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < RECEIVE_BUFFER:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         # Over IPv6 too, because IPv4 may come there, and only this tells what is a broadcast.

@@ -342,6 +342,20 @@ def test_answers_no_broadcast() -> None:
         port.stopListening()
 
 
+@pytest.mark.parametrize("size", [4096, 3 << 20])
+def test_room_in_the_kernel(size: int) -> None:
+    """The kernel is asked for more room, but never for less, as where ReceiveBuffer= gave it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        port = DatagramPort(reactor_of_kind("epoll"), sock, EchoDatagrams(Clock()))
+        port.startListening()
+        after = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert after > before if size == 4096 else after == before
+        port.stopListening()
+
+
 def test_many_at_once() -> None:
     """A turn of the reactor answers a bounded number, and none is forgotten."""
     with Answering() as answering:
