@@ -321,6 +321,7 @@ class DatagramPort:
         self._datagrams = datagrams
         self._view = memoryview(bytearray(SIZE))
         self._host = address_of(sock.getsockname())
+        self._dropped_before = 0
         self.fileno = sock.fileno
 
     def startListening(self) -> None:
@@ -336,6 +337,8 @@ class DatagramPort:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         # Over IPv6 too, because IPv4 may come there, and only this tells what is a broadcast.
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        # Before us: systemd's socket outlives who serves it, and so does what it counts.
+        self._dropped_before = self._ever_dropped()
         self._datagrams.opened(self)
         self._reactor.addReader(self)
 
@@ -345,7 +348,9 @@ class DatagramPort:
         return succeed(None)
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
-        """Close the port, as the reactor does when it is stopped."""
+        """Close the port, as the reactor does when it is stopped; again does nothing."""
+        if self.fileno() == -1:
+            return
         self._reactor.removeReader(self)
         self._datagrams.closed(self)
         self._socket.close()
@@ -359,7 +364,10 @@ class DatagramPort:
         return "echod"
 
     def kernel_dropped(self) -> int:
-        """Return how many datagrams the kernel has dropped here."""
+        """Return how many datagrams the kernel has dropped here since it was opened."""
+        return (self._ever_dropped() - self._dropped_before) % 2**32
+
+    def _ever_dropped(self) -> int:
         told = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_MEMINFO_DROPS + 1))
         return int(struct.unpack("9I", told)[SK_MEMINFO_DROPS])
 

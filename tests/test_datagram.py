@@ -492,6 +492,32 @@ def test_kernel_drops_are_counted() -> None:
     assert answering.datagrams.kernel_dropped() == 200 - answered
 
 
+def test_kernel_drops_of_a_socket_that_stays() -> None:
+    """What the kernel had dropped before, at a socket of systemd's, is not counted again."""
+    with Answering() as answering, answering.sock.dup() as sock:
+        client = answering.client()
+        for _ in range(200):
+            client.send(bytes(60_000))
+        answering.port.stopListening()
+        dropped = answering.datagrams.kernel_dropped()
+        assert dropped > 0
+        again = DatagramPort(answering.reactor, sock.dup(), answering.datagrams)
+        again.startListening()
+        assert answering.datagrams.kernel_dropped() == dropped
+        client.send(bytes(60_000))
+        assert answering.datagrams.kernel_dropped() == dropped + 1
+        again.stopListening()
+        assert answering.datagrams.kernel_dropped() == dropped + 1
+
+
+def test_stops_twice() -> None:
+    """A port that is stopped again, as when the reactor was first, is left as it is."""
+    with Answering() as answering:
+        answering.port.stopListening()
+        answering.port.stopListening()
+        assert not answering.datagrams.rules.own_ports
+
+
 def test_observer_fails() -> None:
     """What an observer raises costs nobody an answer."""
     with Answering(rate=1) as answering:
