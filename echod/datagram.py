@@ -281,8 +281,9 @@ class DatagramEcho(DatagramProtocol):
         self._datagrams = datagrams
 
     def startProtocol(self) -> None:
-        """Take note of the port."""
+        """Take note of the port, and of every byte: by default Twisted drops those after 8192."""
         transport: Any = self.transport
+        transport.maxPacketSize = SIZE
         self._port = transport.getHost().port
         self._datagrams.listens(self._port, 1)
 
@@ -439,7 +440,8 @@ def asked(told: Ancillary) -> Ancillary | None:
 
 
 def address_of(peer: Any) -> IPv4Address | IPv6Address:
-    """Return a socket address as Twisted writes it."""
-    if len(peer) == 2:
-        return IPv4Address("UDP", *peer)
-    return IPv6Address("UDP", *peer)
+    """Return a socket address as Twisted writes it.
+
+    :param peer: host and port, and for IPv6 also flow and scope, which Twisted's UDP port drops.
+    """
+    return (IPv6Address if ":" in peer[0] else IPv4Address)("UDP", *peer)

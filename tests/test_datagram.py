@@ -25,7 +25,7 @@ from echod.datagram import (
     source_of,
 )
 from echod.events import Drop, Dropped
-from tests.support import REACTORS, Recorder, reactor_of_kind, turn
+from tests.support import REACTORS, TIMEOUT, Recorder, reactor_of_kind, turn
 
 GOOD = "192.0.2.1"
 HOUR = 3600.0
@@ -565,7 +565,31 @@ def test_embedded() -> None:
     assert not datagrams.rules.own_ports
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_embedded_in_twisted(host: str) -> None:
+    """On Twisted's own port, each comes back whole, and who is not answered is told as it is."""
+    reactor, events = reactor_of_kind("epoll"), Recorder()
+    datagrams = EchoDatagrams(Clock(), events, Rules(rate=4))
+    port = reactor.listenUDP(0, DatagramEcho(datagrams), interface=host)
+    sent = [random.Random(862).randbytes(size) for size in (0, 8192, 8193, 65_507, 1)]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.connect((host, port.getHost().port))
+        client.settimeout(TIMEOUT)
+        for datagram in sent:
+            client.send(datagram)
+            turn(reactor)
+        assert [client.recv(70_000) for _ in range(4)] == sent[:4]
+        address = IPv6Address if ":" in host else IPv4Address
+        here = address("UDP", *client.getsockname()[:2])
+    assert events == [Dropped(Drop.SOURCE_RATE, here)]
+    port.stopListening()
+    turn(reactor)
+    assert not datagrams.rules.own_ports
+
+
 def test_address_of() -> None:
     """A socket address is told as Twisted writes it."""
     assert address_of(("::1", 7, 0, 3)) == IPv6Address("UDP", "::1", 7, 0, 3)
+    assert address_of(("::1", 7)) == IPv6Address("UDP", "::1", 7)
     assert address_of((GOOD, 7)) == IPv4Address("UDP", GOOD, 7)
