@@ -156,10 +156,12 @@ def test_martian_of_ipv6(spaces: tuple[str, str], source: str, told: dict[str, i
 
 def test_sent_to_many(spaces: tuple[str, str]) -> None:
     """What was sent to a broadcast or multicast address gets no answer, and one count."""
-    with Service(spaces, *ANY) as service:
-        many = [BROADCAST, "255.255.255.255", "224.0.0.1"]
-        assert service.forge(*[["192.0.2.1", 50000, each, PORT, "?", 1] for each in many]) == []
-        assert service.told() == {"sent-to-many": 3}
+    many = [BROADCAST, "255.255.255.255", "224.0.0.1"]
+    # To a socket of IPv6, the kernel gives no multicast of IPv4 that it has not asked for.
+    for options, count in ((ANY, 3), (BOTH_KINDS, 2)):
+        with Service(spaces, *options) as service:
+            assert service.forge(*[["192.0.2.1", 50000, each, PORT, "?", 1] for each in many]) == []
+            assert service.told() == {"sent-to-many": count}
     with Service(spaces, *BOTH_KINDS) as service:
         assert service.forge(["fd86:2::9", 50000, "ff02::1", PORT, "?", 1]) == []
         assert service.told() == {"sent-to-many": 1}
