@@ -131,7 +131,7 @@ class Rules:
     :param rate: datagrams a second that one source, an IPv4 address or an IPv6 /64, is
         answered in the long run; and so many at once if it has been silent.
     :param total_rate: the same for all together. Sources that are not known yet have half of
-        it, so that forged ones do not use up what those that are known need.
+        it, so that ever new ones, if forged, do not use up what those that are known need.
     :param longest: seconds for which a source that never pauses is answered.
     :raises ValueError: for a rate or time that is not above 0 and finite.
     """

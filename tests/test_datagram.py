@@ -127,7 +127,7 @@ def test_total_rate() -> None:
 
 
 def test_known_sources_are_spared() -> None:
-    """However many sources are forged, one that is known already is answered."""
+    """However many new sources are forged, one that is known already is answered."""
     rules = Rules()
     chance = random.Random(862)
     assert rules.drop(GOOD, 50000, 0.0) is None
