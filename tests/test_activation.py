@@ -129,6 +129,51 @@ def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
         assert "not served" not in daemon.log
 
 
+def test_restart_behind_a_proxy(tcp: socket.socket) -> None:
+    """A client whose header has not come yet at a stop, and who waits, is for the next process."""
+    where = "haproxy:systemd:domain=INET:name=a"
+    clients: list[socket.socket] = []
+    for _ in range(2):
+        with Daemon("--listen", where, **passing(tcp, names="a")) as daemon:
+            for client in (connect(tcp), *clients):
+                client.sendall(proxy_header(2, "192.0.2.1", 40000))
+                check_echo(client)
+            daemon.terminate(signal.SIGSTOP)
+            clients = [connect(tcp) for _ in range(3)]
+            daemon.terminate()
+            daemon.terminate(signal.SIGCONT)
+            assert daemon.wait() == -signal.SIGTERM
+            assert "refused" not in daemon.log
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("before", ["", "haproxy:"])
+def test_endpoint_of_a_unix_socket(unix: socket.socket, before: str) -> None:
+    """Of a UNIX socket, mode and file stay as systemd made them, in the run and at the stop."""
+    path = Path(unix.getsockname())
+    path.chmod(0o600)
+    where = f"{before}systemd:domain=UNIX:name=a"
+    with Daemon("--listen", where, **passing(unix, names="a")) as daemon:
+        daemon.wait_for("listening on unix")
+        with connect(unix) as client:
+            client.sendall(proxy_header(1, "192.0.2.1", 1) if before else b"")
+            check_echo(client)
+        assert path.stat().st_mode & 0o777 == 0o600
+        daemon.terminate()
+        assert daemon.wait() == -signal.SIGTERM
+        assert "Traceback" not in daemon.log
+    assert path.is_socket()
+
+
+def test_endpoint_of_datagrams(udp: socket.socket) -> None:
+    """As a stream endpoint, a datagram socket is one line, and exit status 1."""
+    options = ("--listen", "systemd:domain=INET:name=a")
+    with contextlib.closing(Daemon(*options, **passing(udp, names="a"))) as daemon:
+        assert daemon.wait() == 1
+        assert "'systemd:domain=INET:name=a': that is a datagram socket" in daemon.lines[-1]
+
+
 @pytest.mark.parametrize(
     ("environ", "line"),
     [

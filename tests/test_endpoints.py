@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.daemon import endpoints
 from echod.daemon.endpoints import ProxyListener, echo_listener
 from echod.daemon.listening import EndpointListener, UDPListener
 from echod.daemon.options import CannotServe
+from echod.daemon.passed import PassedListener
 from echod.daemon.unixsockets import UNIXListener
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
@@ -53,3 +57,21 @@ class EchoListenerTests(SynchronousTestCase):
                 self.listener(f"haproxy:{behind}")
             line = str(caught.exception)
             self.assertIn(f"--listen 'haproxy:{behind}': haproxy: goes before one of ", line)
+
+    def test_systemd(self) -> None:
+        """What systemd passed stays its own, behind a proxy too; a datagram socket is no stream."""
+
+        def listener_of(description: str, sock: socket.socket) -> Any:
+            found = SimpleNamespace(endpoint=SimpleNamespace(fileno=sock.detach()))
+            self.patch(endpoints, "EndpointListener", lambda *_: found)
+            return self.listener(description)
+
+        for description in ("systemd:domain=INET:index=0", "HAProxy:systemd:domain=INET:index=0"):
+            listener = listener_of(description, socket.create_server(("127.0.0.1", 0)))
+            self.assertTrue(listener.passed)
+            inner = getattr(listener, "_listener", listener)
+            self.assertIsInstance(inner, PassedListener)
+            inner._socket.close()
+            with self.assertRaises(CannotServe) as caught:
+                listener_of(description, socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            self.assertIn(f"--listen {description!r}: that is a datagram", str(caught.exception))

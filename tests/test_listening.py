@@ -253,7 +253,7 @@ class EndpointListenerTests(SynchronousTestCase):
                 return object()
 
         listener = self.listener("tcp:0")
-        listener._endpoint = Once()
+        listener.endpoint = Once()
         line = str(self.assertRaises(CannotServe, lambda: now(listener.listen(EchoFactory()))))
         self.assertIn("--listen 'tcp:0': that is no port to listen on", line)
 

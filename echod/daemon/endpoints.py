@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from echod.daemon.listening import EndpointListener, Listener, UDPListener, with_backlog
 from echod.daemon.options import CannotServe
+from echod.daemon.passed import Passed, adopt
 from echod.daemon.unixsockets import UNIXListener
 from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
@@ -85,7 +86,23 @@ def stream_listener(reactor: Any, description: str, said: str) -> Listener:
     """
     if kind_of(description) == "unix":
         return UNIXListener(reactor, description, said)
-    return EndpointListener(reactor, with_backlog(description), said)
+    listener = EndpointListener(reactor, with_backlog(description), said)
+    if kind_of(description) == "systemd":
+        return systemd_listener(reactor, listener.endpoint.fileno, said)
+    return listener
+
+
+def systemd_listener(reactor: Any, descriptor: int, said: str) -> Listener:
+    """Return what serves a socket of systemd's, which Twisted's own ``systemd:`` has chosen.
+
+    Chosen, and no more: Twisted would give a UNIX socket's file another mode, and unlink it in
+    the end; and what waits in the kernel at a stop is to be left for the next process.
+
+    :raises CannotServe: where it is no stream socket.
+    """
+    for listener in adopt([Passed(descriptor, said)], reactor):
+        return listener
+    raise CannotServe(f"{said}: that is a datagram socket")
 
 
 def kind_of(description: str) -> str:

@@ -206,7 +206,7 @@ class EndpointListener:
     def __init__(self, reactor: object, description: str, said: str) -> None:
         self._said = said
         try:
-            self._endpoint = serverFromString(reactor, description)
+            self.endpoint: Any = serverFromString(reactor, description)
         except Exception as error:  # whatever the parser of that endpoint type makes of it
             raise CannotServe(
                 f"{self._said}: {explain(error)}; it takes a Twisted stream endpoint, "
@@ -216,7 +216,7 @@ class EndpointListener:
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen there."""
         try:
-            port = await self._endpoint.listen(factory)
+            port = await self.endpoint.listen(factory)
         except Exception as error:  # an endpoint of a plugin may raise what it likes
             raise CannotServe(f"{self._said}: {explain(error)}") from error
         if not IListeningPort.providedBy(port):
