@@ -510,6 +510,17 @@ def test_kernel_drops_of_a_socket_that_stays() -> None:
         assert answering.datagrams.kernel_dropped() == dropped + 1
 
 
+def test_kernel_drops_that_are_not_told() -> None:
+    """A kernel that does not tell how many it has dropped is no obstacle."""
+
+    class Silent(Refusing):
+        def getsockopt(self, *_: object) -> bytes:
+            raise self.error
+
+    sock: Any = Silent(92)
+    assert DatagramPort(Any, sock, EchoDatagrams(Clock())).kernel_dropped() == 0  # type: ignore[arg-type]
+
+
 def test_stops_twice() -> None:
     """A port that is stopped again, as when the reactor was first, is left as it is."""
     with Answering() as answering:
