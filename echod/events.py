@@ -43,7 +43,7 @@ class Ending(Enum):
 
 
 class Reason(Enum):
-    """Why a connection was refused: the name of the limit that it met."""
+    """Why a connection was refused: the limit that it met, or what was wrong with how it began."""
 
     MAX_CONNECTIONS = "max-connections"
     MAX_CONNECTIONS_PER_PEER = "max-connections-per-peer"
@@ -103,7 +103,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A connection was accepted by the kernel and reset at once, unserved."""
+    """A connection was accepted by the kernel and reset, unserved."""
 
     reason: Reason
     peer: IAddress | None

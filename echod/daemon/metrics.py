@@ -135,7 +135,7 @@ class EchoCollector(Collector):
         )
         yield _by_label(
             "echod_connections_refused",
-            "Connections that were reset at once and not served, by the limit that they met.",
+            "Connections that were reset and not served, by why.",
             "reason",
             ((reason.value, count) for reason, count in tally.refused.items()),
         )
