@@ -129,6 +129,15 @@ def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
         assert "not served" not in daemon.log
 
 
+def test_endpoint_of_several(tcp: socket.socket, unix: socket.socket) -> None:
+    """Of several sockets with one name, as all of a unit have, one is served: a warning."""
+    where = "systemd:domain=INET:name=a"
+    with Daemon("--listen", where, **passing(unix, tcp, names="a:a")) as daemon:
+        check_echo(connect(tcp))
+        [line] = daemon.wait_for("not served")
+        assert line.endswith("says where to listen: descriptor 3 (a)")
+
+
 def test_restart_behind_a_proxy(tcp: socket.socket) -> None:
     """A client whose header has not come yet at a stop, and who waits, is for the next process."""
     where = "haproxy:systemd:domain=INET:name=a"

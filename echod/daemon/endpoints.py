@@ -33,6 +33,7 @@ class ProxyListener:
         self._listener = listener
         self.passed = listener.passed
         self.tls = listener.tls
+        self.descriptor = getattr(listener, "descriptor", None)  # of one that systemd passed
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen there."""

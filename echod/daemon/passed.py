@@ -125,6 +125,7 @@ class PassedListener:
     :param reactor: accepts.
     :param sock: non-blocking. It stays open, to listen again after a stop.
     :param datagrams: answers, if it is a datagram socket.
+    :ivar descriptor: its number.
     """
 
     passed = True
@@ -136,6 +137,7 @@ class PassedListener:
         self._reactor = reactor
         self._socket = sock
         self._datagrams = datagrams
+        self.descriptor = sock.fileno()
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Accept from it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
@@ -144,14 +143,17 @@ def echo_listeners(
     mine = [each for each in sockets if each.name != METRICS]
     if mine and not options["says-where"]:
         return [*adopt(mine, reactor, datagrams)]
-    if mine and not any(re.match("(haproxy:)?systemd:", said, re.I) for said in options["listen"]):
+    listeners: list[Listener] = [
+        echo_listener(reactor, datagrams, said) for said in options["listen"]
+    ] or [TCPListener(reactor, options["port"], options["interface"])]
+    served = {getattr(listener, "descriptor", None) for listener in listeners}
+    left = [each for each in mine if each.descriptor not in served]
+    if left:
         log.warn(
             "not served, because the command line says where to listen: {sockets}",
-            sockets=", ".join(map(str, mine)),
+            sockets=", ".join(map(str, left)),
         )
-    if options["listen"]:
-        return [echo_listener(reactor, datagrams, said) for said in options["listen"]]
-    return [TCPListener(reactor, options["port"], options["interface"])]
+    return listeners
 
 
 def metrics_listeners(options: Options, sockets: Sequence[Passed], reactor: Any) -> list[Listener]:
