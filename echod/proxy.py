@@ -69,7 +69,7 @@ def _read_line(received: bytes | bytearray) -> tuple[IAddress | None, int] | Non
         if len(received) >= LONGEST_LINE:
             raise ValueError("the PROXY header is too long")
         return None
-    line = received[:size].decode("ascii")
+    line = received[:size].decode("ascii", "replace")
     if not line.endswith("\r\n"):
         raise ValueError("the PROXY header does not end with CRLF")
     _, kind, *words = line[:-2].split(" ")

@@ -48,6 +48,7 @@ GOOD: dict[str, tuple[bytes, Any]] = {
     "2.1 unknown": (b"PROXY UNKNOWN\r\n", None),
     "2.1 longest": (f"PROXY UNKNOWN {LONG} {LONG} 65535 65535\r\n".encode(), None),
     "2.1 unknown and anything": (b"PROXY UNKNOWN \r anything : 1.2.3.4\r\n", None),
+    "2.1 unknown and no text": (b"PROXY UNKNOWN \xff\0\r\n", None),
     # an address that can be written in several ways is one
     "capitals": (b"PROXY TCP6 2001:DB8:0::0001 ::1 40000 7\r\n", SIX),
     "IPv4 in IPv6": (
@@ -131,7 +132,7 @@ def test_header_in_parts(header: bytes) -> None:
 @pytest.mark.parametrize("header", BAD.values(), ids=BAD)
 def test_garbage(header: bytes) -> None:
     """What is not exactly a header is none, at once or when it is complete."""
-    with pytest.raises(ValueError, match=r"PROXY|ascii|null"):
+    with pytest.raises(ValueError, match=r"PROXY|null"):
         read_header(header)
 
 
