@@ -111,6 +111,15 @@ class PortsTests(SynchronousTestCase):
         port = self.successResultOf(network.server_endpoint().listen(Peers()))
         self.opened(port).accept_waiting()
 
+    def test_port_that_is_closed(self) -> None:
+        """A port that the reactor has closed, because it failed, is no obstacle to a stop."""
+        port = TCPPort(0, self.factory, 5, "127.0.0.1", self.reactor)
+        port.startListening()
+        ports = self.opened(port)
+        port.stopReading()
+        port.connectionLost(Failure(ConnectionDone()))
+        ports.accept_waiting()
+
     def test_port_that_does_not_stop(self) -> None:
         """A port that fails to stop is logged, and is nobody else's failure."""
         network = MemoryNetwork()

@@ -60,7 +60,7 @@ class Ports:
         The peers may have sent already, and to close a port is to reset them (listen(2)).
         """
         for port in self._ours:
-            if IReadDescriptor.providedBy(port):
+            if IReadDescriptor.providedBy(port) and port.fileno() != -1:  # closed by the reactor
                 poll = select.poll()
                 poll.register(port.fileno(), select.POLLIN)
                 for _ in range(BACKLOG):
