@@ -318,18 +318,6 @@ def test_what_else_comes_along(option: tuple[int, int], host: str) -> None:
         assert client.recv(9) == b"?"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_sent_to_a_broadcast(host: str) -> None:
-    """What was sent to a broadcast address is not answered, and counted as that."""
-    with Answering(host=host) as answering:
-        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        answering.clients.append(client)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        client.sendto(b"?", ("127.255.255.255", answering.number))
-        answering.turn()
-        assert answering.drops == [Drop.SENT_TO_MANY]
-
-
 def test_answers_no_broadcast() -> None:
     """Also to a socket that systemd passes with Broadcast=yes, the kernel refuses one (EACCES)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -354,6 +342,19 @@ def test_room_in_the_kernel(size: int) -> None:
         after = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         assert after > before if size == 4096 else after == before
         port.stopListening()
+
+
+@pytest.mark.parametrize("listens", ["0.0.0.0", "::"])
+def test_sent_to_many(kind: str, listens: str) -> None:
+    """What was sent to a broadcast address is not answered, on a port of both families too."""
+    with Answering(kind, listens) as answering:
+        client = answering.client()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.sendto(b"?", ("127.255.255.255", answering.number))
+        client.send(b"!")
+        answering.turn()
+        assert client.recv(9) == b"!"
+    assert answering.drops == [Drop.SENT_TO_MANY]
 
 
 def test_many_at_once() -> None:
