@@ -300,6 +300,21 @@ def test_other_sockets(facts: Facts) -> None:
     assert facts["back"]
 
 
+def test_datagrams(facts: Facts) -> None:
+    """With a ``ListenDatagram=``, a datagram starts the service, and is answered; so are others.
+
+    What comes during a restart is answered after it, and TCP is served beside it.
+    """
+    print(f"{len(facts['first'])} answers {facts['seconds']:.3f} s after the first datagram")
+    assert (facts["before"], facts["state"]) == ("inactive", "active")
+    assert facts["first"] == facts["restarted"] == facts["asks"]
+    assert facts["seconds"] < 1.5
+    assert "<6>listening on udp 127.0.0.1:65432" in facts["journal"]
+    assert facts["status"] == 0
+    assert facts["stream"]
+    assert facts["took altogether"] < 5
+
+
 def test_whole_journal(facts: Facts) -> None:
     """In the whole run no traceback, no word of a plugin cache, no time but the journal's."""
     print(f"{facts['lines']} lines by priority: {facts['priorities']}")

@@ -459,6 +459,42 @@ def other_sockets() -> Facts:
 
 
 @scenario
+def datagrams() -> Facts:
+    asks = [b"%d" % number for number in range(50)]
+    with (
+        drop_in(f"[Socket]\nListenDatagram={HOST}:{PORT}\n", "echod.socket"),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.settimeout(PATIENCE)
+        client.connect((HOST, PORT))
+
+        def answers() -> list[str]:
+            for ask in asks:
+                client.send(ask)
+            return [client.recv(9).decode() for _ in asks]
+
+        systemctl("stop", UNIT)  # a restart of the socket is one of the service too
+        before, since = show("ActiveState"), now()
+        began = time.monotonic()
+        first = answers()
+        facts = {
+            "asks": [ask.decode() for ask in asks],
+            "before": before,
+            "seconds": time.monotonic() - began,
+            "first": first,
+            "state": until(lambda: show("ActiveState") == "active" and "active"),
+            "journal": messages(journal("--unit", UNIT, since=since)),
+        }
+        replaced = main_pid()
+        with subprocess.Popen(["systemctl", "restart", UNIT]) as restart:
+            until(lambda: not Path(f"/proc/{replaced}").exists())
+            facts["restarted"] = answers()
+        facts["status"] = restart.returncode
+        facts["stream"] = echoes(connect())
+    return facts
+
+
+@scenario
 def whole_journal() -> Facts:
     entries = journal(f"_SYSTEMD_UNIT={UNIT}")
     priorities: dict[str, int] = {}
