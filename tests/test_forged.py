@@ -30,6 +30,8 @@ HERE, THERE, BROADCAST = "10.86.2.1", "10.86.2.2", "10.86.2.255"
 
 MORE = ["10.86.2.11", "10.86.2.12"]
 HERE6, THERE6, MORE6 = "fd86:2::1", "fd86:2::2", ["fd86:2::11", "fd86:2::12"]
+LINK, THERE_LINK = "fe80::86:1", "fe80::86:2"
+"""The ends' addresses of the link alone."""
 
 
 def ip(*words: str) -> None:
@@ -46,9 +48,11 @@ def spaces() -> Iterator[tuple[str, str]]:
             ip("-n", space, "link", "set", "lo", "up")
         ip("link", "add", "echod0", "netns", here, "type", "veth", "peer", "echod0", "netns", there)
         for space, addresses in (
-            (here, [HERE, *MORE, HERE6, *MORE6]),
-            (there, [THERE, THERE6]),
+            (here, [HERE, *MORE, HERE6, *MORE6, LINK]),
+            (there, [THERE, THERE6, THERE_LINK]),
         ):
+            # No other link-local address, for which the kernel would first look who has it.
+            ip("-n", space, "link", "set", "echod0", "addrgenmode", "none")
             for address in addresses:
                 if ":" in address:
                     ip("-n", space, "addr", "add", f"{address}/64", "dev", "echod0", "nodad")
@@ -169,10 +173,10 @@ def test_sent_to_many(spaces: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("options", [ANY, BOTH_KINDS], ids=["IPv4", "dual stack"])
 def test_each_address_answers_for_itself(spaces: tuple[str, str], options: tuple[str, ...]) -> None:
-    """On a wildcard, each answer comes from the address that was asked."""
+    """On a wildcard, each answer comes from the address that was asked, a link-local one too."""
     asked = [(THERE, each) for each in [HERE, *MORE]]
     if options is BOTH_KINDS:
-        asked += [(THERE6, each) for each in [HERE6, *MORE6]]
+        asked += [(THERE6, each) for each in [HERE6, *MORE6]] + [(THERE_LINK, LINK)]
     with Service(spaces, *options) as service:
         answers = service.forge(*[[who, 50001, each, PORT, each, 1] for who, each in asked])
     assert answers == [[each, PORT, who, 50001, each, 1] for who, each in asked]
