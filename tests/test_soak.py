@@ -6,21 +6,30 @@ import hashlib
 import os
 import random
 import resource
+import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 
-from tests.support import Daemon, receive_all
+from echod.datagram import RECEIVE_BUFFER, SO_MEMINFO
+from echod.events import Drop
+from tests.support import TIMEOUT, Daemon, receive_all
 
 pytestmark = pytest.mark.soak
 
 MIB = 1 << 20
 KIB = 1 << 10
+
+KERNELS = 1280
+"""Bytes that the kernel counts for a datagram besides twice its own, at most."""
 
 
 @pytest.fixture
@@ -252,3 +261,110 @@ def test_256_mib_in_one_call(daemon: Daemon) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * KIB < 16 * MIB, done.stdout
+
+
+class Sources:
+    """20 sockets with addresses of their own, which send datagrams and look at what comes back.
+
+    :ivar owed: for each, what it has sent and not got back, and how often.
+    :ivar under_way: bytes of these, as the kernel counts them, at most.
+    :ivar room: bytes that it holds for one socket.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.chance = random.Random(862)
+        self.owed: dict[socket.socket, Counter[bytes]] = {}
+        self.poll = select.epoll()
+        self.sent = self.received = self.under_way = 0
+        for number in range(1, 21):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+            sock.bind((f"127.0.1.{number}", 0))
+            sock.connect(("127.0.0.1", port))
+            self.owed[sock] = Counter()
+            self.poll.register(sock, select.EPOLLIN)
+        self.socks = {sock.fileno(): sock for sock in self.owed}
+        # As much as the kernel allows, to the daemon too.
+        self.room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    def close(self) -> None:
+        for sock in self.owed:
+            sock.close()
+        self.poll.close()
+
+    def send(self) -> None:
+        """Send one from any of them, of any size, of which most are small."""
+        kinds = [int(2 ** self.chance.uniform(0, 11)), self.chance.randrange(65_508), 0, 65_507]
+        [size] = self.chance.choices(kinds, (97, 2, 0.5, 0.5))
+        data = self.chance.randbytes(size)
+        sock = self.chance.choice([*self.owed])
+        sock.send(data)
+        self.owed[sock][data] += 1
+        self.sent += 1
+        self.under_way += KERNELS + 2 * size
+
+    def receive(self, seconds: float) -> bool:
+        """Take what has come back, each of which has to be owed; tell whether anything has."""
+        ready = self.poll.poll(seconds)
+        for number, _ in ready:
+            sock = self.socks[number]
+            data = sock.recv(70_000)
+            assert self.owed[sock][data] > 0, "twice, or not what was sent"
+            self.owed[sock][data] -= 1
+            self.received += 1
+            self.under_way -= KERNELS + 2 * len(data)
+        return bool(ready)
+
+    def dropped(self) -> int:
+        """Return how many answers their own kernel had no room for (SO_MEMINFO in socket(7))."""
+        told = [sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36) for sock in self.owed]
+        return sum(int.from_bytes(each[32:], sys.byteorder) for each in told)
+
+
+def samples(daemon: Daemon) -> dict[str, float]:
+    """Return its metrics."""
+    where = daemon.wait_for("metrics on tcp")[0].rpartition(":")[2]
+    with urlopen(f"http://127.0.0.1:{where}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    split = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in split}
+
+
+@pytest.mark.parametrize("share", [0.5, 4], ids=["with room", "without"])
+def test_100_000_datagrams(share: float) -> None:
+    """100,000 datagrams of 20 sources, 0 to 65,507 bytes: each comes back once, or is counted.
+
+    What the kernel had no room for is counted by it, as when the daemon had no turn for a while.
+    Where there is room, that is none.
+    """
+    rates = ("--udp-rate", "1e5", "--udp-total-rate", "1e6")
+    options = ("--listen", "udp:0:interface=0.0.0.0", "--metrics", "tcp:0:interface=127.0.0.1")
+    with Daemon(*options, *rates) as daemon:
+        sources = Sources(int(daemon.wait_for("listening on udp")[0].rpartition(":")[2]))
+        try:
+            while sources.sent < 100_000:
+                if share > 1:
+                    daemon.terminate(signal.SIGSTOP)
+                while sources.under_way < share * sources.room and sources.sent < 100_000:
+                    sources.send()
+                daemon.terminate(signal.SIGCONT)
+                if share < 1:
+                    assert sources.receive(TIMEOUT)
+                else:
+                    while sources.receive(0.1):
+                        pass
+                    sources.under_way = 0  # what has not come back by now will not
+            while sources.receive(1):
+                pass
+            by_us, told = sources.dropped(), samples(daemon)
+            owed = sum(sum(each.values()) for each in sources.owed.values())
+        finally:
+            sources.close()
+    by_kernel = told["echod_datagrams_kernel_dropped_total"]
+    print(f"{sources.received} came back, {by_kernel:.0f} + {by_us} were dropped by the kernel")
+    assert sources.received + by_kernel + by_us == sources.sent
+    assert owed == by_kernel + by_us
+    assert told["echod_datagrams_answered_total"] == sources.received + by_us
+    reasons = [told[name] for name in told if name.startswith("echod_datagrams_dropped_total")]
+    assert reasons == [0] * len(Drop)
+    assert (by_kernel > 0) == (share > 1)
