@@ -126,16 +126,17 @@ def test_total_rate() -> None:
     assert set(found) == {None, Drop.TOTAL_RATE}
 
 
-def test_known_sources_are_spared() -> None:
-    """However many new sources are forged, one that is known already is answered."""
+@pytest.mark.parametrize(("each", "every"), [(50, 0.1), (15, 1.0)])
+def test_known_sources_are_spared(each: int, every: float) -> None:
+    """However many new sources are forged, who asks once a second at least is answered."""
     rules = Rules()
     chance = random.Random(862)
     assert rules.drop(GOOD, 50000, 0.0) is None
-    for moment in range(1, 1001):
+    for moment in range(1, int(every * 10_000) + 1):
         now = moment / 1000
-        for _ in range(50):
+        for _ in range(each):
             rules.drop(str(IPv4(chance)), 50000, now)
-        if moment % 100 == 0:
+        if moment % int(every * 1000) == 0:
             assert rules.drop(GOOD, 50000, now) is None
 
 

@@ -1,0 +1,55 @@
+"""``benchmarks/datagrams.py`` runs, and says what its figures say; how large they are is open."""
+
+from __future__ import annotations
+
+import re
+from types import ModuleType
+
+import pytest
+
+from tests.support import ROOT, benchmark, short_run
+
+pytestmark = pytest.mark.benchmark
+
+datagrams = benchmark("datagrams")
+
+
+def test_output() -> None:
+    """There is a row for each server, and one for their ratio; then what it was measured with."""
+    table, _, rest = short_run("datagrams.py").partition("\n\n")
+    rows = dict(re.split(" {2,}", line, maxsplit=1) for line in table.splitlines()[3:-1])
+    assert list(rows) == ["asyncio DatagramProtocol", "echod", "echod / asyncio"]
+    for row in rows.values():
+        match = re.fullmatch(r"(\d+\.\d\d) \((\d+\.\d\d)\.\.(\d+\.\d\d)\)", row)
+        assert match
+        middle, least, most = map(float, match.groups())
+        assert 0 < least <= middle <= most
+    what, _, versions = rest.splitlines()
+    assert what == "1 rounds; 50 sockets, 64 bytes a datagram."
+    assert re.match(r"CPython \S+, Twisted \S+, Linux ", versions)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [([0.25], "0.25 (0.25..0.25)"), ([0.3, 0.1, 0.2], "0.20 (0.10..0.30)")],
+)
+def test_spread(datagrams: ModuleType, figures: list[float], said: str) -> None:
+    """A figure is the median of the rounds, with the least and the most of them."""
+    assert datagrams.spread(figures) == said
+
+
+def test_document(datagrams: ModuleType) -> None:
+    """The figure in docs/udp.rst has its command beside it, and is one ratio of two times."""
+    text = " ".join((ROOT / "docs" / "udp.rst").read_text().split())
+    assert "``python benchmarks/datagrams.py``" in text
+    assert f"of {datagrams.SIZE} bytes, on {datagrams.SOCKETS} sockets, echod took" in text
+    found = re.search(
+        r"took (\S+) times as much for one \(7 rounds: (\S+)\.\.(\S+); (\S+) and (\S+) µs\)\. "
+        r"CPython 3\.\d+\.\d+, Twisted [\d.]+\d\.",
+        text,
+    )
+    assert found
+    ratio, least, most, ours, theirs = map(float, found.groups())
+    assert least <= ratio <= most
+    assert ratio == pytest.approx(ours / theirs, abs=0.02)
+    assert ("A datagram takes less processor time than with asyncio." in text) == (most < 1)
