@@ -170,28 +170,31 @@ def test_count_connections() -> None:
 @pytest.mark.parametrize("block", ["", *DROP_INS])
 def test_drop_ins(block: str, tmp_path: Path) -> None:
     """The units, with each drop-in, are such that systemd has nothing to say about them."""
+    assert verified(block, tmp_path) == (0, [])
+
+
+def verified(block: str, directory: Path) -> tuple[int, list[str]]:
+    """Return what systemd-analyze says of the units with a drop-in of a document."""
     for name, path in UNITS.items():
         # Its program is not installed here, and need not be.
         content = re.sub(r"/opt/echod/bin/twistd", "/bin/true", path.read_text())
-        (tmp_path / name).write_text(content)
+        (directory / name).write_text(content)
     if block:
         match = re.match(r"# /etc/systemd/system/(\S+)\.d/override\.conf\n\[\w+\]\n", block)
         assert match, "the first line is not a path"
         assert match[1] in UNITS
-        directory = tmp_path / f"{match[1]}.d"
-        directory.mkdir()
-        (directory / "override.conf").write_text(
-            block.replace("/opt/echod/bin/twistd", "/bin/true")
-        )
+        drop_in = directory / f"{match[1]}.d"
+        drop_in.mkdir()
+        (drop_in / "override.conf").write_text(block.replace("/opt/echod/bin/twistd", "/bin/true"))
     verified = run(
         "systemd-analyze",
         "verify",
-        *(tmp_path / name for name in UNITS),
-        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        *(directory / name for name in UNITS),
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{directory}:"},
     )
     # Of others, which are this machine's, it may have.
     said = [line for line in verified.stderr.splitlines() if "echod" in line]
-    assert (verified.returncode, said) == (0, [])
+    return verified.returncode, said
 
 
 @pytest.mark.parametrize(
