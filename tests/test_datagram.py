@@ -29,6 +29,7 @@ from tests.support import REACTORS, TIMEOUT, Recorder, reactor_of_kind, turn
 
 GOOD = "192.0.2.1"
 HOUR = 3600.0
+SO_TIMESTAMP = 29  # of asm-generic/socket.h; Python has no name for it
 
 # One row a rule: where a datagram comes from, what becomes of it, and where that is from.
 SOURCE_RULES = [
@@ -346,9 +347,11 @@ def test_room_in_the_kernel(size: int) -> None:
 
 
 @pytest.mark.parametrize("listens", ["0.0.0.0", "::"])
-def test_sent_to_many(kind: str, listens: str) -> None:
+@pytest.mark.parametrize("timestamps", [0, 1])
+def test_sent_to_many(kind: str, listens: str, timestamps: int) -> None:
     """What was sent to a broadcast address is not answered, on a port of both families too."""
     with Answering(kind, listens) as answering:
+        answering.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, timestamps)
         client = answering.client()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         client.sendto(b"?", ("127.255.255.255", answering.number))
@@ -356,6 +359,21 @@ def test_sent_to_many(kind: str, listens: str) -> None:
         answering.turn()
         assert client.recv(9) == b"!"
     assert answering.drops == [Drop.SENT_TO_MANY]
+
+
+@pytest.mark.parametrize(
+    ("listens", "asks"),
+    [("0.0.0.0", "127.0.0.2"), ("::", "127.0.0.2"), ("::", "::1")],
+)
+def test_timestamps(listens: str, asks: str) -> None:
+    """A socket that tells more of a datagram, as Timestamping= in systemd.socket(5), is served."""
+    with Answering(host=listens) as answering:
+        answering.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+        client = answering.client("::1" if ":" in asks else "127.0.0.1", asks)
+        for _ in range(2):
+            client.send(b"?")
+            answering.turn()
+            assert client.recv(9) == b"?"
 
 
 def test_many_at_once() -> None:
