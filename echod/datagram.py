@@ -9,7 +9,7 @@ others, and two who answer each other never end. The rules that this file keeps:
   one of our own (CVE-1999-0103, CVE-2024-2169). Neither does what would reach many.
 - One source, and all together, are answered at a bounded rate. So a loop ends: where it is
   faster than that, one datagram comes too early, and was the last; where it is slower, the
-  source is not answered any more once it has not paused for very long.
+  port it comes from is not answered any more once it has not paused for very long.
 - What is kept of sources is bounded, whatever number of them is forged.
 - Each datagram that is not answered is counted, under its reason.
 """
@@ -49,15 +49,15 @@ BURST: Final = 1.0
 """Seconds of its rate that a source, which has been silent, may use up at once."""
 
 LONGEST: Final = 3600.0
-"""Seconds after which a source that has never paused is not answered any more."""
+"""Seconds after which a port of a source that has never paused is not answered any more."""
 
 PAUSE: Final = 0.5
 """Seconds without a datagram that make a pause. Who asks once a second makes one each
 time, and a loop that is as slow as that costs as little."""
 
 SOURCES: Final = 16_384
-"""Sources that are remembered, those that came last. With forged ones, each answered once, it
-takes more than a second to push one out, at the rate of all together."""
+"""Sources that are remembered, and ports of sources, those that came last. With forged ones,
+each answered once, it takes more than a second to push one out, at the rate of all together."""
 
 BATCH: Final = 64
 """Datagrams in one turn of the reactor."""
@@ -96,18 +96,17 @@ def source_of(host: str) -> tuple[str, Drop | None]:
     return network_of(host), drop
 
 
-class Source:
-    """What is remembered of one source.
+class Flow:
+    """How long datagrams have come from one port of a source without a pause.
 
-    :ivar due: seconds; when it would have used up what it was answered, at its rate.
-    :ivar since: seconds; when it came first, or first after a pause.
-    :ivar last: seconds; when it came last.
+    :ivar since: seconds; when one came first, or first after a pause.
+    :ivar last: seconds; when one came last.
     """
 
-    __slots__ = ("due", "last", "since")
+    __slots__ = ("last", "since")
 
     def __init__(self, now: float) -> None:
-        self.due = self.since = self.last = now
+        self.since = self.last = now
 
     def lasts(self, now: float) -> float:
         """Return for how many seconds it has come without a pause, and note that it comes."""
@@ -115,11 +114,6 @@ class Source:
             self.since = now
         self.last = now
         return now - self.since
-
-    def used(self, now: float, most: float) -> float:
-        """Return how many seconds of its rate it has used up: ``most``, if a clock was set back."""
-        self.due = min(max(self.due, now), now + most)
-        return self.due - now
 
 
 class Rules:
@@ -132,7 +126,7 @@ class Rules:
         answered in the long run; and so many at once if it has been silent.
     :param total_rate: the same for all together. Sources that are not known yet have half of
         it, so that ever new ones, if forged, do not use up what those that are known need.
-    :param longest: seconds for which a source that never pauses is answered.
+    :param longest: seconds for which one port of a source is answered that never pauses.
     :raises ValueError: for a rate or time that is not above 0 and finite.
     """
 
@@ -146,7 +140,9 @@ class Rules:
         self._span, self._total_span = max(BURST, self._step), max(BURST, self._total_step)
         self._longest = longest
         self._total_due = 0.0
-        self._sources: OrderedDict[str, Source] = OrderedDict()
+        # When each would have used up what it was answered, at its rate.
+        self._sources: OrderedDict[str, float] = OrderedDict()
+        self._flows: OrderedDict[tuple[str, int], Flow] = OrderedDict()
         self.own_ports: Counter[int] = Counter()
 
     def drop(self, host: str, port: int, now: float) -> Drop | None:
@@ -160,7 +156,7 @@ class Rules:
         if drop is None:
             name, drop = source_of(host)
             if drop is None:
-                drop = self._too_often(name, now)
+                drop = self._too_often(name, port, now)
         return drop
 
     def _of_port(self, port: int) -> Drop | None:
@@ -172,31 +168,44 @@ class Rules:
             return Drop.LOW_PORT if port else Drop.NO_PORT
         return None
 
-    def _too_often(self, name: str, now: float) -> Drop | None:
+    def _too_often(self, name: str, port: int, now: float) -> Drop | None:
         # No more than that can be used up, but by a clock that was set back.
         most = now + self._total_span + self._total_step
         self._total_due = min(max(self._total_due, now), most)
         used = self._total_due - now
-        source = self._sources.get(name)
-        if source is None:
+        due = self._sources.get(name)
+        if due is None:
             if used > self._total_span / 2:
                 return Drop.TOTAL_RATE
-            if len(self._sources) >= SOURCES:
-                self._sources.popitem(last=False)
-            source = self._sources[name] = Source(now)
-        else:
-            self._sources.move_to_end(name)
+            due = now
+        due = min(max(due, now), now + self._span + self._step)
+        keep(self._sources, name, due)
         drop = None
-        if source.lasts(now) > self._longest:
-            drop = Drop.NO_PAUSE
-        elif source.used(now, self._span + self._step) > self._span - self._step / 2:
+        if due - now > self._span - self._step / 2:
             drop = Drop.SOURCE_RATE  # half a step, because these are sums of fractions
         elif used > self._total_span - self._total_step / 2:
             drop = Drop.TOTAL_RATE
+        elif self._flow(name, port, now).lasts(now) > self._longest:
+            drop = Drop.NO_PAUSE
         else:
-            source.due += self._step
+            self._sources[name] = due + self._step
             self._total_due += self._total_step
         return drop
+
+    def _flow(self, name: str, port: int, now: float) -> Flow:
+        # By port, because a loop has one, but clients that share an address have one each. Where
+        # a datagram is dropped for another reason, a loop is over anyway.
+        flow = self._flows.get((name, port)) or Flow(now)
+        keep(self._flows, (name, port), flow)
+        return flow
+
+
+def keep(table: OrderedDict[Any, Any], key: object, value: object) -> None:
+    """Put it last into ``table``, of :data:`SOURCES` at most."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > SOURCES:
+        table.popitem(last=False)
 
 
 class EchoDatagrams:

@@ -151,7 +151,7 @@ def test_sources_are_bounded() -> None:
     for number in range(2 * SOURCES):
         host = str(IPv6Address("UDP", f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1", 1).host)
         assert rules.drop(host, 50000, 0.0) is None
-    assert len(rules._sources) == SOURCES
+    assert len(rules._sources) == len(rules._flows) == SOURCES
     assert source_of.cache_info().currsize <= SOURCES
     assert rules.drop(host, 50000, 0.0) is Drop.SOURCE_RATE
 
@@ -196,6 +196,19 @@ def test_loop_over_a_path(delay: float, forged: int, ends: bool) -> None:
     for began in (0, 1, 10, 1000, 3000):
         within = [each for each in answered if began <= each < began + 10]
         assert len(within) <= (2 * (100 * 10 + 100) if ends else 26)
+
+
+def test_no_pause_of_many_at_one_address() -> None:
+    """Clients that share an address each have their own pauses; a loop among them ends."""
+    rules = Rules()
+    found: dict[int, set[Drop | None]] = {port: set() for port in (50000, 50001, 50002, 60000)}
+    for moment in range(int(2 * HOUR)):
+        for number, port in enumerate(found):
+            for part in (0, 0.4, 0.8) if port == 60000 else (number / 3,):
+                found[port].add(rules.drop(GOOD, port, moment + part))
+    loop = found.pop(60000)
+    assert loop == {None, Drop.NO_PAUSE}
+    assert set.union(*found.values()) == {None}
 
 
 def test_pauses() -> None:
