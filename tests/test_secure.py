@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, formatEvent
@@ -223,6 +227,69 @@ def test_unreadable(authority: Authority, tmp_path: Path) -> None:
     key, _ = authority.issue("server")
     assert bad(key, str(tmp_path)) == f"{tmp_path}: is a directory"
     assert "null byte" in bad(key, "\0")
+
+
+def test_other_advice(authority: Authority, tmp_path: Path) -> None:
+    """Of a file that is missing, it is not said that its directory is, as of a UNIX socket."""
+    key, certificate = authority.issue("server")
+    missing = str(tmp_path / "missing")
+    for files in ((missing, certificate), (key, missing)):
+        assert bad(*files) == f"{missing}: no such file or directory"
+
+
+@pytest.mark.parametrize("wrong", ["certificate", "chain", "clients"])
+def test_half_written(
+    authority: Authority, tmp_path: Path, log: list[LogEvent], wrong: str
+) -> None:
+    """A file of which the last part is not written yet is not taken for the whole of it."""
+    key, certificate = authority.issue("server")
+    names = {"certificate": certificate}
+    for name in ("chain", "clients"):
+        names[name] = str(tmp_path / name)
+        Path(names[name]).write_bytes(Path(authority.file).read_bytes())
+    listener = TLSListener(
+        MemoryReactorClock(),
+        f"ssl:7:privateKey={key}:certKey={certificate}"
+        f":extraCertChain={names['chain']}:clientCA={names['clients']}",
+    )
+    with Path(names[wrong]).open("ab") as file:
+        file.write(Path(authority.file).read_bytes()[:200])
+    listener.reload()
+    [event] = log
+    assert event["event"] == "unloaded"
+    assert event["why"] == f"{names[wrong]}: not all of its certificates (PEM) can be read"
+
+
+def test_fifo(authority: Authority, tmp_path: Path) -> None:
+    """A FIFO is refused at once: nobody waits for who would write into it."""
+    key, certificate = authority.issue("server")
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    for files in ((fifo, certificate), (key, fifo), (key, certificate, None, fifo)):
+        assert bad(*files) == f"{fifo}: is no regular file"
+
+
+def test_unknown_key(authority: Authority) -> None:
+    """A certificate whose key is of no known kind is named, with what its parser says."""
+    key, certificate = authority.issue("server")
+    der = x509.load_pem_x509_certificate(Path(certificate).read_bytes()).public_bytes(Encoding.DER)
+    ec = bytes.fromhex("06072a8648ce3d0201")  # id-ecPublicKey (RFC 5480 2.1.1)
+    strange = base64.encodebytes(der.replace(ec, ec[:-1] + b"\x77")).decode()
+    Path(certificate).write_text(
+        f"-----BEGIN CERTIFICATE-----\n{strange}-----END CERTIFICATE-----\n"
+    )
+    assert bad(key, certificate).startswith(f"{certificate}: ")
+
+
+def test_clients_of_any_name(authority: Authority, tmp_path: Path) -> None:
+    """A file name that is no UTF-8, and other things in the file, are no hindrance."""
+    files = authority.issue("server")
+    strange = os.fsdecode(os.fsencode(tmp_path / "authority-") + b"\xff")
+    Path(strange).write_text(
+        f"{Path(authority.file).read_text()}"
+        "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"
+    )
+    Certificates(*files, clients=strange)
 
 
 def test_short_key(authority: Authority) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -13,12 +16,13 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from OpenSSL import SSL
-
-from echod.daemon.listening import explain
+from OpenSSL import SSL, crypto
 
 CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2 those that TLS 1.3 still has the parts of (RFC 9325 4.2); TLS 1.3 has its own list."""
+
+BEGINS: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
+"""How a certificate begins (RFC 7468 5.1), by any of its names."""
 
 
 class BadCertificates(Exception):
@@ -67,37 +71,61 @@ def context(key_file: str, file: str, chain: str | None, clients: str | None) ->
     certificate, *rest = read_certificates(file)
     rest += read_certificates(chain) if chain else []
     for each, where in ((certificate, file), *((each, chain or file) for each in rest)):
-        check_dates(each, where)
-    if public(key) != public(certificate):
-        raise BadCertificates(f"{file}: is not the certificate of the key in {key_file}")
+        with naming(where):
+            check_dates(each, where)
     made = SSL.Context(SSL.TLS_SERVER_METHOD)
     made.set_min_proto_version(SSL.TLS1_2_VERSION)
     made.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
     made.set_cipher_list(CIPHERS)
     made.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 KB less for each idle connection
     made.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets do as well, and cost no memory
-    try:
+    with naming(file):  # as for a key that is too short to be safe
+        if public(key) != public(certificate):
+            raise BadCertificates(f"{file}: is not the certificate of the key in {key_file}")
         made.use_privatekey(key)
         made.use_certificate(certificate)
         for each in rest:
             made.add_extra_chain_cert(each)
-    except SSL.Error as error:  # as for a key that is too short to be safe
-        raise BadCertificates(f"{file}: {said(error)}") from error
     if clients:
-        read_certificates(clients)  # which tells what is wrong with the file
-        made.load_verify_locations(clients)
-        made.load_client_ca(os.fsencode(clients))  # for the clients to choose by
+        store: Any = made.get_cert_store()
+        with naming(clients):
+            for each in read_certificates(clients):
+                store.add_cert(crypto.X509.from_cryptography(each))
+                made.add_client_ca(each)  # for the clients to choose by
         made.set_session_id(b"echod")  # without one, OpenSSL resumes no verified session
         made.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     return made
 
 
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Name ``file`` with whatever its parsers, or OpenSSL, do not take of it."""
+    try:
+        yield
+    except BadCertificates:
+        raise
+    except (SSL.Error, crypto.Error) as error:
+        raise BadCertificates(f"{file}: {said(error)}") from error
+    except Exception as error:
+        raise BadCertificates(f"{file}: {error}") from error
+
+
 def read(file: str) -> bytes:
     """Return what is in ``file``."""
     try:
-        return Path(file).read_bytes()
-    except (OSError, ValueError) as error:
-        raise BadCertificates(f"{file}: {explain(error)}") from error
+        with open(file, "rb", opener=at_once) as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise BadCertificates(f"{file}: is no regular file")
+            return opened.read()
+    except OSError as error:
+        raise BadCertificates(f"{file}: {str(error.strerror).lower()}") from error
+    except ValueError as error:
+        raise BadCertificates(f"{file}: {error}") from error
+
+
+def at_once(file: str, flags: int) -> int:
+    """Open ``file``, also a FIFO that nobody writes into: everybody would wait for that."""
+    return os.open(file, flags | os.O_NONBLOCK)
 
 
 def read_key(file: str) -> Any:
@@ -113,10 +141,14 @@ def read_key(file: str) -> Any:
 
 def read_certificates(file: str) -> list[x509.Certificate]:
     """Return the certificates in ``file``, one at least."""
+    data = read(file)
     try:
-        return x509.load_pem_x509_certificates(read(file))
+        found = x509.load_pem_x509_certificates(data)
     except ValueError as error:
         raise BadCertificates(f"{file}: there is no certificate (PEM) in it") from error
+    if len(found) != len(BEGINS.findall(data)):  # as of a file that is being written
+        raise BadCertificates(f"{file}: not all of its certificates (PEM) can be read")
+    return found
 
 
 def check_dates(certificate: x509.Certificate, file: str) -> None:
@@ -138,6 +170,6 @@ def public(key: Any) -> bytes:
     return bytes(key.public_key().public_bytes(Encoding.DER, form))
 
 
-def said(error: SSL.Error) -> str:
+def said(error: SSL.Error | crypto.Error) -> str:
     """Return what OpenSSL says, in a few words."""
     return ", ".join(reason for *_, reason in error.args[0]) or "OpenSSL does not take it"
