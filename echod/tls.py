@@ -80,6 +80,7 @@ class TLSTransport(ProtocolWrapper):
     """TLS between the kernel socket's transport and an :class:`~echod.protocol.Echo`.
 
     :ivar taken: bytes received so far, encrypted.
+    :ivar given: bytes sent so far, encrypted.
     """
 
     factory: TLSFactory
@@ -88,7 +89,8 @@ class TLSTransport(ProtocolWrapper):
 
     # Defaults on the class, as Echo's.
     taken = 0
-    _written = _encrypted = _gone = 0
+    given = 0
+    _written = _gone = 0
     _shaking = True
     _delivering = False
 
@@ -201,20 +203,20 @@ class TLSTransport(ProtocolWrapper):
             while size == PIECE:
                 piece = self._tls.bio_read(PIECE)
                 size = len(piece)
-                self._encrypted += size
+                self.given += size
                 sock = None if unsent(below) else self.factory.echo.kernel_socket(below)
                 sent = 0 if sock is None else send_now(sock, piece)
                 if sent < size:
                     below.write(piece[sent:])
         if self._unsent or unsent(below):
-            self._unsent.append((self._encrypted, self._written))
+            self._unsent.append((self.given, self._written))
             self._forget_sent()
         else:
             self._gone = self._written
 
     def _forget_sent(self) -> None:
         """Forget of what was unsent all that the kernel has taken meanwhile."""
-        taken = self._encrypted - unsent(self.transport)
+        taken = self.given - unsent(self.transport)
         while self._unsent and self._unsent[0][0] <= taken:
             _, self._gone = self._unsent.popleft()
 

@@ -308,6 +308,34 @@ def test_closing_alert_of_who_reads_no_more(authority: Authority) -> None:
     assert client.peer.ended == "RST"
 
 
+def test_stalled_who_talks(authority: Authority) -> None:
+    """Who reads nothing is reset in time, also if it says a byte now and then."""
+    scene = Scene(authority, stall_timeout=40)
+    client = scene.client()
+    client.peer.stall()
+    while not unsent(scene.echo.transport):
+        client.send(client.record(bytes(4000)))
+    for _ in range(18):
+        client.send(client.record(b"x"))
+        scene.network.advance(3)
+    assert scene.events.endings == [Ending.STALLED]
+
+
+def test_slow_reader_is_not_stalled(authority: Authority) -> None:
+    """Who reads a little now and then is left alone, whether it talks or not."""
+    scene = Scene(authority, stall_timeout=40)
+    client = scene.client()
+    client.peer.stall()
+    while not unsent(scene.echo.transport):
+        client.send(client.record(bytes(4000)))
+    bottom: Any = beneath(scene.echo.transport)
+    for number in range(60):
+        del bottom.socket.other._incoming[:1]  # as if the peer's application had read it
+        client.send(client.record(b"x") if number % 2 else b"")
+        scene.network.advance(3)
+    assert scene.events.endings == []
+
+
 def test_end_without_a_closing_alert(authority: Authority) -> None:
     """FIN without a closing alert: all comes back, but it was anybody's end: lost."""
     scene = Scene(authority)
