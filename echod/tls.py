@@ -121,10 +121,10 @@ class TLSTransport(ProtocolWrapper):
 
     def write(self, data: bytes) -> None:
         """Encrypt ``data`` and send it; nothing any more when the connection is being closed."""
-        if not self.disconnecting:
+        if self.connected and not self.disconnecting:
             self._written += len(data)
-            for start in range(0, len(data), RECORD):
-                self._tls.send(data[start : start + RECORD])
+            # Not send, which may take less: as much as a record of the peer's choice (RFC 6066 4).
+            self._tls.sendall(data)
             if not self._delivering:
                 self._flush()
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
+import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from echod.kernel import beneath, owed, unsent
 from echod.protocol import MAX_OWED, Echo
 from echod.tls import RECORD, TLSFactory
 from tests.authority import Authority
-from tests.support import MemoryEnds, Peers, Served, now
+from tests.support import TIMEOUT, MemoryEnds, Peers, Served, now
 
 MIB = 1 << 20
 
@@ -474,6 +477,58 @@ def test_written_by_the_application(authority: Authority) -> None:
     transport.write(b"one ")
     transport.writeSequence([b"two ", b"three ", bytes(40_000)])
     assert client.read() == b"one two three " + bytes(40_000)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_written_to_who_takes_small_records(authority: Authority) -> None:
+    """All of what an application writes is sent, also where the peer has asked for 512 bytes each.
+
+    Not every client can (RFC 6066 4): openssl's bytes are carried from its socket and back.
+    """
+
+    class Greeter(Echo):
+        def connectionMade(self) -> None:
+            super().connectionMade()
+            self.transport.write(bytes(40_000))
+            self.transport.loseConnection()
+
+    scene = Scene(authority)
+    scene.factory.protocol = Greeter
+    peer, fed = scene.connect().peer, 0
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        port.settimeout(TIMEOUT)
+        there = f"127.0.0.1:{port.getsockname()[1]}"
+        command = f"openssl s_client -quiet -maxfraglen 512 -CAfile {authority.file} -connect"
+        with subprocess.Popen(
+            [*command.split(), there],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            sock, _ = port.accept()
+            with sock:
+                sock.settimeout(TIMEOUT)
+                while peer.ended is None:
+                    peer.send(sock.recv(1 << 16))
+                    scene.network.settle()
+                    sock.sendall(bytes(peer.received[fed:]))
+                    fed = len(peer.received)
+            assert process.stdout is not None
+            assert process.stdout.read() == bytes(40_000)
+            process.kill()
+
+
+def test_written_too_late(authority: Authority) -> None:
+    """What an application writes when the connection is gone is dropped, as without TLS."""
+    scene = Scene(authority)
+    client = scene.client()
+    transport = scene.echo.transport
+    client.peer.abort()
+    scene.network.settle()
+    transport.write(b"more")
+    transport.writeSequence([b"more"])
+    transport.loseConnection()
+    assert scene.events.endings == [Ending.LOST]
 
 
 def test_certificate_of_the_peer(authority: Authority) -> None:
