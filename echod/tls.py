@@ -124,7 +124,11 @@ class TLSTransport(ProtocolWrapper):
         if self.connected and not self.disconnecting:
             self._written += len(data)
             # Not send, which may take less: as much as a record of the peer's choice (RFC 6066 4).
-            self._tls.sendall(data)
+            try:
+                self._tls.sendall(data)
+            except SSL.Error:  # the peer has begun a message of TLS's own, which has to end first
+                self.abortConnection()
+                return
             if not self._delivering:
                 self._flush()
 

@@ -518,6 +518,22 @@ def test_written_to_who_takes_small_records(authority: Authority) -> None:
             process.kill()
 
 
+def test_written_where_openssl_waits(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be sent, because the peer has sent half of a KeyUpdate, is no FIN, but RST."""
+    scene = Scene(authority)
+    client = scene.client()
+    transport: Any = scene.echo.transport
+
+    def waits(_: bytes) -> None:
+        raise SSL.WantReadError
+
+    monkeypatch.setattr(transport._tls, "sendall", waits)
+    transport.write(b"more")
+    scene.network.settle()
+    assert client.peer.ended == "RST"
+    assert scene.events.endings == [Ending.ABORTED]
+
+
 def test_written_too_late(authority: Authority) -> None:
     """What an application writes when the connection is gone is dropped, as without TLS."""
     scene = Scene(authority)
