@@ -103,7 +103,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A connection was accepted by the kernel and reset, unserved."""
+    """A connection was accepted by the kernel and ended unserved: by RST, or an alert of TLS."""
 
     reason: Reason
     peer: IAddress | None

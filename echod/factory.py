@@ -111,10 +111,20 @@ class EchoFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
         refusal = self.refusal(addr)
+        return self._echo() if refusal is None else refusal
+
+    def welcome(self, peer: IAddress | None, *, leaving: bool) -> Protocol:
+        """Serve a connection that has arrived, or refuse it. :class:`Arrival` calls this.
+
+        :param leaving: whether a drain has begun since it came, and is to close it too.
+        """
+        if not leaving:
+            return self.buildProtocol(peer)
+        refusal = self._refusal(self._limit_that_meets(peer), peer)
         if refusal is not None:
             return refusal
-        echo = self.protocol()
-        echo.factory = self
+        echo = self._echo()
+        self.leaving.add(echo)
         return echo
 
     def refusal(self, addr: IAddress | None, *, is_peer: bool = True) -> Refusal | None:
@@ -122,22 +132,32 @@ class EchoFactory(Factory):
 
         :param is_peer: whether ``addr`` is whom the limit for one peer is for, and no proxy.
         """
-        reason = self._reason_to_refuse(addr if is_peer else None)
+        limit = self._limit_that_meets(addr if is_peer else None)
+        return self._refusal(Reason.DRAINING if self.draining else limit, addr)
+
+    def _refusal(self, reason: Reason | None, peer: IAddress | None) -> Refusal | None:
         if reason is None:
             return None
-        self.refused(reason, addr)
+        self.refused(reason, peer)
         return Refusal()
+
+    def _echo(self) -> Echo:
+        echo = self.protocol()
+        echo.factory = self
+        return echo
 
     def refused(self, reason: Reason, peer: IAddress | None) -> None:
         """Tell that a connection from ``peer`` is not served. :class:`Arrival` calls this."""
         self._tell(Refused(reason, peer))
+        self.see_whether_drained()
 
     def drain(self, deadline: float) -> Deferred[None]:
         """Refuse what comes, close each connection at its first quiet moment.
 
         Quiet: nothing is owed, and no byte came for 0.2 s. At the deadline what is
         left is cut off with RST, so that a part of a reply is never taken for the
-        whole. Stop the ports first. Called again, an earlier deadline counts.
+        whole. Who is arriving has as long to do so, and is served until then. Stop the
+        ports first. Called again, an earlier deadline counts.
 
         :param deadline: seconds from now, 0 or more.
         :return: fires with ``None`` when none of the connections of now is left.
@@ -145,11 +165,9 @@ class EchoFactory(Factory):
         """
         if not 0 <= deadline < math.inf:
             raise ValueError(f"a deadline is a number of seconds, 0 or more, not {deadline}")
-        for arrival in list(self.arriving):
-            arrival.hurry()
         self.draining = True
-        for arrival in list(self.arriving):
-            arrival.refuse(Reason.DRAINING)
+        for arrival in self.arriving:
+            arrival.leave()
         staying = self.connections - self.leaving
         if staying:
             # Look at all of them now, and from now on often.
@@ -157,9 +175,10 @@ class EchoFactory(Factory):
             for echo in staying:
                 echo.watched = True
             self._look()
-        if not self.leaving:
+        leaving = self._all_that_leave()
+        if not leaving:
             return succeed(None)
-        self._set_deadline(deadline)
+        self._set_deadline(deadline, self.clock_for(leaving[0].transport))
         drained: Deferred[None] = Deferred()
         self._drained.append(drained)
         return drained
@@ -203,6 +222,9 @@ class EchoFactory(Factory):
         if self.max_connections_per_peer is not None:
             echo.key = self.count(peer)
         self._tell(Opened(peer))
+        if echo in self.leaving:
+            echo.watched = True
+            self._look()
 
     def connection_closed(self, echo: Echo, closed: Closed) -> None:
         """Count ``echo`` out. :class:`Echo` calls this."""
@@ -212,8 +234,7 @@ class EchoFactory(Factory):
         self._tell(closed)
         if not self.connections:
             self._forget_next_look()
-        if not self.leaving:
-            self._finish_drain()
+        self.see_whether_drained()
 
     def count(self, peer: IAddress | None) -> str | None:
         """Count one more connection of ``peer``, and return what to :meth:`discount` later."""
@@ -229,9 +250,7 @@ class EchoFactory(Factory):
             if not self._of_peer[key]:
                 del self._of_peer[key]
 
-    def _reason_to_refuse(self, peer: IAddress | None) -> Reason | None:
-        if self.draining:
-            return Reason.DRAINING
+    def _limit_that_meets(self, peer: IAddress | None) -> Reason | None:
         if len(self.connections) + len(self.arriving) >= self.max_connections:
             return Reason.MAX_CONNECTIONS
         limit = self.max_connections_per_peer
@@ -266,8 +285,10 @@ class EchoFactory(Factory):
                 self._next_look.cancel()
             self._next_look = None
 
-    def _set_deadline(self, deadline: float) -> None:
-        clock = self.clock_for(next(iter(self.leaving)).transport)
+    def _all_that_leave(self) -> list[Echo | Arrival]:
+        return [*self.leaving, *(arrival for arrival in self.arriving if arrival.leaving)]
+
+    def _set_deadline(self, deadline: float, clock: IReactorTime) -> None:
         if self._deadline is not None:
             if self._deadline.getTime() <= clock.seconds() + deadline:
                 return
@@ -276,10 +297,16 @@ class EchoFactory(Factory):
 
     def _abort_all(self) -> None:
         self._deadline = None
-        for echo in list(self.leaving):
-            echo.abort()
+        for each in self._all_that_leave():
+            if isinstance(each, Echo):
+                each.abort()
+            else:
+                each.refuse(Reason.DRAINING)
 
-    def _finish_drain(self) -> None:
+    def see_whether_drained(self) -> None:
+        """Finish the drain if nobody is left. :class:`Arrival` calls this, too."""
+        if not self._drained or self.leaving or any(each.leaving for each in self.arriving):
+            return
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

@@ -28,6 +28,7 @@ from twisted.internet.interfaces import (
     IPushProducer,
     IReactorTime,
     ITCPTransport,
+    ITransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
@@ -92,6 +93,12 @@ def reset(transport: IStreamTransport) -> None:
         transport.connectionLost(Failure(ConnectionAborted()))
     else:
         transport.abortConnection()
+
+
+def lose(transport: ITransport) -> None:
+    """End a connection that is broken, as the reactor does when its transport finds out."""
+    below: Any = beneath(transport)
+    below.connectionLost(Failure(ConnectionLost()))
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -227,11 +234,6 @@ class Echo(Protocol):
         """Cut the connection off with RST."""
         self.transport.abortConnection()
 
-    def _lose(self) -> None:
-        """End a connection that is broken, as the reactor does when its transport finds out."""
-        transport: Any = beneath(self.transport)
-        transport.connectionLost(Failure(ConnectionLost()))
-
     def _leave_fast_path(self) -> None:
         if self.fast_path is not None:
             self.fast_path.give_back(self)
@@ -282,7 +284,7 @@ class Echo(Protocol):
                 try:
                     waiting = unread(self.transport)
                 except OSError:
-                    self._lose()
+                    lose(self.transport)
                     return False
                 if not waiting:
                     self._close(over)

@@ -13,9 +13,7 @@ from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.tcp import Connection
-from twisted.python.failure import Failure
+from twisted.internet.protocol import Factory, Protocol
 
 from echod.arrival import Arrival
 from echod.events import Reason
@@ -140,6 +138,11 @@ class ProxyArrival(Arrival):
         super().__init__(factory, peer)
         self._received = bytearray()
 
+    @property
+    def received(self) -> int:
+        """Bytes of the header that have come."""
+        return len(self._received)
+
     def dataReceived(self, data: bytes) -> None:
         """Go on with the header; when it is complete, let the connection be served."""
         self._received += data  # 64 KiB of header at most, and what Twisted reads at once
@@ -161,17 +164,6 @@ class ProxyArrival(Arrival):
             rest = bytes(self._received[size:])
             if rest and transport.connected:
                 protocol.dataReceived(rest)
-
-    def hurry(self) -> None:
-        """Read the header, if it has arrived and Twisted has not come to it yet."""
-        if self._waiting and isinstance(self.transport, Connection):
-            self.transport.doRead()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Count one that broke off, but not who never said a word: a balancer's health check."""
-        if not self._received:
-            self._over()
-        super().connectionLost(reason)
 
 
 class ProxyFactory(Factory):

@@ -36,7 +36,7 @@ from echod.events import Reason
 from echod.factory import EchoFactory
 from echod.fastpath import send_now
 from echod.kernel import unsent
-from echod.protocol import IStreamTransport, set_tcp_options
+from echod.protocol import Echo, IStreamTransport, set_tcp_options
 
 RECORD: Final = 16 * 1024
 """Bytes of the largest part that TLS encrypts by itself (RFC 8446 5.1)."""
@@ -51,6 +51,11 @@ class TLSArrival(Arrival):
     transport: TLSTransport  # type: ignore[assignment]  # has the methods of what it wraps
     reason = Reason.TLS_HANDSHAKE
     _key: str | None = None
+
+    @property
+    def received(self) -> int:
+        """Bytes of the handshake that have come."""
+        return self.transport.taken
 
     def connectionMade(self) -> None:
         """Begin to wait, and count it as its peer's."""
@@ -67,8 +72,11 @@ class TLSArrival(Arrival):
             protocol.makeConnection(cast(Any, self.transport))
 
     def broke_off(self) -> None:
-        """Refuse who has finished sending before it was done."""
-        self.refuse(self.reason)
+        """Refuse who has finished sending before it was done; close, if it never said a word."""
+        if self.received:
+            self.refuse(self.reason)
+        else:
+            self.transport.loseConnection()
 
     def _over(self) -> None:
         self._factory.discount(self._key)
@@ -182,6 +190,9 @@ class TLSTransport(ProtocolWrapper):
             end = self.wrappedProtocol.broke_off
         self._delivering = False
         self._flush()
+        if self._unsent and isinstance(self.wrappedProtocol, Echo):
+            # Which nobody else knows of, where they answer a message of TLS's own (KeyUpdate).
+            self.factory.echo.watch(self.wrappedProtocol)
         if end is not None:
             end()
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Closed, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
+from echod.protocol import lose
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from tests.support import Peers, Recorder, proxy_header
@@ -116,7 +119,7 @@ class ServedTests(ProxyTestCase):
         def observe(event: Event) -> None:
             if isinstance(event, Opened):
                 [echo] = self.factory.connections
-                echo._lose()
+                lose(echo.transport)
 
         self.serve(observer=observe)
         peer = self.connect(HEADER + b"hello")
@@ -198,7 +201,6 @@ class RefusedTests(ProxyTestCase):
         transport = StringTransport()
         arrival: Any = factory.buildProtocol(CLIENT)
         arrival.makeConnection(transport)
-        arrival.hurry()
         arrival.dataReceived(b"x")
         arrival.dataReceived(b"x")
         arrival._received.clear()
@@ -211,12 +213,16 @@ class RefusedTests(ProxyTestCase):
 
 class DrainTests(ProxyTestCase):
     def test_drain(self) -> None:
-        """In a drain, who has not said who it is is refused, and who comes then."""
+        """In a drain, who comes is refused, and who does not say who it is, when it is quiet."""
         self.serve()
         peers = [self.connect(), self.connect(HEADER[:20])]
         drained = self.factory.drain(10)
+        self.factory.drain(10)
         peers.append(self.connect())
-        self.network.settle()
+        self.network.advance(0.1)
+        self.assertEqual([peer.ended for peer in peers], [None, None, "RST"])
+        self.assertNoResult(drained)
+        self.network.advance(0.2)
         self.assertEqual([peer.ended for peer in peers], ["RST"] * 3)
         self.assertEqual([event.reason for event in self.events.refused], [Reason.DRAINING] * 3)
         self.successResultOf(drained)
@@ -232,6 +238,65 @@ class DrainTests(ProxyTestCase):
         self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
         self.assertEqual(self.events.endings, [Ending.DRAINED])
         self.successResultOf(drained)
+
+    def test_header_on_its_way(self) -> None:
+        """A client whose header comes in parts, each before it is quiet, is served and drained."""
+        self.serve(max_connections_per_peer=1)
+        peer, other = self.connect(), self.connect()
+        drained = self.factory.drain(10)
+        for part in (HEADER[:10], HEADER[10:20], HEADER[20:] + b"hello"):
+            self.network.advance(0.15)
+            for each in (peer, other):
+                each.send(part)
+            self.network.settle()
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", None))
+        self.assertEqual(other.ended, "RST")  # by the limit, which holds in a drain too
+        self.assertNoResult(drained)
+        self.network.advance(1)
+        self.assertEqual(peer.ended, "FIN")
+        self.successResultOf(drained)
+        self.assertEqual(self.events.endings, [Ending.DRAINED])
+        self.assert_nothing_left()
+
+    def test_header_that_never_ends(self) -> None:
+        """Who goes on sending its header is cut off at the deadline."""
+        self.serve(handshake_timeout=None)
+        peer = self.connect(LOCAL[:12] + b"\x21\0\xff\xff")
+        drained = self.factory.drain(1)
+        for _ in range(10):
+            self.assertIsNone(peer.ended)
+            peer.send(b"x")
+            self.network.advance(0.1)
+        self.network.advance(0.01)
+        self.assertEqual(peer.ended, "RST")
+        self.successResultOf(drained)
+        self.assertEqual([event.reason for event in self.events.refused], [Reason.DRAINING])
+        self.assert_nothing_left()
+
+    def test_who_leaves_in_a_drain(self) -> None:
+        """A drain is over when the last one has left, though nobody is told of that one."""
+        for sent, told in (((), 0), ((HEADER[:10],), 1)):
+            self.serve()
+            peer = self.connect(*sent)
+            drained = self.factory.drain(10)
+            peer.abort()
+            self.network.advance(0.3)
+            self.successResultOf(drained)
+            self.assertEqual(len(self.events.refused), told)
+            self.assert_nothing_left()
+
+    def test_reset_that_a_drain_meets(self) -> None:
+        """Who has reset before it was asked whether it is quiet has broken off, or was a check."""
+        for sent, reasons in (((), []), ((HEADER[:10],), [Reason.PROXY_HEADER])):
+            self.serve()
+            peer = self.connect(*sent)
+            drained = self.factory.drain(10)
+            peer.transport.connectionLost(Failure(ConnectionAborted()))  # type: ignore[attr-defined]
+            for _ in range(2):  # the time passes, but the reactor does not get to read
+                Clock.advance(self.network, 0.3)
+            self.successResultOf(drained)
+            self.assertEqual([event.reason for event in self.events.refused], reasons)
+            self.assert_nothing_left()
 
     def test_one_that_ends_others(self) -> None:
         """An observer that drains again while the header is read disturbs nobody."""

@@ -213,6 +213,7 @@ def test_broken_off_handshake(authority: Authority, end: str) -> None:
     """Who leaves before its handshake is done is counted once, at once."""
     scene = Scene(authority)
     client = scene.connect()
+    client.send(b"\x16\x03\x01")  # the beginning of a record
     getattr(client.peer, end)()
     scene.network.settle()
     assert [event.reason for event in scene.events.refused] == [Reason.TLS_HANDSHAKE]
@@ -246,14 +247,44 @@ def test_handshakes_count_against_the_limits(authority: Authority) -> None:
 
 
 def test_drain_refuses_handshakes(authority: Authority) -> None:
-    """A drain does not wait for handshakes: they are reset and counted."""
+    """A drain waits for a handshake as for a served connection: it is reset when it is quiet."""
     scene = Scene(authority)
     client = scene.connect()
     drained = scene.factory.drain(10)
-    scene.network.settle()
+    scene.network.advance(0.1)
+    assert not drained.called
+    scene.network.advance(0.2)
     assert drained.called
     assert client.peer.ended == "RST"
     assert [event.reason for event in scene.events.refused] == [Reason.DRAINING]
+
+
+def test_handshake_in_a_drain(authority: Authority) -> None:
+    """A handshake that is under way when a drain begins is finished, and what follows echoed."""
+    scene = Scene(authority)
+    client = scene.connect()
+    drained = scene.factory.drain(10)
+    client.handshake()
+    client.send(client.record(b"hello"))
+    scene.network.advance(0.1)
+    assert client.read() == b"hello"
+    assert not drained.called
+    scene.network.advance(1)
+    assert drained.called
+    assert client.read() == b"hello"
+    assert client.closed
+    assert scene.events.endings == [Ending.DRAINED]
+
+
+def test_health_check(authority: Authority) -> None:
+    """Who leaves without a byte, as a balancer's health check does, is not told of."""
+    for leave in ("finish", "abort"):
+        scene = Scene(authority)
+        client = scene.connect()
+        getattr(client.peer, leave)()
+        scene.network.settle()
+        assert (scene.events, scene.factory.arriving) == ([], set())
+        assert scene.network.getDelayedCalls() == []
 
 
 def test_refused_in_the_last_moment(authority: Authority) -> None:
