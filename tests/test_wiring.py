@@ -29,6 +29,9 @@ from echod.events import Reason, Refused
 from echod.factory import descriptors_left
 from tests.authority import Authority
 
+FIRST = 900
+"""Where sockets are passed, in the place of 3: no other descriptor of the tests is so high."""
+
 
 class TakeTests(SynchronousTestCase):
     def test_taken(self) -> None:
@@ -73,11 +76,10 @@ class MakeServiceTests(SynchronousTestCase):
         for sock in sockets:
             sock.bind(("127.0.0.1", 0))
             sock.listen()
-        first = 100
-        for number, sock in enumerate(sockets, first):
+        for number, sock in enumerate(sockets, FIRST):
             os.dup2(sock.fileno(), number)
             sock.close()
-        self.patch(passed, "FIRST", first)
+        self.patch(passed, "FIRST", FIRST)
         os.environ["LISTEN_PID"] = str(os.getpid())
         os.environ["LISTEN_FDS"] = str(len(names))
         os.environ["LISTEN_FDNAMES"] = ":".join(names)
@@ -134,15 +136,15 @@ class MakeServiceTests(SynchronousTestCase):
         ):
             self.pass_sockets(a=1)
             self.assertEqual(self.listeners(self.make(*arguments)), ([kind], []))
-            os.close(100)
+            os.close(FIRST)
             [warning] = self.warnings()
-            self.assertIn("says where to listen: descriptor 100 (a)", warning)
+            self.assertIn(f"says where to listen: descriptor {FIRST} (a)", warning)
             self.log.clear()
 
     def test_passed_for_an_endpoint(self) -> None:
         """Twisted's own systemd: endpoints take what was passed, and there is no warning."""
         self.pass_sockets(a=1)
-        self.addCleanup(os.close, 100)
+        self.addCleanup(os.close, FIRST)
         error = self.assertRaises(CannotServe, self.make, "--listen", "systemd:domain=INET:name=a")
         self.assertIn("KeyError: 'a'", str(error))  # Twisted looked before they were passed
         self.assertEqual(self.warnings(), [])
@@ -175,7 +177,7 @@ class MakeServiceTests(SynchronousTestCase):
         for name, served in (("a", PassedListener), (passed.METRICS, TCPListener)):
             self.pass_sockets(**{name: 1})
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                os.dup2(sock.fileno(), 100)
+                os.dup2(sock.fileno(), FIRST)
             self.assertEqual(self.listeners(self.make()), ([served], []))
 
     def test_listen_udp(self) -> None:

@@ -166,7 +166,8 @@ class UDPListener(NumberListener):
             port, values = port_and_values(description, ["interface"])
         except ValueError as error:
             raise CannotServe(
-                f"{self._said_as}: {error}; it takes udp:PORT or udp:PORT:interface=ADDRESS"
+                f"{self._said_as}: {error}; it takes udp:PORT or udp:PORT:interface=ADDRESS, "
+                r"with \: for each colon of the address"
             ) from None
         super().__init__(port, [*values.values()])
 

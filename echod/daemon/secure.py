@@ -15,7 +15,7 @@ from echod.tls import TLSFactory
 
 TAKES: Final = (
     "it takes ssl:PORT:privateKey=FILE:certKey=FILE, and with a colon before each "
-    "extraCertChain=FILE, clientCA=FILE, interface=ADDRESS"
+    r"extraCertChain=FILE, clientCA=FILE, interface=ADDRESS; \: is a colon within one"
 )
 FILES: Final = {
     "privateKey": "key",

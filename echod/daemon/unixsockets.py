@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from twisted.internet import tcp, unix
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 
 from echod.daemon.listening import BACKLOG, UNESCAPED_COLON, explain
 from echod.daemon.options import CannotServe
+from echod.daemon.passed import PassedUNIXPort
 
 LONGEST: Final = 107
 """Bytes of a path, which ends with a null byte in 108 (unix(7))."""
@@ -86,9 +86,9 @@ class UNIXListener:
                 raise
         except (OSError, ValueError) as error:
             raise CannotServe(f"{self._said}: {explain(error)}") from error
-        port = UNIXPort(sock, factory, self._backlog, self._mode, self._reactor)
+        port = UNIXPort(sock, factory, self._reactor)
         port.lockFile = lock
-        port.startListening()  # type: ignore[no-untyped-call]
+        port.startListening()
         return [port]
 
 
@@ -103,7 +103,7 @@ def number(values: dict[str, str], name: str, base: int, most: int) -> int:
 def open_socket(path: str, mode: int, backlog: int) -> socket.socket:
     """Return a socket that listens at ``path``, from where a stale one is removed.
 
-    :param mode: of its file. It counts from the first connection, whatever the umask is.
+    :param mode: of its file, from the beginning, whatever the umask is.
     :raises OSError: where that is not possible, as where somebody listens there.
     :raises ValueError: where there is a file that is no socket.
     """
@@ -112,18 +112,30 @@ def open_socket(path: str, mode: int, backlog: int) -> socket.socket:
         # Until it listens, another daemon would take it for stale.
         with alone_in(os.path.dirname(path) or ".") as alone:
             try:
-                sock.bind(path)
+                bind(sock, path, mode)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or not (alone and remove_stale(path)):
                     raise
-                sock.bind(path)
-            os.chmod(path, mode)
+                bind(sock, path, mode)
             sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
     sock.setblocking(False)
     return sock
+
+
+def bind(sock: socket.socket, path: str, mode: int) -> None:
+    """Make the file of ``sock`` with its mode, which Linux takes from the socket itself.
+
+    To change it later would be to follow whatever somebody has put in its place meanwhile.
+    """
+    os.fchmod(sock.fileno(), mode)
+    before = os.umask(0)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
 
 
 @contextmanager
@@ -173,32 +185,34 @@ def remove_stale(path: str) -> bool:
     return True
 
 
-class UNIXPort(unix.Port):
+class UNIXPort(PassedUNIXPort):
     """A port on a UNIX socket that listens already, and whose file it removes in the end.
 
     Twisted's own removes what it finds there, though it be another daemon's.
     """
 
-    def __init__(
-        self, sock: socket.socket, factory: IProtocolFactory, backlog: int, mode: int, reactor: Any
-    ) -> None:
-        path = os.fsencode(sock.getsockname())
-        super().__init__(path, factory, backlog, mode, reactor)
-        self._preexistingSocket = sock  # private to Twisted, whose own ports do the same
-        self._file = os.path.abspath(path)
+    def __init__(self, sock: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
+        super().__init__(sock, factory, reactor)
+        self._file = os.path.abspath(os.fsencode(sock.getsockname()))
         self._made = identity(self._file)
 
     def connectionLost(self, reason: Failure) -> None:
         """Remove the file, while it still cannot be taken for stale, and close."""
-        with suppress(OSError):  # it is not ours any more to remove: the next one takes it
-            if identity(self._file) == self._made:
+        if self._made is not None and identity(self._file) == self._made:
+            with suppress(OSError):  # it is not ours any more to remove: the next one takes it
                 os.unlink(self._file)
         if self.lockFile is not None:
             self.lockFile.unlock()
-        tcp.Port.connectionLost(self, reason)
+        super().connectionLost(reason)
 
 
-def identity(path: bytes) -> tuple[int, int, int]:
-    """Return what no other file at ``path`` has; when it was made, because numbers are reused."""
-    status = os.lstat(path)
+def identity(path: bytes) -> tuple[int, int, int] | None:
+    """Return what no other file at ``path`` has; when it was made, because numbers are reused.
+
+    ``None``: there is none, or it cannot be seen.
+    """
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
     return status.st_dev, status.st_ino, status.st_mtime_ns
