@@ -18,6 +18,17 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 DAY = timedelta(days=1)
+SIGNS = x509.KeyUsage(
+    key_cert_sign=True,
+    crl_sign=False,
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 class Authority:
@@ -51,6 +62,9 @@ class Authority:
             x509.DNSName("localhost"),
             *(x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")),
         ]
+        # Python 3.13 asks for both identifiers, and SIGNS (VERIFY_X509_STRICT; RFC 5280 4.2.1).
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -60,8 +74,12 @@ class Authority:
             .not_valid_before(now - DAY if valid > -DAY else now + DAY)
             .not_valid_after(now + valid if valid > -DAY else now + 2 * DAY)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(issuer, critical=False)
+            .add_extension(own, critical=False)
         )
-        if not authority:
+        if authority:
+            builder = builder.add_extension(SIGNS, critical=True)
+        else:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         signed = builder.sign(self._key, hashes.SHA256())
         return signed.public_bytes(Encoding.PEM)
