@@ -259,17 +259,16 @@ def test_one_echod_of_two_ports(spaces: tuple[str, str]) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("options", "most", "told"),
-    [((), 4, {"total-rate"}), (("--udp-total-rate", "1e6"), 1, set())],
+    ("options", "told"),
+    [((), {"total-rate"}), (("--udp-total-rate", "1e6"), set())],
     ids=["usual rates", "all answered"],
 )
 def test_a_million_forged_sources(
-    spaces: tuple[str, str], options: tuple[str, ...], most: int, told: set[str]
+    spaces: tuple[str, str], options: tuple[str, ...], told: set[str]
 ) -> None:
     """1,000,000 datagrams, each of another source: memory flat, and a good source is answered.
 
-    From the first 100,000 on. At the usual rates 16,384 sources are not remembered before the
-    next, and take some of what is allowed.
+    Flat when the tables are full, and as an allocator has it: 4 bytes a source would be too many.
     """
     flood = [sys.executable, str(ROOT / "tests" / "flood.py"), HERE, str(PORT)]
     seen = []
@@ -290,7 +289,7 @@ def test_a_million_forged_sources(
     print(f"of {asks} asks {answered} were answered, {first} at the first try")
     assert flooding.returncode == 0
     assert len(seen) == 10
-    assert seen[-1] - seen[0] < most * 2**20
+    assert max(seen[3:]) - min(seen[3:]) < 3 * 2**20
     assert answered == asks == 500
     assert first > 0.99 * asks
     assert set(found) == told
