@@ -223,8 +223,11 @@ class EchoFactory(Factory):
             echo.key = self.count(peer)
         self._tell(Opened(peer))
         if echo in self.leaving:
-            echo.watched = True
-            self._look()
+            # No look at all the others, who may be as many as those who still arrive.
+            soon = self.clock_for(echo.transport).seconds() + QUIET
+            if self._next_look is not None and self._next_look.getTime() > soon:
+                self._forget_next_look()
+            self.watch(echo)
 
     def connection_closed(self, echo: Echo, closed: Closed) -> None:
         """Count ``echo`` out. :class:`Echo` calls this."""

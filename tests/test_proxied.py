@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Closed, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.protocol import lose
+from echod.protocol import Echo, lose
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from tests.support import Peers, Recorder, proxy_header
@@ -257,6 +257,45 @@ class DrainTests(ProxyTestCase):
         self.successResultOf(drained)
         self.assertEqual(self.events.endings, [Ending.DRAINED])
         self.assert_nothing_left()
+
+    def test_many_that_arrive(self) -> None:
+        """Each that arrives in a drain costs no look at all the others: that would be for ever."""
+        looks = 0
+
+        class Looked(Echo):
+            def look(self, now: float) -> bool:
+                nonlocal looks
+                looks += 1
+                return super().look(now)
+
+        self.serve()
+        self.factory.protocol = Looked
+        peers = [self.connect() for _ in range(40)]
+        for peer in peers[:20]:
+            peer.send(HEADER)
+        self.network.settle()
+        drained = self.factory.drain(10)
+        for peer in peers[20:]:
+            peer.send(HEADER)
+        self.network.settle()
+        self.assertEqual(len(self.factory.leaving), 40)
+        self.assertLess(looks, 3 * 40)
+        self.network.advance(0.41)
+        self.successResultOf(drained)
+        self.assertEqual(self.events.endings, [Ending.DRAINED] * 40)
+        self.assert_nothing_left()
+
+    def test_arrived_after_a_new_beginning(self) -> None:
+        """Whom a drain has found arriving it closes soon, though others stay now, seldom seen."""
+        self.serve(idle_timeout=3600)
+        peer = self.connect()
+        drained = self.factory.drain(10)
+        self.factory.startFactory()
+        stays = self.connect(HEADER)
+        peer.send(HEADER)
+        self.network.advance(0.41)
+        self.assertEqual([peer.ended, stays.ended], ["FIN", None])
+        self.successResultOf(drained)
 
     def test_header_that_never_ends(self) -> None:
         """Who goes on sending its header is cut off at the deadline."""
