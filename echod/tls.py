@@ -224,7 +224,9 @@ class TLSTransport(ProtocolWrapper):
                 if sent < size:
                     below.write(piece[sent:])
         if self._unsent or unsent(below):
-            self._unsent.append((self.given, self._written))
+            # Once: nothing may have become of what has come, as of one more byte of a record.
+            if not self._unsent or self._unsent[-1] != (self.given, self._written):
+                self._unsent.append((self.given, self._written))
             self._forget_sent()
         else:
             self._gone = self._written

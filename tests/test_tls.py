@@ -673,3 +673,22 @@ def test_sent_never_goes_back(authority: Authority, seed: int) -> None:
     client.peer.resume()
     assert len(client.read()) == sum(transferred(Tally(), scene.factory)) / 2
     assert owed(scene.echo.transport) == 0
+
+
+def test_little_is_kept_of_what_is_unsent(authority: Authority) -> None:
+    """A record that comes byte by byte, while something is unsent, costs nothing for each."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.peer.stall()
+    tls: Any = scene.echo.transport
+    while not unsent(tls):
+        client.send(client.record(bytes(8192)))
+    before = len(tls._unsent)
+    record = client.record(bytes(1000))
+    for at in range(len(record)):
+        client.send(record[at : at + 1])
+    assert len(tls._unsent) <= before + 1
+    client.peer.resume()
+    scene.network.settle()
+    assert tls.owed == 0
+    assert len(tls._unsent) == 0
