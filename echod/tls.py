@@ -180,7 +180,7 @@ class TLSTransport(ProtocolWrapper):
         end = None
         self._delivering = True
         try:
-            while not self.disconnecting:
+            while self.connected and not self.disconnecting:
                 self.wrappedProtocol.dataReceived(self._tls.recv(RECORD))
         except SSL.WantReadError:
             pass
@@ -189,6 +189,8 @@ class TLSTransport(ProtocolWrapper):
         except SSL.Error:  # a damaged record, or an alert that tells of another error
             end = self.wrappedProtocol.broke_off
         self._delivering = False
+        if not self.connected:
+            return
         self._flush()
         if self._unsent and isinstance(self.wrappedProtocol, Echo):
             # Which nobody else knows of, where they answer a message of TLS's own (KeyUpdate).

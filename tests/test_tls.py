@@ -22,9 +22,9 @@ from zope.interface import implementer
 
 from echod.daemon.certificates import Certificates
 from echod.daemon.metrics import Tally, transferred
-from echod.events import Ending, Opened, Reason, Refused
+from echod.events import Ending, Opened, Reason, Refused, tell_each
 from echod.kernel import beneath, owed, unsent
-from echod.protocol import MAX_OWED, Echo
+from echod.protocol import MAX_OWED, Echo, lose
 from echod.tls import RECORD, TLSFactory
 from tests.authority import Authority
 from tests.support import TIMEOUT, MemoryEnds, Peers, Served, now
@@ -132,7 +132,7 @@ def log() -> Iterator[list[LogEvent]]:
     events: list[LogEvent] = []
 
     def keep(event: LogEvent) -> None:
-        if "log_failure" in event:
+        if "log_failure" in event or event.get("isError"):  # as of log.err, which reactors call
             events.append(event)
 
     globalLogPublisher.addObserver(keep)
@@ -692,3 +692,36 @@ def test_little_is_kept_of_what_is_unsent(authority: Authority) -> None:
     scene.network.settle()
     assert tls.owed == 0
     assert len(tls._unsent) == 0
+
+
+@pytest.mark.parametrize("within", ["the handshake", "a message"])
+def test_ended_within(authority: Authority, log: list[LogEvent], within: str) -> None:
+    """Who ends a connection at once, while bytes of it are delivered, has nothing fail."""
+    scene = Scene(authority)
+    ended = []
+
+    def end(about: object) -> None:
+        ended.append(about)
+        lose(scene.echo.transport)
+
+    class Short(Echo):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            end(data)
+
+    if within == "a message":
+        scene.factory.protocol = Short
+    else:
+        observer = scene.factory.observer
+        scene.factory.observer = tell_each(
+            observer, lambda event: end(event) if isinstance(event, Opened) else None
+        )
+    client = scene.connect()
+    with pytest.raises(ssl.SSLWantReadError):
+        client._tls.do_handshake()
+    client.send(client.record())
+    client._tls.do_handshake()
+    client.send(client.record(b"hello") + client.record(b"hello"))
+    assert len(ended) == 1
+    assert scene.events.endings == [Ending.LOST]
+    assert log == []
