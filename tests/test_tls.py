@@ -586,9 +586,8 @@ def test_certificate_of_the_peer(authority: Authority) -> None:
     assert transport.getPeerCertificate() is None
 
 
-def test_tls_of_twisted(authority: Authority) -> None:
-    """Over Twisted's own TLS, a slow reader's closing alert ends the connection: lost."""
-    scene = Scene(authority)
+def client_over_twisted(scene: Scene, authority: Authority) -> Client:
+    """Listen over Twisted's own TLS too, connect there, and do the handshake."""
     certificates = Certificates(*authority.issue("server"))
 
     @implementer(IOpenSSLServerConnectionCreator)
@@ -601,6 +600,13 @@ def test_tls_of_twisted(authority: Authority) -> None:
     scene.network.server_endpoint(8).listen(over)
     client = Client(scene, port=8)
     client.handshake()
+    return client
+
+
+def test_tls_of_twisted(authority: Authority) -> None:
+    """Over Twisted's own TLS, a slow reader's closing alert ends the connection: lost."""
+    scene = Scene(authority)
+    client = client_over_twisted(scene, authority)
     client.peer.stall()
     client.send(b"".join(client.record(bytes(14_000)) for _ in range(5)))
     client.send(b"".join(client.record(bytes(15_500)) for _ in range(4)) + client.closing_alert())
@@ -725,3 +731,23 @@ def test_ended_within(authority: Authority, log: list[LogEvent], within: str) ->
     assert len(ended) == 1
     assert scene.events.endings == [Ending.LOST]
     assert log == []
+
+
+def test_sent_never_goes_back_over_tls_of_twisted(authority: Authority) -> None:
+    """Over Twisted's own TLS, too, where more becomes unsent than is received."""
+    scene, tally = Scene(authority), Tally()
+    client = client_over_twisted(scene, authority)
+    scene.factory.observer = tally
+    client.peer.stall()
+    while not unsent(scene.echo.transport):
+        client.send(client.record(bytes(8192)))
+    before = transferred(tally, scene.factory)
+    for _ in range(10):
+        client.send(client.record(b"x"))
+        received, sent = transferred(tally, scene.factory)
+        assert received > before[0]
+        assert before[1] <= sent < received
+        before = received, sent
+    client.peer.resume()
+    client.read()
+    assert transferred(tally, scene.factory) == (len(client.received), len(client.received))

@@ -55,6 +55,7 @@ class Tally:
     :ivar dropped: datagrams that were not answered, by reason.
     :ivar received: bytes that the closed ones received.
     :ivar unsent: of these, the bytes that never reached the kernel for sending.
+    :ivar sent: the most bytes that :func:`transferred` has told as sent.
     :ivar seconds: the sum of the closed ones' durations.
     :ivar durations: how many lasted up to each of :data:`BUCKETS`, but not up to the
         one before; the last lasted longer than all.
@@ -67,6 +68,7 @@ class Tally:
         self.dropped = dict.fromkeys(Drop, 0)
         self.received = 0
         self.unsent = 0
+        self.sent = 0
         self.seconds = 0.0
         self.durations = [0] * (len(BUCKETS) + 1)
 
@@ -97,7 +99,9 @@ def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
     for echo in factory.connections:
         received += echo.received
         unsent += owed(echo.transport)
-    return received, received - unsent
+    # Below TLS that is not echod's own it is encrypted, and grows by more than what is received.
+    tally.sent = max(tally.sent, received - unsent)
+    return received, tally.sent
 
 
 class EchoCollector(Collector):
