@@ -278,6 +278,18 @@ class UNIXListenerTests(SynchronousTestCase):
             self.stop(port)
             self.assertEqual(os.path.exists(self.path), make is not None)
 
+    def test_lock_file_that_is_not_its_own(self) -> None:
+        """Without its lock file, or with somebody else's there, it stops listening all the same."""
+        lock = f"{self.path}.lock"
+        for make in (None, lambda: os.symlink("1", lock)):
+            port, factory = self.listen(":lockfile=1")
+            os.unlink(lock)
+            if make:
+                make()
+            self.stop(port)
+            self.assertEqual(factory.numPorts, 0)
+            self.assertEqual(os.path.lexists(lock), make is not None)
+
     def test_bad_input(self) -> None:
         """What it cannot be given is one line that says what it takes."""
         for description in ("unix", "unix:", "unix:x:mode=8", "unix:x:y=", f"unix:{'x' * 108}"):

@@ -74,7 +74,7 @@ class UNIXListener:
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen there."""
-        lock = FilesystemLock(f"{self._path}.lock") if self._lockfile else None
+        lock = FilesystemLock(os.path.abspath(f"{self._path}.lock")) if self._lockfile else None
         try:
             if lock is not None and not lock.lock():
                 raise ValueError(f"{lock.name} names a process that runs: stop it, or remove that")
@@ -202,7 +202,8 @@ class UNIXPort(PassedUNIXPort):
             with suppress(OSError):  # it is not ours any more to remove: the next one takes it
                 os.unlink(self._file)
         if self.lockFile is not None:
-            self.lockFile.unlock()
+            with suppress(OSError, ValueError):  # somebody has removed it, or has it now
+                self.lockFile.unlock()
         super().connectionLost(reason)
 
 
