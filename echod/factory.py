@@ -156,8 +156,9 @@ class EchoFactory(Factory):
 
         Quiet: nothing is owed, and no byte came for 0.2 s. At the deadline what is
         left is cut off with RST, so that a part of a reply is never taken for the
-        whole. Who is arriving has as long to do so, and is served until then. Stop the
-        ports first. Called again, an earlier deadline counts.
+        whole. Who is still arriving is refused at its first quiet moment, and served if
+        it has arrived before. Stop the ports first. Called again, an earlier deadline
+        counts.
 
         :param deadline: seconds from now, 0 or more.
         :return: fires with ``None`` when none of the connections of now is left.
