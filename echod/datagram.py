@@ -34,11 +34,10 @@ from twisted.internet.interfaces import (
     IReadDescriptor,
 )
 from twisted.internet.protocol import DatagramProtocol
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.events import Drop, Dropped, Observer, ignore
+from echod.events import Drop, Dropped, Observer, ignore, tell
 from echod.factory import network_of
 
 RATE: Final = 100.0
@@ -74,8 +73,6 @@ LOW: Final = 1024
 
 SO_MEMINFO: Final = 55
 SK_MEMINFO_DROPS: Final = 8
-
-log = Logger(namespace="echod")
 
 
 @functools.lru_cache(SOURCES)
@@ -272,11 +269,7 @@ class EchoDatagrams:
 
     def dropped(self, drop: Drop, peer: Any) -> None:
         """Tell that a datagram from ``peer`` is not answered."""
-        told = Dropped(drop, address_of(peer))
-        try:
-            self.observer(told)
-        except Exception:  # an observer's fault must not cost others their answers
-            log.failure("the observer failed at {told}", told=told)
+        tell(self.observer, Dropped(drop, address_of(peer)))
 
 
 class DatagramEcho(DatagramProtocol):

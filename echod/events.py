@@ -13,6 +13,9 @@ from enum import Enum
 from typing import TypeAlias
 
 from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+
+log = Logger(namespace="echod")
 
 
 class Ending(Enum):
@@ -144,10 +147,18 @@ def ignore(event: Event) -> None:
     """Observe nothing: the observer of who gives none."""
 
 
+def tell(observer: Observer, event: Event) -> None:
+    """Tell ``observer``; that it fails is logged, and costs nobody a byte or an answer."""
+    try:
+        observer(event)
+    except Exception:  # an observer's fault is not its peers'
+        log.failure("the observer failed at {told}", told=event)
+
+
 def tell_each(*observers: Observer) -> Observer:
     """Return an observer that tells each of ``observers``, also when one of them fails."""
 
-    def tell(event: Event) -> None:
+    def tell_them(event: Event) -> None:
         failure: Exception | None = None
         for observer in observers:
             try:
@@ -157,4 +168,4 @@ def tell_each(*observers: Observer) -> Observer:
         if failure is not None:
             raise failure
 
-    return tell
+    return tell_them

@@ -21,18 +21,15 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import Logger
 
 from echod.arrival import Arrival
-from echod.events import Closed, Event, Observer, Opened, Reason, Refused, ignore
+from echod.events import Closed, Observer, Opened, Reason, Refused, ignore, tell
 from echod.fastpath import FastPath, kernel_socket
 from echod.protocol import LOOKS, QUIET, Echo, IStreamTransport, Refusal
 
 SPARE_DESCRIPTORS: Final = 16
 """What the default limit on connections leaves free of RLIMIT_NOFILE for listening
 sockets, log files, name look-ups and the one being refused."""
-
-log = Logger(namespace="echod")
 
 
 class EchoFactory(Factory):
@@ -148,7 +145,7 @@ class EchoFactory(Factory):
 
     def refused(self, reason: Reason, peer: IAddress | None) -> None:
         """Tell that a connection from ``peer`` is not served. :class:`Arrival` calls this."""
-        self._tell(Refused(reason, peer))
+        tell(self.observer, Refused(reason, peer))
         self.see_whether_drained()
 
     def drain(self, deadline: float) -> Deferred[None]:
@@ -222,7 +219,7 @@ class EchoFactory(Factory):
         peer = echo.peer
         if self.max_connections_per_peer is not None:
             echo.key = self.count(peer)
-        self._tell(Opened(peer))
+        tell(self.observer, Opened(peer))
         if echo in self.leaving:
             # No look at all the others, who may be as many as those who still arrive.
             soon = self.clock_for(echo.transport).seconds() + QUIET
@@ -235,7 +232,7 @@ class EchoFactory(Factory):
         self.connections.discard(echo)
         self.leaving.discard(echo)
         self.discount(echo.key)
-        self._tell(closed)
+        tell(self.observer, closed)
         if not self.connections:
             self._forget_next_look()
         self.see_whether_drained()
@@ -317,12 +314,6 @@ class EchoFactory(Factory):
         waiting, self._drained = self._drained, []
         for drained in waiting:
             drained.callback(None)
-
-    def _tell(self, event: Event) -> None:
-        try:
-            self.observer(event)
-        except Exception:  # an observer's fault must not cost a peer its bytes
-            log.failure("the observer failed at {told}", told=event)
 
 
 def peer_key(peer: IAddress | None) -> str | None:
