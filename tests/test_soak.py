@@ -166,7 +166,7 @@ def test_100_000_connections(daemon: Daemon) -> None:
         round_trip(probe)
     for count in range(100_000):
         # Addresses of its own, because a closed connection holds its port for a while.
-        source = (f"127.{100 + os.getpid() % 100}.{count // 20_000}.1", 0)
+        source = (f"127.{100 + os.getpid() % 100}.{count // 10_000}.1", 0)
         with daemon.connect(source_address=source) as client:
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
