@@ -42,7 +42,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.endpoints import serverFromString
 from echod import EchoFactory
 
-factory = EchoFactory(stall_timeout=5, idle_timeout=30, fast_path=sys.argv[1] == "True")
+factory = EchoFactory(stall_timeout=2, idle_timeout=30, fast_path=sys.argv[1] == "True")
 
 async def serve(number):
     global port
@@ -73,7 +73,7 @@ class Client:
         self.sent = self.received = 0
         self.whim = chance.choices(["finish", "reset", "close"], [8, 1, 1])[0]
         # Some do not read at first; a few of them for longer than the server bears it.
-        self.reads_at = now + (chance.choice([0.5, 2, 8]) if chance.random() < 0.1 else 0)
+        self.reads_at = now + (chance.choice([0.2, 0.8, 3.5]) if chance.random() < 0.1 else 0)
 
     def wants(self, now: float) -> int:
         """Return the events that it waits for; 0: it sleeps."""
