@@ -14,6 +14,8 @@ import pytest
 
 from tests.support import TIMEOUT, Daemon, receive_all
 
+pytestmark = pytest.mark.once
+
 MIB = 1 << 20
 
 CONFIGURATION = """

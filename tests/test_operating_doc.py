@@ -36,6 +36,8 @@ from echod.protocol import MAX_OWED, QUIET
 from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
 from tests.test_docs import blocks, literals, section, tree
 
+pytestmark = pytest.mark.once
+
 DOCUMENT = tree(ROOT / "docs" / "operating.rst")
 TEXT = " ".join((ROOT / "docs" / "operating.rst").read_text().split())
 ALERTS = ROOT / "docs" / "alerts.yml"

@@ -19,6 +19,8 @@ import pytest
 
 from tests.support import TIMEOUT, Daemon, receive_all
 
+pytestmark = pytest.mark.once
+
 MILLION = 1_000_000
 
 

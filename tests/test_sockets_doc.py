@@ -33,6 +33,8 @@ from docutils.core import publish_doctree
 from echod.daemon.options import PORT
 from tests.support import ROOT, TIMEOUT, Daemon, receive_all
 
+pytestmark = pytest.mark.once
+
 TEXT = (ROOT / "docs" / "sockets.rst").read_text()
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} \[")
