@@ -28,7 +28,31 @@ CORE = [
     "testing",
 ]
 
-# What the extras echod[metrics] and echod[tls] install, and who may use it.
+# So they do inside the measuring client, which uses the core.
+PROBE = [
+    "messages",
+    "times",
+    "replies",
+    "schedule",
+    "failures",
+    "target",
+    "channels",
+    "connecting",
+    "way",
+    "measurement",
+    "ping",
+    "load",
+    "pipe",
+    "report",
+    "plot",
+    "terminal",
+    "options",
+    "reactor",
+    "commands",
+    "main",
+]
+
+# What the extras install (client, metrics, plot, tls), and who may use it.
 EXTRAS: dict[str, set[str]] = {
     "tls.py": {"OpenSSL"},
     "daemon/certificates.py": {"OpenSSL", "cryptography"},
@@ -36,7 +60,15 @@ EXTRAS: dict[str, set[str]] = {
     "daemon/metrics.py": {"prometheus_client"},
     "daemon/page.py": set(),
     "daemon/web.py": {"prometheus_client"},
+    **{f"probe/{name}.py": set() for name in PROBE},
+    "probe/plot.py": {"matplotlib"},
+    "probe/terminal.py": {"tqdm"},
+    "probe/times.py": {"hdrh"},
 }
+
+# Imports one of these only when it is called, to say what is missing.
+del EXTRAS["probe/main.py"]
+ON_DEMAND = {"probe/main.py": "echod.probe.commands.run"}
 
 # The outermost functions, which alone may name the global reactor.
 OUTERMOST = {"makeService"}
@@ -54,6 +86,12 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         else:
             yield from imports(node)
+
+
+def at_once(tree: ast.Module) -> set[str]:
+    """Return what is imported when the file is, and not by a function when it is called."""
+    body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+    return set(imports(ast.Module(body=body, type_ignores=[])))
 
 
 def parsed(path: Path) -> ast.Module:
@@ -76,8 +114,12 @@ def test_extras_on_demand() -> None:
     modules = {f"echod.{name[:-3].replace('/', '.')}" for name in EXTRAS}
     for path in SOURCES:
         if str(path.relative_to(ROOT / "echod")) not in EXTRAS:
-            for name in imports(parsed(path)):
-                assert not any(name.startswith(module) for module in modules), (path, name)
+            tree = parsed(path)
+            for name in imports(tree):
+                if name == ON_DEMAND.get(str(path.relative_to(ROOT / "echod"))):
+                    assert name not in at_once(tree)
+                else:
+                    assert not any(name.startswith(module) for module in modules), (path, name)
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -87,6 +129,40 @@ def test_imports_run_one_way(name: str) -> None:
     for imported in imports(parsed(ROOT / "echod" / f"{name}.py")):
         if imported.startswith("echod."):
             assert imported.split(".")[1] in before, imported
+
+
+def test_all_of_the_probe() -> None:
+    """Each file of the measuring client has its place in that order."""
+    files = {path.stem for path in (ROOT / "echod" / "probe").glob("*.py")}
+    assert files == {"__init__", *PROBE}
+
+
+@pytest.mark.parametrize("name", PROBE)
+def test_probe_uses_the_core(name: str) -> None:
+    """The measuring client knows the core and not the daemon, and inside it imports run one way."""
+    before = PROBE[: PROBE.index(name)]
+    for imported in imports(parsed(ROOT / "echod" / "probe" / f"{name}.py")):
+        package, *inside = imported.split(".")
+        if package != "echod":
+            continue
+        if inside[0] == "probe":
+            assert inside[1] in before, imported
+        else:
+            assert inside[0] in CORE, imported
+
+
+def test_nobody_uses_the_probe() -> None:
+    """Neither the core nor the daemon knows the measuring client."""
+    for path in SOURCES:
+        if path.parent.name != "probe":
+            assert not any(name.startswith("echod.probe") for name in imports(parsed(path))), path
+
+
+def test_plot_on_demand() -> None:
+    """What draws is imported when it is asked for: the client works without that extra."""
+    for name in PROBE:
+        tree = parsed(ROOT / "echod" / "probe" / f"{name}.py")
+        assert not any(each.startswith("echod.probe.plot") for each in at_once(tree)), name
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -10,12 +10,14 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import support
+from tests.mirrors import Mirror
 from tests.support import ROOT, Daemon, receive_all
 
 pytestmark = pytest.mark.packaging
@@ -59,8 +61,21 @@ def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
     """The wheel has the plugin and the types marker, and no __init__.py in Twisted's name."""
     names = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert {"twisted/plugins/echod_plugin.py", "echod/py.typed", "echod/daemon/service.py"} <= names
+    assert "echod/probe/main.py" in names
     assert not {"twisted/__init__.py", "twisted/plugins/__init__.py"} & names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"echod", "twisted"}
+
+
+def test_client(built: dict[str, Path], tmp_path: Path) -> None:
+    """With the extra ``client``, and no other, ``echod-client`` measures."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{built['wheel']}[client]")
+    client = python.with_name("echod-client")
+    assert run(client, "--version", cwd=tmp_path) == f"echod-client {version('echod')}\n"
+    with Mirror("plain") as mirror:
+        printed = run(client, "ping", f"127.0.0.1:{mirror.port}", "-c", "1", cwd=tmp_path)
+    assert "1 sent, 1 received, 0 lost, 0 late, 0 damaged" in printed
 
 
 def test_sdist_holds_the_tests(built: dict[str, Path]) -> None:
@@ -97,5 +112,9 @@ def test_install(
             assert receive_all(client) == b"hello"
         daemon.terminate()
         assert daemon.wait() == -signal.SIGTERM
+    client = python.with_name("echod-client")
+    bare = subprocess.run([client, "--version"], capture_output=True, text=True, check=False)
+    assert bare.returncode == 2
+    assert bare.stderr.endswith("which is not installed: pip install 'echod[client]'\n")
     where = run(python, "-c", "import echod; print(echod.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(checkout if form == "editable" else tmp_path)

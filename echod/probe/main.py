@@ -1,0 +1,25 @@
+"""The command ``echod-client``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+EXTRA: Final = ("hdrh", "tqdm")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, and return the exit status."""
+    try:
+        from echod.probe.commands import run  # noqa: PLC0415 - needs an extra
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in EXTRA:
+            raise
+        print(
+            f"echod-client needs {missing}, which is not installed: pip install 'echod[client]'",
+            file=sys.stderr,
+        )
+        return 2
+    return run(arguments)

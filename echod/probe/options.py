@@ -1,0 +1,202 @@
+"""The command line of ``echod-client``, read into values, or refused in one line."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, Final, NoReturn
+
+from echod.probe.messages import LONGEST, SHORTEST
+from echod.probe.target import BadTarget, parse_target
+
+WRONG: Final = 2
+"""Exit status for a command line that is wrong."""
+
+SHORTEST_INTERVAL: Final = 0.001
+PLOTS: Final = (".svg", ".png")
+
+TARGETS: Final = """\
+TARGET is host:port, [IPv6 address]:port, udp:host:port, or a Twisted client endpoint such as
+unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY].
+
+Exit status: 0, everything came back right; 1, something was lost, late, damaged or refused;
+2, the command line was wrong.
+"""
+
+
+class Parser(ArgumentParser):
+    """Refuses in one line, where argparse would say all its usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with a line that says what is wrong."""
+        shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in message)
+        self.exit(WRONG, f"{self.prog}: {shown}; see {self.prog} --help\n")
+
+
+def number(unit: str, least: float = 0, above: bool = True) -> Callable[[str], float]:
+    """Return what reads a finite number, above ``least`` or that itself."""
+
+    def read(given: str) -> float:
+        try:
+            value = float(given)
+        except ValueError:
+            value = math.nan
+        if not (least < value < math.inf or (not above and value == least)):
+            takes = f"more than {least:g}" if above else f"{least:g} or more"
+            raise ArgumentTypeError(f"takes a number of {unit}, {takes}, not {given!r}")
+        return value
+
+    return read
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return what reads a whole number in that range."""
+
+    def read(given: str) -> int:
+        is_short = len(given) <= 20  # int() takes no more than some thousands
+        if not (is_short and given.isascii() and given.isdecimal() and least <= int(given) <= most):
+            raise ArgumentTypeError(f"takes a whole number from {least} to {most}, not {given!r}")
+        return int(given)
+
+    return read
+
+
+def plot_file(given: str) -> str:
+    """Return the name of a file that a plot can be written to."""
+    if not given.lower().endswith(PLOTS):
+        raise ArgumentTypeError(f"takes a file that ends in .svg or .png, not {given!r}")
+    return given
+
+
+def parser() -> ArgumentParser:
+    """Return what reads the command line."""
+    top = Parser(
+        prog="echod-client",
+        description="Measure a path with the help of an echo service (RFC 862), any of them.",
+        epilog=TARGETS,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"echod-client {version('echod')}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="pipe | ping | load")
+
+    def command(name: str, what: str) -> ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=TARGETS,
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        added.add_argument("target", metavar="TARGET")
+        added.add_argument(
+            *("-W", "--timeout"),
+            type=number("seconds"),
+            default=10.0,
+            metavar="SECONDS",
+            help="until a reply is late, and a connection given up [default: 10]",
+        )
+        added.add_argument(
+            "--json", action="store_true", help="say all of it in JSON (docs/measuring.rst)"
+        )
+        return added
+
+    def sizes(added: ArgumentParser) -> None:
+        added.add_argument(
+            *("-s", "--size"),
+            type=whole(1, 1 << 30),
+            default=64,
+            metavar="BYTES",
+            help=f"of a message; by UDP {SHORTEST} to {LONGEST} [default: 64]",
+        )
+
+    command("pipe", "send standard input through the service to standard output, and check it")
+
+    ping = command("ping", "send a message now and then, and tell how long it takes to come back")
+    ping.add_argument(
+        *("-c", "--count"),
+        type=whole(1, 1 << 62),
+        metavar="N",
+        help="messages [default: until interrupted]",
+    )
+    ping.add_argument(
+        *("-i", "--interval"),
+        type=number("seconds", SHORTEST_INTERVAL, above=False),
+        default=1.0,
+        metavar="SECONDS",
+        help="between two messages, 0.001 or more [default: 1]",
+    )
+    sizes(ping)
+    ping.add_argument(
+        "--dont-fragment",
+        action="store_true",
+        help="by UDP: have no datagram cut on its way, to find out the MTU",
+    )
+
+    load = command("load", "send many messages, and tell how many come back, and how fast")
+    load.add_argument(
+        *("-C", "--connections"),
+        type=whole(1, 1 << 20),
+        default=1,
+        metavar="N",
+        help="at once, or sockets by UDP [default: 1]",
+    )
+    sizes(load)
+    load.add_argument(
+        *("-d", "--duration"),
+        type=number("seconds"),
+        default=10.0,
+        metavar="SECONDS",
+        help="[default: 10]",
+    )
+    load.add_argument(
+        *("-r", "--rate"),
+        type=number("messages a second"),
+        metavar="N",
+        help="messages a second in all, whatever comes back (open loop); by default each "
+        "connection sends when the reply to the one before has come (closed loop)",
+    )
+    load.add_argument(
+        "--plot",
+        type=plot_file,
+        metavar="FILE",
+        help="draw the latencies to an .svg or .png; needs pip install 'echod[plot]'",
+    )
+    load.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="draw an earlier run too, which --json has written to FILE; repeatable",
+    )
+    return top
+
+
+def parse(arguments: Sequence[str] | None) -> Namespace:
+    """Return the values of all options; ``target`` is a :class:`~echod.probe.target.Target`.
+
+    :raises SystemExit: with status 2, after a line that says what is wrong.
+    """
+    reader = parser()
+    options: Any = reader.parse_args(arguments)
+
+    def refuse(why: str) -> NoReturn:
+        reader.exit(WRONG, f"echod-client {options.command}: {why}\n")
+
+    try:
+        options.target = parse_target(options.target)
+    except BadTarget as error:
+        refuse(str(error))
+    if options.target.udp:
+        if options.command == "pipe":
+            refuse("a pipe needs every byte, in order, which UDP does not promise: use TCP")
+        if not SHORTEST <= options.size <= LONGEST:
+            refuse(f"--size takes {SHORTEST} to {LONGEST} by UDP, not {options.size}")
+    if options.command == "ping" and options.dont_fragment and not options.target.udp:
+        refuse("--dont-fragment is for udp: targets; TCP finds out the MTU by itself")
+    if options.command == "load" and options.compare and not options.plot:
+        refuse("--compare is for --plot FILE")
+    return options  # type: ignore[no-any-return]

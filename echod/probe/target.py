@@ -1,0 +1,150 @@
+"""Whom to measure: TARGET on the command line, and the way there."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString
+from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
+from twisted.python.failure import Failure
+
+HOST_AND_PORT: Final = re.compile(
+    r"(udp:)?(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]+)"
+)
+
+TAKES: Final = "host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
+
+Address = tuple[Any, ...]
+"""As socket(7) has it: host, port, and more for IPv6."""
+
+
+class BadTarget(ValueError):
+    """TARGET is nothing to connect to: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What TARGET says.
+
+    :ivar said: as it was given.
+    :ivar udp: whether it is to be reached by UDP.
+    :ivar host: the name or address, or ``None`` for an endpoint.
+    :ivar port: its number, or 0 for an endpoint.
+    """
+
+    said: str
+    udp: bool = False
+    host: str | None = None
+    port: int = 0
+
+    def endpoint(self, reactor: Any) -> IStreamClientEndpoint:
+        """Return the endpoint that it describes, where ``host`` is ``None``.
+
+        :raises BadTarget: where it describes none.
+        """
+        try:
+            return cast("IStreamClientEndpoint", clientFromString(reactor, self.said))
+        except (ImportError, NameError) as error:  # NameError: Twisted has gone on without it
+            raise BadTarget(
+                f"TARGET {self.said!r} needs TLS, which is not installed: pip install 'echod[tls]'"
+            ) from error
+        except Exception as error:  # whatever a plugin's parser raises
+            # UnlistableError, of trustRoots, says nothing itself.
+            why = str(error) or str(error.__context__ or repr(error))
+            raise BadTarget(
+                f"TARGET {self.said!r} is no client endpoint: {' '.join(why.split())}"
+            ) from error
+
+
+def parse_target(said: str) -> Target:
+    """Return what ``said`` names.
+
+    :raises BadTarget: where that cannot be a target.
+    """
+    found = HOST_AND_PORT.fullmatch(said)
+    if found:
+        port = found["port"]
+        if len(port) > 5 or not 0 < int(port) < 65536:
+            raise BadTarget(f"TARGET {said!r}: a port is from 1 to 65535, not {port}")
+        return Target(said, bool(found[1]), found["six"] or found["host"], int(port))
+    if said.startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", said):
+        hint = "; an IPv6 address goes in brackets" if said.count(":") > 1 else ""
+        raise BadTarget(f"TARGET {said!r} has to be {TAKES}{hint}")
+    return Target(said)
+
+
+def resolve(reactor: Any, target: Target) -> Deferred[list[tuple[int, Address]]]:
+    """Return the families and addresses of a target's host, the best first (RFC 6724).
+
+    In a thread that nobody waits for at the end: getaddrinfo(3) may take longer than any timeout.
+
+    :return: fails with :class:`socket.gaierror`.
+    """
+    found: Deferred[list[tuple[int, Address]]] = Deferred(lambda _: None)
+    kind = socket.SOCK_DGRAM if target.udp else socket.SOCK_STREAM
+
+    def tell(act: Callable[[Any], None], what: object) -> None:
+        if not found.called:  # its timeout is over
+            act(what)
+
+    def ask() -> None:
+        try:
+            told = socket.getaddrinfo(target.host, target.port, type=kind)
+        except (OSError, UnicodeError) as error:  # UnicodeError: of a label that is too long
+            failure = Failure(error if isinstance(error, OSError) else bad_name(error))
+            reactor.callFromThread(tell, found.errback, failure)
+        else:
+            reactor.callFromThread(tell, found.callback, [(each[0], each[4]) for each in told])
+
+    threading.Thread(target=ask, daemon=True).start()
+    return found
+
+
+def bad_name(error: UnicodeError) -> socket.gaierror:
+    """Return what getaddrinfo(3) says of a name that it does not know."""
+    return socket.gaierror(socket.EAI_NONAME, f"no such name: {error}")
+
+
+MTU_DISCOVER: Final[dict[int, tuple[int, int]]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}
+PMTUDISC_DO: Final = 2
+"""IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7); Python does not name them."""
+
+
+def udp_socket(family: int, address: Address, whole: bool) -> socket.socket:
+    """Return a socket that sends to ``address`` and receives from there alone.
+
+    :param whole: have no datagram cut into fragments on its way (IP_MTU_DISCOVER in ip(7)).
+    :raises OSError: where there is no way to it.
+    """
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if whole:
+            sock.setsockopt(*MTU_DISCOVER[family], PMTUDISC_DO)
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def name_of(address: IAddress | Address) -> str:
+    """Return an address as it is written: with a port, and IPv6 in brackets."""
+    if isinstance(address, IPv4Address | IPv6Address):
+        address = (address.host, address.port)
+    if isinstance(address, tuple):
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if isinstance(address, UNIXAddress) and address.name:
+        return str(address.name.decode(errors="replace"))
+    return str(address)

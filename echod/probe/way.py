@@ -1,0 +1,139 @@
+"""The way to a target: its addresses, the one that answers, and connections to that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import connectProtocol
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+
+from echod.client import EchoClient
+from echod.probe.channels import DatagramChannel, Sockets, StreamChannel
+from echod.probe.connecting import TCPEndpoint
+from echod.probe.target import Address, Target, name_of, resolve, udp_socket
+
+T = TypeVar("T")
+
+
+class Way:
+    """How to get to one target.
+
+    :param reactor: connects, and tells the time.
+    :param target: where to.
+    :param timeout: seconds that finding the address may take, and then each connection.
+    :ivar address: what was reached, as it is written; "" before.
+    :ivar protocol: ``tcp``, ``udp``, or the type of an endpoint.
+    :ivar looks_up: whether the time to connect has that to look up a name in it, as it has where
+        Twisted's endpoints do both.
+    :ivar errors: what went wrong, by the words of :mod:`echod.probe.failures`.
+    """
+
+    def __init__(self, reactor: Any, target: Target, timeout: float) -> None:
+        self.reactor = reactor
+        self.clock: IReactorTime = reactor
+        self.target = target
+        self.timeout = timeout
+        self.address = ""
+        self.errors: Counter[str] = Counter()
+        self._addresses: list[tuple[int, Address]] = []
+        self.looks_up = False
+        self._endpoint: IStreamClientEndpoint | None = None
+        if target.host is None:
+            self._endpoint = target.endpoint(reactor)
+            self.protocol = target.said.partition(":")[0].lower()
+            self.looks_up = self.protocol != "unix"
+        else:
+            self.protocol = "udp" if target.udp else "tcp"
+
+    async def find(self) -> None:
+        """Learn the addresses of a target that has a name.
+
+        :raises socket.gaierror: where it has none.
+        :raises TimeoutError: of Twisted's, where nobody says so in time.
+        """
+        if self.target.host is not None:
+            self._addresses = await self._in_time(resolve(self.reactor, self.target), self.timeout)
+
+    async def channel(self, sockets: Sockets) -> StreamChannel:
+        """Return a connection, with TLS one whose handshake is done.
+
+        :raises Exception: why there is none; :mod:`echod.probe.failures` has a word for it.
+        """
+        return await self._first(lambda *way: self._channel(sockets, *way))
+
+    async def client(self, client: EchoClient) -> None:
+        """Connect ``client``.
+
+        :raises Exception: as above.
+        """
+
+        async def connect(endpoint: IStreamClientEndpoint, timeout: float) -> None:
+            await self._in_time(connectProtocol(endpoint, client), timeout)
+            self.address = name_of(client.transport.getPeer())
+
+        await self._first(connect)
+
+    def datagrams(self, sockets: Sockets, whole: bool) -> DatagramChannel:
+        """Return a UDP socket for the first address to which there is a way.
+
+        :param whole: have no datagram cut into fragments.
+        :raises OSError: where there is none.
+        """
+        while True:
+            family, address = self._addresses[0]
+            try:
+                sock = udp_socket(family, address, whole)
+            except OSError:
+                if len(self._addresses) == 1:
+                    raise
+                del self._addresses[0]
+            else:
+                del self._addresses[1:]
+                self.address = name_of(address)
+                return DatagramChannel(sock, sockets, self.errors)
+
+    async def _first(self, connect: Callable[[IStreamClientEndpoint, float], Awaitable[T]]) -> T:
+        """Return what connects to the first address that answers, and from then on to that one.
+
+        Each has its share of the time: one that says nothing does not take that of the next.
+        """
+        if self._endpoint is not None:
+            return await connect(self._endpoint, self.timeout)
+        give_up = self.clock.seconds() + self.timeout
+        while True:
+            family, address = self._addresses[0]
+            share = max(0.0, give_up - self.clock.seconds()) / len(self._addresses)
+            try:
+                found = await connect(TCPEndpoint(self.reactor, family, address), share)
+            except Exception:
+                if len(self._addresses) == 1:
+                    raise
+                del self._addresses[0]
+            else:
+                del self._addresses[1:]
+                return found
+
+    async def _channel(
+        self, sockets: Sockets, endpoint: IStreamClientEndpoint, timeout: float
+    ) -> StreamChannel:
+        channel = StreamChannel(self.clock, sockets)
+        begun = self.clock.seconds()
+        try:
+            await self._in_time(connectProtocol(endpoint, channel), timeout)
+            self.address = name_of(channel.transport.getPeer())
+            left = max(0.0, timeout - (self.clock.seconds() - begun))
+            await self._in_time(channel.ready, left)
+        except BaseException:
+            channel.abort()
+            raise
+        took = endpoint.seconds if isinstance(endpoint, TCPEndpoint) else None
+        channel.connect_seconds = channel.connected_at - begun if took is None else took
+        if channel.secure:
+            channel.handshake_seconds = self.clock.seconds() - channel.connected_at
+        return channel
+
+    def _in_time(self, deferred: Deferred[T], timeout: float) -> Deferred[T]:
+        return deferred.addTimeout(timeout, self.clock)

@@ -1,0 +1,230 @@
+"""The command line of echod-client, and the one line that answers what it does not take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from echod.probe.options import parse
+from echod.probe.target import Target
+
+Capture = pytest.CaptureFixture[str]
+
+HERE = Target("h:7", False, "h", 7)
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "pipe": {"timeout": 10.0, "json": False},
+    "ping": {
+        "timeout": 10.0,
+        "json": False,
+        "count": None,
+        "interval": 1.0,
+        "size": 64,
+        "dont_fragment": False,
+    },
+    "load": {
+        "timeout": 10.0,
+        "json": False,
+        "connections": 1,
+        "size": 64,
+        "duration": 10.0,
+        "rate": None,
+        "plot": None,
+        "compare": [],
+    },
+}
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_defaults(command: str) -> None:
+    """By default a ping has no end, a load lasts ten seconds in a closed loop."""
+    options = vars(parse([command, "h:7"]))
+    assert options == {"command": command, "target": HERE, **DEFAULTS[command]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ("pipe -W 2.5", "timeout", 2.5),
+        ("pipe --timeout=1e3", "timeout", 1000.0),
+        ("ping --json", "json", True),
+        ("ping -c 3", "count", 3),
+        ("ping --count 4611686018427387904", "count", 1 << 62),
+        ("ping -i 0.001", "interval", 0.001),
+        ("ping --interval 60", "interval", 60.0),
+        ("ping -s 1", "size", 1),
+        ("ping --size 0001400", "size", 1400),
+        ("load -C 1048576", "connections", 1 << 20),
+        ("load --connections 2", "connections", 2),
+        ("load -s 1073741824", "size", 1 << 30),
+        ("load -d 0.5", "duration", 0.5),
+        ("load --duration 3600", "duration", 3600.0),
+        ("load -r 0.5", "rate", 0.5),
+        ("load --rate 1e6", "rate", 1_000_000.0),
+        ("load --plot a.SVG", "plot", "a.SVG"),
+        ("load --plot /tmp/a.png", "plot", "/tmp/a.png"),
+    ],
+)
+def test_values(arguments: str, name: str, value: object) -> None:
+    """Each option has its value's own type; the others are as by default."""
+    command, *others = arguments.split()
+    options = vars(parse([command, *others, "h:7"]))
+    assert options == {"command": command, "target": HERE, **DEFAULTS[command], name: value}
+    assert type(options[name]) is type(value)
+
+
+def test_compare() -> None:
+    """--compare may be repeated, and begins anew with each command line."""
+    arguments = ["load", "h:7", "--plot", "a.svg", "--compare", "b", "--compare", "c"]
+    for _ in range(2):
+        assert parse(arguments).compare == ["b", "c"]
+    assert parse(["load", "h:7"]).compare == []
+
+
+def test_dont_fragment() -> None:
+    """--dont-fragment is for UDP."""
+    assert parse(["ping", "udp:h:7", "--dont-fragment"]).dont_fragment is True
+
+
+@pytest.mark.parametrize("size", ["16", "65507"])
+def test_sizes_by_udp(size: str) -> None:
+    """A datagram has room for its marks, and not more than there is in an IPv4 packet."""
+    assert parse(["load", "udp:h:7", "-s", size]).size == int(size)
+
+
+def refused(capsys: Capture, *arguments: str) -> str:
+    """Return the line that a command line is refused with."""
+    with pytest.raises(SystemExit) as raised:
+        parse(arguments)
+    assert raised.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    line = err[:-1]
+    assert line.isprintable()
+    assert line.startswith("echod-client")
+    return line
+
+
+WHOLE = ("0", "-1", "1.5", "many", "", " 1", "1_0", "1e3", "٣", "9" * 5000, "0" * 19 + "9" * 20)
+SECONDS = ("0", "-1", "inf", "nan", "soon", "", "1,5")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "takes", "bad"),
+    [
+        ("ping", "-c/--count", "a whole number from 1 to 4611686018427387904", WHOLE),
+        ("ping", "-s/--size", "a whole number from 1 to 1073741824", (*WHOLE, "1073741825")),
+        ("load", "-s/--size", "a whole number from 1 to 1073741824", (*WHOLE, "1073741825")),
+        ("load", "-C/--connections", "a whole number from 1 to 1048576", (*WHOLE, "1048577")),
+        ("ping", "-i/--interval", "a number of seconds, 0.001 or more", (*SECONDS, "0.0009")),
+        ("pipe", "-W/--timeout", "a number of seconds, more than 0", SECONDS),
+        ("ping", "-W/--timeout", "a number of seconds, more than 0", SECONDS),
+        ("load", "-d/--duration", "a number of seconds, more than 0", SECONDS),
+        ("load", "-r/--rate", "a number of messages a second, more than 0", SECONDS),
+        ("load", "--plot", "a file that ends in .svg or .png", ("", "a", "a.pdf", "a.svg.gz")),
+    ],
+)
+def test_bad_values(
+    capsys: Capture, command: str, name: str, takes: str, bad: tuple[str, ...]
+) -> None:
+    """A value that makes no sense is answered with the option, what it takes, and the value."""
+    for value in bad:
+        long = name.rpartition("/")[2]
+        line = refused(capsys, command, "h:7", f"{long}={value}")
+        assert line == (
+            f"echod-client {command}: argument {name}: takes {takes}, not {value!r}; "
+            f"see echod-client {command} --help"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("load udp:h:7 -s 15", "load: --size takes 16 to 65507 by UDP, not 15"),
+        ("ping udp:h:7 -s 65508", "ping: --size takes 16 to 65507 by UDP, not 65508"),
+        ("pipe udp:h:7", "pipe: a pipe needs every byte, in order, which UDP does not promise"),
+        ("ping h:7 --dont-fragment", "ping: --dont-fragment is for udp: targets"),
+        ("ping unix:/x --dont-fragment", "ping: --dont-fragment is for udp: targets"),
+        ("load h:7 --compare a", "load: --compare is for --plot FILE"),
+        ("ping h:0", "ping: TARGET 'h:0': a port is from 1 to 65535, not 0"),
+        ("load ::1:7", "load: TARGET '::1:7' has to be host:port"),
+    ],
+)
+def test_together(capsys: Capture, arguments: str, why: str) -> None:
+    """What does not go together, and a TARGET that is none, is told what is wrong with it."""
+    assert refused(capsys, *arguments.split()).startswith(f"echod-client {why}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("", "pipe | ping | load"),
+        ("pong h:7", "'pong'"),
+        ("ping", "TARGET"),
+        ("ping h:7 -c", "--count"),
+        ("ping h:7 --prot 7", "--prot"),
+        ("ping h:7 --time 7", "--time"),
+        ("ping h:7 stray things", "stray things"),
+        ("pipe h:7 --count 5", "--count"),
+        ("load h:7 --interval 5", "--interval"),
+    ],
+)
+def test_unknown(capsys: Capture, arguments: str, named: str) -> None:
+    """What is unknown, shortened, missing or one too many is named."""
+    assert named in refused(capsys, *arguments.split())
+
+
+@pytest.mark.parametrize("stray", ["--foo\nbar", "x\x1b[2J", "\udcff"])
+def test_unprintable(capsys: Capture, stray: str) -> None:
+    """An argument that is not printable is shown in a printable way, on one line."""
+    for arguments in (["ping", "h:7", stray], ["ping", stray], [stray]):
+        refused(capsys, *arguments)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(), st.sampled_from(["count", "interval", "size", "timeout", "dont-fragment"]))
+def test_any_text(capsys: Capture, value: str, name: str) -> None:
+    """Whatever a value is, it is taken or answered with one line, printable as it is."""
+    arguments = ["ping", "h:7", f"--{name}={value}"]
+    try:
+        parse(arguments)
+    except SystemExit:
+        capsys.readouterr()
+        refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("command", [[], ["pipe"], ["ping"], ["load"]])
+def test_help(capsys: Capture, command: list[str]) -> None:
+    """--help tells what TARGET may be, each exit status, and each option."""
+    with pytest.raises(SystemExit) as raised:
+        parse([*command, "--help"])
+    assert not raised.value.code
+    out, err = capsys.readouterr()
+    assert err == ""
+    told = " ".join(out.split())
+    assert "TARGET is host:port, [IPv6 address]:port, udp:host:port, or" in told
+    assert "Exit status: 0, everything came back right; 1, something was" in told
+    assert "2, the command line was wrong" in told
+    for name in DEFAULTS.get("".join(command), {}):
+        assert f"--{name.replace('_', '-')}" in out
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_version(capsys: Capture) -> None:
+    """--version tells echod's version."""
+    with pytest.raises(SystemExit) as raised:
+        parse(["--version"])
+    assert not raised.value.code
+    name, _, number = capsys.readouterr().out.partition(" ")
+    assert name == "echod-client"
+    assert number[0].isdecimal()
+
+
+def test_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without arguments of its own it takes those of the process."""
+    monkeypatch.setattr("sys.argv", ["x", "ping", "h:7", "-c", "3"])
+    assert parse(None).count == 3
