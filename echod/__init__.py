@@ -4,7 +4,8 @@ To read it in one evening, in this order: ``protocol`` (one connection),
 ``factory`` (all of them), ``events`` (what they tell), ``kernel`` (what they ask),
 ``fastpath`` (the shortest way of a byte), ``arrival``, ``tls`` and ``proxy`` (what may come
 before a connection), ``datagram`` (UDP), ``client`` (the other end), ``testing`` (both ends in
-memory), then ``daemon`` (the service that ``twistd`` runs).
+memory), then ``daemon`` (the service that ``twistd`` runs) and ``probe`` (``echod-client``, which
+measures a path).
 """
 
 from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +73,19 @@ class Services(Factory):
         return self.made[-1]
 
 
+@contextmanager
+def silent_port() -> Iterator[str]:
+    """Yield a TARGET on loopback that does not answer who connects: its backlog is full."""
+    with socket.socket() as listening, ExitStack() as stack:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(3):  # more than that takes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
 class Terminal(io.StringIO):
     """A file that takes itself for a terminal."""
 
@@ -110,7 +124,8 @@ def echod_client(
     prepare(reactor)
     status = perform(reactor, options, Console(options.command, out, err), signals=False)
     printed = out.getvalue() if isinstance(out, io.StringIO) else ""
-    return Outcome(status, printed, err.getvalue())
+    complained = err.getvalue() if isinstance(err, io.StringIO) else ""
+    return Outcome(status, printed, complained)
 
 
 def lines(*arguments: object) -> list[str]:

@@ -23,7 +23,7 @@ import pytest
 
 from tests.mirrors import Mirror
 from tests.probing import MS, tls_target
-from tests.support import TIMEOUT
+from tests.support import TIMEOUT, Daemon
 
 pytestmark = pytest.mark.once
 
@@ -139,6 +139,24 @@ def test_reader_goes(target: str) -> None:
     assert run.stderr == "echod-client ping: standard output: broken pipe\n"
 
 
+def test_reader_of_both_goes(target: str) -> None:
+    """It ends, too, where who has gone was reading standard error as well."""
+    script = f"{CLIENT} ping {target} -i 0.01 2>&1 | head -n 3; echo ${{PIPESTATUS[0]}}"
+    run = shell(script)
+    assert (run.stdout.splitlines()[-1], run.stderr) == ("1", "")
+
+
+@pytest.mark.parametrize("command", ["ping -c 1", "load -d 0.1 -r 100", "pipe", "pipe --json"])
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full"])
+def test_no_standard_error(target: str, command: str, redirected: str) -> None:
+    """Without standard error it runs as with it, and nothing of that gets into the output."""
+    run = shell(f"{CLIENT} {command} {target} < /dev/null {redirected}")
+    assert run.returncode == ("--json" in command and "full" in redirected)
+    assert "{" not in run.stdout
+    run = shell(f"{CLIENT} {command} unix:/nonexistent < /dev/null {redirected}")
+    assert (run.returncode, run.stdout) == (1, "")
+
+
 @pytest.mark.parametrize(
     ("redirected", "said"),
     [("<&-", "standard input is closed"), (">&-", "standard output is closed")],
@@ -203,7 +221,7 @@ def test_progress(target: str) -> None:
     """A pipe shows its progress in a terminal, and not among the bytes."""
     screen = Screen()
     with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as sink:
-        file.truncate(20 << 20)
+        file.truncate(20_000_000)
         run = client(
             *("pipe", target),
             capture_output=False,
@@ -212,7 +230,7 @@ def test_progress(target: str) -> None:
             stderr=screen.follower,
             env=environment(),
         )
-        assert os.fstat(sink.fileno()).st_size == 20 << 20
+        assert os.fstat(sink.fileno()).st_size == 20_000_000
     shown = screen.close()
     assert run.returncode == 0
     assert "100%" in shown
@@ -248,6 +266,21 @@ def test_without_the_extra(module: str, extra: str) -> None:
     )
     said = f"echod-client needs {module}, which is not installed: pip install 'echod[{extra}]'\n"
     assert (run.returncode, run.stdout, run.stderr) == (2, "", said)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_any_target(encoding: str) -> None:
+    """A TARGET is shown, whatever its bytes are and whatever the output can encode."""
+    with Daemon("--listen", "unix:echo.socket", "--quiet") as daemon:
+        place = os.fsencode(daemon.directory.name)
+        os.symlink(place + b"/echo.socket", place + b"/\xc3\xa9\xff")
+        run = client(
+            *("ping", os.fsdecode(b"unix:" + place + b"/\xc3\xa9\xff"), "-c", "1"),
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+    assert (run.returncode, run.stderr) == (0, "")
+    shown = r"/\xe9\udcff (" if encoding == "ascii" else "/é\\udcff ("
+    assert shown in run.stdout
 
 
 def test_more_connections_than_usual(target: str) -> None:

@@ -33,6 +33,7 @@ from echod.probe import failures
 from echod.probe.load import AT_ONCE, BUSY, LATE, SLOW
 from echod.probe.measurement import CLOSING
 from echod.probe.options import parse, parser
+from echod.probe.ping import MISSED
 from echod.probe.pipe import LOOKS, MOST
 from echod.probe.report import is_right
 from echod.probe.target import parse_target
@@ -240,10 +241,11 @@ def test_options() -> None:
     ("said", "is_so"),
     [
         ("Up to 8 are made at the same time", AT_ONCE == 8),
-        ("``load`` makes 8 connections at a time", AT_ONCE == 8),
+        ("``load`` makes one connection, then 8 at a time", AT_ONCE == 8),
         ("At most 4 MiB are under way, and 4 MiB wait", MOST == 4 << 20),
         ("in the pieces of up to 64 KiB", CHUNK == 64 << 10),
         ("or an eighth more", LOOKS == 8),
+        ("not when it is late by more than 1 s", MISSED == 1),
         ("each connection 1 s to be closed", CLOSING == 1),
         ("does not finish within 1 s is reset", CLOSING == 1),
         ("less than 99 % of the asked rate left", SLOW == 0.99),
@@ -299,7 +301,7 @@ def test_words() -> None:
     counts = names[names.index("sent") + 1 : names.index("under_way") + 1]
     assert sorted(found) == sorted(set(counts) - {"damaged_bytes"})
     for word, wrong in found.items():
-        tally = SimpleNamespace(**{**dict.fromkeys(counts, 0), "sent": 1, word: 1})
+        tally = SimpleNamespace(**{**dict.fromkeys(counts, 0), "sent": 2, "received": 1, word: 1})
         run: Any = SimpleNamespace(tally=tally, errors={})
         assert is_right(run) == (wrong == "no"), word
 

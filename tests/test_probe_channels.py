@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
@@ -23,6 +24,7 @@ from echod.probe.reactor import PreciseReactor
 from echod.probe.replies import DatagramReplies, StreamReplies, Tally
 from echod.probe.target import parse_target, udp_socket
 from echod.probe.way import Way
+from tests.probing import silent_port
 from tests.support import TIMEOUT, turn
 
 RESET = struct.pack("ii", 1, 0)
@@ -255,6 +257,16 @@ def test_waiting_messages_at_the_end(bench: Bench, connect: Any) -> None:
     assert channel.sent == 200
 
 
+def test_service_that_only_finishes(bench: Bench, connect: Any) -> None:
+    """A service that finishes, and reads no more, has closed, whatever was still to be sent."""
+    connected = connect(100_000)
+    for _ in range(200):
+        connected.channels[0].begin(0.0)
+    connected.peers[0].shutdown(socket.SHUT_WR)
+    bench.until(lambda: connected.ends)
+    assert connected.ends == ["closed"]
+
+
 def test_close(bench: Bench, connect: Any) -> None:
     """Closing is a half-close, and the end of the other side ends it; again does nothing."""
     connected = connect(10)
@@ -303,25 +315,30 @@ def test_no_descriptor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         bench.result(endpoint.connect(None))  # type: ignore[arg-type]
 
 
+def test_no_descriptor_for_the_reactor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does one for which the reactor has none left, of its own."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(bench.reactor, "adoptStreamConnection", none_left)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = TCPEndpoint(bench.reactor, socket.AF_INET, listening.getsockname())
+        with pytest.raises(OSError, match="Too many open files"):
+            bench.result(endpoint.connect(None))  # type: ignore[arg-type]
+    assert endpoint.fileno() == -1
+
+
 def test_connecting_is_given_up() -> None:
     """A connection that is not made in time is given up, and its socket closed."""
     bench = Bench()
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        address = listening.getsockname()
-        full = [socket.socket() for _ in range(3)]  # more than the backlog takes
-        for each in full:
-            each.setblocking(False)
-            each.connect_ex(address)
-        way = Way(bench.reactor, parse_target(f"127.0.0.1:{address[1]}"), 0.1)
+    with silent_port() as target:
+        way = Way(bench.reactor, parse_target(target), 0.1)
         sockets = Sockets(bench.reactor, bench.reactor, 10)
         bench.result(Deferred.fromCoroutine(way.find()))
-        with pytest.raises(Exception, match=r"."):
+        with pytest.raises(defer.TimeoutError):
             bench.result(Deferred.fromCoroutine(way.channel(sockets)))
         sockets.close()
-        for each in full:
-            each.close()
 
 
 class Datagram:
@@ -359,6 +376,36 @@ def test_empty_datagram(bench: Bench, datagram: Datagram) -> None:
     bench.until(lambda: bench.replied)
     assert bench.tally.unexpected == 1
     assert list(datagram.channel.outstanding()) == []
+
+
+def test_longer_datagram(bench: Bench) -> None:
+    """A datagram that comes back longer than it left is damaged, of whatever size."""
+    datagram = Datagram(bench, 5000)
+    datagram.channel.begin(0.0)
+    data, address = datagram.peer.recvfrom(6000)
+    datagram.peer.sendto(data + b"!", address)
+    bench.until(lambda: bench.replied)
+    assert (bench.tally.damaged, bench.tally.damaged_bytes) == (1, 1)
+    datagram.close()
+
+
+def test_closed_by_what_it_has_received(bench: Bench) -> None:
+    """Who ends all by what has come is not asked any more."""
+    datagram = Datagram(bench)
+
+    def close(number: int, since: float, now: float, damaged: int) -> None:
+        bench.replied.append(number)
+        datagram.channel.close()
+        datagram.sockets.close()
+
+    datagram.channel.use(DatagramReplies(bench.tally, Datagrams(64), close))
+    datagram.channel.begin(0.0)
+    data, address = datagram.peer.recvfrom(100)
+    datagram.peer.sendto(data, address)
+    select.select([datagram.sockets], [], [], TIMEOUT)
+    datagram.sockets.doRead()
+    assert bench.replied == [0]
+    datagram.peer.close()
 
 
 def test_nobody_there(bench: Bench, datagram: Datagram) -> None:
@@ -406,3 +453,16 @@ def test_second_address(bench: Bench) -> None:
             channel.abort()
             bench.result(channel.ended)
         sockets.close()
+
+
+def test_descriptors_above_1023(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where select(2) cannot wait, the reactor waits as Twisted's own does."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("filedescriptor out of range in select()")
+
+    bench = Bench()
+    monkeypatch.setattr("select.select", refuse)
+    called: list[bool] = []
+    bench.reactor.callLater(0.01, called.append, True)
+    bench.until(lambda: called)

@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from echod.probe import main
 from tests.mirrors import Mirror
-from tests.probing import FEW, MS, Terminal, echod_client, lines, matches, tls_target
+from tests.probing import (
+    FEW,
+    MS,
+    Terminal,
+    echod_client,
+    lines,
+    matches,
+    silent_port,
+    tls_target,
+)
 from tests.support import Daemon
 
 
@@ -125,6 +134,16 @@ def test_main_without_output(target: str, capsys: Any, monkeypatch: Any) -> None
     assert capsys.readouterr().err == "echod-client ping: standard output is closed\n"
 
 
+def test_main_without_errors(target: str, capsys: Any, monkeypatch: Any) -> None:
+    """Who has closed standard error is told nothing, not in the midst of the output either."""
+    monkeypatch.setattr("echod.probe.commands.installReactor", lambda _: None)
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main.main(["load", target, "-d", "0.1", "-r", "10", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["received"] == 1
+    sys.stderr.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -145,6 +164,16 @@ def test_unusable(target: str, tmp_path: Path, arguments: tuple[str, ...], said:
     assert (status, out) == (2, "")
     assert err.startswith(f"echod-client load: {said.format(tmp_path)}")
     assert err.count("\n") == 1
+
+
+def test_plot_in_place_of_another(target: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """A file that is there is looked at itself, before the run: its directory is not enough."""
+    plot = tmp_path / "x.svg"
+    plot.touch()
+    monkeypatch.setattr("os.access", lambda path, _: path != str(plot))
+    outcome = echod_client("load", target, "--plot", plot)
+    said = f"echod-client load: --plot {plot}: no file can be written there\n"
+    assert outcome == (2, "", said)
 
 
 def test_plot(target: str, tmp_path: Path) -> None:
@@ -207,6 +236,27 @@ def test_no_tls_there(target: str, its_own_clock: Any) -> None:
     assert outcome.err.startswith(f"echod-client ping: {target}: TLS fails: ")
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"), [("plain", "TLS fails: "), ("silent", "no answer in time\n")]
+)
+def test_empty_pipe_without_tls(kind: str, said: str, its_own_clock: Any) -> None:
+    """That there is no TLS shows in an empty pipe, too."""
+    with Mirror(kind) as mirror, standard(b""):
+        target = f"127.0.0.1:{mirror.port}"
+        outcome = echod_client("pipe", f"tls:{target}", "-W", 0.3, prepare=its_own_clock)
+    assert outcome.status == 1
+    assert outcome.err.startswith(f"echod-client pipe: {target}: {said}")
+
+
+@pytest.mark.parametrize("source", [b"", b"hello" * 100_000])
+def test_tls_pipe(tls: str, source: bytes, its_own_clock: Any) -> None:
+    """A pipe over TLS is whole, and may be empty."""
+    with standard(source) as out:
+        assert echod_client("pipe", tls, prepare=its_own_clock) == (0, "", "")
+        out.seek(0)
+        assert out.read() == source
+
+
 def test_interrupted(target: str) -> None:
     """A reactor that is told to stop lets the command finish first."""
     status, out, _ = echod_client(
@@ -214,6 +264,16 @@ def test_interrupted(target: str) -> None:
     )
     assert status == 0
     assert re.search(r"\d+ sent, \d+ received, 0 lost", out)
+
+
+def test_rate_without_end(target: str) -> None:
+    """Where more are asked for than can ever leave, those leave that can."""
+    status, out, err = echod_client(
+        *("load", target, "-r", 1e9, "-d", 1e9, "--json"),
+        prepare=lambda reactor: reactor.callLater(0.2, reactor.stop),
+    )
+    assert (status, err) == (0, "")
+    assert json.loads(out)["client_was_bottleneck"]
 
 
 def test_interrupted_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,23 +294,35 @@ def test_nobody_reads(target: str) -> None:
     assert (status, err) == (1, "echod-client ping: standard output: broken pipe\n")
 
 
-def test_nobody_answers() -> None:
+def test_nobody_reads_anything(target: str) -> None:
+    """Nor is it told to anybody where standard error has gone the same way."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as out, open(os.dup(writing), "w") as err:
+        status, _, _ = echod_client("ping", target, "-i", 0.01, out=out, err=err)
+    assert status == 1
+
+
+@pytest.mark.parametrize("way", ["", "tcp:", "tls:"])
+def test_nobody_answers(way: str) -> None:
     """Where nobody answers, each connection but the first few is not even tried."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        address = listening.getsockname()
-        full = [socket.socket() for _ in range(3)]  # more than the backlog takes
-        for each in full:
-            each.setblocking(False)
-            each.connect_ex(address)
+    with silent_port() as target:
         began = time.monotonic()
-        outcome = echod_client("load", f"127.0.0.1:{address[1]}", "-C", 1000, "-W", 0.1)
-        for each in full:
-            each.close()
+        outcome = echod_client("load", f"{way}{target}", "-C", 1000, "-W", 0.5)
     assert time.monotonic() - began < 5
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.endswith("1,000 connections could not be made: no answer in time\n")
+
+
+def test_second_address_for_all(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first address says nothing, all connections go to the second."""
+    with silent_port() as silent:
+        ports = [int(each.partition(":")[2]) for each in (silent, target)]
+        found = [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
+        monkeypatch.setattr("echod.probe.way.resolve", lambda *_: succeed(found))
+        outcome = echod_client("load", target, "-C", 20, "-d", 0.1, "-W", 1, "--json")
+    assert (outcome.status, outcome.told["errors"]) == (0, {})
+    assert outcome.told["connections_made"] == 20
 
 
 def test_lost_in_a_closed_loop() -> None:

@@ -83,6 +83,7 @@ def test_connect(number: int) -> None:
         (error.TCPTimedOutError(errno.ETIMEDOUT, "x"), TIMED_OUT, "no answer in time"),
         (defer.TimeoutError(3.0, "Deferred"), TIMED_OUT, "no answer in time"),
         (TimeoutError(), TIMED_OUT, "no answer in time"),
+        (error.ConnectingCancelledError(None), TIMED_OUT, "no answer in time"),
         (error.ConnectError(), FAILED, "An error occurred while connecting."),
         (error.ConnectError("not a number", "x\ny"), FAILED, None),
         (ValueError("two\n  lines"), FAILED, "two lines"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterator
 from math import ceil
 from typing import Any
@@ -142,6 +144,20 @@ def test_intervals(network: MemoryNetwork) -> None:
     assert told[0]["p50_seconds"] == told[0]["max_seconds"] == 0.25
 
 
+def test_many_intervals(network: MemoryNetwork) -> None:
+    """Of a second that is over little is kept: a long run takes no more memory than a short one."""
+    Services(network)
+    run = Run(network, duration=300.0, rate=1.0)
+    network.advance(100)
+    tracemalloc.start()
+    network.advance(198)
+    gc.collect()
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(run.load.intervals) == 298
+    assert grown < 1_000_000
+
+
 def test_a_second_without_a_reply(network: MemoryNetwork) -> None:
     """In a second in which nothing comes back there are no times."""
     Services(network, lambda now: max(now, 2.5))
@@ -159,6 +175,20 @@ def test_late(network: MemoryNetwork) -> None:
     network.advance(5)
     assert run.counts == {"sent": 2, "received": 1, "late": 1}
     assert not run.values["ok"]
+
+
+def test_reply_while_closing(network: MemoryNetwork) -> None:
+    """What comes when the summary is made is lost, as it says there."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, duration=0.1, rate=10.0, timeout=0.5)
+    [peer] = peers.peers
+    peer.stall()  # and so it does not see that the client finishes
+    network.advance(0.7)
+    peer.send(bytes(peer.received))
+    network.advance(1.1)
+    assert run.done
+    assert run.counts == {"sent": 1, "lost": 1}
 
 
 def test_silent(network: MemoryNetwork) -> None:
@@ -183,6 +213,7 @@ def test_refused(network: MemoryNetwork) -> None:
     assert run.values["failure"] == "connection refused"
     assert run.values["connections_made"] == 0
     assert run.values["messages_per_second"] == 0
+    assert run.values["intervals"] == run.told == []
     assert not run.values["ok"]
 
 
@@ -276,7 +307,6 @@ def test_stop(network: MemoryNetwork) -> None:
 def test_stop_while_connecting(network: MemoryNetwork) -> None:
     """At Ctrl-C before anything was sent there is nothing to say, and nothing to wait for."""
     way = SlowWay(network, MemoryTarget("memory:"), 10.0)
-    way.made = 1
     load = Load(way, 64, connections=2, duration=1.0, rate=None, tell=lambda _: None)
     done: list[None] = []
     Deferred.fromCoroutine(load.run()).addCallback(done.append)

@@ -17,6 +17,7 @@ from echod.probe.messages import (
     contents,
     differences,
 )
+from echod.probe.options import LARGEST
 
 
 @pytest.mark.parametrize("size", [8, 64, 1000, LONGEST])
@@ -33,12 +34,17 @@ def test_contents_of_another_run() -> None:
     assert not set(contents(64)) & set(contents(64))
 
 
-@pytest.mark.parametrize("size", [POOL // 8, POOL, POOL + 1])
+@pytest.mark.parametrize("size", [POOL // 8, POOL, POOL + 1, 1 << 28])
 def test_large_contents(size: int) -> None:
     """Large messages are fewer, to spare memory, but two at the least, which differ."""
     messages = contents(size)
     assert len(messages) == len(set(messages)) == max(2, POOL // size)
     assert {len(each) for each in messages} == {size}
+
+
+def test_largest_contents() -> None:
+    """The largest messages that the command line takes can be made."""
+    assert [len(each) for each in contents(LARGEST)] == [LARGEST, LARGEST]
 
 
 def test_empty_contents() -> None:

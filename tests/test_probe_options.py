@@ -59,7 +59,7 @@ def test_defaults(command: str) -> None:
         ("ping --size 0001400", "size", 1400),
         ("load -C 1048576", "connections", 1 << 20),
         ("load --connections 2", "connections", 2),
-        ("load -s 1073741824", "size", 1 << 30),
+        ("load -s 134217728", "size", 1 << 27),
         ("load -d 0.5", "duration", 0.5),
         ("load --duration 3600", "duration", 3600.0),
         ("load -r 0.5", "rate", 0.5),
@@ -110,21 +110,26 @@ def refused(capsys: Capture, *arguments: str) -> str:
 
 
 WHOLE = ("0", "-1", "1.5", "many", "", " 1", "1_0", "1e3", "٣", "9" * 5000, "0" * 19 + "9" * 20)
-SECONDS = ("0", "-1", "inf", "nan", "soon", "", "1,5")
+MOST = "1000000000 at the most"
+HUGE = ("inf", "1e308", "1000000001")
+SECONDS = ("0", "-1", "nan", "soon", "", "1,5")
 
 
 @pytest.mark.parametrize(
     ("command", "name", "takes", "bad"),
     [
         ("ping", "-c/--count", "a whole number from 1 to 4611686018427387904", WHOLE),
-        ("ping", "-s/--size", "a whole number from 1 to 1073741824", (*WHOLE, "1073741825")),
-        ("load", "-s/--size", "a whole number from 1 to 1073741824", (*WHOLE, "1073741825")),
+        ("ping", "-s/--size", "a whole number from 1 to 134217728", (*WHOLE, "134217729")),
+        ("load", "-s/--size", "a whole number from 1 to 134217728", (*WHOLE, "134217729")),
         ("load", "-C/--connections", "a whole number from 1 to 1048576", (*WHOLE, "1048577")),
         ("ping", "-i/--interval", "a number of seconds, 0.001 or more", (*SECONDS, "0.0009")),
         ("pipe", "-W/--timeout", "a number of seconds, more than 0", SECONDS),
         ("ping", "-W/--timeout", "a number of seconds, more than 0", SECONDS),
         ("load", "-d/--duration", "a number of seconds, more than 0", SECONDS),
-        ("load", "-r/--rate", "a number of messages a second, more than 0", SECONDS),
+        ("load", "-r/--rate", "a number of messages a second, 0.001 or more", (*SECONDS, "1e-320")),
+        ("load", "-r/--rate", f"a number of messages a second, 0.001 or more, {MOST}", HUGE),
+        ("load", "-d/--duration", f"a number of seconds, more than 0, {MOST}", HUGE),
+        ("pipe", "-W/--timeout", f"a number of seconds, more than 0, {MOST}", HUGE),
         ("load", "--plot", "a file that ends in .svg or .png", ("", "a", "a.pdf", "a.svg.gz")),
     ],
 )
@@ -198,8 +203,9 @@ def test_any_text(capsys: Capture, value: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["pipe"], ["ping"], ["load"]])
-def test_help(capsys: Capture, command: list[str]) -> None:
-    """--help tells what TARGET may be, each exit status, and each option."""
+def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """--help tells what TARGET may be, each exit status, and each option, in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as raised:
         parse([*command, "--help"])
     assert not raised.value.code
@@ -211,7 +217,7 @@ def test_help(capsys: Capture, command: list[str]) -> None:
     assert "2, the command line was wrong" in told
     for name in DEFAULTS.get("".join(command), {}):
         assert f"--{name.replace('_', '-')}" in out
-    assert all(len(line) <= 100 for line in out.splitlines())
+    assert all(len(line) <= 80 for line in out.splitlines())
 
 
 def test_version(capsys: Capture) -> None:

@@ -165,6 +165,20 @@ def test_stop(network: MemoryNetwork) -> None:
     assert "2 still under way" in list(lines_of_ping(run.ping))[1]
 
 
+def test_damaged_after_the_end(network: MemoryNetwork) -> None:
+    """What comes while the connection is closed is what it was said to be, and not told of."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, count=1)
+    run.ping.stop()
+    peers.peers[0].send(bytes(64))
+    network.settle()
+    network.advance(2)
+    assert run.done
+    assert run.counts == {"under_way": 1}
+    assert run.probes == []
+
+
 def test_stop_with_lost(network: MemoryNetwork) -> None:
     """What has had its time at Ctrl-C is lost."""
     Services(network, lambda now: now + 1000)
@@ -232,6 +246,28 @@ def test_more_than_fits(network: MemoryNetwork) -> None:
     assert run.counts == {"received": 20}
     assert run.probes[0].seconds == pytest.approx(5.0)
     assert run.probes[-1].seconds == pytest.approx(5.0 - 1.9)
+
+
+def test_standing_still(network: MemoryNetwork) -> None:
+    """After Ctrl-Z and fg, what should have left meanwhile does not leave all at once."""
+    Services(network)
+    run = Run(network, count=100)
+    network.advance(5.5)
+    network.rightNow += 60
+    network.advance(60)
+    assert run.done
+    # Six had left before, and the last of the sixty is late by half a second only.
+    assert run.counts == {"received": 6 + 1 + 34}
+
+
+def test_many(network: MemoryNetwork) -> None:
+    """Of many replies, the times are summed up now and then."""
+    Services(network)
+    run = Run(network, count=5000, interval=0.001)
+    network.advance(4.5)
+    assert run.ping.tally.received == 4096
+    network.advance(1)
+    assert run.counts == {"received": 5000}
 
 
 def test_stop_at_the_beginning(network: MemoryNetwork) -> None:

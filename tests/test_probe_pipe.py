@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import random
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 
 from echod.probe.pipe import MOST, Pipe
 from echod.probe.reactor import PreciseReactor
@@ -21,6 +24,7 @@ from echod.probe.report import of_pipe
 from echod.probe.target import parse_target
 from echod.probe.way import Way
 from tests.mirrors import Mirror
+from tests.support import TIMEOUT
 
 
 class Run:
@@ -143,6 +147,31 @@ def test_pipes(
     assert b"".join(came) == data
 
 
+def test_no_room(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full pipe that cannot be opened once more blocks nobody: Ctrl-C ends it all the same."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr("echod.probe.pipe.open_again", refuse)
+    sink, drain = pair("pipe")
+    os.set_blocking(sink, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(sink, bytes(4096))
+    os.set_blocking(sink, True)
+    rescue = threading.Timer(TIMEOUT / 2, os.read, (drain, 1 << 20))
+    rescue.start()
+    with file_with(b"hello") as source:
+        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink)
+        run.reactor.callLater(0.1, run.pipe.stop)
+        assert run.run().failure == "interrupted"
+    assert run.pipe.seconds < TIMEOUT / 4
+    rescue.cancel()
+    os.close(sink)
+    os.close(drain)
+
+
 def test_slow_reader(mirror: Mirror) -> None:
     """Nobody who reads: what is under way and what waits stays bounded, until somebody does."""
     data = noise(3 * MOST)
@@ -189,6 +218,10 @@ def test_faults(mirror: Mirror, said: str) -> None:
     assert pipe.failure.startswith(said)
     assert data.startswith(came)
     assert not of_pipe(pipe)["ok"]
+    # A connection ends once, whatever was under way on it; and was not, where it was given up.
+    ends = {"close": {"closed": 1}, "reset": {"reset": 1}, "silent": {"closed": 1}}
+    assert pipe.way.errors == ends.get(mirror.command[3], {})
+    assert pipe.written == len(came)
 
 
 def test_silent() -> None:
@@ -201,7 +234,37 @@ def test_silent() -> None:
     for descriptor in (feed, source, sink, drain):
         os.close(descriptor)
     assert pipe.failure == "nothing has come back for 0.3 s"
+    assert pipe.way.errors == {}
     assert 0.3 <= pipe.seconds < 1
+
+
+def test_not_given_up_before_its_time() -> None:
+    """The timeout is from when something is owed, however long nothing was before."""
+    feed, source = pair("pipe")
+    pipe: Any = Run("127.0.0.1:7", source, source, timeout=8.0).pipe
+    pipe.clock, pipe._client = Clock(), SilentClient()
+    pipe._look()
+    pipe.clock.advance(0.9)
+    pipe._take(b"hello")
+    pipe.clock.advance(7.9)
+    pipe._look()
+    assert pipe.failure == ""
+    pipe.clock.advance(0.2)
+    pipe._look()
+    assert pipe.failure == "nothing has come back for 8 s"
+    pipe._input.read(False)
+    os.close(feed)
+    os.close(source)
+
+
+class SilentClient:
+    """A client to which nothing comes back."""
+
+    received = 0
+    transport = StringTransport()
+
+    def echo(self, _: bytes) -> Deferred[bytes]:
+        return Deferred()
 
 
 def test_idle_service_ends(mirror: Mirror) -> None:
@@ -256,6 +319,7 @@ def test_stop_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
         run.reactor.callLater(0.05, run.pipe.stop)
         began = time.monotonic()
         assert run.run().failure == "interrupted"
+    assert run.pipe.way.errors == {}
     assert time.monotonic() - began < 5
 
 
@@ -276,11 +340,33 @@ def test_bad_input(mirror: Mirror) -> None:
     assert pipe.failure == "standard input: is a directory"
 
 
+def test_others_read(mirror: Mirror) -> None:
+    """Where another has read what there was, standard input is waited for again."""
+    feed, source = pair("pipe")
+    os.set_blocking(source, False)
+    with tempfile.TemporaryFile() as sink:
+        run = Run(f"127.0.0.1:{mirror.port}", source, sink.fileno())
+
+        def go_on() -> None:
+            if not run.pipe._input._reading:
+                run.reactor.callLater(0.01, go_on)
+                return
+            run.pipe._input.doRead()
+            os.write(feed, b"hello")
+            os.close(feed)
+
+        run.reactor.callLater(0, go_on)
+        pipe = run.run()
+    os.close(source)
+    assert (pipe.received, pipe.failure) == (5, "")
+
+
 def test_full_disk(mirror: Mirror) -> None:
     """Standard output that takes no more is told of."""
     with file_with(b"abc") as source, open("/dev/full", "wb") as sink:
         pipe = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno()).run()
     assert pipe.failure == "standard output: no space left on device"
+    assert (pipe.received, pipe.written) == (3, 0)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import deque
 from collections.abc import Sequence
 
@@ -376,3 +377,24 @@ def test_reply_is_told_what_is_known() -> None:
         assert number == stream.finished
         stream.received(sent[number], float(number))
     assert run.end(stream.sent).received == 4
+
+
+@pytest.mark.parametrize("size", [64, 65_507])
+def test_many_sockets(size: int) -> None:
+    """A socket that has sent little takes little memory: there may be thousands."""
+    run, many = Run(), 20
+    tracemalloc.start()
+    sockets = [DatagramReplies(run.tally, Datagrams(size), run.reply) for _ in range(many)]
+    for each in sockets:
+        each.received(each.send(0.0), 0.5)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(run.told) == many
+    assert grown < many * 250_000
+
+
+def test_datagram_of_the_future() -> None:
+    """One that is not sent yet is unexpected, however little was sent."""
+    run, datagrams = Run(), Datagrams(64)
+    DatagramReplies(run.tally, datagrams, run.reply).received(datagrams.build(5), 0.5)
+    assert (run.tally.unexpected, run.told) == (1, [])

@@ -109,6 +109,21 @@ class PacerTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.acts[1:], [(52.5, 51.0), (52.5, 52.0)])
 
+    def test_too_slow_act(self) -> None:
+        """Where more has come than it can act for soon, others have their turn meanwhile."""
+
+        def act(moment: float) -> None:
+            self.act(moment)
+            if len(self.acts) < 3:
+                self.clock.rightNow += 0.002
+
+        Pacer(self.clock, Schedule(49.0, 0.25, 6), act).run()
+        self.assertEqual([moment for _, moment in self.acts], [49.0])
+        [call] = self.clock.getDelayedCalls()
+        self.assertEqual(call.getTime(), 50.002)  # at once
+        self.clock.advance(0)
+        self.assertEqual([moment for _, moment in self.acts[1:]], [49.25, 49.5, 49.75, 50.0])
+
     def test_no_count(self) -> None:
         """Without a count it goes on, until it is stopped."""
         pacer = self.pacer(Schedule(50.0, 1.0))

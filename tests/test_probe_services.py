@@ -70,7 +70,7 @@ def test_datagrams(kind: str, name: str, count: str) -> None:
     """What UDP may do to a datagram is counted under its name, exactly."""
     with Mirror(kind, "--udp", "--every", 100) as mirror:
         outcome = echod_client(
-            *("load", at(mirror, udp=True), "-d", 0.26, "-r", 4000, "-W", 0.2, "--json")
+            *("load", at(mirror, udp=True), "-d", 0.52, "-r", 2000, "-W", 0.2, "--json")
         )
         counted = mirror.stop()
     told = outcome.told
@@ -84,7 +84,7 @@ def test_late_datagrams() -> None:
     """Late datagrams are no lost ones; and those that overtake them tell of their reordering."""
     with Mirror("late", "--udp", "--every", 20, "--seconds", 0.2) as mirror:
         outcome = echod_client(
-            *("ping", at(mirror, udp=True), "-c", 79, "-i", 0.005, "-W", 0.15, "--json")
+            *("ping", at(mirror, udp=True), "-c", 79, "-i", 0.01, "-W", 0.15, "--json")
         )
         counted = mirror.stop()
     told = outcome.told
@@ -96,8 +96,8 @@ def test_late_datagrams() -> None:
 
 def test_late_messages() -> None:
     """So are late messages on a connection, where what follows waits behind them."""
-    with Mirror("late", "--every", 4, "--size", 64, "--seconds", 0.15) as mirror:
-        outcome = echod_client("ping", at(mirror), "-c", 5, "-i", 0.2, "-W", 0.08, "--json")
+    with Mirror("late", "--every", 2, "--size", 64, "--seconds", 0.4) as mirror:
+        outcome = echod_client("ping", at(mirror), "-c", 3, "-i", 0.5, "-W", 0.25, "--json")
         counted = mirror.stop()
     assert outcome.status == 1
     assert wrong(outcome.told) == {"late": 1}
@@ -183,15 +183,6 @@ def test_refuse_by_udp() -> None:
     assert outcome.status == 1
     assert outcome.told["errors"] == {"refused": 5}
     assert wrong(outcome.told) == {"lost": 5}
-
-
-@pytest.mark.parametrize("udp", [False, True])
-def test_delay(udp: bool) -> None:
-    """A service that adds 20 ms has a p50 of 20 ms, and what loopback takes."""
-    with Mirror("delay", "--seconds", 0.02, *["--udp"] * udp) as mirror:
-        told = echod_client("ping", at(mirror, udp), "-c", 60, "-i", 0.003, "--json").told
-    assert wrong(told) == {}
-    assert 0.02 <= told["round_trip_seconds"]["p50"] <= 0.0205 + 0.0005
 
 
 def test_name() -> None:

@@ -45,6 +45,7 @@ from tests.support import ROOT, TIMEOUT
         ("[echo.example]:7", False, "echo.example", 7),
         ("udp:localhost:00007", True, "localhost", 7),
         ("udp:[::1]:7", True, "::1", 7),
+        ("UDP:localhost:7", True, "localhost", 7),
         ("tcp:7", False, "tcp", 7),
         ("udp:7", False, "udp", 7),
         ("é.example:7", False, "é.example", 7),
@@ -96,7 +97,7 @@ def test_without_brackets(said: str) -> None:
     ("said", "why"),
     [
         ("nosuch:x", "Unknown endpoint type: 'nosuch'"),
-        ("localhost:http", "Unknown endpoint type: 'localhost'"),
+        ("localhost:http", "Unknown endpoint type: 'localhost'; the port of host:port is a number"),
         ("tcp:localhost:http", "'http'"),
         ("tcp:localhost", "'port'"),
         ("unix:/run/x:timeout=soon", "'soon'"),
@@ -108,6 +109,12 @@ def test_no_endpoint(said: str, why: str) -> None:
     line = refused(said)
     assert "is no client endpoint: " in line
     assert why in line
+
+
+def test_long_path() -> None:
+    """A path that no UNIX socket can have is refused, and not by Twisted, which cannot."""
+    assert refused(f"unix:/{'x' * 107}").endswith(": a path has 107 bytes at the most")
+    assert parse_target(f"unix:/{'x' * 106}").endpoint(Clock())
 
 
 def test_wordless(monkeypatch: pytest.MonkeyPatch) -> None:

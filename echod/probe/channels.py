@@ -58,7 +58,7 @@ class Sockets:
     def __init__(self, reactor: IReactorFDSet, clock: IReactorTime, size: int) -> None:
         self._reactor = reactor
         self._clock = clock
-        self._size = min(max(size, LEAST), MOST)
+        self._size = min(max(size + 1, LEAST), MOST)  # a datagram that is longer is seen to be
         self._epoll = select.epoll()
         self._channels: dict[int, Any] = {}
         self.fileno = self._epoll.fileno
@@ -97,6 +97,8 @@ class Sockets:
         )
         for _ in range(ROUNDS):
             ready = poll(0, BATCH)
+            if not ready:
+                return
             for descriptor, _ in ready:
                 channel = channels.get(descriptor)
                 if channel is None:  # gone, by what was received before it
@@ -112,7 +114,7 @@ class Sockets:
                         channel.take(data, seconds())
                     else:
                         channel.take_nothing(seconds())
-            if len(ready) < BATCH:
+            if not channels:  # and the set may be closed
                 return
 
     def connectionLost(self, reason: Failure) -> None:
@@ -154,6 +156,7 @@ class StreamChannel(TwistedProtocol):
         self._full = False
         self._error: OSError | None = None  # why nothing can be sent
         self._closing = False
+        self._finished = False  # whether the service has
         self.open = False
         self.secure = False
         self.ready: Deferred[StreamChannel] = Deferred()
@@ -255,7 +258,11 @@ class StreamChannel(TwistedProtocol):
     def readConnectionLost(self) -> None:
         """Close: the service has finished."""
         if not self._closing:
+            self._finished = True
             self.transport.unregisterProducer()
+            if unsent(self.transport):  # for who may not read, either
+                self.transport.abortConnection()
+                return
         self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
@@ -268,6 +275,8 @@ class StreamChannel(TwistedProtocol):
         self._leave_sockets()
         if not self.ready.called:
             self.ready.errback(reason)
+        if self._finished:
+            reason = connectionDone
         self.ended.callback("" if self._closing else kind_of(reason))
 
     def pauseProducing(self) -> None:

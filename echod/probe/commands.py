@@ -8,6 +8,7 @@ import resource
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
+from io import TextIOWrapper
 from textwrap import fill
 from typing import Any, Final, TextIO
 
@@ -66,8 +67,7 @@ class Console:
                 print(self._fit(line), file=self.out, flush=True)
         except OSError as error:
             self.is_broken = True
-            # What is still in its buffer would fail once more when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+            discard(self.out)
             self.complain(f"standard output: {of_file(error)}")
             self.gone()
 
@@ -78,13 +78,28 @@ class Console:
 
     def complain(self, why: str) -> None:
         """Print what went wrong."""
-        print(f"{self.name}: {why}", file=self.err, flush=True)
+        self.note(f"{self.name}: {why}")
+
+    def note(self, line: str) -> None:
+        """Print a line to ``err``, if anybody takes it there."""
+        try:
+            print(line, file=self.err, flush=True)
+        except OSError:  # as in «2>&1 | head»: there is nobody left to be told
+            self.is_broken = True
+            discard(self.err)
 
     def draw(self, times: Times) -> None:
         """Draw a histogram, in a terminal."""
         if times.count and is_terminal(self.out):
             encoding = (self.out.encoding or "").lower()
             self.say(*histogram(times.buckets(), columns(), is_ascii="utf" not in encoding))
+
+
+def discard(file: TextIO) -> None:
+    """Lead a file nowhere: what is still in its buffer would fail once more when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)
 
 
 class PingCommand:
@@ -204,9 +219,9 @@ class PipeCommand:
         if self._bar is not None:
             self._bar.close()
         if self._json:  # where it does not get in between the bytes
-            print(json.dumps(report.of_pipe(run)), file=console.err, flush=True)
+            console.note(json.dumps(report.of_pipe(run)))
         if run.failure:
-            counted = f"{run.received:,} of {report.plural(run.sent, 'byte')} came out"
+            counted = f"{run.written:,} of {report.plural(run.sent, 'byte')} came out"
             where = run.way.address or run.way.target.said
             console.complain(f"{where}: {run.failure}" + (f"; {counted}" if run.sent else ""))
         return not run.failure
@@ -238,8 +253,8 @@ def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None]
             raise Unusable(f"--compare {file}: {of_file(error)}") from error
         except ValueError as error:
             raise Unusable(f"--compare {file}: {error}") from error
-    directory = os.path.dirname(os.path.abspath(name))
-    if os.path.isdir(name) or not os.access(directory, os.W_OK):
+    place = name if os.path.exists(name) else os.path.dirname(os.path.abspath(name))
+    if os.path.isdir(name) or not os.access(place, os.W_OK):
         raise Unusable(f"--plot {name}: no file can be written there")
     return draw, earlier
 
@@ -262,7 +277,11 @@ def make_room(connections: int) -> None:
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run the command line, and return the exit status."""
+    if sys.stderr is None:  # print() would take standard output for it, which has other bytes
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
     options = parse(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):  # a TARGET may have what its encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console(options.command, sys.stdout, sys.stderr)
     closed = [name for name, file in (("input", sys.stdin), ("output", sys.stdout)) if not file]
     if closed:  # whatever is opened next would be taken for it

@@ -96,9 +96,14 @@ class TCPEndpoint:
             self._done.errback(OSError(number, os.strerror(number)))
             return
         built = Built(self._factory)
-        self._reactor.adoptStreamConnection(self.fileno(), self._family, built)
-        self._socket.close()  # the reactor has one of its own
-        self._done.callback(built.protocol)
+        try:
+            self._reactor.adoptStreamConnection(self.fileno(), self._family, built)
+        except OSError as error:  # no descriptor is left, or the service has just reset it
+            self._done.errback(error)
+        else:
+            self._done.callback(built.protocol)
+        finally:
+            self._socket.close()  # the reactor has one of its own
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
         """Find out how it went: the reactor says so where it failed (EPOLLERR)."""

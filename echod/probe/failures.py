@@ -44,6 +44,7 @@ CLASSES: Final = {
     error.ConnectionLost: RESET,
     error.ConnectionRefusedError: REFUSED,
     error.TimeoutError: TIMED_OUT,
+    error.ConnectingCancelledError: TIMED_OUT,  # by addTimeout(), of Twisted's own endpoints
     defer.TimeoutError: TIMED_OUT,  # of addTimeout()
     TimeoutError: TIMED_OUT,
     socket.gaierror: UNRESOLVED,

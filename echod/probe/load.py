@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -71,12 +72,25 @@ class Interval(NamedTuple):
 
     :ivar start: seconds since the beginning.
     :ivar seconds: how long it is.
-    :ivar times: of the replies that came in it.
+    :ivar replies: right ones that came in it.
+    :ivar p50: seconds; 0 where there was none, as the next two.
+    :ivar p99: seconds.
+    :ivar most: seconds.
     """
 
     start: float
     seconds: float
-    times: Times
+    replies: int
+    p50: float
+    p99: float
+    most: float
+
+    @classmethod
+    def of(cls, start: float, seconds: float, times: Times) -> Interval:
+        """Return what is kept of a second: all its times would be a quarter of a megabyte."""
+        return cls(
+            start, seconds, times.count, times.percentile(50), times.percentile(99), times.most
+        )
 
 
 class Load(Measurement):
@@ -123,6 +137,7 @@ class Load(Measurement):
         self._tell = tell
         self._use = use
         self._slips: list[float] = []  # of the schedule, since it was summed up
+        self._recent = Times()  # of the last interval
         self._start = self._summed = self._end = 0.0
         self._turn = -1
         self._pacers: list[Pacer] = []
@@ -137,7 +152,8 @@ class Load(Measurement):
         if self.has_open() and not self.stopped:
             await self._send_all()
         await self.last_replies()
-        self._sum_up(self.clock.seconds())
+        if self._pacers:
+            self._sum_up(self.clock.seconds())
         for pacer in self._pacers:
             pacer.stop()
         streams = [channel for channel in self.channels if isinstance(channel, StreamChannel)]
@@ -177,14 +193,14 @@ class Load(Measurement):
     async def _connect_all(self) -> None:
         await self.way.find()
         left = iter(range(self.connections))
+        await self._connect_some(islice(left, 1))  # alone: it finds the address for all
         makers = [self._connect_some(left) for _ in range(AT_ONCE)]
         await gatherResults([Deferred.fromCoroutine(maker) for maker in makers])
 
     async def _connect_some(self, left: Iterator[int]) -> None:
-        for _ in left:
+        # After one that had no answer in time, each would wait as long.
+        while not self.stopped and TIMED_OUT not in self.errors and next(left, None) is not None:
             await self._connect_one()
-            if self.stopped or TIMED_OUT in self.errors:  # each would wait as long
-                return
 
     async def _connect_one(self) -> None:
         try:
@@ -254,11 +270,13 @@ class Load(Measurement):
         self.tally.sent = self.sent
         self.scheduling.record(self._slips)
         self._slips.clear()
-        interval = Interval(self._summed - self._start, moment - self._summed, self.tally.sum_up())
+        start, seconds, times = self._summed - self._start, moment - self._summed, self._recent
         self._summed = moment
-        if interval.seconds < SECOND / 2 and self.intervals:  # the last: too short for a figure
+        if seconds < SECOND / 2 and self.intervals:  # the last: too short for a figure
             before = self.intervals.pop()
-            before.times.add(interval.times)
-            interval = before._replace(seconds=before.seconds + interval.seconds)
-        self.intervals.append(interval)
-        self._tell(interval)
+            times.add(self.tally.sum_up())
+            start, seconds = before.start, before.seconds + seconds
+        else:
+            times = self._recent = self.tally.sum_up()
+        self.intervals.append(Interval.of(start, seconds, times))
+        self._tell(self.intervals[-1])

@@ -27,6 +27,8 @@ class Measurement:
     :param way: how to get there.
     :param size: bytes of a message.
     :param whole: have no datagram cut into fragments.
+    :ivar counted: whether it is said what became of each message: what comes then is nothing any
+        more.
     """
 
     def __init__(self, way: Way, size: int, whole: bool = False) -> None:
@@ -39,6 +41,7 @@ class Measurement:
         self.channels: list[Channel] = []
         self.stopped = False
         self.answered = 0
+        self.counted = False
         self._whole = whole
         self._given_up = 0  # messages on connections that have ended
         self._waiting: Deferred[None] | None = None
@@ -68,6 +71,8 @@ class Measurement:
 
     def replied(self, number: int, since: float, now: float, damaged: int) -> None:  # noqa: ARG002
         """Count a reply."""
+        if self.counted:
+            return
         self.tally.reply(since, now, damaged)
         self.answered += 1
         if self._waiting is not None:
@@ -94,8 +99,8 @@ class Measurement:
             waiting.callback(None)
 
     def is_over(self) -> bool:
-        """Tell whether no reply can come any more."""
-        return self.answered + self._given_up >= self.sent
+        """Tell whether no reply can come any more, to what was sent in all."""
+        return self.answered + self._given_up >= self.tally.sent
 
     def has_open(self) -> bool:
         """Tell whether there is a channel to send on."""
@@ -108,6 +113,7 @@ class Measurement:
 
     async def last_replies(self) -> None:
         """Wait until all have come back, or the last has had its time; or for :meth:`stop`."""
+        self.tally.sent = self.sent
         if not self.stopped and not self.is_over():
             self._waiting = Deferred()
             timer = self.clock.callLater(self.timeout, self._waiting.callback, None)
@@ -115,7 +121,7 @@ class Measurement:
             self._waiting = None
             if timer.active():
                 timer.cancel()
-        self.tally.sent = self.sent
+        self.counted = True
         if self.stopped:
             since = self.clock.seconds() - self.timeout
             self.tally.under_way = sum(

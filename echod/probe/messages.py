@@ -18,6 +18,9 @@ MANY: Final = 61
 POOL: Final = 8 * 1024 * 1024
 """Bytes that all of them take at the most, but there are two at the least."""
 
+SMALL_POOL: Final = POOL // 64
+"""And for the datagrams of one socket, of which there may be many."""
+
 TOKEN: Final = struct.Struct("!LL")
 """What is at the start and at the end of a datagram: whose, and which one."""
 
@@ -31,10 +34,13 @@ LONGEST: Final = 65_507
 """Bytes of a datagram: of an IPv4 packet, less the headers, at the most (RFC 768, RFC 791)."""
 
 
-def contents(size: int) -> list[bytes]:
-    """Return different messages of ``size`` bytes."""
+def contents(size: int, pool: int = POOL) -> list[bytes]:
+    """Return different messages of ``size`` bytes, which take ``pool`` at the most, or are two."""
     source = random.Random(os.urandom(16))
-    return [source.randbytes(size) for _ in range(max(2, min(MANY, POOL // max(size, 1))))]
+    many = max(2, min(MANY, pool // max(size, 1)))
+    # In pieces: randbytes() takes less than 2**28, and needs as much memory once more.
+    sizes = [POOL] * (size // POOL) + [size % POOL]
+    return [b"".join(map(source.randbytes, sizes)) for _ in range(many)]
 
 
 def differences(left: bytes, right: bytes) -> int:
@@ -52,7 +58,7 @@ class Datagrams:
 
     def __init__(self, size: int) -> None:
         self._owner = int.from_bytes(os.urandom(4), "big")
-        self._between = contents(size - SHORTEST)
+        self._between = contents(size - SHORTEST, SMALL_POOL)
 
     def build(self, number: int) -> bytes:
         """Return the datagram of that number."""

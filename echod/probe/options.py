@@ -15,14 +15,20 @@ WRONG: Final = 2
 """Exit status for a command line that is wrong."""
 
 SHORTEST_INTERVAL: Final = 0.001
+SLOWEST: Final = 0.001
+"""Messages a second."""
+HIGHEST: Final = 1e9
+"""Of any number of seconds, or of messages in one: thirty years."""
+LARGEST: Final = 1 << 27
+"""Bytes of a message: randbytes() takes less than twice as much."""
 PLOTS: Final = (".svg", ".png")
 
 TARGETS: Final = """\
-TARGET is host:port, [IPv6 address]:port, udp:host:port, or a Twisted client endpoint such as
-unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY].
+TARGET is host:port, [IPv6 address]:port, udp:host:port, or a Twisted client
+endpoint such as unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY].
 
-Exit status: 0, everything came back right; 1, something was lost, late, damaged or refused;
-2, the command line was wrong.
+Exit status: 0, everything came back right; 1, something was lost, late,
+damaged or refused; 2, the command line was wrong.
 """
 
 
@@ -36,15 +42,16 @@ class Parser(ArgumentParser):
 
 
 def number(unit: str, least: float = 0, above: bool = True) -> Callable[[str], float]:
-    """Return what reads a finite number, above ``least`` or that itself."""
+    """Return what reads a number above ``least``, or that itself, which is not absurdly high."""
 
     def read(given: str) -> float:
         try:
             value = float(given)
         except ValueError:
             value = math.nan
-        if not (least < value < math.inf or (not above and value == least)):
+        if not (least < value <= HIGHEST or (not above and value == least)):
             takes = f"more than {least:g}" if above else f"{least:g} or more"
+            takes += f", {HIGHEST:.0f} at the most" if value > HIGHEST else ""
             raise ArgumentTypeError(f"takes a number of {unit}, {takes}, not {given!r}")
         return value
 
@@ -107,7 +114,7 @@ def parser() -> ArgumentParser:
     def sizes(added: ArgumentParser) -> None:
         added.add_argument(
             *("-s", "--size"),
-            type=whole(1, 1 << 30),
+            type=whole(1, LARGEST),
             default=64,
             metavar="BYTES",
             help=f"of a message; by UDP {SHORTEST} to {LONGEST} [default: 64]",
@@ -150,11 +157,11 @@ def parser() -> ArgumentParser:
         type=number("seconds"),
         default=10.0,
         metavar="SECONDS",
-        help="[default: 10]",
+        help="for which messages are sent [default: 10]",
     )
     load.add_argument(
         *("-r", "--rate"),
-        type=number("messages a second"),
+        type=number("messages a second", SLOWEST, above=False),
         metavar="N",
         help="messages a second in all, whatever comes back (open loop); by default each "
         "connection sends when the reply to the one before has come (closed loop)",

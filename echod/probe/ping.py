@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from echod.probe.channels import StreamChannel
 from echod.probe.failures import kind_of, line_of
@@ -12,6 +12,13 @@ from echod.probe.measurement import Channel, Measurement
 from echod.probe.schedule import Pacer, Schedule
 from echod.probe.times import Times
 from echod.probe.way import Way
+
+MISSED: Final = 1.0
+"""Seconds by which a message may leave late. One that is due for longer, since the machine or this
+program stood still, does not leave: all of them at once would measure only that."""
+
+MANY: Final = 4096
+"""Replies after which their times are summed up."""
 
 
 class Probe(NamedTuple):
@@ -35,7 +42,7 @@ class Ping(Measurement):
     :param interval: seconds between two messages.
     :param count: how many; ``None``: until :meth:`stop`.
     :param tell: is told of each reply.
-    :ivar failure: a line that says why there was no connection, or why it ended; "" else.
+    :ivar failure: a line that says why there was no connection; "" else.
     :ivar jitter: seconds by which the times of two messages that follow each other differ, in the
         mean (the IPDV of RFC 3393, without its sign); ``None`` where there are no two.
     """
@@ -104,6 +111,8 @@ class Ping(Measurement):
 
     def replied(self, number: int, since: float, now: float, damaged: int) -> None:
         """Tell of a reply, and count it."""
+        if self.counted:
+            return
         seconds = now - since
         if not damaged:
             if self._before is not None and self._before[0] == number - 1:
@@ -112,6 +121,8 @@ class Ping(Measurement):
             self._before = number, seconds
         self._tell(Probe(number, seconds, damaged, seconds > self.timeout))
         super().replied(number, since, now, damaged)
+        if self.answered % MANY == 0:  # it may go on for days
+            self.tally.sum_up()
 
     def lost(self, kind: str, channel: StreamChannel) -> None:  # noqa: ARG002
         """Send no more."""
@@ -129,6 +140,8 @@ class Ping(Measurement):
     def _send(self, moment: float) -> None:
         assert self._channel is not None
         now = self.clock.seconds()
+        if now - moment > MISSED:
+            return
         self.scheduling.record((now - moment,))
         # From now on, not from its moment: what this program is late by is not the path's.
         self._channel.begin(now)

@@ -15,7 +15,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, IWriteDescriptor
+from twisted.internet.interfaces import (
+    IHandshakeListener,
+    IReactorFDSet,
+    IReactorTime,
+    IReadDescriptor,
+    ISSLTransport,
+    IWriteDescriptor,
+)
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -72,6 +79,8 @@ class Input:
         """Read what there is."""
         try:
             data = os.read(self._descriptor, CHUNK)
+        except BlockingIOError:  # others read there, too, and have made it a non-blocking one
+            self.read(True)
         except OSError as error:
             self._failed(error)
         else:
@@ -120,7 +129,9 @@ class Output:
         """Have it take ``data``, after what is waiting."""
         self._chunks.append(memoryview(data))
         self.waiting += len(data)
-        if not self._blocked:
+        if self._most != CHUNK:
+            self._block(True)  # until the reactor says that there is room
+        elif not self._blocked:
             self.doWrite()
 
     def close(self) -> None:
@@ -188,16 +199,34 @@ def open_again(descriptor: int) -> int:
     return os.open(f"/proc/self/fd/{descriptor}", flags)
 
 
+@implementer(IHandshakeListener)
 class PipeClient(EchoClient):
-    """A client that says when its connection has ended.
+    """A client that says when its connection is ready, and when it has ended.
 
+    :ivar ready: fires when it is connected, and with TLS its handshake done.
     :ivar lost: is told.
     """
 
     lost: Callable[[Failure], None] = staticmethod(lambda _: None)
 
+    def __init__(self, clock: IReactorTime) -> None:
+        super().__init__(clock)
+        self.ready: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        """Be ready, without TLS."""
+        super().connectionMade()
+        if not ISSLTransport.providedBy(self.transport):
+            self.ready.callback(None)
+
+    def handshakeCompleted(self) -> None:
+        """Be ready: the TLS handshake is done."""
+        self.ready.callback(None)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Say so, after the calls under way have been told."""
+        if not self.ready.called:
+            self.ready.errback(reason)
         super().connectionLost(reason)
         self.lost(reason)
 
@@ -232,6 +261,11 @@ class Pipe:
         self._gone: Deferred[None] = Deferred()
         self._connecting: Deferred[None] | None = None
 
+    @property
+    def written(self) -> int:
+        """How many bytes the output has taken."""
+        return self.received - self._output.waiting
+
     async def run(self) -> None:
         """Run until all has come back, or something fails."""
         try:
@@ -264,9 +298,11 @@ class Pipe:
 
     async def _connect(self) -> None:
         await self.way.find()
-        await self.way.client(self._client)
+        await self.way.client(self._client, self._client.ready)
 
     def _take(self, data: bytes) -> None:
+        if self.sent == self.received:  # nothing was owed: the timeout is from now on
+            self._last = self._client.received, self.clock.seconds()
         if not data:
             self._input.read(False)
             self._at_end = True
@@ -324,6 +360,8 @@ class Pipe:
             self._client.transport.abortConnection()
 
     def _fail(self, reason: Failure | BaseException) -> None:
+        if self._done.called:  # and so this is how it ends, or one more that was under way
+            return
         what: Any = reason.value if isinstance(reason, Failure) else reason
         if isinstance(what, EchoIncomplete):
             what = what.reason.value

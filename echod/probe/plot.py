@@ -23,14 +23,15 @@ def load_run(name: str) -> Values:
     :raises OSError: where it cannot be read.
     :raises ValueError: where it is something else.
     """
-    with open(name, encoding="utf-8") as file:
-        run = json.load(file)
+    with open(name, "rb") as file:
+        written = file.read()
     try:
+        run = json.loads(written)
         points(run)
         for each in SHOWN:
             over_time(run, each)
         label(run)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise ValueError("no run that load --json has written") from error
     return {**run, "file": name}
 
@@ -61,7 +62,8 @@ def label(run: Values) -> str:
     rate = run["asked_messages_per_second"]
     loop = "closed loop" if rate is None else f"open loop, {rate:,g}/s"
     called = f"{run['target']}, {run['connections']} x {run['size_bytes']} B, {loop}"
-    return f"{run['file']}: {called}" if "file" in run else called
+    called = f"{run['file']}: {called}" if "file" in run else called
+    return called.encode(errors="backslashreplace").decode()  # bytes that are no UTF-8
 
 
 def draw(runs: Sequence[Values], name: str) -> None:
@@ -74,7 +76,10 @@ def draw(runs: Sequence[Values], name: str) -> None:
     axes: Any = figure.subplots(2, 1)
     for number, run in enumerate(runs):
         color = f"C{number}"
-        axes[0].plot(*points(run), color=color, label=label(run).replace("$", r"\$"))
+        # One that begins with an underscore would be left out of the legend.
+        called = label(run).replace("$", r"\$")
+        called = f" {called}" if called.startswith("_") else called
+        axes[0].plot(*points(run), color=color, label=called)
         for name_of_figure, style in SHOWN.items():
             axes[1].plot(
                 *over_time(run, name_of_figure),
@@ -89,6 +94,7 @@ def draw(runs: Sequence[Values], name: str) -> None:
     )
     axes[0].minorticks_off()
     axes[0].set_xlabel("replies that came sooner")
+    axes[1].set_xlim(left=0)
     axes[1].set_xlabel("seconds since the beginning")
     for each in axes:
         each.set_ylabel("latency, ms")
@@ -97,4 +103,4 @@ def draw(runs: Sequence[Values], name: str) -> None:
             each.set_yscale("log")
         each.grid(visible=True, alpha=0.3)
         each.legend()
-    figure.savefig(name)
+    figure.savefig(name, format=name[-3:].lower())

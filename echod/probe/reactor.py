@@ -35,7 +35,11 @@ class PreciseReactor(EPollReactor):
     def doPoll(self, timeout: float | None) -> None:
         """Wait, and then do what there is to do."""
         if timeout is None or timeout > 0:
-            select.select((self._poller,), (), (), timeout)
+            try:
+                select.select((self._poller,), (), (), timeout)
+            except ValueError:  # of a descriptor above 1023, where so many were inherited
+                super().doPoll(timeout)  # type: ignore[no-untyped-call]
+                return
         super().doPoll(0)  # type: ignore[no-untyped-call]
 
     doIteration = doPoll

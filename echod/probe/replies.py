@@ -148,7 +148,7 @@ class DatagramReplies:
         self._datagrams = datagrams
         self._reply = reply
         self._since: dict[int, float] = {}
-        self._answered = array("q", [-1]) * WINDOW
+        self._answered = array("q")  # a megabyte in the end: not of each of many sockets at once
         self._last = -1  # of all that were answered
         self.sent = 0
 
@@ -157,6 +157,8 @@ class DatagramReplies:
         number = self.sent
         self.sent += 1
         self._since[number] = since
+        if number < WINDOW:
+            self._answered.append(-1)
         if len(self._since) > OUTSTANDING:
             del self._since[next(iter(self._since))]
         return self._datagrams.build(number)
@@ -180,7 +182,7 @@ class DatagramReplies:
             else:
                 self._last = number
             self._reply(number, since, now, damaged)
-        elif self._answered[number % WINDOW] == number:
+        elif number < self.sent and self._answered[number % WINDOW] == number:
             self._tally.duplicated += 1
         else:
             self._tally.unexpected += 1

@@ -68,10 +68,10 @@ def counts(run: Measurement) -> Values:
 
 
 def is_right(run: Measurement) -> bool:
-    """Tell whether all came back right, and in time."""
+    """Tell whether all came back right, and in time. Where nothing did, none has."""
     tally = run.tally
     wrong = tally.lost + tally.late + tally.damaged + tally.duplicated + tally.unexpected
-    return bool(tally.sent) and not wrong and not run.errors
+    return bool(tally.received) and not wrong and not run.errors
 
 
 def of_ping(run: Ping) -> Values:
@@ -125,10 +125,10 @@ def of_load(run: Load) -> Values:
             {
                 "start_seconds": digits(each.start),
                 "seconds": digits(each.seconds),
-                "messages": each.times.count,
-                "p50_seconds": digits(each.times.percentile(50)) if each.times.count else None,
-                "p99_seconds": digits(each.times.percentile(99)) if each.times.count else None,
-                "max_seconds": digits(each.times.most) if each.times.count else None,
+                "messages": each.replies,
+                "p50_seconds": digits(each.p50) if each.replies else None,
+                "p99_seconds": digits(each.p99) if each.replies else None,
+                "max_seconds": digits(each.most) if each.replies else None,
             }
             for each in run.intervals
         ],

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import inf
+from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+TURN: Final = 0.001
+"""Seconds after which, where more moments are due than can be acted for, others have their turn."""
 
 
 class Schedule:
@@ -54,10 +58,13 @@ class Pacer:
     def run(self) -> None:
         """Act for those that are due, and wait for the next."""
         self._call = None
-        for moment in self._schedule.due(self._clock.seconds()):
+        now = self._clock.seconds()
+        for moment in self._schedule.due(now):
             self._act(moment)
             if self._stopped:
                 return
+            if self._clock.seconds() - now > TURN:
+                break
         following = self._schedule.next
         if following is None:
             self.stop()

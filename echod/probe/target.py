@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -16,8 +17,12 @@ from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 HOST_AND_PORT: Final = re.compile(
-    r"(udp:)?(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]+)"
+    r"(udp:)?(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]+)",
+    re.IGNORECASE,
 )
+
+LONGEST_PATH: Final = 107
+"""Bytes of the name of a UNIX socket (unix(7))."""
 
 TAKES: Final = "host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
 
@@ -50,17 +55,21 @@ class Target:
         :raises BadTarget: where it describes none.
         """
         try:
-            return cast("IStreamClientEndpoint", clientFromString(reactor, self.said))
+            endpoint: Any = clientFromString(reactor, self.said)
         except (ImportError, NameError) as error:  # NameError: Twisted has gone on without it
             raise BadTarget(
                 f"TARGET {self.said!r} needs TLS, which is not installed: pip install 'echod[tls]'"
             ) from error
         except Exception as error:  # whatever a plugin's parser raises
             # UnlistableError, of trustRoots, says nothing itself.
-            why = str(error) or str(error.__context__ or repr(error))
-            raise BadTarget(
-                f"TARGET {self.said!r} is no client endpoint: {' '.join(why.split())}"
-            ) from error
+            why = " ".join((str(error) or str(error.__context__ or repr(error))).split())
+            if why.startswith("Unknown endpoint type"):  # as of localhost:http
+                why += "; the port of host:port is a number"
+            raise BadTarget(f"TARGET {self.said!r} is no client endpoint: {why}") from error
+        path = getattr(endpoint, "_path", "")  # of a UNIX socket, which Twisted trips over
+        if len(os.fsencode(path)) > LONGEST_PATH:
+            raise BadTarget(f"TARGET {self.said!r}: a path has {LONGEST_PATH} bytes at the most")
+        return cast("IStreamClientEndpoint", endpoint)
 
 
 def parse_target(said: str) -> Target:
@@ -74,7 +83,7 @@ def parse_target(said: str) -> Target:
         if len(port) > 5 or not 0 < int(port) < 65536:
             raise BadTarget(f"TARGET {said!r}: a port is from 1 to 65535, not {port}")
         return Target(said, bool(found[1]), found["six"] or found["host"], int(port))
-    if said.startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", said):
+    if said.lower().startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", said):
         hint = "; an IPv6 address goes in brackets" if said.count(":") > 1 else ""
         raise BadTarget(f"TARGET {said!r} has to be {TAKES}{hint}")
     return Target(said)

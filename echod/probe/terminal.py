@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from math import floor, log
+from math import exp, floor, log
 from typing import Final, NoReturn, TextIO
 
 from tqdm import tqdm
@@ -46,9 +46,7 @@ def left_of(descriptor: int) -> int | None:
 
 def progress(file: TextIO, total: int | None) -> tqdm[NoReturn]:
     """Return a bar that counts bytes."""
-    return tqdm(
-        total=total, unit="B", unit_scale=True, unit_divisor=1024, file=file, dynamic_ncols=True
-    )
+    return tqdm(total=total, unit="B", unit_scale=True, file=file, dynamic_ncols=True)
 
 
 class Live:
@@ -66,11 +64,9 @@ class Live:
 
     def tell(self, interval: Interval) -> None:
         """Tell of that second."""
-        rate = interval.times.count / interval.seconds if interval.seconds else 0.0
+        rate = interval.replies / interval.seconds if interval.seconds else 0.0
         self._bar.n = min(interval.start + interval.seconds, self._duration)
-        self._bar.set_description_str(
-            f"{rate:,.0f}/s, p99 {in_ms(interval.times.percentile(99))} ms"
-        )
+        self._bar.set_description_str(f"{rate:,.0f}/s, p99 {in_ms(interval.p99)} ms")
 
     def close(self) -> None:
         """Take the line away."""
@@ -84,12 +80,13 @@ def histogram(buckets: Sequence[tuple[float, int]], width: int, is_ascii: bool) 
     :param width: columns.
     """
     least, most = max(buckets[0][0], 1e-7), max(buckets[-1][0], 1e-7)
-    rows = min(ROWS, 1 + floor(log(most / least) / log(PART)))
+    samples = sum(count for _, count in buckets)
+    rows = min(ROWS, samples, 1 + floor(log(most / least) / log(PART)))
     step = log(most / least) / rows or 1.0
     counts = [0] * rows
     for seconds, count in buckets:
         counts[min(rows - 1, floor(log(max(seconds, least) / least) / step))] += count
-    labels = [f"{in_ms(least * 2.718281828459045 ** (step * (row + 1)))}" for row in range(rows)]
+    labels = [f"{in_ms(least * exp(step * (row + 1)))}" for row in range(rows)]
     labels[-1] = in_ms(most)
     room = max(map(len, labels))
     figures = max(len(f"{count:,}") for count in counts)

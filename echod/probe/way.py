@@ -64,15 +64,22 @@ class Way:
         """
         return await self._first(lambda *way: self._channel(sockets, *way))
 
-    async def client(self, client: EchoClient) -> None:
-        """Connect ``client``.
+    async def client(self, client: EchoClient, ready: Deferred[None]) -> None:
+        """Connect ``client``, and wait until it is ready.
 
         :raises Exception: as above.
         """
 
         async def connect(endpoint: IStreamClientEndpoint, timeout: float) -> None:
+            begun = self.clock.seconds()
             await self._in_time(connectProtocol(endpoint, client), timeout)
             self.address = name_of(client.transport.getPeer())
+            try:
+                left = max(0.0, timeout - (self.clock.seconds() - begun))
+                await self._in_time(ready, left)
+            except BaseException:
+                client.transport.abortConnection()
+                raise
 
         await self._first(connect)
 
