@@ -11,6 +11,8 @@ import pytest
 from tests.mirrors import Mirror
 from tests.probing import echod_client
 
+pytestmark = pytest.mark.once
+
 COUNTS = ("lost", "late", "damaged", "duplicated", "reordered", "unexpected", "under_way")
 
 
