@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, globalLogPublisher
@@ -24,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.metrics import Tally
 from echod.daemon.page import facts, readable
-from echod.daemon.web import MAX_CONNECTIONS, TIMEOUT, MetricsSite
+from echod.daemon.web import MAX_CONNECTIONS, TIMEOUT, MetricsSite, is_loopback, is_wildcard
 from echod.datagram import EchoDatagrams
 from echod.events import Reason, Refused
 from echod.factory import EchoFactory
@@ -53,7 +54,12 @@ class Site:
     """A MetricsSite in memory, the echo that it tells of, and what is logged meanwhile."""
 
     def __init__(
-        self, listening: list[str] = LISTENING, wrapped: bool = False, **echo: Any
+        self,
+        listening: list[str] = LISTENING,
+        wrapped: bool = False,
+        host: str = "192.0.2.1",
+        bound: str = "192.0.2.1",
+        **echo: Any,
     ) -> None:
         self.network = MemoryNetwork()
         self.tally = Tally()
@@ -65,15 +71,17 @@ class Site:
             datagrams=EchoDatagrams(self.network, self.tally),
             tally=self.tally,
             listening=lambda: listening,
+            listening_on=lambda: [IPv4Address("TCP", bound, 80)],
         )
+        self.host = host
         serving: Any = WrappingFactory(self.site) if wrapped else self.site
         serving.noisy = False
         self.network.server_endpoint(7).listen(self.factory)
-        self.network.server_endpoint(80).listen(serving)
+        self.network.server_endpoint(80, host).listen(serving)
         self.peers = Peers()
 
     def connect(self, port: int = 80) -> Peer:
-        self.network.client_endpoint(port).connect(self.peers)
+        self.network.client_endpoint(port, self.host).connect(self.peers)
         return self.peers.peers[-1]
 
     def send(self, request: bytes, peer: Peer | None = None) -> Peer:
@@ -86,6 +94,10 @@ class Site:
         request = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
         return Reply(self.send(request.encode()).received)
 
+    def ask(self, name: str) -> Reply:
+        """Return the reply to a request that names the host ``name``."""
+        return Reply(self.send(f"GET /metrics HTTP/1.1\r\nHost: {name}\r\n\r\n".encode()).received)
+
     def open(self) -> list[Peer]:
         """Return the peers whose connections are open."""
         return [peer for peer in self.peers.peers if peer.ended is None]
@@ -94,6 +106,56 @@ class Site:
         """Return the bytes of answers that transports hold."""
         transports = [each for each in self.network.getWriters() if each.getHost().port == 80]
         return sum(unsent(transport) for transport in transports)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("localhost", "LOCALHOST:80", "localhost.:80", "dev.localhost", "127.0.0.1"),
+        *("127.0.0.1:80", "10.1.2.3:9862", "[::1]", "[::1]:9862", "[::ffff:127.0.0.1]:80"),
+    ],
+)
+def test_host_on_loopback(name: str) -> None:
+    """A page on loopback is served under localhost, and under any IP address."""
+    assert Site(host="127.0.0.1", bound="127.0.0.1").ask(name).status == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("attacker.example", "attacker.example:80", "localhost.attacker.example", "xlocalhost"),
+        *("127.0.0.1.attacker.example", "localhost:80:90", "", "[::1].attacker.example"),
+    ],
+)
+def test_rebound_host(name: str) -> None:
+    """A name that a web page has pointed at loopback reads nothing (DNS rebinding)."""
+    reply = Site(host="127.0.0.1", bound="127.0.0.1").ask(name)
+    assert reply.status == 421
+    assert "echod_" not in reply.body
+    assert name == "" or name not in reply.body
+
+
+def test_several_hosts() -> None:
+    """A second Host header does not let the first one pass."""
+    site = Site(host="127.0.0.1", bound="127.0.0.1")
+    assert site.ask("attacker.example\r\nHost: localhost").status == 421
+
+
+@pytest.mark.parametrize(
+    ("host", "bound"), [("192.0.2.1", "192.0.2.1"), ("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "::")]
+)
+def test_host_in_public(host: str, bound: str) -> None:
+    """A page that its operator has opened to a network is served under any name."""
+    assert Site(host=host, bound=bound).ask("metrics.example:9862").status == 200
+
+
+def test_ip_addresses() -> None:
+    """IPv4 that reached a port for both families counts as IPv4, and a UNIX socket has none."""
+    assert is_loopback(IPv6Address("TCP", "::ffff:127.0.0.1", 1))
+    assert is_loopback(IPv6Address("TCP", "::1", 1))
+    assert not is_loopback(UNIXAddress(b"/run/echod"))
+    assert is_wildcard(IPv6Address("TCP", "::", 1))
+    assert not is_wildcard(IPv4Address("TCP", "127.0.0.1", 1))
 
 
 class Logged:

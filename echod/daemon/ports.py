@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReadDescriptor
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -37,6 +37,11 @@ class Ports:
     def addresses(self) -> list[str]:
         """Where it listens, by :func:`~echod.daemon.logs.name_of`, and ``tls`` for TCP with TLS."""
         return [self._name_of(port) for port in self._ports]
+
+    @property
+    def hosts(self) -> list[IAddress]:
+        """The addresses on which it listens."""
+        return [port.getHost() for port in self._ports]
 
     async def open(self) -> None:
         """Listen everywhere; raise CannotServe where that is not possible."""

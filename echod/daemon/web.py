@@ -10,12 +10,14 @@ can make the process hold; there are few of them at once, and none makes a line 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from prometheus_client.exposition import choose_encoder
-from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, HTTPFactory, Request, datetimeToString
@@ -53,6 +55,33 @@ FORMAT: Final = re.compile(
 ABSOLUTE: Final = re.compile(rb"^https?://[^/]*/?", re.IGNORECASE)
 
 
+LOCAL_HOST: Final = re.compile(
+    rb"(([a-z0-9-]+\.)*localhost\.?|[0-9.]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.IGNORECASE
+)
+"""Host headers that no name service can point elsewhere: localhost and the names below it
+(RFC 6761 6.3), and IP addresses (RFC 3986 3.2.2)."""
+
+
+def is_loopback(address: IAddress) -> bool:
+    """Return whether ``address`` is a loopback address of IPv4 or IPv6."""
+    ip = ip_address_of(address)
+    return ip is not None and ip.is_loopback
+
+
+def is_wildcard(address: IAddress) -> bool:
+    """Return whether a port at ``address`` listens on all addresses of the machine."""
+    ip = ip_address_of(address)
+    return ip is not None and ip.is_unspecified
+
+
+def ip_address_of(address: IAddress) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address in ``address``, IPv4 in its own form; ``None`` for other kinds."""
+    if not isinstance(address, IPv4Address | IPv6Address):
+        return None
+    ip = ipaddress.ip_address(address.host)
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
 class Answer(Request):
     """One request, and the whole answer to it at once."""
 
@@ -63,7 +92,10 @@ class Answer(Request):
         page = self.channel.factory.pages.get(ABSOLUTE.sub(b"/", self.path))
         accept = b",".join(self.requestHeaders.getRawHeaders(b"Accept", []))
         content_type, body = "text/plain; charset=utf-8", b"not found\n"
-        if page is None:
+        if not self.channel.knows_host(self.requestHeaders.getRawHeaders(b"Host", [])):
+            self.setResponseCode(421)
+            body = b"ask for localhost, or for an IP address of this machine\n"
+        elif page is None:
             self.setResponseCode(404)
         elif self.method not in (b"GET", b"HEAD"):
             self.setResponseCode(405)
@@ -98,6 +130,18 @@ class Channel(HTTPChannel):
         """Parse ``data``, unless the last answer has been given."""
         if not self._over:
             super().dataReceived(data)
+
+    def knows_host(self, names: Sequence[bytes]) -> bool:
+        """Return whether a request with these Host headers is answered.
+
+        A web page may have its own name resolve to 127.0.0.1, and would then read this one (DNS
+        rebinding). On loopback, Host has to be an IP address or localhost, unless the service
+        listens on all addresses: then its operator may have given it any name.
+        """
+        address = self.transport.getHost()
+        if not is_loopback(address) or any(map(is_wildcard, self.factory.listening_on())):
+            return True
+        return all(LOCAL_HOST.fullmatch(name) for name in names)
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002 - Twisted's signature
         """Refuse a line of more than 16 KiB."""
@@ -174,6 +218,7 @@ class MetricsSite(HTTPFactory):
     :param datagrams: answers datagrams.
     :param tally: observes both.
     :param listening: returns the names of what is listened on.
+    :param listening_on: returns the addresses on which the two pages are served.
     """
 
     noisy = False
@@ -187,12 +232,14 @@ class MetricsSite(HTTPFactory):
         datagrams: EchoDatagrams,
         tally: Tally,
         listening: Callable[[], Sequence[str]],
+        listening_on: Callable[[], Sequence[IAddress]] = list,
     ) -> None:
         super().__init__(reactor=reactor, timeout=TIMEOUT)
         self._factory = factory
         self._datagrams = datagrams
         self._tally = tally
         self._listening = listening
+        self.listening_on = listening_on
         self._registry = registry(tally, factory, datagrams)
         self._since = reactor.seconds()
         # In the order of their last use.

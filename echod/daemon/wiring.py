@@ -77,7 +77,7 @@ def makeService(options: Options) -> EchoService:
     # kernel, which would end the process at once.
     if secure or signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
-    others = []
+    others: list[Ports] = []
     if web:
         tally = web.Tally()
         observers.append(tally)
@@ -87,6 +87,7 @@ def makeService(options: Options) -> EchoService:
             datagrams=datagrams,
             tally=tally,
             listening=lambda: echo.addresses,
+            listening_on=lambda: [host for ports in others for host in ports.hosts],
         )
         others.append(Ports(site, metrics, "metrics"))
     factory.observer = datagrams.observer = tell_each(*observers)
