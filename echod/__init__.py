@@ -9,13 +9,26 @@ measures a path).
 """
 
 from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
-from echod.events import Closed, Ending, Event, Observer, Opened, Reason, Refused, tell_each
+from echod.events import (
+    Closed,
+    Drop,
+    Dropped,
+    Ending,
+    Event,
+    Observer,
+    Opened,
+    Reason,
+    Refused,
+    tell_each,
+)
 from echod.factory import EchoFactory
 from echod.protocol import Echo
 from echod.proxy import ProxyFactory
 
 __all__ = [
     "Closed",
+    "Drop",
+    "Dropped",
     "Echo",
     "EchoClient",
     "EchoClientFactory",

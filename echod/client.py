@@ -17,6 +17,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.arguments import check_number, check_provider, check_type, unless_none
+from echod.durations import LONGEST
 from echod.protocol import IStreamTransport, set_tcp_options
 
 CHUNK: Final = 64 * 1024
@@ -82,6 +84,7 @@ class EchoClient(Protocol):
     received = 0
 
     def __init__(self, clock: IReactorTime | None = None) -> None:
+        unless_none(check_provider, "clock", clock, IReactorTime)
         self._clock = clock
         self._calls: deque[_Call] = deque()  # in the order in which replies come
         self._to_send: deque[_Call] = deque()  # the tail of these, not wholly written yet
@@ -104,11 +107,15 @@ class EchoClient(Protocol):
         still comes back, and is checked; later calls are not disturbed.
 
         :param data: what to send.
-        :param timeout: seconds for the whole reply; by default no limit.
+        :param timeout: seconds for the whole reply, 0 or more; by default no limit.
+        :raises TypeError: for data that is not bytes, or a timeout that is not a number.
+        :raises ValueError: for a timeout below 0 or above 250,000 h.
         :return: fires with the reply; fails with :class:`EchoMismatch`,
             :class:`EchoIncomplete`, :class:`twisted.internet.defer.TimeoutError` or
             :class:`twisted.internet.defer.CancelledError`.
         """
+        check_type("data", data, (bytes, bytearray, memoryview), "bytes")
+        unless_none(check_number, "timeout", timeout, 0, LONGEST)
         if self._over is not None or self._finishing:
             reason = self._over or Failure(ConnectionError("close() was called"))
             return fail(EchoIncomplete(len(data), reason))
@@ -278,6 +285,7 @@ class EchoClientFactory(Factory):
     protocol = EchoClient
 
     def __init__(self, clock: IReactorTime | None = None) -> None:
+        unless_none(check_provider, "clock", clock, IReactorTime)
         self.clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> EchoClient:  # noqa: ARG002 - Twisted's signature

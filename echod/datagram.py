@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import functools
 import ipaddress
-import math
 import socket
 import struct
 from collections import Counter, OrderedDict
@@ -37,12 +36,25 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod import durations
+from echod.arguments import (
+    check_callable,
+    check_number,
+    check_provider,
+    check_type,
+    unless_none,
+)
+from echod.durations import SHORTEST
 from echod.events import Drop, Dropped, Observer, ignore, tell
 from echod.factory import network_of
 
 RATE: Final = 100.0
 TOTAL_RATE: Final = 10_000.0
 """Datagrams a second that one source, and all together, are answered; see :class:`Rules`."""
+
+LEAST_RATE: Final = 0.001
+MOST_RATE: Final = 1e9
+"""Datagrams a second, the bounds of both rates."""
 
 BURST: Final = 1.0
 """Seconds of its rate that a source, which has been silent, may use up at once."""
@@ -124,15 +136,17 @@ class Rules:
     :param total_rate: the same for all together. Sources that are not known yet have half of
         it, so that ever new ones, if forged, do not use up what those that are known need.
     :param longest: seconds for which one port of a source is answered that never pauses.
-    :raises ValueError: for a rate or time that is not above 0 and finite.
+    :raises TypeError: for a rate or time that is not a number.
+    :raises ValueError: for a rate that is not from 0.001 to 1,000,000,000 a second, or a time that
+        is not from 1 ms to 250,000 h.
     """
 
     def __init__(
         self, rate: float = RATE, total_rate: float = TOTAL_RATE, longest: float = LONGEST
     ) -> None:
-        for name, value in (("rate", rate), ("total_rate", total_rate), ("longest", longest)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} has to be above 0 and finite, not {value}")
+        for name, value in (("rate", rate), ("total_rate", total_rate)):
+            check_number(name, value, LEAST_RATE, MOST_RATE, "datagrams a second")
+        check_number("longest", longest, SHORTEST, durations.LONGEST)
         self._step, self._total_step = 1 / rate, 1 / total_rate
         self._span, self._total_span = max(BURST, self._step), max(BURST, self._total_step)
         self._longest = longest
@@ -210,7 +224,8 @@ class EchoDatagrams:
 
     :param clock: tells the time.
     :param observer: is told of each datagram that is not answered.
-    :param rules: who is answered; by default the usual :class:`Rules`.
+    :param rules: which sources are answered; by default the usual :class:`Rules`.
+    :raises TypeError: for an argument of another type.
     :ivar answered: datagrams that were sent back so far.
     :ivar bytes: bytes of these.
     """
@@ -218,6 +233,9 @@ class EchoDatagrams:
     def __init__(
         self, clock: IReactorTime, observer: Observer = ignore, rules: Rules | None = None
     ) -> None:
+        check_provider("clock", clock, IReactorTime)
+        check_callable("observer", observer, "a callable that takes one event")
+        unless_none(check_type, "rules", rules, Rules, "Rules")
         self.clock = clock
         self.observer = observer
         self.rules = Rules() if rules is None else rules
@@ -280,6 +298,7 @@ class DatagramEcho(DatagramProtocol):
     """
 
     def __init__(self, datagrams: EchoDatagrams) -> None:
+        check_type("datagrams", datagrams, EchoDatagrams, "EchoDatagrams")
         self._datagrams = datagrams
 
     def startProtocol(self) -> None:
@@ -319,6 +338,7 @@ class DatagramPort:
     def __init__(
         self, reactor: IReactorFDSet, sock: socket.socket, datagrams: EchoDatagrams
     ) -> None:
+        check_type("datagrams", datagrams, EchoDatagrams, "EchoDatagrams")
         self._reactor = reactor
         self._socket = sock
         self._datagrams = datagrams

@@ -15,6 +15,8 @@ from typing import TypeAlias
 from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
+from echod.arguments import check_callable
+
 log = Logger(namespace="echod")
 
 
@@ -156,7 +158,12 @@ def tell(observer: Observer, event: Event) -> None:
 
 
 def tell_each(*observers: Observer) -> Observer:
-    """Return an observer that tells each of ``observers``, also when one of them fails."""
+    """Return an observer that notifies each of ``observers``, even when one of them fails.
+
+    :raises TypeError: for an observer that cannot be called.
+    """
+    for observer in observers:
+        check_callable("tell_each", observer, "callables that take one event")
 
     def tell_them(event: Event) -> None:
         failure: Exception | None = None

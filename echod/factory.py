@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
 import resource
 import socket
@@ -22,7 +21,16 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol
 
+from echod.arguments import (
+    check_callable,
+    check_number,
+    check_provider,
+    check_type,
+    check_whole,
+    unless_none,
+)
 from echod.arrival import Arrival
+from echod.durations import LONGEST, SHORTEST
 from echod.events import Closed, Observer, Opened, Reason, Refused, ignore, tell
 from echod.fastpath import FastPath, kernel_socket
 from echod.protocol import LOOKS, QUIET, Echo, IStreamTransport, Refusal
@@ -51,7 +59,8 @@ class EchoFactory(Factory):
         which the connection is reset; ``None``: any time.
     :param fast_path: whether bytes may go past Twisted's buffers, where that is possible
         (:mod:`echod.fastpath`).
-    :raises ValueError: for a limit below 1, or a timeout that is not above 0 and finite.
+    :raises TypeError: for an argument of another type.
+    :raises ValueError: for a limit below 1, or a timeout that is not from 1 ms to 250,000 h.
 
     Timeouts are never early and late by a quarter at most.
 
@@ -75,14 +84,16 @@ class EchoFactory(Factory):
         handshake_timeout: float | None = 10.0,
         fast_path: bool = True,
     ) -> None:
+        unless_none(check_provider, "clock", clock, IReactorTime)
+        check_callable("observer", observer, "a callable that takes one event")
+        unless_none(check_whole, "max_connections", max_connections, 1)
+        unless_none(check_whole, "max_connections_per_peer", max_connections_per_peer, 1)
+        unless_none(check_number, "idle_timeout", idle_timeout, SHORTEST, LONGEST)
+        unless_none(check_number, "stall_timeout", stall_timeout, SHORTEST, LONGEST)
+        unless_none(check_number, "handshake_timeout", handshake_timeout, SHORTEST, LONGEST)
+        check_type("fast_path", fast_path, bool, "True or False")
         if max_connections is None:
             max_connections = descriptors_left()
-        for limit in (max_connections, max_connections_per_peer):
-            if limit is not None and limit < 1:
-                raise ValueError(f"a limit on connections is 1 or more, not {limit}")
-        for timeout in (idle_timeout, stall_timeout, handshake_timeout):
-            if timeout is not None and not 0 < timeout < math.inf:
-                raise ValueError(f"a timeout is a number of seconds above 0, not {timeout}")
         self.clock = clock
         self.observer = observer
         self.max_connections = max_connections
@@ -159,10 +170,10 @@ class EchoFactory(Factory):
 
         :param deadline: seconds from now, 0 or more.
         :return: fires with ``None`` when none of the connections of now is left.
-        :raises ValueError: for a deadline below 0 or infinite.
+        :raises TypeError: for a deadline that is not a number.
+        :raises ValueError: for a deadline below 0 or above 250,000 h.
         """
-        if not 0 <= deadline < math.inf:
-            raise ValueError(f"a deadline is a number of seconds, 0 or more, not {deadline}")
+        check_number("deadline", deadline, 0, LONGEST)
         self.draining = True
         for arrival in self.arriving:
             arrival.leave()

@@ -15,6 +15,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol
 
+from echod.arguments import check_type
 from echod.arrival import Arrival
 from echod.events import Reason
 from echod.factory import EchoFactory
@@ -173,11 +174,13 @@ class ProxyFactory(Factory):
 
     :param factory: has the limits, the time for a header, and the observer. It may listen
         elsewhere without a proxy, too.
+    :raises TypeError: for any other factory, which has none of these.
     """
 
     noisy = False
 
     def __init__(self, factory: EchoFactory) -> None:
+        check_type("factory", factory, EchoFactory, "an EchoFactory")
         self._factory = factory
 
     def startFactory(self) -> None:

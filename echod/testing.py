@@ -13,11 +13,14 @@ See ``docs/testing.rst`` for how to use it.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import itertools
+import math
 import socket
 import struct
+import typing
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from twisted.internet import error
 from twisted.internet.address import IPv4Address
@@ -45,10 +48,30 @@ from twisted.python.failure import Failure
 from twisted.python.log import err
 from zope.interface import implementer
 
+from echod.arguments import check_number, check_whole
 from echod.protocol import IStreamTransport
 
 TURNS: Final = 1_000_000
 """Turns of the loop after which :meth:`MemoryNetwork.settle` says that there is no end."""
+
+
+P = TypeVar("P")
+P_co = TypeVar("P_co", covariant=True)
+
+
+class Builds(typing.Protocol[P_co]):
+    """A protocol factory whose protocols have a known type; for the type checker."""
+
+    def buildProtocol(self, addr: Any) -> P_co | None:
+        """Return the protocol of a new connection."""
+
+
+def check_ipv4(name: str, host: str) -> None:
+    """Raise ValueError where ``host`` is not an IPv4 address, the one kind that is played here."""
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        raise ValueError(f"{name} takes an IPv4 address, not {host!r}") from None
 
 
 class MemorySocket:
@@ -180,9 +203,12 @@ class MemoryNetwork(Clock):
 
     :param capacity: bytes that each direction of a connection holds, as the kernel's
         buffers do; a writer whose peer does not read waits when they are full.
+    :raises TypeError: for a capacity that is not a whole number.
+    :raises ValueError: for a capacity below 1.
     """
 
     def __init__(self, capacity: int = 64 * 1024) -> None:
+        check_whole("capacity", capacity, 1)
         super().__init__()
         self._capacity = capacity
         self._ports = itertools.count(49152)  # the ephemeral ports of RFC 6335
@@ -193,13 +219,24 @@ class MemoryNetwork(Clock):
     # what a test calls
 
     def server_endpoint(self, port: int = 7, host: str = "192.0.2.1") -> MemoryServerEndpoint:
-        """Return an endpoint to listen on, by default at an address from RFC 5737."""
+        """Return an endpoint to listen on, by default at an address from RFC 5737.
+
+        :raises ValueError: for a port that is not from 1 to 65535, or no IPv4 address.
+        """
+        check_whole("port", port, 1, 65535)
+        check_ipv4("host", host)
         return MemoryServerEndpoint(self, IPv4Address("TCP", host, port))
 
     def client_endpoint(
         self, port: int = 7, host: str = "192.0.2.1", source: str = "198.51.100.1"
     ) -> MemoryClientEndpoint:
-        """Return an endpoint that connects there, coming from ``source``."""
+        """Return an endpoint that connects there, coming from ``source``.
+
+        :raises ValueError: for a port that is not from 1 to 65535, or no IPv4 address.
+        """
+        check_whole("port", port, 1, 65535)
+        check_ipv4("host", host)
+        check_ipv4("source", source)
         return MemoryClientEndpoint(self, IPv4Address("TCP", host, port), source)
 
     def settle(self) -> None:
@@ -216,7 +253,12 @@ class MemoryNetwork(Clock):
         raise AssertionError(f"still moving after {TURNS} turns")
 
     def advance(self, amount: float) -> None:
-        """Let ``amount`` seconds pass, call by call, and settle after each."""
+        """Let ``amount`` seconds pass, call by call, and settle after each.
+
+        :raises TypeError: for an amount that is not a number.
+        :raises ValueError: for an amount below 0.
+        """
+        check_number("amount", amount, 0, math.inf)
         end = self.seconds() + amount
         self.settle()
         while self.calls and (due := min(call.getTime() for call in self.calls)) <= end:
@@ -226,8 +268,11 @@ class MemoryNetwork(Clock):
 
     # what the endpoints call
 
-    def connect(self, server: IPv4Address, source: str, factory: IProtocolFactory) -> IProtocol:
-        """Join a client that ``factory`` makes with the listening ``server``."""
+    def connect(self, server: IPv4Address, source: str, factory: Builds[P]) -> P:
+        """Connect the protocol that ``factory`` builds to the listening ``server``.
+
+        :raises twisted.internet.error.ConnectionRefusedError: where nothing listens.
+        """
         if server not in self._listening:
             raise error.ConnectionRefusedError
         client = IPv4Address("TCP", source, next(self._ports))
@@ -238,13 +283,16 @@ class MemoryNetwork(Clock):
             far.close()
         else:
             answering.makeConnection(MemoryTransport(far, answering, server, client, self))
-        calling = factory.buildProtocol(server)
+        calling: Any = factory.buildProtocol(server)
         assert calling is not None, "this factory does not want to connect"
         calling.makeConnection(MemoryTransport(near, calling, client, server, self))
-        return calling
+        return cast(P, calling)
 
     def listen(self, address: IPv4Address, factory: IProtocolFactory) -> MemoryPort:
-        """Listen at ``address``."""
+        """Listen at ``address``.
+
+        :raises twisted.internet.error.CannotListenError: where another factory listens.
+        """
         if address in self._listening:
             taken = OSError(errno.EADDRINUSE, "Address already in use")
             raise CannotListenError(address.host, address.port, taken)
@@ -365,7 +413,7 @@ class MemoryClientEndpoint:
     def __init__(self, network: MemoryNetwork, address: IPv4Address, source: str) -> None:
         self._network, self._address, self._source = network, address, source
 
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+    def connect(self, protocolFactory: Builds[P]) -> Deferred[P]:
         """Connect; fails with ConnectionRefusedError where nothing listens."""
         try:
             return succeed(self._network.connect(self._address, self._source, protocolFactory))
@@ -410,6 +458,7 @@ class Peer(Protocol):
 
         :return: fires with this peer when it has.
         """
+        check_whole("count", count, 1)
         self._stall_at = len(self.received) + count
         self.resume()
         return self.when_received(self._stall_at)
@@ -420,6 +469,7 @@ class Peer(Protocol):
 
     def when_received(self, count: int) -> Deferred[Peer]:
         """Return a Deferred that fires with this peer when ``count`` bytes came, or the end."""
+        check_whole("count", count, 0)
         return self._when(lambda: len(self.received) >= count or self.ended is not None)
 
     def when_ended(self) -> Deferred[Peer]:

@@ -31,6 +31,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.arguments import check_callable, check_type
 from echod.arrival import Arrival
 from echod.events import Reason
 from echod.factory import EchoFactory
@@ -247,12 +248,16 @@ class TLSFactory(WrappingFactory):
     :param context: returns what the next handshake is done with: keys, certificates, rules. Its
         options have to include OP_NO_RENEGOTIATION.
 
+    :raises TypeError: for an argument of another type.
+
     :ivar echo: the factory that serves.
     """
 
     noisy = False
 
     def __init__(self, factory: EchoFactory, context: Callable[[], SSL.Context]) -> None:
+        check_type("factory", factory, EchoFactory, "an EchoFactory")
+        check_callable("context", context, "a callable that returns an OpenSSL.SSL.Context")
         super().__init__(factory)  # type: ignore[no-untyped-call]
         self.echo = factory
         self.context = context

@@ -15,6 +15,7 @@ SOURCES = sorted((ROOT / "echod").rglob("*.py"))
 
 # Inside the core imports run one way: a file may import those before it.
 CORE = [
+    "arguments",
     "durations",
     "events",
     "kernel",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from docutils import nodes
+from twisted.internet.task import Clock
 
 from echod.daemon.options import PORT, Options
 from echod.datagram import (
@@ -191,4 +192,4 @@ def test_embedding_parts() -> None:
     assert {"DatagramPort(reactor, sock, datagrams)", "startListening()"} <= named
     assert DatagramPort.startListening
     assert DatagramEcho.__name__ in blocks(DOCUMENT, "python")[0]
-    assert {"answered", "bytes"} <= vars(EchoDatagrams(None)).keys()  # type: ignore[arg-type]
+    assert {"answered", "bytes"} <= vars(EchoDatagrams(Clock())).keys()
