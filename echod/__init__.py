@@ -42,5 +42,9 @@ __all__ = [
     "ProxyFactory",
     "Reason",
     "Refused",
+    "__version__",
     "tell_each",
 ]
+
+# Stated here alone: setup.cfg reads it from the source, without importing Twisted.
+__version__ = "0.1.0"

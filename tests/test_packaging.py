@@ -10,12 +10,12 @@ import sys
 import tarfile
 import venv
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from echod import __version__
 from tests import support
 from tests.mirrors import Mirror
 from tests.support import ROOT, Daemon, receive_all
@@ -63,7 +63,16 @@ def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
     assert {"twisted/plugins/echod_plugin.py", "echod/py.typed", "echod/daemon/service.py"} <= names
     assert "echod/probe/main.py" in names
     assert not {"twisted/__init__.py", "twisted/plugins/__init__.py"} & names
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"echod", "twisted"}
+    info = f"twisted_echod-{__version__}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"echod", "twisted", info}
+
+
+def test_metadata(built: dict[str, Path]) -> None:
+    """The wheel has the distribution name twisted-echod, and the version of the source."""
+    wheel = zipfile.ZipFile(built["wheel"])
+    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = wheel.read(name).decode().splitlines()
+    assert {"Name: twisted-echod", f"Version: {__version__}"} <= set(lines)
 
 
 def test_client(built: dict[str, Path], tmp_path: Path) -> None:
@@ -72,7 +81,7 @@ def test_client(built: dict[str, Path], tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", f"{built['wheel']}[client]")
     client = python.with_name("echod-client")
-    assert run(client, "--version", cwd=tmp_path) == f"echod-client {version('echod')}\n"
+    assert run(client, "--version", cwd=tmp_path) == f"echod-client {__version__}\n"
     with Mirror("plain") as mirror:
         printed = run(client, "ping", f"127.0.0.1:{mirror.port}", "-c", "1", cwd=tmp_path)
     assert "1 sent, 1 received, 0 lost, 0 late, 0 damaged" in printed
@@ -115,6 +124,6 @@ def test_install(
     client = python.with_name("echod-client")
     bare = subprocess.run([client, "--version"], capture_output=True, text=True, check=False)
     assert bare.returncode == 2
-    assert bare.stderr.endswith("which is not installed: pip install 'echod[client]'\n")
+    assert bare.stderr.endswith("which is not installed: install echod with its extra client\n")
     where = run(python, "-c", "import echod; print(echod.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(checkout if form == "editable" else tmp_path)

@@ -100,7 +100,7 @@ def test_without_matplotlib(target: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (status, out) == (2, "")
     assert err == (
         "echod-client load: --plot needs matplotlib, which is not installed: "
-        "pip install 'echod[plot]'\n"
+        "install echod with its extra plot\n"
     )
 
 

@@ -153,7 +153,7 @@ def test_tls_that_twisted_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Twisted could not import, it has no name for: then TLS is what is missing."""
     monkeypatch.delattr("twisted.internet.endpoints.optionsForClientTLS")
     assert refused("tls:localhost:7").endswith(
-        " needs TLS, which is not installed: pip install 'echod[tls]'"
+        " needs TLS, which is not installed: install echod with its extra tls"
     )
 
 
@@ -177,7 +177,7 @@ def test_without_tls(missing: str) -> None:
         check=True,
         cwd=ROOT,
     )
-    why = "needs TLS, which is not installed: pip install 'echod[tls]'"
+    why = "needs TLS, which is not installed: install echod with its extra tls"
     assert ended.stdout.splitlines() == [
         "UNIXClientEndpoint",
         f"TARGET 'tls:localhost:7' {why}",

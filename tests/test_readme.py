@@ -26,6 +26,13 @@ def blocks(language: str | None) -> list[str]:
     return literal_blocks(tree(ROOT / "README.rst"), language)
 
 
+def test_distribution_name() -> None:
+    """No text tells a reader to install a package called echod: on PyPI that is another program."""
+    texts = [*ROOT.glob("*.rst"), *ROOT.glob("docs/*.rst"), *ROOT.glob("systemd/*")]
+    for path in [*texts, *ROOT.glob("echod/**/*.py")]:
+        assert not re.search(r"pip install [^&`]*[ ']echod\b", path.read_text()), path
+
+
 def hello(daemon: Daemon, port: int | None = None) -> None:
     with socket.create_connection(("127.0.0.1", port or daemon.port), TIMEOUT) as client:
         client.sendall(b"hello")

@@ -222,7 +222,7 @@ class MakeServiceTests(SynchronousTestCase):
                     del sys.modules[name]
             sys.modules["prometheus_client"] = None  # type: ignore[assignment]
             error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:0")
-        self.assertRegex(str(error), r"need prometheus_client.* pip install 'echod\[metrics\]'$")
+        self.assertRegex(str(error), "need prometheus-client, .* echod with its extra metrics$")
 
     def secure(self) -> str:
         """Return a description of a port with TLS, with its files."""
@@ -239,13 +239,13 @@ class MakeServiceTests(SynchronousTestCase):
 
     def test_tls_without_the_extra(self) -> None:
         """Without pyOpenSSL or cryptography TLS is refused, in a line that names the extra."""
-        for package in ("OpenSSL", "cryptography"):
+        for module, package in (("OpenSSL", "pyOpenSSL"), ("cryptography", "cryptography")):
             with mock.patch.dict(sys.modules):
                 for name in ("echod.daemon.secure", "echod.daemon.certificates", "echod.tls"):
                     sys.modules.pop(name, None)
-                sys.modules[package] = None  # type: ignore[assignment]
+                sys.modules[module] = None  # type: ignore[assignment]
                 error = self.assertRaises(CannotServe, self.make, "--listen", "ssl:0")
-            self.assertRegex(str(error), rf"needs {package}.* pip install 'echod\[tls\]'$")
+            self.assertRegex(str(error), f"needs {package}, .* echod with its extra tls$")
 
     def test_hang_up_with_tls(self) -> None:
         """With TLS, SIGHUP loads certificates, before and in a drain, and never stops."""

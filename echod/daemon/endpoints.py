@@ -19,8 +19,11 @@ from echod.proxy import ProxyFactory
 PLAIN: Final = ("tcp", "tcp6", "unix", "systemd")
 """Endpoints on which a PROXY header is the first that comes."""
 
-EXTRAS: Final = {"metrics": ("prometheus_client",), "tls": ("OpenSSL", "cryptography")}
-"""What echod itself imports of each extra."""
+EXTRAS: Final = {
+    "metrics": {"prometheus_client": "prometheus-client"},
+    "tls": {"OpenSSL": "pyOpenSSL", "cryptography": "cryptography"},
+}
+"""The modules that echod imports of each extra, and the distributions that they come from."""
 
 
 class ProxyListener:
@@ -75,7 +78,8 @@ def import_extra(module: str, extra: str, what: str) -> Any:
         if missing not in EXTRAS[extra]:
             raise
         raise CannotServe(
-            f"{what} {missing}, which is not installed: pip install 'echod[{extra}]'"
+            f"{what} {EXTRAS[extra][missing]}, which is not installed: "
+            f"install echod with its extra {extra}"
         ) from error
 
 

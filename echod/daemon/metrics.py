@@ -1,7 +1,7 @@
 """What happened, in numbers: counted as it is told, summed when somebody asks.
 
 The numbers are plain Python. What makes metrics of them is prometheus_client, the
-extra ``echod[metrics]``; nothing else of echod imports it, so that who does not ask for
+extra ``metrics``; nothing else of echod imports it, so that who does not ask for
 metrics does not need it.
 """
 
@@ -23,12 +23,12 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from echod import __version__
 from echod.datagram import EchoDatagrams
 from echod.events import Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
 from echod.kernel import owed
 
-VERSION: Final = version("echod")
 TWISTED: Final = version("twisted")
 
 MINUTE: Final = 60.0
@@ -188,7 +188,7 @@ class EchoCollector(Collector):
         yield InfoMetricFamily(
             "echod_build",
             "The versions of echod and of Twisted.",
-            {"version": VERSION, "twisted": TWISTED},
+            {"version": __version__, "twisted": TWISTED},
         )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Final
 
 from twisted.python import usage
 
+from echod import __version__
 from echod.daemon.logs import on_one_line
 
 PORT: Final = 65432
@@ -126,7 +126,7 @@ class Options(usage.Options):
 
     def opt_version(self) -> None:
         """Display echod's version and exit."""
-        print(f"echod {version('echod')}")
+        print(f"echod {__version__}")
         raise SystemExit(0)
 
     def parseArgs(self, *args: str) -> None:

@@ -9,11 +9,12 @@ from typing import Final, NamedTuple
 
 from twisted.web.template import Tag, flattenString, tags
 
-from echod.daemon.metrics import VERSION, Tally, transferred
+from echod import __version__
+from echod.daemon.metrics import Tally, transferred
 from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
 
-TITLE: Final = f"echod {VERSION}"
+TITLE: Final = f"echod {__version__}"
 
 UNITS: Final = ("", "kB", "MB", "GB", "TB", "PB", "EB")
 

@@ -243,7 +243,7 @@ def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None]
         if missing != "matplotlib":
             raise
         raise Unusable(
-            f"--plot needs {missing}, which is not installed: pip install 'echod[plot]'"
+            f"--plot needs {missing}, which is not installed: install echod with its extra plot"
         ) from error
     earlier = []
     for file in compare:

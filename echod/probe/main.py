@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-EXTRA: Final = ("hdrh", "tqdm")
+EXTRA: Final = {"hdrh": "hdrhistogram", "tqdm": "tqdm"}
+"""The modules that echod-client imports of its extra, and the distributions that they come from."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing not in EXTRA:
             raise
         print(
-            f"echod-client needs {missing}, which is not installed: pip install 'echod[client]'",
+            f"echod-client needs {EXTRA[missing]}, which is not installed: "
+            "install echod with its extra client",
             file=sys.stderr,
         )
         return 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any, Final, NoReturn
 
+from echod import __version__
 from echod.probe.messages import LONGEST, SHORTEST
 from echod.probe.target import BadTarget, parse_target
 
@@ -86,7 +86,7 @@ def parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"echod-client {version('echod')}")
+    top.add_argument("--version", action="version", version=f"echod-client {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="pipe | ping | load")
 
     def command(name: str, what: str) -> ArgumentParser:
@@ -170,7 +170,7 @@ def parser() -> ArgumentParser:
         "--plot",
         type=plot_file,
         metavar="FILE",
-        help="draw the latencies to an .svg or .png; needs pip install 'echod[plot]'",
+        help="draw the latencies to an .svg or .png; needs the extra plot",
     )
     load.add_argument(
         "--compare",

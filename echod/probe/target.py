@@ -58,7 +58,8 @@ class Target:
             endpoint: Any = clientFromString(reactor, self.said)
         except (ImportError, NameError) as error:  # NameError: Twisted has gone on without it
             raise BadTarget(
-                f"TARGET {self.said!r} needs TLS, which is not installed: pip install 'echod[tls]'"
+                f"TARGET {self.said!r} needs TLS, which is not installed: "
+                "install echod with its extra tls"
             ) from error
         except Exception as error:  # whatever a plugin's parser raises
             # UnlistableError, of trustRoots, says nothing itself.
