@@ -90,7 +90,7 @@ class ConnectionLogTests(SynchronousTestCase):
             log(Dropped(Drop.SOURCE_RATE, IPv4Address("UDP", "192.0.2.1", 40000 + number)))
             log(Refused(Reason.DRAINING, PEER))
         log(Dropped(Drop.LOW_PORT, IPv6Address("UDP", "2001:db8::1", 7)))
-        log.sum_up()
+        log.flush()
         self.assertEqual(
             self.lines(),
             [
@@ -147,7 +147,7 @@ class FormatTests(SynchronousTestCase):
         log(Refused(Reason.MAX_CONNECTIONS, PEER))
         log(Refused(Reason.DRAINING, PEER))
         log(Refused(Reason.DRAINING, PEER))
-        log.sum_up()
+        log.flush()
         other = Logger("twisted", observer=observe)
         other.debug("")
         other.debug("a\nb", event="closed")

@@ -289,7 +289,7 @@ def test_numbers() -> None:
     ):
         assert said in TEXT, said
     assert notify.EVERY == 1, "«a second old at most»"
-    assert logs.SUM_UP == 1, "«one such line a second at most»"
+    assert logs.INTERVAL == 1, "«one such line a second at most»"
     assert service["RestartPreventExitStatus"] == ["1"], "«ends with exit status 1»"
     assert "PYTHONFAULTHANDLER=1" in service["Environment"], "«the journal shows where it hung»"
     assert on_loopback("tcp:9862") == f"tcp:9862:interface={metrics.partition(':')[0]}"

@@ -19,11 +19,11 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, eventAsText
 
-from echod.events import Closed, Drop, Dropped, Event, Reason, Refused
+from echod.events import Closed, Dropped, Event, Refused
 
-SUM_UP: Final = 1.0
-"""Seconds between two lines about refusals, at least: a flood of clients must not
-become a flood of lines."""
+INTERVAL: Final = 1.0
+"""Seconds, the least time between two lines of a :class:`RateLimitedSummary`: a flood of
+clients must not become a flood of lines."""
 
 PRIORITIES: Final = {
     LogLevel.debug: 7,
@@ -52,8 +52,8 @@ class ConnectionLog:
 
     def __init__(self, clock: IReactorTime, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._refused = Sum(clock, log_refused)
-        self._dropped = Sum(clock, log_dropped)
+        self._refused = RateLimitedSummary(clock, log_refused)
+        self._dropped = RateLimitedSummary(clock, log_dropped)
 
     def __call__(self, event: Event) -> None:
         """Log ``event``, or count it for the next line."""
@@ -69,14 +69,14 @@ class ConnectionLog:
                     unsent=event.unsent,
                 )
         elif isinstance(event, Refused):
-            self._refused.add(event.reason, event.peer)
+            self._refused.add(event.reason.value, name_of(event.peer))
         elif isinstance(event, Dropped):
-            self._dropped.add(event.drop, event.peer)
+            self._dropped.add(event.drop.value, name_of(event.peer))
 
-    def sum_up(self) -> None:
-        """Log what no line has told yet: to be called at the end of the log's life."""
-        self._refused.sum_up()
-        self._dropped.sum_up()
+    def flush(self) -> None:
+        """Log the refusals that are counted and not logged yet: call this before the end."""
+        self._refused.flush()
+        self._dropped.flush()
 
 
 def log_refused(total: int, reasons: Reasons, peer: str) -> None:
@@ -105,38 +105,41 @@ def log_dropped(total: int, reasons: Reasons, peer: str) -> None:
     )
 
 
-class Sum:
-    """Things that were not done, in one line for all within :data:`SUM_UP`.
+class RateLimitedSummary:
+    """Events of one kind, logged in at most one line each :data:`INTERVAL`.
 
-    :param clock: tells when that is over.
-    :param write: logs how many there were, the reasons, and who was the last.
+    The first event is logged at once. Those that follow within the interval are counted, and
+    logged together at its end.
+
+    :param clock: schedules the end of the interval.
+    :param write: logs one line: how many events, how many for each reason, and the last peer.
     """
 
     def __init__(self, clock: IReactorTime, write: Callable[[int, Reasons, str], None]) -> None:
         self._clock = clock
         self._write = write
         self._reasons: Counter[str] = Counter()
-        self._last: IAddress | None = None
-        self._holding = False
+        self._last = ""
+        self._pending = False
 
-    def add(self, reason: Reason | Drop, peer: IAddress | None) -> None:
-        """Log one, or count it for the next line."""
-        self._reasons[reason.value] += 1
+    def add(self, reason: str, peer: str) -> None:
+        """Log one event, or count it for the next line."""
+        self._reasons[reason] += 1
         self._last = peer
-        if not self._holding:
-            self.sum_up()
+        if not self._pending:
+            self.flush()
 
-    def sum_up(self) -> None:
-        """Log what was added since the last line, and hold the next one back for a while."""
-        self._holding = bool(self._reasons)
+    def flush(self) -> None:
+        """Log the events since the last line now, if there are any, and begin a new interval."""
+        self._pending = bool(self._reasons)
         if self._reasons:
             reasons, self._reasons = self._reasons, Counter()
-            self._write(reasons.total(), Reasons(reasons), name_of(self._last))
-            self._clock.callLater(SUM_UP, self.sum_up)
+            self._write(reasons.total(), Reasons(reasons), self._last)
+            self._clock.callLater(INTERVAL, self.flush)
 
 
 class Reasons(dict[str, int]):
-    """How many there were for each reason; as text, «draining 1, max-connections 2»."""
+    """The number of events for each reason; as text, «draining 1, max-connections 2»."""
 
     def __str__(self) -> str:
         return ", ".join(f"{reason} {count}" for reason, count in self.items())

@@ -51,7 +51,7 @@ def makeService(options: Options) -> EchoService:
     environ = take(os.environ, (*passed.ENVIRONMENT, *notify.ENVIRONMENT))
     sockets = passed.passed(environ, os.getpid())
     connection_log = ConnectionLog(reactor, quiet=options["quiet"])
-    reactor.addSystemEventTrigger("after", "shutdown", connection_log.sum_up)
+    reactor.addSystemEventTrigger("after", "shutdown", connection_log.flush)
     metrics = metrics_listeners(options, sockets, reactor)
     web = import_extra("web", "metrics", "metrics need") if metrics else None
     factory = EchoFactory(
