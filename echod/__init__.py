@@ -8,23 +8,6 @@ memory), then ``daemon`` (the service that ``twistd`` runs) and ``probe`` (``ech
 measures a path).
 """
 
-from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
-from echod.events import (
-    Closed,
-    Drop,
-    Dropped,
-    Ending,
-    Event,
-    Observer,
-    Opened,
-    Reason,
-    Refused,
-    tell_each,
-)
-from echod.factory import EchoFactory
-from echod.protocol import Echo
-from echod.proxy import ProxyFactory
-
 __all__ = [
     "Closed",
     "Drop",
@@ -48,3 +31,43 @@ __all__ = [
 
 # Stated here alone: setup.cfg reads it from the source, without importing Twisted.
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # as in typing, which takes ten milliseconds
+
+if TYPE_CHECKING:
+    from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
+    from echod.events import (
+        Closed,
+        Drop,
+        Dropped,
+        Ending,
+        Event,
+        Observer,
+        Opened,
+        Reason,
+        Refused,
+        tell_each,
+    )
+    from echod.factory import EchoFactory
+    from echod.protocol import Echo
+    from echod.proxy import ProxyFactory
+
+else:  # a type checker would accept any name from a module with __getattr__
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used: importing Twisted takes a third of a second.
+
+        ``echod-client`` imports this package before it can prepare for Ctrl-C.
+        """
+        from importlib import import_module  # noqa: PLC0415 - only when it is needed
+
+        homes = ("client", "events", "factory", "protocol", "proxy") if name in __all__ else ()
+        for home in homes:
+            found = getattr(import_module(f"{__name__}.{home}"), name, None)
+            if found is not None:
+                globals()[name] = found
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
