@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from echod.events import Reason
 from echod.kernel import beneath, unread
-from echod.protocol import QUIET, IStreamTransport, lose, reset
+from echod.protocol import QUIET, IStreamTransport, lose, reset, set_options
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
@@ -49,7 +49,8 @@ class Arrival(Protocol):
         """Bytes that have come from the peer."""
 
     def connectionMade(self) -> None:
-        """Begin to wait."""
+        """Set the socket's options, and begin to wait."""
+        set_options(self.transport)
         factory = self._factory
         factory.arriving.add(self)
         if factory.handshake_timeout is not None:

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from echod.arguments import check_number, check_provider, check_type, unless_none
 from echod.durations import LONGEST
-from echod.protocol import IStreamTransport, set_tcp_options
+from echod.protocol import IStreamTransport, set_options
 
 CHUNK: Final = 64 * 1024
 """Bytes handed to the transport at once: what it calls a full buffer."""
@@ -146,7 +146,7 @@ class EchoClient(Protocol):
     def connectionMade(self) -> None:
         """Begin."""
         self._over, self._gone = None, False
-        set_tcp_options(self.transport)
+        set_options(self.transport)
         self.transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:

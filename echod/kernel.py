@@ -13,6 +13,7 @@ import fcntl
 import socket
 import struct
 import termios
+from contextlib import suppress
 from typing import cast
 
 from twisted.internet.abstract import FileDescriptor
@@ -83,6 +84,23 @@ def unread(transport: ITransport) -> bool:
         return bool(handle.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
+
+
+def receive_urgent_inline(descriptor: object) -> None:
+    """Receive urgent data in order, as any other byte (SO_OOBINLINE in socket(7)).
+
+    Without it the kernel keeps the last byte of what was sent with MSG_OOB out of the stream, over
+    TCP (RFC 6093) and over UNIX sockets: the echo is a byte short, and ends as if whole. The
+    kernel looks at the option when the socket is read, so it counts for bytes that have arrived.
+    One case is decided on arrival: TCP drops a first urgent byte that is unread when a second
+    arrives. For that the option is set on TCP listeners too, and accepted sockets inherit it.
+
+    :param descriptor: a transport, or a listening port.
+    """
+    sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
+    if isinstance(sock, socket.socket):
+        with suppress(OSError):  # not every kind of socket has it on every kernel
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def _handle(transport: ITransport) -> socket.socket | None:

@@ -39,7 +39,7 @@ from zope.interface import implementer
 
 from echod.events import Closed, Ending
 from echod.fastpath import send_now
-from echod.kernel import beneath, owed, unacknowledged, unread, unsent
+from echod.kernel import beneath, owed, receive_urgent_inline, unacknowledged, unread, unsent
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
@@ -68,12 +68,14 @@ class IStreamTransport(ITCPTransport, IConsumer, IPushProducer):
     reactor: IReactorTime
 
 
-def set_tcp_options(transport: IStreamTransport) -> None:
-    """Send small replies at once (TCP_NODELAY), and notice a peer that vanished (SO_KEEPALIVE).
+def set_options(transport: IStreamTransport) -> None:
+    """Set the options of a socket, before its first byte is read.
 
-    Only where ``transport`` is TCP, whoever the peer is that a proxy tells of: a UNIX
-    transport has the same methods, and on some releases of Twisted they raise.
+    Receive urgent data in order. Over TCP, send small replies at once (TCP_NODELAY), and notice a
+    peer that vanished (SO_KEEPALIVE). A UNIX transport has the same methods, and on some releases
+    of Twisted they raise. Behind a proxy the peer's address does not tell which of both it is.
     """
+    receive_urgent_inline(transport)
     if isinstance(transport, Connection):  # by far the quicker question, and mostly the answer
         tcp = not isinstance(transport, UNIX)
     else:
@@ -141,7 +143,7 @@ class Echo(Protocol):
 
     def connectionMade(self) -> None:
         """Begin: set the socket's options, wire the back-pressure, tell the factory."""
-        set_tcp_options(self.transport)
+        set_options(self.transport)
         self.transport.registerProducer(self, True)
         # Set here, and not by and by, for CPython to keep the attributes compactly.
         self.counted = 0

@@ -37,7 +37,7 @@ from echod.events import Reason
 from echod.factory import EchoFactory
 from echod.fastpath import send_now
 from echod.kernel import unsent
-from echod.protocol import Echo, IStreamTransport, set_tcp_options
+from echod.protocol import Echo
 
 RECORD: Final = 16 * 1024
 """Bytes of the largest part that TLS encrypts by itself (RFC 8446 5.1)."""
@@ -61,8 +61,6 @@ class TLSArrival(Arrival):
     def connectionMade(self) -> None:
         """Begin to wait, and count it as its peer's."""
         self._key = self._factory.count(self._peer)
-        transport = cast(IStreamTransport, self.transport)
-        set_tcp_options(transport)
         super().connectionMade()
 
     def shaken(self) -> None:

@@ -125,6 +125,10 @@ class Ends:
         """Have ``data`` arrive in the service's kernel without a turn of the reactor."""
         cast(Any, peer.transport).getHandle().send(data)
 
+    def send_urgent(self, peer: Peer, data: bytes) -> None:
+        """Have ``data`` arrive in the service's kernel, the last byte of it urgent (RFC 6093)."""
+        cast(Any, peer.transport).getHandle().send(data, socket.MSG_OOB)
+
     def reset_unseen(self, peer: Peer) -> None:
         """Have a reset arrive in the service's kernel without a turn of the reactor."""
         cast(Any, beneath(peer.transport)).connectionLost(Failure(ConnectionAborted()))
@@ -136,6 +140,9 @@ class MemoryEnds(Ends):
     def __init__(self) -> None:
         self.clock = self.network = MemoryNetwork()
         self.options: dict[str, Any] = {}
+
+    def send_urgent(self, peer: Peer, data: bytes) -> None:
+        self.send_unseen(peer, data)  # the network has no urgent data
 
     async def listen(self, factory: IProtocolFactory) -> None:
         await self.network.server_endpoint().listen(factory)
@@ -309,9 +316,15 @@ class TLSEnds(TCP4Ends):
         return tls.wrappedProtocol
 
     def send_unseen(self, peer: Peer, data: bytes) -> None:
+        self._send(peer, data, 0)
+
+    def send_urgent(self, peer: Peer, data: bytes) -> None:
+        self._send(peer, data, socket.MSG_OOB)
+
+    def _send(self, peer: Peer, data: bytes, flags: int) -> None:
         connection = cast(Any, peer.transport).getHandle()
         connection.send(data)
-        cast(Any, beneath(peer.transport)).getHandle().send(connection.bio_read(1 << 15))
+        cast(Any, beneath(peer.transport)).getHandle().send(connection.bio_read(1 << 15), flags)
 
     def _wrapped(self, factory: IProtocolFactory, is_client: bool) -> Any:
         wrapped = TLSMemoryBIOFactory(TLSContext(self, is_client), is_client, factory, Clock())

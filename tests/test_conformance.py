@@ -137,6 +137,42 @@ async def test_half_close_with_much_owed(serve: Any, ends: Any) -> None:
 
 
 @run
+async def test_urgent_data(serve: Any, ends: Any) -> None:
+    """Urgent data comes back in order, as any other byte does: on its own, and before the end."""
+    peer = await (await serve()).peer()
+    for count in (1, 2, 3):
+        ends.send_urgent(peer, b"abc")
+        await ends.until(peer.when_received(3 * count))
+    ends.send_urgent(peer, b"def")
+    ends.send_unseen(peer, b"ghi")
+    ends.send_urgent(peer, b"j")
+    peer.finish()
+    await ends.until(peer.when_ended())
+    assert (peer.received, peer.ended) == (b"abc" * 3 + b"defghij", "FIN")
+
+
+@run
+async def test_client_of_urgent_replies(ends: Any) -> None:
+    """The client takes urgent data of the service's for what it is: a part of the reply."""
+    service = Peers()
+    await ends.listen(service)
+    client = await ends.connect(EchoClientFactory(ends.clock))
+    reply = client.echo(b"abcdef")
+    while not service.peers:
+        await ends.turn()
+    [peer] = service.peers
+    await ends.until(peer.when_received(6))
+    await ends.turn()  # for the session tickets of TLS to leave first
+    ends.send_urgent(peer, b"abc")
+    ends.send_urgent(peer, b"def")
+    assert await ends.until(reply) == b"abcdef"
+    closed = client.close()
+    await ends.until(peer.when_ended())
+    await ends.until(closed)
+    await ends.stop()
+
+
+@run
 async def test_back_pressure(serve: Any, ends: Any) -> None:
     """Of a peer that does not read, no more than 256 KiB are taken and held.
 

@@ -123,6 +123,17 @@ def test_at_once(bench: Bench, connect: Any) -> None:
     assert bench.tally.received == 1
 
 
+def test_urgent_reply(bench: Bench, connect: Any) -> None:
+    """A reply that is sent as urgent data is whole (RFC 6093)."""
+    connected = connect(3)
+    [channel], [peer] = connected.channels, connected.peers
+    for number in range(2):
+        channel.begin(bench.reactor.seconds())
+        peer.send(peer.recv(3), socket.MSG_OOB)
+        bench.until(lambda number=number: bench.replied == list(range(number + 1)))
+    assert bench.tally.damaged == 0
+
+
 def test_more_than_the_kernel_takes(bench: Bench, connect: Any) -> None:
     """What the kernel does not take at once is sent later, in order, and once."""
     size, many = 1_000_000, 20

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from echod.daemon.listening import BACKLOG, Listener
 from echod.daemon.logs import name_of
+from echod.kernel import receive_urgent_inline
 
 log = Logger(namespace="echod")
 
@@ -53,6 +54,7 @@ class Ports:
             if listener.tls:
                 self._tls += ports
             for port in ports:
+                receive_urgent_inline(port)
                 log.info("{event} on {endpoint}", event=self._name, endpoint=self._name_of(port))
 
     def _name_of(self, port: IListeningPort) -> str:

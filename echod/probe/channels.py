@@ -34,7 +34,7 @@ from echod.fastpath import kernel_socket
 from echod.kernel import unsent
 from echod.probe.failures import kind_of
 from echod.probe.replies import DatagramReplies, StreamReplies
-from echod.protocol import IStreamTransport, set_tcp_options
+from echod.protocol import IStreamTransport, set_options
 
 BATCH: Final = 64
 ROUNDS: Final = 8
@@ -236,7 +236,7 @@ class StreamChannel(TwistedProtocol):
         self.connected_at = self._clock.seconds()
         self.open = True
         self.secure = ISSLTransport.providedBy(self.transport)
-        set_tcp_options(self.transport)
+        set_options(self.transport)
         self.transport.registerProducer(self, True)
         self._socket = kernel_socket(self.transport)
         if self._socket is not None:
