@@ -52,6 +52,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.daemon.certificates import Certificates
+from echod.daemon.passed import Passed
 from echod.events import Closed, Ending, Event, Refused
 from echod.factory import EchoFactory
 from echod.kernel import beneath
@@ -341,6 +342,13 @@ class TLSContext:
         return SSL.Connection(self._context, None)
 
     serverConnectionForTLS = clientConnectionForTLS
+
+
+def passed_on(sock: socket.socket, name: str = "echod.socket") -> Passed:
+    """Pass a copy of a socket's descriptor, which belongs to its receiver from then on."""
+    descriptor = os.dup(sock.fileno())
+    os.set_inheritable(descriptor, True)
+    return Passed(descriptor, name)
 
 
 def proxy_header(version: int, host: str, port: int) -> bytes:

@@ -8,12 +8,14 @@ import os
 import select
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
+from tests.authority import Authority
 from tests.support import TIMEOUT, Daemon, passing, proxy_header, receive_all
 
 JOURNAL = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.journal", "echod")
@@ -61,6 +63,12 @@ def check_echo(client: socket.socket) -> None:
     client.sendall(b"hello")
     client.shutdown(socket.SHUT_WR)
     assert receive_all(client) == b"hello"
+    client.close()
+
+
+def check_echo_over_tls(client: ssl.SSLSocket) -> None:
+    client.sendall(b"hello")
+    assert client.recv(5) == b"hello"
     client.close()
 
 
@@ -112,15 +120,19 @@ def test_datagrams(tcp: socket.socket, udp: socket.socket) -> None:
 
 
 def test_endpoint(tcp: socket.socket) -> None:
-    """Twisted's own systemd: endpoints work, and there is no warning."""
-    with Daemon("--listen", "systemd:domain=INET:name=a", **passing(tcp, names="a")) as daemon:
-        check_echo(connect(tcp))
-        assert "not served" not in daemon.log
+    """A socket can be chosen by its name; another one is served besides."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        Daemon("--listen", "systemd:name=a", **passing(other, tcp, names="b:a")) as daemon,
+    ):
+        daemon.wait_for("listening on", 2)
+        for sock in (tcp, other):
+            check_echo(connect(sock))
 
 
 def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
     """They work behind a proxy, too: the log names its client."""
-    where = "haproxy:systemd:domain=INET:name=a"
+    where = "haproxy:systemd:name=a"
     with Daemon("--listen", where, **passing(tcp, names="a")) as daemon, connect(tcp) as client:
         client.sendall(proxy_header(2, "192.0.2.1", 40000) + b"hello")
         client.shutdown(socket.SHUT_WR)
@@ -130,17 +142,55 @@ def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
 
 
 def test_endpoint_of_several(tcp: socket.socket, unix: socket.socket) -> None:
-    """Of several sockets with one name, as all of a unit have, one is served: a warning."""
-    where = "systemd:domain=INET:name=a"
+    """Of several sockets with one name, as all of a unit have, each is served behind a proxy."""
+    where = "haproxy:systemd:name=a"
     with Daemon("--listen", where, **passing(unix, tcp, names="a:a")) as daemon:
-        check_echo(connect(tcp))
-        [line] = daemon.wait_for("not served")
-        assert line.endswith("says where to listen: descriptor 3 (a)")
+        for sock in (tcp, unix):
+            client = connect(sock)
+            client.sendall(proxy_header(1, "192.0.2.1", 40000))
+            check_echo(client)
+        daemon.wait_for("closed tcp 192.0.2.1:40000: finished, 5 bytes", 2)
+
+
+def test_tls(tcp: socket.socket, tmp_path: Path) -> None:
+    """Both sockets named tls are served over TLS, after SIGHUP and a restart too; others without.
+
+    What begins in a restart waits for the next process.
+    """
+    authority = Authority(tmp_path)
+    key, certificate = authority.issue("server")
+    context = ssl.create_default_context(cafile=authority.file)
+
+    def over_tls(sock: socket.socket) -> ssl.SSLSocket:
+        return context.wrap_socket(connect(sock), server_hostname="localhost")
+
+    where = f"ssl:systemd:name=tls:privateKey={key}:certKey={certificate}"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as two,
+    ):
+        for _ in range(2):
+            waiting = connect(one)
+            given = passing(one, tcp, two, names="tls:echod.socket:tls")
+            with Daemon("--listen", where, **given) as daemon:
+                daemon.wait_for("listening on tls", 2)
+                daemon.wait_for("listening on tcp")
+                check_echo(connect(tcp))
+                check_echo_over_tls(context.wrap_socket(waiting, server_hostname="localhost"))
+                for sock in (one, two):
+                    check_echo_over_tls(over_tls(sock))
+                authority.issue("server")
+                daemon.terminate(signal.SIGHUP)
+                daemon.wait_for("certificates loaded")
+                check_echo_over_tls(over_tls(two))
+                daemon.terminate()
+                assert daemon.wait() == -signal.SIGTERM
+                assert "Traceback" not in daemon.log
 
 
 def test_restart_behind_a_proxy(tcp: socket.socket) -> None:
     """A client whose header has not come yet at a stop, and who waits, is for the next process."""
-    where = "haproxy:systemd:domain=INET:name=a"
+    where = "haproxy:systemd:name=a"
     clients: list[socket.socket] = []
     for _ in range(2):
         with Daemon("--listen", where, **passing(tcp, names="a")) as daemon:
@@ -162,7 +212,7 @@ def test_endpoint_of_a_unix_socket(unix: socket.socket, before: str) -> None:
     """Of a UNIX socket, mode and file stay as systemd made them, in the run and at the stop."""
     path = Path(unix.getsockname())
     path.chmod(0o600)
-    where = f"{before}systemd:domain=UNIX:name=a"
+    where = f"{before}systemd:name=a"
     with Daemon("--listen", where, **passing(unix, names="a")) as daemon:
         daemon.wait_for("listening on unix")
         with connect(unix) as client:
@@ -176,11 +226,11 @@ def test_endpoint_of_a_unix_socket(unix: socket.socket, before: str) -> None:
 
 
 def test_endpoint_of_datagrams(udp: socket.socket) -> None:
-    """As a stream endpoint, a datagram socket is one line, and exit status 1."""
-    options = ("--listen", "systemd:domain=INET:name=a")
+    """Behind a proxy, a datagram socket is one line, and exit status 1."""
+    options = ("--listen", "haproxy:systemd:name=a")
     with contextlib.closing(Daemon(*options, **passing(udp, names="a"))) as daemon:
         assert daemon.wait() == 1
-        assert "'systemd:domain=INET:name=a': that is a datagram socket" in daemon.lines[-1]
+        assert "(a) is a datagram socket: give it a socket unit of its own" in daemon.lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import socket
-from types import SimpleNamespace
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.daemon import endpoints
 from echod.daemon.endpoints import ProxyListener, echo_listener
 from echod.daemon.listening import EndpointListener, UDPListener
 from echod.daemon.options import CannotServe
-from echod.daemon.passed import PassedListener
+from echod.daemon.passed import Passed, PassedListener
 from echod.daemon.unixsockets import UNIXListener
+from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
-from tests.support import now
+from tests.support import now, passed_on
 
 
 class EchoListenerTests(SynchronousTestCase):
-    def listener(self, description: str) -> Any:
+    def listener(self, description: str, *passed: Passed) -> Any:
         self.reactor: Any = MemoryReactor()
-        datagrams: Any = None
-        return echo_listener(self.reactor, datagrams, description)
+        self.passed = [*passed]
+        return echo_listener(self.reactor, EchoDatagrams(Clock()), description, self.passed)
+
+    def refused(self, description: str, *passed: Passed) -> str:
+        line = str(self.assertRaises(CannotServe, self.listener, description, *passed))
+        said = f"--listen {description!r}: "
+        self.assertIn(said, line)
+        return line.partition(said)[2]
 
     def test_kinds(self) -> None:
         """Each kind of endpoint has its listener, in whatever case it is written."""
@@ -53,25 +59,43 @@ class EchoListenerTests(SynchronousTestCase):
     def test_not_behind_a_proxy(self) -> None:
         """What would not see the header first cannot stand behind haproxy:."""
         for behind in ("", "ssl:7", "udp:7", "haproxy:tcp:7", "quic:7"):
-            with self.assertRaises(CannotServe) as caught:
-                self.listener(f"haproxy:{behind}")
-            line = str(caught.exception)
-            self.assertIn(f"--listen 'haproxy:{behind}': haproxy: goes before one of ", line)
+            self.assertIn("haproxy: goes before one of ", self.refused(f"haproxy:{behind}"))
 
     def test_systemd(self) -> None:
-        """What systemd passed stays its own, behind a proxy too; a datagram socket is no stream."""
-
-        def listener_of(description: str, sock: socket.socket) -> Any:
-            found = SimpleNamespace(endpoint=SimpleNamespace(fileno=sock.detach()))
-            self.patch(endpoints, "EndpointListener", lambda *_: found)
-            return self.listener(description)
-
-        for description in ("systemd:domain=INET:index=0", "HAProxy:systemd:domain=INET:index=0"):
-            listener = listener_of(description, socket.create_server(("127.0.0.1", 0)))
-            self.assertTrue(listener.passed)
+        """What systemd passed is served by its name, behind a proxy too, and is taken."""
+        for description in ("systemd:name=a", "HAProxy:SystemD:name=a"):
+            with socket.create_server(("127.0.0.1", 0)) as sock:
+                listener = self.listener(description, passed_on(sock, "a"), Passed(999, "b"))
+            self.assertEqual(self.passed, [Passed(999, "b")])
+            self.assertEqual((listener.passed, listener.tls), (True, False))
             inner = getattr(listener, "_listener", listener)
             self.assertIsInstance(inner, PassedListener)
-            inner._socket.close()
-            with self.assertRaises(CannotServe) as caught:
-                listener_of(description, socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            self.assertIn(f"--listen {description!r}: that is a datagram", str(caught.exception))
+            inner._sockets[0].close()
+
+    def test_systemd_datagrams(self) -> None:
+        """A datagram socket is served by its name, but for no header goes before a datagram."""
+        for description in ("systemd:name=a", "haproxy:systemd:name=a"):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                passed = passed_on(sock, "a")
+            if description.startswith("haproxy:"):
+                self.assertIn("(a) is a datagram socket: ", self.refused(description, passed))
+            else:
+                self.listener(description, passed)._sockets[0].close()
+
+    def test_wrong_systemd(self) -> None:
+        """A description with anything wrong is answered with what is, and with what it takes."""
+        for rest, why in (
+            ("systemd", "it has no name="),
+            ("systemd:", "it has no name="),
+            ("systemd:a", "it knows no 'a'"),
+            ("systemd:name=", "it knows no 'name='"),
+            ("systemd:name=b", "systemd passed no socket with the name 'b' ("),
+            ("systemd:name=a:name=a", "it has name= twice"),
+            ("systemd:domain=INET:index=0", "it knows no 'domain=INET'"),
+        ):
+            for description in (rest, f"haproxy:{rest}"):
+                line = self.refused(description, Passed(999, "a"))
+                self.assertTrue(line.startswith(why), line)
+                self.assertTrue(
+                    line.endswith("; it takes systemd:name=NAME, for all sockets of that name")
+                )

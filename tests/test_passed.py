@@ -21,10 +21,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.client import EchoClientFactory
 from echod.daemon import passed as module
 from echod.daemon.options import CannotServe
-from echod.daemon.passed import Passed, adopt, passed
+from echod.daemon.passed import Passed, PassedListener, adopt, passed, take_named
 from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
-from tests.support import now, reactor_of_kind, turn
+from tests.support import now, passed_on, reactor_of_kind, turn
 
 
 class PassedTests(SynchronousTestCase):
@@ -73,17 +73,8 @@ class PassedTests(SynchronousTestCase):
             self.assertIn(f"LISTEN_FDNAMES={names}: {count} names for 2 descriptors", line)
 
 
-def passed_on(sock: Any) -> Passed:
-    descriptor = os.dup(sock.fileno())
-    os.set_inheritable(descriptor, True)
-    return Passed(descriptor, "echod.socket")
-
-
 class AdoptTests(SynchronousTestCase):
     def setUp(self) -> None:
-        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
-
-        self.reactor: Any = reactor
         self.log: list[LogEvent] = []
         self.patch(module.log, "observer", self.log.append)
         directory = tempfile.TemporaryDirectory()
@@ -99,31 +90,28 @@ class AdoptTests(SynchronousTestCase):
             sock.listen()
         return sock
 
-    def passed(self, *sockets: Any) -> list[Passed]:
-        """Pass descriptors of the sockets, which belong to the process from then on."""
-        return [passed_on(sock) for sock in sockets]
-
-    def refused(self, *sockets: Any) -> str:
-        return str(self.assertRaises(CannotServe, adopt, self.passed(*sockets), self.reactor))
+    def refused(self, sock: socket.socket) -> str:
+        return str(self.assertRaises(CannotServe, adopt, [passed_on(sock)]))
 
     def test_datagram(self) -> None:
         """Where no datagrams can be served, a datagram socket is left out, and the log says so."""
         stream = self.listening(socket.AF_INET, ("127.0.0.1", 0))
         datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
-        [listener] = adopt(self.passed(datagram, stream), self.reactor)
-        listener._socket.close()
+        [sock] = adopt([passed_on(datagram), passed_on(stream)])
+        sock.close()
         [event] = self.log
         self.assertEqual(event["log_level"], LogLevel.warn)
         self.assertIn("is a datagram socket, and is not served", formatEvent(event))
-        self.assertEqual(adopt(self.passed(datagram), self.reactor), [])
+        self.assertEqual(adopt([passed_on(datagram)]), [])
 
     def test_datagrams(self) -> None:
         """Else it answers; after a stop it is there still, for the next."""
         datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
         reactor = reactor_of_kind("epoll")
         datagrams = EchoDatagrams(Clock())
-        [listener] = adopt(self.passed(datagram), reactor, datagrams)
-        self.addCleanup(listener._socket.close)
+        [sock] = adopt([passed_on(datagram)], datagrams=True)
+        self.addCleanup(sock.close)
+        listener = PassedListener(reactor, [sock], datagrams)
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(client.close)
         client.connect(datagram.getsockname())
@@ -150,11 +138,57 @@ class AdoptTests(SynchronousTestCase):
         reading, writing = os.pipe()
         self.addCleanup(os.close, writing)
         [descriptor] = [Passed(reading, "fifo")]
-        error = self.assertRaises(CannotServe, adopt, [descriptor], self.reactor)
+        error = self.assertRaises(CannotServe, adopt, [descriptor])
         self.assertIn("(fifo) is no socket: socket operation on non-socket", str(error))
         os.close(reading)
-        error = self.assertRaises(CannotServe, adopt, [descriptor], self.reactor)
+        error = self.assertRaises(CannotServe, adopt, [descriptor])
         self.assertIn("(fifo) is no socket: bad file descriptor", str(error))
+
+
+class TakeNamedTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        for sock in self.sockets:
+            self.addCleanup(sock.close)
+
+    def test_all_of_a_name(self) -> None:
+        """One listener serves all sockets of the name, and they are taken."""
+        one, other, two = self.sockets
+        passed = [passed_on(one, "a"), passed_on(other, "b"), passed_on(two, "a")]
+        rest = passed[1:2]
+        listener = take_named("a", passed, reactor_of_kind("epoll"))
+        self.assertEqual(passed, rest)
+        ports = now(listener.listen(EchoFactory()))
+        self.assertEqual(
+            [port.getHost().port for port in ports],
+            [sock.getsockname()[1] for sock in (one, two)],
+        )
+        for port in ports:
+            port.stopListening()
+        for sock in (*listener._sockets, *adopt(rest)):
+            sock.close()
+
+    def test_no_such_name(self) -> None:
+        """A name that no socket has is refused, in a line that names those there are."""
+        for names, left in (((), "none"), (("b", "b", "c"), "b, c")):
+            passed = [Passed(3, name) for name in names]
+            error = self.assertRaises(ValueError, take_named, "a", passed, None)
+            self.assertIn("systemd passed no socket with the name 'a' (", str(error))
+            self.assertTrue(str(error).endswith(f"or another option takes it; left: {left}"))
+
+    def test_datagrams_of_a_name(self) -> None:
+        """A datagram socket among them is refused where it cannot be served, and else is served."""
+        for datagrams in (None, EchoDatagrams(Clock())):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                passed = [passed_on(self.sockets[0], "a"), passed_on(sock, "a")]
+            if datagrams is None:
+                error = self.assertRaises(ValueError, take_named, "a", passed, None)
+                self.assertIn("(a) is a datagram socket: give it a socket unit of", str(error))
+            else:
+                listener = take_named("a", passed, None, datagrams)
+                self.assertEqual(len(listener._sockets), 2)
+                for opened in listener._sockets:
+                    opened.close()
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, "abstract"])
@@ -177,9 +211,10 @@ async def test_served(family: Any, tmp_path: Path) -> None:
         clients = clientFromString(
             reactor, f"unix:{where}" if where else f"tcp:{host}:{systemd.getsockname()[1]}"
         )
-        [listener] = adopt([passed_on(systemd)], reactor)
+        [sock] = adopt([passed_on(systemd)])
+        assert not sock.get_inheritable()
+        listener = PassedListener(reactor, [sock])
         assert listener.passed
-        assert not listener._socket.get_inheritable()
         for _ in range(2):
             factory = EchoFactory()
             early = await clients.connect(EchoClientFactory())
@@ -194,6 +229,6 @@ async def test_served(family: Any, tmp_path: Path) -> None:
             await port.stopListening()
             await factory.drain(1)
             assert factory.numPorts == 0
-        listener._socket.close()
+        sock.close()
         if family == socket.AF_UNIX:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600

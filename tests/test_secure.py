@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from echod.daemon import secure
 from echod.daemon.certificates import BadCertificates, Certificates
 from echod.daemon.logs import on_one_line
 from echod.daemon.options import CannotServe
+from echod.daemon.passed import Passed
 from echod.daemon.secure import TLSListener
 from echod.factory import EchoFactory
 from echod.tls import TLSFactory
 from tests.authority import Authority
-from tests.support import now
+from tests.support import now, passed_on, reactor_of_kind
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def ssl_port(authority: Authority, more: str = "", port: str = "7") -> str:
 
 def refused(description: str) -> str:
     with pytest.raises(CannotServe) as caught:
-        TLSListener(MemoryReactorClock(), description)
+        TLSListener(MemoryReactorClock(), description, [])
     line = str(caught.value)
     said = on_one_line(f"--listen {description!r}: ")
     assert line.startswith(f"twistd echod: {said}")
@@ -76,7 +78,7 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
     factory = EchoFactory()
     for port in ("7", "port=7"):
         reactor.tcpServers.clear()
-        ports = now(TLSListener(reactor, ssl_port(authority, more, port)).listen(factory))
+        ports = now(TLSListener(reactor, ssl_port(authority, more, port), []).listen(factory))
         assert len(ports) == len(interfaces)
         for (number, over, backlog, interface), wanted in zip(
             reactor.tcpServers, interfaces, strict=True
@@ -100,6 +102,14 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
         ("ssl:7:privateKey=a:certKey=", "it knows no 'certKey='"),
         ("ssl:7:privateKey=a:certKey=b:privateKey=c", "it has privateKey= twice"),
         ("ssl:7:privateKey=a:certKey=b:interface=eth0", "'eth0' does not appear to be an IPv"),
+        ("ssl:systemd:privateKey=a:certKey=b", "it has no name="),
+        ("ssl:SYSTEMD:name=tls:certKey=b", "it has no privateKey="),
+        ("ssl:systemd:name=tls:privateKey=a:certKey=b:interface=::1", "it knows no 'interface="),
+        ("ssl:systemd:domain=INET:index=0", "it knows no 'domain=INET'"),
+        (
+            "ssl:systemd:name=tls:privateKey=a:certKey=b",
+            "systemd passed no socket with the",
+        ),
     ],
 )
 def test_wrong_arguments(description: str, says: str) -> None:
@@ -118,6 +128,35 @@ def test_bad_files(authority: Authority) -> None:
     assert "server.key: there is no certificate" in refused(f"ssl:7:privateKey={key}:certKey={key}")
 
 
+def test_passed(authority: Authority) -> None:
+    """All sockets that systemd passed under the name are served over TLS; others are left."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        passed = [passed_on(one, "tls"), Passed(999, "other"), passed_on(two, "tls")]
+        description = ssl_port(authority, ":name=tls", "systemd")
+        listener: Any = TLSListener(reactor_of_kind("epoll"), description, passed)
+        assert (listener.passed, listener.tls) == (True, True)
+        assert passed == [Passed(999, "other")]
+        ports: Any = now(listener.listen(EchoFactory()))
+        assert [(port.getHost().port, type(port.factory)) for port in ports] == [
+            (sock.getsockname()[1], TLSFactory) for sock in (one, two)
+        ]
+        for port in ports:
+            port.stopListening()
+        for sock in listener._listener._sockets:
+            sock.close()
+
+
+def test_passed_datagrams(authority: Authority) -> None:
+    """A datagram socket cannot be served over TLS: one line says so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        description = ssl_port(authority, ":name=tls", "systemd")
+        with pytest.raises(CannotServe, match=r"\(tls\) is a datagram socket: give it a socket u"):
+            TLSListener(MemoryReactorClock(), description, [passed_on(sock, "tls")])
+
+
 def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it cannot listen, the line has the whole option."""
     description = ssl_port(authority, ":interface=192.0.2.1")
@@ -129,14 +168,14 @@ def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(reactor, "listenTCP", in_use)
     with pytest.raises(CannotServe) as caught:
-        now(TLSListener(reactor, description).listen(EchoFactory()))
+        now(TLSListener(reactor, description, []).listen(EchoFactory()))
     line = str(caught.value)
     assert f"--listen {description!r}: cannot listen on tcp 192.0.2.1:7: address already" in line
 
 
 def test_reload(authority: Authority, log: list[LogEvent]) -> None:
     """Loaded anew is said in a line; what cannot be loaded in a critical one, the old stay."""
-    listener = TLSListener(MemoryReactorClock(), ssl_port(authority))
+    listener = TLSListener(MemoryReactorClock(), ssl_port(authority), [])
     first = listener._certificates()
     listener.reload()
     second = listener._certificates()
@@ -154,7 +193,8 @@ def test_another_directory(
     """Files named from the directory of the start are found again from another."""
     authority.issue("server")
     monkeypatch.chdir(tmp_path)
-    listener = TLSListener(MemoryReactorClock(), "ssl:7:privateKey=server.key:certKey=server.pem")
+    files = "privateKey=server.key:certKey=server.pem"
+    listener = TLSListener(MemoryReactorClock(), f"ssl:7:{files}", [])
     monkeypatch.chdir("/")
     listener.reload()
     assert [event["event"] for event in log] == ["reloaded"]
@@ -251,6 +291,7 @@ def test_half_written(
         MemoryReactorClock(),
         f"ssl:7:privateKey={key}:certKey={certificate}"
         f":extraCertChain={names['chain']}:clientCA={names['clients']}",
+        [],
     )
     with Path(names[wrong]).open("ab") as file:
         file.write(Path(authority.file).read_bytes()[:200])

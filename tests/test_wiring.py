@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from echod.daemon import endpoints, makeService, notify, passed, secure, wiring
+from echod.daemon.endpoints import ProxyListener
 from echod.daemon.listening import EndpointListener, TCPListener, UDPListener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import PassedListener
@@ -90,7 +91,8 @@ class MakeServiceTests(SynchronousTestCase):
         others = [listener for ports in service._others for listener in ports._listeners]
         for listener in (*echo, *others):
             if isinstance(listener, PassedListener):
-                listener._socket.close()
+                for sock in listener._sockets:
+                    sock.close()
         return [type(listener) for listener in echo], [type(listener) for listener in others]
 
     def test_service(self) -> None:
@@ -124,30 +126,44 @@ class MakeServiceTests(SynchronousTestCase):
         """Sockets that systemd passes are served in place of the default."""
         self.pass_sockets(a=1, b=2)
         made = self.make()
-        self.assertEqual(self.listeners(made), ([PassedListener] * 2, []))
+        self.assertEqual(len(made._echo._listeners[0]._sockets), 2)
+        self.assertEqual(self.listeners(made), ([PassedListener], []))
         self.assertEqual([name for name in os.environ if name.startswith("LISTEN_")], [])
 
     def test_passed_and_said(self) -> None:
-        """Where the command line says where to listen, a socket passed is not served: a warning."""
+        """Where the command line says where to listen, a socket passed is served too."""
         for arguments, kind in (
             (["--port", "0"], TCPListener),
             (["--interface", "127.0.0.1"], TCPListener),
             (["--listen", "tcp:0"], EndpointListener),
         ):
             self.pass_sockets(a=1)
-            self.assertEqual(self.listeners(self.make(*arguments)), ([kind], []))
-            os.close(FIRST)
-            [warning] = self.warnings()
-            self.assertIn(f"says where to listen: descriptor {FIRST} (a)", warning)
-            self.log.clear()
+            self.assertEqual(self.listeners(self.make(*arguments)), ([kind, PassedListener], []))
 
-    def test_passed_for_an_endpoint(self) -> None:
-        """Twisted's own systemd: endpoints take what was passed, and there is no warning."""
+    def test_passed_by_name(self) -> None:
+        """A --listen takes all sockets of a name; the others are served as they are."""
+        self.pass_sockets(a=1, b=2)
+        made = self.make("--listen", "haproxy:systemd:name=b")
+        [behind, rest] = made._echo._listeners
+        self.assertIsInstance(behind, ProxyListener)
+        self.assertIsInstance(rest, PassedListener)
+        for sock in (*behind._listener._sockets, *rest._sockets):
+            sock.close()
+
+    def test_passed_by_the_name_of_all(self) -> None:
+        """Where a --listen takes all that was passed, that is all: there is no default port."""
         self.pass_sockets(a=1)
+        self.assertEqual(
+            self.listeners(self.make("--listen", "systemd:name=a")), ([PassedListener], [])
+        )
+
+    def test_passed_for_tls(self) -> None:
+        """A socket with the name tls is never served without TLS: one line, with what to add."""
+        self.pass_sockets(tls=1)
         self.addCleanup(os.close, FIRST)
-        error = self.assertRaises(CannotServe, self.make, "--listen", "systemd:domain=INET:name=a")
-        self.assertIn("KeyError: 'a'", str(error))  # Twisted looked before they were passed
-        self.assertEqual(self.warnings(), [])
+        error = self.assertRaises(CannotServe, self.make)
+        self.assertIn(f"descriptor {FIRST} (tls) is for TLS, and no option says", str(error))
+        self.assertIn("add --listen ssl:systemd:name=tls:privateKey=FILE:", str(error))
 
     def test_systemd_is_told(self) -> None:
         """Under systemd the connections are told to it; else nobody is asked for that."""

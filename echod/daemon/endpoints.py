@@ -8,9 +8,15 @@ from typing import Any, Final, cast
 
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
-from echod.daemon.listening import EndpointListener, Listener, UDPListener, with_backlog
+from echod.daemon.listening import (
+    EndpointListener,
+    Listener,
+    UDPListener,
+    named_values,
+    with_backlog,
+)
 from echod.daemon.options import CannotServe
-from echod.daemon.passed import Passed, adopt
+from echod.daemon.passed import Passed, take_named
 from echod.daemon.unixsockets import UNIXListener
 from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
@@ -36,16 +42,18 @@ class ProxyListener:
         self._listener = listener
         self.passed = listener.passed
         self.tls = listener.tls
-        self.descriptor = getattr(listener, "descriptor", None)  # of one that systemd passed
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen there."""
         return await self._listener.listen(ProxyFactory(cast(EchoFactory, factory)))
 
 
-def echo_listener(reactor: Any, datagrams: EchoDatagrams, description: str) -> Listener:
+def echo_listener(
+    reactor: Any, datagrams: EchoDatagrams, description: str, passed: list[Passed]
+) -> Listener:
     """Return what ``--listen`` describes.
 
+    :param passed: the sockets that systemd passed. Those that it describes are removed.
     :raises CannotServe: where that is nothing to listen on.
     """
     said = f"--listen {description!r}"
@@ -54,11 +62,15 @@ def echo_listener(reactor: Any, datagrams: EchoDatagrams, description: str) -> L
         return UDPListener(reactor, datagrams, description)
     if kind == "ssl":
         secure: Listener = import_extra("secure", "tls", "--listen ssl: needs").TLSListener(
-            reactor, description
+            reactor, description, passed
         )
         return secure
+    if kind == "systemd":
+        return systemd_listener(reactor, description, said, passed, datagrams)
     if kind == "haproxy":
         behind = description.partition(":")[2]
+        if kind_of(behind) == "systemd":
+            return ProxyListener(systemd_listener(reactor, behind, said, passed))
         if kind_of(behind) not in PLAIN:
             raise CannotServe(f"{said}: haproxy: goes before one of {', '.join(PLAIN)}")
         return ProxyListener(stream_listener(reactor, behind, said))
@@ -91,23 +103,31 @@ def stream_listener(reactor: Any, description: str, said: str) -> Listener:
     """
     if kind_of(description) == "unix":
         return UNIXListener(reactor, description, said)
-    listener = EndpointListener(reactor, with_backlog(description), said)
-    if kind_of(description) == "systemd":
-        return systemd_listener(reactor, listener.endpoint.fileno, said)
-    return listener
+    return EndpointListener(reactor, with_backlog(description), said)
 
 
-def systemd_listener(reactor: Any, descriptor: int, said: str) -> Listener:
-    """Return what serves a socket of systemd's, which Twisted's own ``systemd:`` has chosen.
+def systemd_listener(
+    reactor: Any,
+    description: str,
+    said: str,
+    passed: list[Passed],
+    datagrams: EchoDatagrams | None = None,
+) -> Listener:
+    """Return a listener for the sockets that ``systemd:name=NAME`` describes: all of that name.
 
-    Chosen, and no more: Twisted would give a UNIX socket's file another mode, and unlink it in
-    the end; and what waits in the kernel at a stop is to be left for the next process.
-
-    :raises CannotServe: where it is no stream socket.
+    :param said: the option and what it was given, for error messages.
+    :param datagrams: answers on UDP sockets; ``None``: there must be none.
+    :raises CannotServe: where it describes none.
     """
-    for listener in adopt([Passed(descriptor, said)], reactor):
-        return listener
-    raise CannotServe(f"{said}: that is a datagram socket")
+    try:
+        name = named_values(description.split(":")[1:], {"name"}).get("name")
+        if name is None:
+            raise ValueError("it has no name=")
+        return take_named(name, passed, reactor, datagrams)
+    except ValueError as error:
+        raise CannotServe(
+            f"{said}: {error}; it takes systemd:name=NAME, for all sockets of that name"
+        ) from None
 
 
 def kind_of(description: str) -> str:

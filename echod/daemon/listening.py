@@ -7,7 +7,7 @@ import ipaddress
 import re
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Protocol, cast
 
 from twisted.internet.address import IPv4Address
@@ -128,13 +128,22 @@ class TCPListener(NumberListener):
     """One TCP port number on each of several interfaces.
 
     :param reactor: listens.
+    :param option: the option that asks for it, for error messages; ``None``: ``--port`` and
+        ``--interface``.
     """
 
     kind = "tcp"
 
-    def __init__(self, reactor: IReactorTCP, port: int, interfaces: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        reactor: IReactorTCP,
+        port: int,
+        interfaces: Sequence[str] = (),
+        option: str | None = None,
+    ) -> None:
         super().__init__(port, interfaces)
         self._reactor = reactor
+        self._option = option
 
     async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:
         endpoint: Any = TCP6ServerEndpoint if ":" in interface else TCP4ServerEndpoint
@@ -142,6 +151,8 @@ class TCPListener(NumberListener):
         return cast(IListeningPort, await where.listen(factory))
 
     def _said(self, number: int) -> str:
+        if self._option is not None:
+            return self._option
         if number in UNKNOWN:
             return "--interface"
         return "--port" if self._port else "--port 0"
@@ -235,17 +246,27 @@ def port_and_values(description: str, names: Collection[str]) -> tuple[int, dict
     number = number.removeprefix("port=")
     if not (number.isascii() and number.isdigit() and int(number) <= 65535):
         raise ValueError(f"a port is a whole number from 0 to 65535, not {number!r}")
+    values = named_values(rest, names)
+    if "interface" in values:
+        ipaddress.ip_address(values["interface"])
+    return int(number), values
+
+
+def named_values(parts: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    r"""Return the values of ``NAME=VALUE`` parts; ``\:`` is a colon within a value.
+
+    :param names: those that there may be.
+    :raises ValueError: for another name, a name without a value, or one given twice.
+    """
     values: dict[str, str] = {}
-    for part in filter(None, rest):
+    for part in filter(None, parts):
         name, _, value = part.replace("\\:", ":").partition("=")
         if name not in names or not value:
             raise ValueError(f"it knows no {part!r}")
         if name in values:
             raise ValueError(f"it has {name}= twice")
         values[name] = value
-    if "interface" in values:
-        ipaddress.ip_address(values["interface"])
-    return int(number), values
+    return values
 
 
 def with_backlog(description: str) -> str:

@@ -29,6 +29,9 @@ FIRST: Final = 3
 METRICS: Final = "metrics"
 """The name (FileDescriptorName= in systemd.socket(5)) of a socket for the metrics."""
 
+TLS: Final = "tls"
+"""The name of a socket that is served over TLS, and never without."""
+
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 ENVIRONMENT: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -80,21 +83,20 @@ def passed(environ: Mapping[str, str], pid: int) -> list[Passed]:
     ]
 
 
-def adopt(
-    passed: Sequence[Passed], reactor: Any, datagrams: EchoDatagrams | None = None
-) -> list[PassedListener]:
-    """Return a listener for each socket.
+def adopt(passed: Sequence[Passed], *, datagrams: bool = False) -> list[socket.socket]:
+    """Return the sockets behind descriptors, set to non-blocking and close-on-exec.
 
-    :param datagrams: answers on UDP sockets; ``None``: one is left out, and the log says so.
+    :param datagrams: whether datagram sockets are wanted; where they are not, one is left
+        out, and the log says so.
     :raises CannotServe: for a descriptor that cannot be served.
     """
-    listeners = []
+    sockets = []
     for each in passed:
         try:
             sock = socket.socket(fileno=each.descriptor)
         except OSError as error:
             raise CannotServe(f"{each} is no socket: {str(error.strerror).lower()}") from error
-        if sock.type == socket.SOCK_DGRAM and datagrams is None:
+        if sock.type == socket.SOCK_DGRAM and not datagrams:
             log.warn("{passed} is a datagram socket, and is not served", passed=str(each))
             sock.close()
             continue
@@ -104,8 +106,35 @@ def adopt(
             raise CannotServe(f"{each} {unfit}")
         sock.set_inheritable(False)
         sock.setblocking(False)
-        listeners.append(PassedListener(reactor, sock, datagrams))
-    return listeners
+        sockets.append(sock)
+    return sockets
+
+
+def take_named(
+    name: str, passed: list[Passed], reactor: Any, datagrams: EchoDatagrams | None = None
+) -> PassedListener:
+    """Return a listener for all sockets of that name, and remove them from ``passed``.
+
+    :param datagrams: answers on UDP sockets; ``None``: there must be none.
+    :raises ValueError: where no socket has that name, or one of them is a datagram socket
+        without ``datagrams``.
+    :raises CannotServe: for a descriptor that cannot be served.
+    """
+    named = [each for each in passed if each.name == name]
+    if not named:
+        others = ", ".join(dict.fromkeys(each.name for each in passed)) or "none"
+        raise ValueError(
+            f"systemd passed no socket with the name {name!r} (FileDescriptorName= in "
+            f"systemd.socket(5)), or another option takes it; left: {others}"
+        )
+    sockets = adopt(named, datagrams=True)
+    for each, sock in zip(named, sockets, strict=True):
+        passed.remove(each)
+        if sock.type == socket.SOCK_DGRAM and datagrams is None:
+            for opened in sockets:
+                opened.close()
+            raise ValueError(f"{each} is a datagram socket: give it a socket unit of its own")
+    return PassedListener(reactor, sockets, datagrams)
 
 
 def why_unfit(sock: socket.socket) -> str | None:
@@ -120,38 +149,41 @@ def why_unfit(sock: socket.socket) -> str | None:
 
 
 class PassedListener:
-    """Listens on a socket that is listening already.
+    """Listens on sockets that are listening already.
 
     :param reactor: accepts.
-    :param sock: non-blocking. It stays open, to listen again after a stop.
-    :param datagrams: answers, if it is a datagram socket.
-    :ivar descriptor: its number.
+    :param sockets: non-blocking. They stay open, to listen again after a stop.
+    :param datagrams: answers, if a datagram socket is among them.
     """
 
     passed = True
     tls = False
 
     def __init__(
-        self, reactor: Any, sock: socket.socket, datagrams: EchoDatagrams | None = None
+        self,
+        reactor: Any,
+        sockets: Sequence[socket.socket],
+        datagrams: EchoDatagrams | None = None,
     ) -> None:
         self._reactor = reactor
-        self._socket = sock
+        self._sockets = sockets
         self._datagrams = datagrams
-        self.descriptor = sock.fileno()
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        """Accept from it."""
+        """Accept from them."""
+        return [self._accept(sock, factory) for sock in self._sockets]
+
+    def _accept(self, sock: socket.socket, factory: IProtocolFactory) -> IListeningPort:
         port: Any
-        if self._socket.type == socket.SOCK_DGRAM:
-            port = DatagramPort(self._reactor, self._socket.dup(), cast(Any, self._datagrams))
+        if sock.type == socket.SOCK_DGRAM:
+            port = DatagramPort(self._reactor, sock.dup(), cast(Any, self._datagrams))
             port.startListening()
-        elif self._socket.family == socket.AF_UNIX:
-            port = PassedUNIXPort(self._socket.dup(), factory, self._reactor)
+        elif sock.family == socket.AF_UNIX:
+            port = PassedUNIXPort(sock.dup(), factory, self._reactor)
             port.startListening()
         else:
-            descriptor = self._socket.fileno()
-            port = self._reactor.adoptStreamPort(descriptor, self._socket.family, factory)
-        return [port]
+            port = self._reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
+        return cast(IListeningPort, port)
 
 
 class PassedUNIXPort(unix.Port):

@@ -15,7 +15,7 @@ from echod.daemon.endpoints import echo_listener, import_extra, stream_listener
 from echod.daemon.listening import Listener, TCPListener, on_loopback
 from echod.daemon.logs import ConnectionLog
 from echod.daemon.options import CannotServe, Options
-from echod.daemon.passed import METRICS, Passed, adopt
+from echod.daemon.passed import METRICS, TLS, Passed, PassedListener, adopt
 from echod.daemon.ports import Ports
 from echod.daemon.service import EchoService
 from echod.datagram import EchoDatagrams, Rules
@@ -140,28 +140,34 @@ def room(asked: int | None, spare: int) -> int:
 def echo_listeners(
     options: Options, sockets: Sequence[Passed], reactor: Any, datagrams: EchoDatagrams
 ) -> list[Listener]:
-    """Return where to echo: where the command line says, or else on the sockets passed."""
-    mine = [each for each in sockets if each.name != METRICS]
-    if mine and not options["says-where"]:
-        return [*adopt(mine, reactor, datagrams)]
-    listeners: list[Listener] = [
-        echo_listener(reactor, datagrams, said) for said in options["listen"]
-    ] or [TCPListener(reactor, options["port"], options["interface"])]
-    served = {getattr(listener, "descriptor", None) for listener in listeners}
-    left = [each for each in mine if each.descriptor not in served]
+    """Return where to echo: where the command line says, and on all sockets that were passed.
+
+    Passed sockets that no ``--listen`` names are served without TLS and PROXY header; so that
+    one that is meant for TLS never is, by mistake, its name must be in a ``--listen``.
+
+    :raises CannotServe: where one of them cannot be served.
+    """
+    left = [each for each in sockets if each.name != METRICS]
+    listeners = [echo_listener(reactor, datagrams, each, left) for each in options["listen"]]
+    for each in left:
+        if each.name == TLS:
+            raise CannotServe(
+                f"{each} is for TLS, and no option says with which certificate: "
+                "add --listen ssl:systemd:name=tls:privateKey=FILE:certKey=FILE"
+            )
+    if not listeners and (options["says-where"] or not left):
+        listeners.append(TCPListener(reactor, options["port"], options["interface"]))
     if left:
-        log.warn(
-            "not served, because the command line says where to listen: {sockets}",
-            sockets=", ".join(map(str, left)),
-        )
+        listeners.append(PassedListener(reactor, adopt(left, datagrams=True), datagrams))
     return listeners
 
 
 def metrics_listeners(options: Options, sockets: Sequence[Passed], reactor: Any) -> list[Listener]:
     """Return where the metrics are asked for: nowhere, most often."""
-    listeners: list[Listener] = [
-        *adopt([each for each in sockets if each.name == METRICS], reactor)
-    ]
+    listeners: list[Listener] = []
+    passed = adopt([each for each in sockets if each.name == METRICS])
+    if passed:
+        listeners.append(PassedListener(reactor, passed))
     if options["metrics"] is not None:
         if options["metrics"].lower().startswith("systemd:"):
             raise CannotServe(
