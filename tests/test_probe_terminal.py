@@ -222,6 +222,19 @@ def test_progress(terminal: tuple[TextIO, int], total: int | None) -> None:
     assert ("50%" in told) is (total is not None)
 
 
+def test_progress_when_time_is_set(
+    terminal: tuple[TextIO, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar neither stands still nor counts an hour when the time of day is set."""
+    time_of_day = [1e9]
+    monkeypatch.setattr("tqdm.std.time", lambda: time_of_day[0])
+    with progress(terminal[0], None) as bar:
+        for step in (-30.0, 3600.0):
+            time_of_day[0] += step
+            bar.update(2000)
+            assert 0 <= bar.format_dict["elapsed"] < TIMEOUT
+
+
 def times(*seconds: float) -> Times:
     found = Times()
     found.record(seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from math import exp, floor, log
 from typing import Final, NoReturn, TextIO
@@ -46,7 +47,13 @@ def left_of(descriptor: int) -> int | None:
 
 def progress(file: TextIO, total: int | None) -> tqdm[NoReturn]:
     """Return a bar that counts bytes."""
-    return tqdm(total=total, unit="B", unit_scale=True, file=file, dynamic_ncols=True)
+    bar: tqdm[NoReturn] = tqdm(
+        total=total, unit="B", unit_scale=True, file=file, dynamic_ncols=True
+    )
+    # By default tqdm follows the time of day: when that is set back, the bar stands still.
+    bar._time = time.monotonic  # type: ignore[attr-defined]
+    bar.reset()
+    return bar
 
 
 class Live:
