@@ -1,9 +1,9 @@
 """An echo service (RFC 862) that never loses a byte.
 
 To read it in one evening, in this order: ``protocol`` (one connection),
-``factory`` (all of them), ``events`` (what they tell), ``kernel`` (what they ask),
-``fastpath`` (the shortest way of a byte), ``arrival``, ``tls`` and ``proxy`` (what may come
-before a connection), ``datagram`` (UDP), ``client`` (the other end), ``testing`` (both ends in
+``factory`` (all of them), ``clock`` (their time), ``events`` (what they tell), ``kernel`` (what
+they ask), ``fastpath`` (the shortest way of a byte), ``arrival``, ``tls`` and ``proxy`` (what may
+come before a connection), ``datagram`` (UDP), ``client`` (the other end), ``testing`` (both ends in
 memory), then ``daemon`` (the service that ``twistd`` runs) and ``probe`` (``echod-client``, which
 measures a path).
 """

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.arguments import check_number, check_provider, check_type, unless_none
+from echod.clock import clock_of
 from echod.durations import LONGEST
 from echod.protocol import IStreamTransport, set_options
 
@@ -122,7 +123,7 @@ class EchoClient(Protocol):
         deferred: Deferred[bytes] = Deferred(lambda _: self._cancel(call))
         call = _Call(bytes(data), deferred)
         if timeout is not None:
-            deferred.addTimeout(timeout, self._clock or self.transport.reactor)
+            deferred.addTimeout(timeout, clock_of(self._clock or self.transport.reactor))
         self._calls.append(call)
         self._to_send.append(call)
         self._send()
@@ -278,7 +279,8 @@ class EchoClient(Protocol):
 class EchoClientFactory(Factory):
     """Build an :class:`EchoClient` for each connection, on any stream endpoint.
 
-    :param clock: tells the time for timeouts; by default the reactor of each transport.
+    :param clock: tells the time for timeouts; by default the reactor of each transport. Where
+        that follows the time of day, its :class:`~echod.clock.MonotonicClock` takes its place.
     """
 
     noisy = False

@@ -44,6 +44,7 @@ from echod.arguments import (
     check_type,
     unless_none,
 )
+from echod.clock import clock_of
 from echod.durations import SHORTEST
 from echod.events import Drop, Dropped, Observer, ignore, tell
 from echod.factory import network_of
@@ -119,7 +120,7 @@ class Flow:
 
     def lasts(self, now: float) -> float:
         """Return for how many seconds it has come without a pause, and note that it comes."""
-        if not 0 <= now - self.last < PAUSE:
+        if now - self.last >= PAUSE:
             self.since = now
         self.last = now
         return now - self.since
@@ -161,7 +162,7 @@ class Rules:
 
         :param host: the IP address, and
         :param port: the port that it came from.
-        :param now: seconds, by any clock; one that is set back does no harm.
+        :param now: seconds, by any monotonic clock.
         """
         drop = self._of_port(port)
         if drop is None:
@@ -180,16 +181,14 @@ class Rules:
         return None
 
     def _too_often(self, name: str, port: int, now: float) -> Drop | None:
-        # No more than that can be used up, but by a clock that was set back.
-        most = now + self._total_span + self._total_step
-        self._total_due = min(max(self._total_due, now), most)
+        self._total_due = max(self._total_due, now)
         used = self._total_due - now
         due = self._sources.get(name)
         if due is None:
             if used > self._total_span / 2:
                 return Drop.TOTAL_RATE
             due = now
-        due = min(max(due, now), now + self._span + self._step)
+        due = max(due, now)
         keep(self._sources, name, due)
         drop = None
         if due - now > self._span - self._step / 2:
@@ -222,7 +221,8 @@ def keep(table: OrderedDict[Any, Any], key: object, value: object) -> None:
 class EchoDatagrams:
     """What is answered and counted over all ports of one service.
 
-    :param clock: tells the time.
+    :param clock: tells the time. Where it is a reactor that follows the time of day, its
+        :class:`~echod.clock.MonotonicClock` takes its place.
     :param observer: is told of each datagram that is not answered.
     :param rules: which sources are answered; by default the usual :class:`Rules`.
     :raises TypeError: for an argument of another type.
@@ -236,7 +236,7 @@ class EchoDatagrams:
         check_provider("clock", clock, IReactorTime)
         check_callable("observer", observer, "a callable that takes one event")
         unless_none(check_type, "rules", rules, Rules, "Rules")
-        self.clock = clock
+        self.clock = clock_of(clock)
         self.observer = observer
         self.rules = Rules() if rules is None else rules
         self.answered = 0

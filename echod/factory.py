@@ -30,6 +30,7 @@ from echod.arguments import (
     unless_none,
 )
 from echod.arrival import Arrival
+from echod.clock import clock_of
 from echod.durations import LONGEST, SHORTEST
 from echod.events import Closed, Observer, Opened, Reason, Refused, ignore, tell
 from echod.fastpath import FastPath, kernel_socket
@@ -43,8 +44,9 @@ sockets, log files, name look-ups and the one being refused."""
 class EchoFactory(Factory):
     """Build an :class:`~echod.protocol.Echo` for each connection, on any stream endpoint.
 
-    :param clock: tells the time; by default the reactor of each transport, so that
-        no reactor is needed to make a factory.
+    :param clock: tells the time; by default the reactor of the first transport, so that
+        no reactor is needed to make a factory. Where it is a reactor that follows the time
+        of day, its :class:`~echod.clock.MonotonicClock` takes its place.
     :param observer: is told each :data:`~echod.events.Event`.
     :param max_connections: connections served at once; by default what
         RLIMIT_NOFILE leaves (getrlimit(2)) when the factory is made.
@@ -94,7 +96,7 @@ class EchoFactory(Factory):
         check_type("fast_path", fast_path, bool, "True or False")
         if max_connections is None:
             max_connections = descriptors_left()
-        self.clock = clock
+        self.clock = None if clock is None else clock_of(clock)
         self.observer = observer
         self.max_connections = max_connections
         self.max_connections_per_peer = max_connections_per_peer
@@ -193,9 +195,9 @@ class EchoFactory(Factory):
         return drained
 
     def clock_for(self, transport: IStreamTransport) -> IReactorTime:
-        """Return the factory's clock, or else the reactor that serves ``transport``."""
+        """Return the factory's clock, or else that of the reactor that serves ``transport``."""
         if self.clock is None:
-            self.clock = transport.reactor
+            self.clock = clock_of(transport.reactor)
         return self.clock
 
     def take_over(self, echo: Echo, sock: socket.socket) -> None:

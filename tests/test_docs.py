@@ -160,11 +160,19 @@ def run_application(application: str, directory: Path) -> subprocess.CompletedPr
 
 def test_embedding_example(tmp_path: Path) -> None:
     """The application runs by itself, prints what the document says, and leaves nothing behind."""
-    [application, _] = blocks(EMBEDDING, "python")
+    [application, *_] = blocks(EMBEDDING, "python")
     [printed] = blocks(EMBEDDING, "text")
     ended = run_application(application, tmp_path)
     assert (ended.stdout, ended.stderr, ended.returncode) == (printed + "\n", "", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_clock_example(tmp_path: Path) -> None:
+    """The lines that make a reactor monotonic do."""
+    [_, lines, _] = blocks(EMBEDDING, "python")
+    asked = "from echod.clock import clock_of\nprint(clock_of(reactor) is reactor)\n"
+    ended = run_application(f"{lines}\n{asked}", tmp_path)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("True\n", "", 0)
 
 
 def test_tls_example(tmp_path: Path) -> None:
@@ -172,7 +180,7 @@ def test_tls_example(tmp_path: Path) -> None:
     key, certificate = Authority(tmp_path).issue("server")
     Path(key).rename(tmp_path / "key.pem")
     Path(certificate).rename(tmp_path / "certificate.pem")
-    [_, part] = blocks(EMBEDDING, "python")
+    [*_, part] = blocks(EMBEDDING, "python")
     application = TLS_APPLICATION.format(part=textwrap.indent(part, "    "))
     ended = run_application(application, tmp_path)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("b'hello'\n", "", 0)

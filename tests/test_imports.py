@@ -17,6 +17,7 @@ SOURCES = sorted((ROOT / "echod").rglob("*.py"))
 CORE = [
     "arguments",
     "durations",
+    "clock",
     "events",
     "kernel",
     "fastpath",

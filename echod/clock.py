@@ -1,0 +1,245 @@
+"""Monotonic time: clocks and timers that do not follow the time of day.
+
+Twisted's reactors take the time from ``time.time``. When the time of day is set (by an operator,
+by NTP, when a machine boots or is restored), their timers fire early or late by the difference.
+Everything in echod follows CLOCK_MONOTONIC (clock_gettime(2)), which is never set:
+
+- :func:`use_monotonic_time` makes a whole reactor do so. The daemon calls it.
+- :class:`MonotonicClock` has monotonic timers beside a reactor that is left as it is. This is
+  what :func:`clock_of` returns to those who embed echod, unless the reactor is monotonic already.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from heapq import heapify, heappop, heappush
+from typing import Any, Final
+
+from twisted.internet.base import DelayedCall, ReactorBase
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorFDSet,
+    IReactorTime,
+    IReadDescriptor,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.arguments import check_provider
+
+FARTHEST: Final = 2.0**31 - 1
+"""Seconds of CLOCK_MONOTONIC, 68 years after boot: a timer for later than that wakes up then."""
+
+CANCELLED: Final = 50
+"""Cancelled calls that a clock keeps, if they are no more than half of its calls."""
+
+TFD_TIMER_ABSTIME: Final = 1
+
+logged = Logger().failureHandler("while handling timed call")
+"""Logs an exception and goes on, as Twisted's reactors do with the exceptions of timed calls."""
+
+
+def clock_of(reactor: Any) -> IReactorTime:
+    """Return a monotonic clock for what ``reactor`` serves.
+
+    :param reactor: any IReactorTime. One that follows the time of day has one
+        :class:`MonotonicClock`, which is returned; any other is returned itself.
+    """
+    return monotonic_clock(reactor) if follows_time_of_day(reactor) else reactor
+
+
+def follows_time_of_day(reactor: Any) -> bool:
+    """Return whether ``reactor`` takes the time from where Twisted's reactors do by default."""
+    return reactor.seconds is ReactorBase.seconds
+
+
+def use_monotonic_time(reactor: Any) -> None:
+    """Make ``reactor`` follow CLOCK_MONOTONIC from now on, with all of its timers.
+
+    ``reactor.seconds()`` goes on from the time of day as it is now, but no longer changes when
+    that is set. So nothing jumps: pending calls are due when they were, and a time that was
+    taken before can be compared with one that is taken after. Called again, it does nothing.
+
+    :param reactor: a reactor of Twisted, running or not.
+    :raises TypeError: for an argument of another type.
+    """
+    check_provider("reactor", reactor, IReactorTime)
+    if follows_time_of_day(reactor):
+        ahead = reactor.seconds() - time.monotonic()
+        reactor.seconds = lambda: ahead + time.monotonic()
+        for call in reactor.getDelayedCalls():
+            call.seconds = reactor.seconds
+
+
+@implementer(IReactorTime)
+class MonotonicClock:
+    """Monotonic time and timers, beside a reactor that follows the time of day.
+
+    A call is never made early by CLOCK_MONOTONIC. It is not late either, because a timerfd(2)
+    wakes the reactor. Where there is none (not on Linux, or a sandbox forbids it), ``callLater``
+    of the reactor does, and when the time of day is set back, calls are late by as much.
+
+    :param reactor: any IReactorTime. On Linux, an IReactorFDSet, as Twisted's reactors are.
+    :raises TypeError: for an argument of another type.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        check_provider("reactor", reactor, IReactorTime)
+        self._calls: list[DelayedCall] = []  # a heap
+        self._cancelled = 0
+        self._timer: DescriptorTimer | ReactorTimer
+        try:
+            self._timer = DescriptorTimer(reactor, self._run)
+        except (AttributeError, ImportError, OSError):
+            self._timer = ReactorTimer(reactor, self._run)
+
+    def seconds(self) -> float:
+        """Return the seconds of CLOCK_MONOTONIC."""
+        return time.monotonic()
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., Any],  # noqa: A002 - IReactorTime's name
+        *args: object,
+        **kw: object,
+    ) -> IDelayedCall:
+        """Call ``callable`` when ``delay`` seconds have passed (IReactorTime)."""
+        moment = time.monotonic() + delay
+        call = DelayedCall(moment, callable, args, kw, self._cancel, self._moved, self.seconds)
+        heappush(self._calls, call)
+        self._set_timer()
+        return call
+
+    def getDelayedCalls(self) -> list[IDelayedCall]:
+        """Return the pending calls, in no order."""
+        return [call for call in self._calls if not call.cancelled]
+
+    def _cancel(self, call: DelayedCall) -> None:
+        call.cancelled = 1  # as the caller is about to do
+        self._cancelled += 1
+        # One that is not due for long would stay for long: most are cancelled, as timeouts are.
+        if self._cancelled > CANCELLED and self._cancelled > len(self._calls) / 2:
+            self._calls = [each for each in self._calls if not each.cancelled]
+            self._cancelled = 0
+            heapify(self._calls)
+        self._set_timer()
+
+    def _moved(self, _: DelayedCall) -> None:
+        heapify(self._calls)
+        self._set_timer()
+
+    def _run(self) -> None:
+        now = time.monotonic()
+        while self._calls and self._calls[0].time <= now:
+            call = heappop(self._calls)
+            if call.cancelled:
+                self._cancelled -= 1
+            elif call.delayed_time > 0:
+                call.activate_delay()
+                heappush(self._calls, call)
+            else:
+                call.called = 1
+                with logged:
+                    call.func(*call.args, **call.kw)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        while self._calls and self._calls[0].cancelled:
+            heappop(self._calls)
+            self._cancelled -= 1
+        if self._calls:
+            self._timer.start(self._calls[0].time)
+        else:
+            self._timer.stop()
+
+
+monotonic_clock = functools.cache(MonotonicClock)
+"""Return the one clock of a reactor. A process has one reactor, or a few in tests."""
+
+
+@implementer(IReadDescriptor)
+class DescriptorTimer:
+    """A timer on CLOCK_MONOTONIC that a reactor watches as a file descriptor (timerfd(2)).
+
+    :param reactor: watches it.
+    :param expired: is called when the time has come, and now and then before.
+    :raises OSError: where the kernel, or a sandbox, has no timer or no descriptor left.
+    :raises AttributeError: where the C library has no such function, or the reactor cannot
+        watch descriptors.
+    :raises ImportError: where Python was built without libffi.
+    """
+
+    def __init__(self, reactor: IReactorFDSet, expired: Callable[[], None]) -> None:
+        import ctypes  # noqa: PLC0415 - not every Python has it; os.timerfd_create is Python 3.13's
+
+        self._add, self._remove = reactor.addReader, reactor.removeReader
+        self._expired = expired
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._settime = libc.timerfd_settime
+        self._descriptor = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def start(self, moment: float) -> None:
+        """Expire at ``moment``, in seconds of CLOCK_MONOTONIC, and not at an earlier one."""
+        # Never 0, which would stop it. A little early does no harm.
+        nanoseconds = int(min(max(moment, 1e-9), FARTHEST) * 1e9)
+        # struct itimerspec: no interval, then seconds and nanoseconds
+        value = struct.pack("llll", 0, 0, *divmod(nanoseconds, 10**9))
+        self._settime(self._descriptor, TFD_TIMER_ABSTIME, value, None)
+        self._add(self)
+
+    def stop(self) -> None:
+        """Do not expire."""
+        self._remove(self)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return int(self._descriptor)
+
+    def doRead(self) -> None:
+        """Take note that the time has come."""
+        with suppress(BlockingIOError):  # where it was started again since
+            os.read(self._descriptor, 8)
+        self._expired()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Do nothing: the reactor has stopped, and watches nothing any more."""
+
+    def logPrefix(self) -> str:
+        """Return what the log calls it."""
+        return "echod"
+
+
+class ReactorTimer:
+    """The same by ``callLater`` of a reactor, and so late when the time of day is set back.
+
+    :param reactor: wakes up.
+    :param expired: is called when the time has come, and before when the time of day is set on.
+    """
+
+    def __init__(self, reactor: IReactorTime, expired: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._expired = expired
+        self._call: IDelayedCall | None = None
+
+    def start(self, moment: float) -> None:
+        """Expire at ``moment``, in seconds of CLOCK_MONOTONIC, and not at an earlier one."""
+        self.stop()
+        delay = max(0.0, moment - time.monotonic())
+        self._call = self._reactor.callLater(delay, self._expired)
+
+    def stop(self) -> None:
+        """Do not expire."""
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        self._call = None
