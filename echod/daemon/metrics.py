@@ -81,13 +81,11 @@ class Tally:
         elif isinstance(event, Dropped):
             self.dropped[event.drop] += 1
         else:
-            # A reactor tells the time of day, which can be set back in between.
-            seconds = max(0.0, event.seconds)
             self.closed[event.ending] += 1
             self.received += event.bytes
             self.unsent += event.unsent
-            self.seconds += seconds
-            self.durations[bisect_left(BUCKETS, seconds)] += 1
+            self.seconds += event.seconds
+            self.durations[bisect_left(BUCKETS, event.seconds)] += 1
 
 
 def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:

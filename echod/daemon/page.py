@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from twisted.web.template import Tag, flattenString, tags
@@ -53,12 +53,15 @@ def facts(
     datagrams: EchoDatagrams,
     tally: Tally,
     listening: Sequence[str],
-    since: float,
-    now: float,
+    since: datetime,
+    uptime: float,
 ) -> list[Section]:
-    """Return what the page tells, in either view."""
+    """Return what the page tells, in either view.
+
+    :param since: when the daemon was started, in UTC; a time stamp for people.
+    :param uptime: seconds since then, by a monotonic clock.
+    """
     received, sent = transferred(tally, factory)
-    began = datetime.fromtimestamp(int(since), timezone.utc)
     limit = factory.max_connections
     state = "draining: nothing new is served" if factory.draining else "serving"
     return [
@@ -67,8 +70,8 @@ def facts(
             [
                 ("state", state),
                 *(("listening on", each) for each in listening),
-                ("since", f"{began:%Y-%m-%dT%H:%M:%SZ}"),
-                ("up for", str(timedelta(seconds=max(0, int(now - since))))),
+                ("since", f"{since:%Y-%m-%dT%H:%M:%SZ}"),
+                ("up for", str(timedelta(seconds=int(uptime)))),
             ],
         ),
         Section(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from typing import Final
 
 from prometheus_client.exposition import choose_encoder
@@ -213,12 +214,14 @@ class Channel(HTTPChannel):
 class MetricsSite(HTTPFactory):
     """Serve the two pages.
 
-    :param reactor: tells the time; the epoch is its 0, as with all of Twisted's reactors.
+    :param reactor: tells the time.
     :param factory: serves the echo.
     :param datagrams: answers datagrams.
     :param tally: observes both.
     :param listening: returns the names of what is listened on.
     :param listening_on: returns the addresses on which the two pages are served.
+
+    :ivar since: when it was made, by the time of day.
     """
 
     noisy = False
@@ -241,7 +244,8 @@ class MetricsSite(HTTPFactory):
         self._listening = listening
         self.listening_on = listening_on
         self._registry = registry(tally, factory, datagrams)
-        self._since = reactor.seconds()
+        self.since = datetime.now(timezone.utc)
+        self._start = reactor.seconds()
         # In the order of their last use.
         self._channels: dict[Channel, None] = {}
         self.pages = {b"/": self.status, b"/metrics": self.metrics}
@@ -278,8 +282,8 @@ class MetricsSite(HTTPFactory):
             datagrams=self._datagrams,
             tally=self._tally,
             listening=self._listening(),
-            since=self._since,
-            now=self.reactor.seconds(),
+            since=self.since,
+            uptime=self.reactor.seconds() - self._start,
         )
         types = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
         if "text/html" in types:

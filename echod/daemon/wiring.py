@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from echod.clock import use_monotonic_time
 from echod.daemon import notify, passed
 from echod.daemon.endpoints import echo_listener, import_extra, stream_listener
 from echod.daemon.listening import Listener, TCPListener, on_loopback
@@ -34,6 +35,8 @@ def makeService(options: Options) -> EchoService:
     from twisted.internet import reactor as chosen  # noqa: PLC0415 - twistd chooses it first
 
     reactor: Any = chosen
+    # Before anything takes a timer or the time: twistd's reactors follow the time of day.
+    use_monotonic_time(reactor)
 
     def when_asked_again(action: Callable[[], object]) -> None:
         # Twisted's own handlers would try to stop what is stopping, and log a traceback.
