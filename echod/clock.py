@@ -34,13 +34,11 @@ from zope.interface import implementer
 
 from echod.arguments import check_provider
 
-FARTHEST: Final = 2.0**31 - 1
-"""Seconds of CLOCK_MONOTONIC, 68 years after boot: a timer for later than that wakes up then."""
+LONGEST: Final = 2.0**31 - 1
+"""Seconds, 68 years: a timer for later than that wakes up then, and is started again."""
 
 CANCELLED: Final = 50
 """Cancelled calls that a clock keeps, if they are no more than half of its calls."""
-
-TFD_TIMER_ABSTIME: Final = 1
 
 logged = Logger().failureHandler("while handling timed call")
 """Logs an exception and goes on, as Twisted's reactors do with the exceptions of timed calls."""
@@ -170,7 +168,7 @@ class DescriptorTimer:
     """A timer on CLOCK_MONOTONIC that a reactor watches as a file descriptor (timerfd(2)).
 
     :param reactor: watches it.
-    :param expired: is called when the time has come, and now and then before.
+    :param expired: is called when the time has come, and sometimes a little before.
     :raises OSError: where the kernel, or a sandbox, has no timer or no descriptor left.
     :raises AttributeError: where the C library has no such function, or the reactor cannot
         watch descriptors.
@@ -191,11 +189,11 @@ class DescriptorTimer:
 
     def start(self, moment: float) -> None:
         """Expire at ``moment``, in seconds of CLOCK_MONOTONIC, and not at an earlier one."""
-        # Never 0, which would stop it. A little early does no harm.
-        nanoseconds = int(min(max(moment, 1e-9), FARTHEST) * 1e9)
-        # struct itimerspec: no interval, then seconds and nanoseconds
-        value = struct.pack("llll", 0, 0, *divmod(nanoseconds, 10**9))
-        self._settime(self._descriptor, TFD_TIMER_ABSTIME, value, None)
+        delay = min(max(moment - time.monotonic(), 1e-9), LONGEST)  # never 0, which would stop it
+        # struct itimerspec: no interval, then seconds and nanoseconds. A little early does no harm.
+        value = struct.pack("llll", 0, 0, *divmod(int(delay * 1e9), 10**9))
+        # Not TFD_TIMER_ABSTIME: libfaketime adds to such a time what it has set the time of day by.
+        self._settime(self._descriptor, 0, value, None)
         self._add(self)
 
     def stop(self) -> None:
@@ -224,7 +222,7 @@ class ReactorTimer:
     """The same by ``callLater`` of a reactor, and so late when the time of day is set back.
 
     :param reactor: wakes up.
-    :param expired: is called when the time has come, and before when the time of day is set on.
+    :param expired: is called when the time has come, or before, if the time of day is set forward.
     """
 
     def __init__(self, reactor: IReactorTime, expired: Callable[[], None]) -> None:

@@ -104,8 +104,8 @@ def without_descriptors(reactor: Any) -> MonotonicClock:
 
 @kinds
 @pytest.mark.parametrize("make", [MonotonicClock, without_descriptors])
-def test_set_on(kind: str, make: Callable[[Any], Any], time_of_day: TimeOfDay) -> None:
-    """No call is early when the time of day is set on, whatever the timer is."""
+def test_set_forward(kind: str, make: Callable[[Any], Any], time_of_day: TimeOfDay) -> None:
+    """No call is early when the time of day is set forward, whatever the timer is."""
     reactor = reactor_of_kind(kind)
     clock = make(reactor)
     began, called = time.monotonic(), []

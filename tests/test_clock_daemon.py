@@ -1,4 +1,4 @@
-"""The real daemon while the time of day is set: nothing but time stamps follows it.
+"""Real processes while the time of day is set: nothing but time stamps follows it.
 
 libfaketime (Debian's package ``libfaketime``) sets the time of one process, and leaves its
 CLOCK_MONOTONIC alone.
@@ -10,6 +10,8 @@ import os
 import re
 import select
 import socket
+import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +21,28 @@ import pytest
 from tests.support import TIMEOUT, Daemon
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+# It sets the time of day when a connection is open, and leaves when that is over.
+APPLICATION = """
+import os, socket, sys
+from twisted.internet import reactor
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from echod import EchoFactory
+
+def observe(event):
+    os.replace(sys.argv[1], os.environ["FAKETIME_TIMESTAMP_FILE"])
+    factory.observer = closed
+
+def closed(event):
+    print(event.ending.value, event.seconds)
+    reactor.stop()
+
+factory = EchoFactory(idle_timeout=1, observer=observe)
+client = socket.socket()
+endpoint = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+endpoint.listen(factory).addCallback(lambda port: client.connect(port.socket.getsockname()))
+reactor.run()
+"""
 
 pytestmark = [
     pytest.mark.once,
@@ -106,8 +130,8 @@ def test_set_back(tmp_path: Path) -> None:
             assert "Traceback" not in daemon.log
 
 
-def test_set_on(tmp_path: Path) -> None:
-    """Set on by an hour, no peer is idle or stalled before its timeout."""
+def test_set_forward(tmp_path: Path) -> None:
+    """Set forward by an hour, no peer is idle or stalled before its timeout."""
     clock = TimeOfDay(tmp_path)
     timeout = 1.5
     options = ("--port", "0", "--idle-timeout", str(timeout), "--stall-timeout", str(timeout))
@@ -122,3 +146,23 @@ def test_set_on(tmp_path: Path) -> None:
         assert stamp(closed) - stamp(daemon.lines[0]) > timedelta(minutes=59)
         assert timeout <= seconds(closed) <= lasted
         assert timeout <= seconds(reset) <= lasted
+
+
+@pytest.mark.parametrize("ahead", [-30, 3600])
+def test_embedded(ahead: float, tmp_path: Path) -> None:
+    """In an application whose reactor is as Twisted makes it, no timeout is late or early."""
+    clock = TimeOfDay(tmp_path)
+    new = tmp_path / "new"
+    new.write_text(f"{ahead:+}\n")
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", APPLICATION, str(new)],
+        env=clock.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    ending, lasted = ended.stdout.split()
+    assert ending == "idle"
+    assert 1 <= float(lasted) <= time.monotonic() - began
