@@ -9,6 +9,7 @@ import socket
 import tempfile
 import warnings
 from typing import Any
+from unittest import mock
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.endpoints import serverFromString
@@ -128,6 +129,16 @@ class TCPListenerTests(SynchronousTestCase):
         line = self.refused(7, "::1", errors={("::1", -1): errno.EADDRNOTAVAIL})
         self.assertIn("--interface: cannot listen on tcp [::1]:7: ", line)
         self.assertIn("this machine has no such address", line)
+
+    def test_sandbox(self) -> None:
+        """Where no IP socket is allowed at all, the line names the sandbox and the socket units."""
+        self.patch(listening, "no_ip", lambda: True)
+        for port, interfaces, option in ((7, [], "--port"), (7, ["192.0.2.1"], "--interface")):
+            errors = {("127.0.0.1", 7): errno.EAFNOSUPPORT, ("192.0.2.1", 7): errno.EAFNOSUPPORT}
+            line = self.refused(port, *interfaces, errors=errors)
+            self.assertIn(f" {option}: cannot listen on tcp ", line)
+            self.assertIn("the sandbox of echod.service allows no port of its own (Restrict", line)
+            self.assertIn("name the port in echod.socket", line)
 
     def test_in_use(self) -> None:
         """A port in use: nothing stays open, and the line says what to do."""
@@ -322,6 +333,24 @@ class ExplainTests(SynchronousTestCase):
         """An error that says nothing is named by its kind."""
         self.assertEqual(explain(KeyError()), "KeyError")
         self.assertEqual(explain(KeyError("name")), "KeyError: 'name'")
+
+    def test_sandbox(self) -> None:
+        """An address family that is missing is the sandbox's doing only if IPv4 is missing."""
+        for number, sandbox in (
+            (None, False),
+            (errno.EMFILE, False),
+            (errno.EAFNOSUPPORT, True),
+        ):
+            with mock.patch("socket.socket") as made:
+                if number is not None:
+                    made.side_effect = OSError(number, os.strerror(number))
+                line = explain(OSError(errno.EAFNOSUPPORT, "No such family"))
+            self.assertEqual("the sandbox of echod.service" in line, sandbox)
+
+    def test_read_only(self) -> None:
+        """A path that cannot be written to may be that of a unit."""
+        line = explain(OSError(errno.EROFS, os.strerror(errno.EROFS)))
+        self.assertIn("read-only file system: choose a writable directory; under echod.ser", line)
 
     def test_lock(self) -> None:
         """Twisted's lock of a UNIX socket says so itself."""

@@ -36,7 +36,15 @@ ADVICE: Final = {
     errno.EADDRINUSE: "stop what listens there (ss -lp shows it), or choose another",
     errno.EADDRNOTAVAIL: "this machine has no such address (ip address lists those it has)",
     errno.ENOENT: "its directory must exist",
+    errno.EROFS: "choose a writable directory; under echod.service, name the path in echod.socket",
 }
+
+SANDBOX: Final = (
+    "the sandbox of echod.service allows no port of its own (RestrictAddressFamilies=AF_UNIX, "
+    "PrivateNetwork=yes): take the option out of OPTIONS, and name the port in echod.socket, "
+    "echod-tls.socket or echod-metrics.socket"
+)
+"""The advice where the process may make no IP socket."""
 
 UNKNOWN: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """What the kernel says of an address that the machine, or its kernel, does not have."""
@@ -153,7 +161,7 @@ class TCPListener(NumberListener):
     def _said(self, number: int) -> str:
         if self._option is not None:
             return self._option
-        if number in UNKNOWN:
+        if number in UNKNOWN and self._asked:
             return "--interface"
         return "--port" if self._port else "--port 0"
 
@@ -309,5 +317,18 @@ def explain(error: Exception, kind: str = "tcp") -> str:
         if isinstance(cause, LookupError):  # whose text is the key alone
             text = text and f"{kind}: {text}"
         return f"{where}{text or kind}"
-    advice = ADVICE.get(cause.errno)
+    advice = SANDBOX if cause.errno == errno.EAFNOSUPPORT and no_ip() else ADVICE.get(cause.errno)
     return f"{where}{str(cause.strerror).lower()}" + (f": {advice}" if advice else "")
+
+
+def no_ip() -> bool:
+    """Return whether the process may make no IPv4 socket.
+
+    Every kernel has IPv4, and may be without IPv6. So this is the doing of
+    RestrictAddressFamilies= (systemd.exec(5)), which has socket(2) fail with EAFNOSUPPORT.
+    """
+    try:
+        socket.socket(socket.AF_INET).close()
+    except OSError as error:
+        return error.errno == errno.EAFNOSUPPORT
+    return False
