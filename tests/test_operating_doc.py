@@ -130,7 +130,7 @@ def test_commands(block: str, shell: str) -> None:
     assert (parsed.returncode, parsed.stderr) == (0, "")
     assert "sudo" not in block
     for path in re.findall(r"(?<!\S)systemd/\S+", block):
-        assert (ROOT / path).is_file(), path
+        assert list(ROOT.glob(path)), path
     for name in re.findall(r"\bechod(?:-\w+)?\.(?:service|socket)\b", block):
         assert name in UNITS
 
@@ -143,8 +143,8 @@ def test_the_installation() -> None:
     install = SHELL[0].splitlines()
     [upgrade] = [block.splitlines() for block in SHELL if "--upgrade" in block]
     [copy] = [line for line in install if line.startswith("cp ")]
-    *copied, where = copy.split()[1:]
-    assert {Path(path).name for path in copied} == set(UNITS)
+    pattern, where = copy.split()[1:]
+    assert {path.name for path in ROOT.glob(pattern)} == set(UNITS)
     assert where == "/etc/systemd/system/"
     assert install[-1] == "systemctl enable --now echod.socket"
     assert upgrade[-1] == "systemctl restart echod.service"
@@ -211,7 +211,7 @@ def test_options_of_drop_ins(block: str) -> None:
     They listen on what systemd passes alone, and a drain has less time than that gives the stop.
     """
     given = options(*options_in(block))
-    assert all(said.startswith("haproxy:systemd:") for said in given["listen"])
+    assert all(re.match("(haproxy|ssl):systemd:", said) for said in given["listen"])
     assert (given["port"], given["interface"]) == (options()["port"], [])
     assert given["metrics"] is None
     stop = unit("echod.service", block).get(
@@ -242,7 +242,7 @@ def test_limits() -> None:
             value = given[name.removeprefix("--")]
             assert (words[default] if default in words else float(default)) == value, name
         else:
-            assert settings()[name.removesuffix("=")] == [default], name
+            assert {*settings()[name.removesuffix("=")]} == {default}, name
     limits = {row[0] for row in table}
     assert limits >= {
         f"--{name}"
@@ -290,7 +290,7 @@ def test_numbers() -> None:
         assert said in TEXT, said
     assert notify.EVERY == 1, "«a second old at most»"
     assert logs.INTERVAL == 1, "«one such line a second at most»"
-    assert service["RestartPreventExitStatus"] == ["1"], "«ends with exit status 1»"
+    assert service["RestartPreventExitStatus"][0].startswith("1 "), "«ends with exit status 1»"
     assert "PYTHONFAULTHANDLER=1" in service["Environment"], "«the journal shows where it hung»"
     assert on_loopback("tcp:9862") == f"tcp:9862:interface={metrics.partition(':')[0]}"
 

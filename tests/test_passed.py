@@ -156,7 +156,7 @@ class TakeNamedTests(SynchronousTestCase):
         one, other, two = self.sockets
         passed = [passed_on(one, "a"), passed_on(other, "b"), passed_on(two, "a")]
         rest = passed[1:2]
-        listener = take_named("a", passed, reactor_of_kind("epoll"))
+        listener = take_named("a", passed, reactor_of_kind("epoll"), "--listen")
         self.assertEqual(passed, rest)
         ports = now(listener.listen(EchoFactory()))
         self.assertEqual(
@@ -172,8 +172,8 @@ class TakeNamedTests(SynchronousTestCase):
         """A name that no socket has is refused, in a line that names those there are."""
         for names, left in (((), "none"), (("b", "b", "c"), "b, c")):
             passed = [Passed(3, name) for name in names]
-            error = self.assertRaises(ValueError, take_named, "a", passed, None)
-            self.assertIn("systemd passed no socket with the name 'a' (", str(error))
+            error = self.assertRaises(CannotServe, take_named, "a", passed, None, "--listen x")
+            self.assertIn("--listen x: systemd passed no socket with the name 'a' (", str(error))
             self.assertTrue(str(error).endswith(f"or another option takes it; left: {left}"))
 
     def test_datagrams_of_a_name(self) -> None:
@@ -182,10 +182,10 @@ class TakeNamedTests(SynchronousTestCase):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 passed = [passed_on(self.sockets[0], "a"), passed_on(sock, "a")]
             if datagrams is None:
-                error = self.assertRaises(ValueError, take_named, "a", passed, None)
+                error = self.assertRaises(CannotServe, take_named, "a", passed, None, "--listen")
                 self.assertIn("(a) is a datagram socket: give it a socket unit of", str(error))
             else:
-                listener = take_named("a", passed, None, datagrams)
+                listener = take_named("a", passed, None, "--listen", datagrams)
                 self.assertEqual(len(listener._sockets), 2)
                 for opened in listener._sockets:
                     opened.close()

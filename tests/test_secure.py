@@ -106,10 +106,6 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
         ("ssl:SYSTEMD:name=tls:certKey=b", "it has no privateKey="),
         ("ssl:systemd:name=tls:privateKey=a:certKey=b:interface=::1", "it knows no 'interface="),
         ("ssl:systemd:domain=INET:index=0", "it knows no 'domain=INET'"),
-        (
-            "ssl:systemd:name=tls:privateKey=a:certKey=b",
-            "systemd passed no socket with the",
-        ),
     ],
 )
 def test_wrong_arguments(description: str, says: str) -> None:
@@ -147,6 +143,13 @@ def test_passed(authority: Authority) -> None:
             port.stopListening()
         for sock in listener._listener._sockets:
             sock.close()
+
+
+def test_not_passed() -> None:
+    """Where no socket has the name, the line says so, and nothing else."""
+    line = refused("ssl:systemd:name=tls:privateKey=a:certKey=b")
+    assert line.startswith("systemd passed no socket with the name 'tls' (")
+    assert line.endswith("left: none")
 
 
 def test_passed_datagrams(authority: Authority) -> None:

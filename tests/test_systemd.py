@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docutils import nodes
 
 from tests.support import ROOT
 from tests.test_docs import blocks, section, tree
@@ -32,6 +33,7 @@ PROGRAMS = {
     "systemctl": "systemd",
     "systemd-nspawn": "systemd-container",
     "dbus-daemon": "dbus",
+    "openssl": "openssl",
     "unshare": "util-linux",
 }
 
@@ -104,11 +106,26 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Facts
     for file, booted in (("install", False), ("start", True)):
         lines = [line for line in install if line.startswith("systemctl") == booted]
         (probe / file).write_text("\n".join(lines), encoding="utf-8")
+    for name, block in tls_files(section(operating, "TLS")).items():
+        (probe / name).write_text(block, encoding="utf-8")
     console = boot(directory)
     facts = {"": {"error": "\n".join([console, *read(directory / "journal")[-100:]])}}
     facts |= json.loads("\n".join(read(probe / "facts.json")) or "{}")
     yield facts
     shutil.rmtree(directory)
+
+
+def tls_files(documented: nodes.Node) -> dict[str, str]:
+    """Return what the document says of TLS, as files for the probe."""
+    _, enable, readable, *_ = blocks(documented, "sh")
+    credentials, readable_conf = blocks(documented, "ini")
+    return {
+        "tls.conf": credentials,
+        "tls.sh": "",
+        "tls-enable.sh": enable,
+        "tls-reload.conf": readable_conf,
+        "tls-reload.sh": readable,
+    }
 
 
 def read(path: Path) -> list[str]:
@@ -266,6 +283,21 @@ def test_told_wrong(facts: Facts) -> None:
     assert facts["corrected"]
 
 
+def test_own_ports(facts: Facts) -> None:
+    """An option for a port of the service's own: one error names the sandbox and the units."""
+    for options, lines in facts["errors"].items():
+        [error] = lines
+        print(error)
+        if "unix:" in options:
+            assert "read-only file system: " in error
+        else:
+            assert "the sandbox of echod.service allows no port of its own" in error
+        assert "in echod.socket" in error
+        assert options.split()[0] in error
+        assert "--interface" not in error or "--interface" in options
+    assert facts["corrected"]
+
+
 def test_status(facts: Facts) -> None:
     """``systemctl status echod`` says how many connections are open."""
     print(facts["told"])
@@ -315,11 +347,59 @@ def test_datagrams(facts: Facts) -> None:
     assert facts["took altogether"] < 5
 
 
+def test_tls_restart(facts: Facts) -> None:
+    """TLS as documented, with credentials, beside the plain ports; a restart renews it."""
+    print(*facts["journal"], sep="\n")
+    assert facts["served"] == facts["renewed"] == [True] * 4
+    assert not facts["old"], "the certificate is not the one before"
+    assert facts["other process"]
+    for endpoint in ("tls 127.0.0.1:65433", "tls [::1]:65433", "tcp 127.0.0.1:65432"):
+        assert f"<6>listening on {endpoint}" in facts["journal"]
+
+
+def test_tls_reload(facts: Facts) -> None:
+    """With files that it can read, ``systemctl reload`` renews it; open connections go on."""
+    print(*facts["journal"], sep="\n")
+    assert facts["served"] == facts["renewed"] == [True] * 4
+    assert facts["same process"]
+    assert facts["held"]
+    assert any(line.endswith(": certificates loaded") for line in facts["journal"])
+
+
+def test_no_certificate(facts: Facts) -> None:
+    """A credential whose file is missing is not tried again and again; the ports stay open."""
+    print(*facts["journal"], sep="\n")
+    assert (facts["state"], facts["socket"], facts["status"]) == ("failed", "active", "243")
+    assert facts["restarted"] == 0
+    assert facts["corrected"]
+
+
+def test_stop_everything(facts: Facts) -> None:
+    """``systemctl stop echod.socket`` stops every unit, and no client or scrape starts one.
+
+    Connections are drained. A start brings all sockets back. The service alone is started again
+    by the next connection; ``disable --now`` lasts when targets of the boot start again.
+    """
+    sockets = ("echod.socket", "echod-metrics.socket", "echod-tls.socket")
+    active, inactive = dict.fromkeys(sockets, "active"), dict.fromkeys(sockets, "inactive")
+    assert facts["before"] == {"echod.service": "active", **active}
+    assert facts["finished"]
+    assert facts["late"] == []
+    assert facts["stopped"] == {"echod.service": "inactive", **inactive}
+    assert facts["started"] == {"echod.service": "inactive", **active}
+    assert facts["scraped"] == {"echod.service": "active", **active}
+    assert facts["service stopped"] == {"echod.service": "inactive", **active}
+    assert facts["served again"] == [True] * 4
+    assert facts["disabled"] == {"echod.service": "inactive", **inactive}
+    assert facts["enabled"] == {"echod.service": "inactive", **active}
+
+
 def test_whole_journal(facts: Facts) -> None:
     """In the whole run no traceback, no word of a plugin cache, no time but the journal's."""
     print(f"{facts['lines']} lines by priority: {facts['priorities']}")
     print(*facts["samples"], sep="\n")
     assert facts["lines"] > 1000
+    assert facts["identifiers"] == ["echod"]
     assert facts["tracebacks"] == []
     assert facts["plugin cache"] == []
     assert facts["timed"] == []

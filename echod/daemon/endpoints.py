@@ -120,14 +120,14 @@ def systemd_listener(
     :raises CannotServe: where it describes none.
     """
     try:
-        name = named_values(description.split(":")[1:], {"name"}).get("name")
-        if name is None:
+        values = named_values(description.split(":")[1:], {"name"})
+        if not values:
             raise ValueError("it has no name=")
-        return take_named(name, passed, reactor, datagrams)
     except ValueError as error:
         raise CannotServe(
             f"{said}: {error}; it takes systemd:name=NAME, for all sockets of that name"
         ) from None
+    return take_named(values["name"], passed, reactor, said, datagrams)
 
 
 def kind_of(description: str) -> str:

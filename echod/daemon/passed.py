@@ -111,20 +111,23 @@ def adopt(passed: Sequence[Passed], *, datagrams: bool = False) -> list[socket.s
 
 
 def take_named(
-    name: str, passed: list[Passed], reactor: Any, datagrams: EchoDatagrams | None = None
+    name: str,
+    passed: list[Passed],
+    reactor: Any,
+    option: str,
+    datagrams: EchoDatagrams | None = None,
 ) -> PassedListener:
     """Return a listener for all sockets of that name, and remove them from ``passed``.
 
+    :param option: the option that names them, for error messages.
     :param datagrams: answers on UDP sockets; ``None``: there must be none.
-    :raises ValueError: where no socket has that name, or one of them is a datagram socket
-        without ``datagrams``.
-    :raises CannotServe: for a descriptor that cannot be served.
+    :raises CannotServe: where no socket has that name, or one of them cannot be served.
     """
     named = [each for each in passed if each.name == name]
     if not named:
         others = ", ".join(dict.fromkeys(each.name for each in passed)) or "none"
-        raise ValueError(
-            f"systemd passed no socket with the name {name!r} (FileDescriptorName= in "
+        raise CannotServe(
+            f"{option}: systemd passed no socket with the name {name!r} (FileDescriptorName= in "
             f"systemd.socket(5)), or another option takes it; left: {others}"
         )
     sockets = adopt(named, datagrams=True)
@@ -133,7 +136,9 @@ def take_named(
         if sock.type == socket.SOCK_DGRAM and datagrams is None:
             for opened in sockets:
                 opened.close()
-            raise ValueError(f"{each} is a datagram socket: give it a socket unit of its own")
+            raise CannotServe(
+                f"{option}: {each} is a datagram socket: give it a socket unit of its own"
+            )
     return PassedListener(reactor, sockets, datagrams)
 
 

@@ -59,7 +59,7 @@ class TLSListener:
             if where.lower() == "systemd":
                 values = named_values(rest, {*FILES, "name"})
                 require(values, "name", *REQUIRED)
-                self._listener: Listener = take_named(values["name"], passed, reactor)
+                self._listener: Listener = take_named(values["name"], passed, reactor, self._option)
             else:
                 port, values = port_and_values(description, {*FILES, "interface"})
                 require(values, *REQUIRED)

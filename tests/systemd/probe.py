@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,9 @@ UNIT = "echod.service"
 HOST, PORT = "127.0.0.1", 65432
 SO_SNDBUFFORCE = 32  # of asm-generic/socket.h; Python has no name for it
 METRICS = "http://127.0.0.1:9862/metrics"
+SOCKETS = ("echod.socket", "echod-metrics.socket", "echod-tls.socket")
+TLS_PORT = 65433
+CERTIFICATE = Path("/etc/echod/cert.pem")
 MIB = 1 << 20
 LIMIT = 60  # seconds for one scenario
 PATIENCE = 15.0  # seconds for anything that should take less than one
@@ -108,6 +112,12 @@ def echoes(sock: socket.socket, data: bytes = b"hello") -> bool:
         return receive_all(sock) == data
 
 
+def shell(name: str) -> None:
+    """Run each line of a documented block of commands."""
+    for command in (HERE / name).read_text(encoding="utf-8").splitlines():
+        run("/bin/bash", "-euc", command)
+
+
 def first_echo() -> float:
     """Return the seconds from connect to the first byte of the reply."""
     began = time.monotonic()
@@ -156,8 +166,7 @@ def drop_in(text: str, unit: str = UNIT) -> Iterator[None]:
 
 @scenario
 def activation() -> Facts:
-    for command in (HERE / "start").read_text(encoding="utf-8").splitlines():
-        run("/bin/bash", "-euc", command)
+    shell("start")
     before, since = show("ActiveState"), now()
     seconds = first_echo()
     return {
@@ -398,6 +407,35 @@ def told_wrong() -> Facts:
 
 
 @scenario
+def own_ports() -> Facts:
+    directory = UNITS / f"{UNIT}.d"
+    directory.mkdir()
+    errors = {}
+    try:
+        for options in (
+            "--port 7",
+            "--interface 127.0.0.1",
+            "--listen tcp:7",
+            "--listen udp:7",
+            "--listen haproxy:tcp6:7",
+            "--listen unix:/run/echo",
+            "--metrics tcp:9862",
+        ):
+            text = f'[Service]\nEnvironment="OPTIONS={options}"\n'
+            (directory / "override.conf").write_text(text, encoding="utf-8")
+            systemctl("daemon-reload")
+            since = now()
+            run("systemctl", "restart", UNIT, check=False)
+            found = journal(f"_SYSTEMD_UNIT={UNIT}", "--priority=err", since=since)
+            errors[options] = messages(found)
+    finally:
+        (directory / "override.conf").unlink()
+        directory.rmdir()
+        systemctl("daemon-reload")
+    return {"errors": errors, "corrected": echoes(connect())}
+
+
+@scenario
 def status() -> Facts:
     told = [until_status("0 connections open")]
     clients = []
@@ -494,15 +532,184 @@ def datagrams() -> Facts:
     return facts
 
 
+def issue() -> None:
+    """Put another key, and a certificate that it signs itself, in the place of the last."""
+    CERTIFICATE.parent.mkdir(exist_ok=True)
+    run(
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
+        *("-nodes", "-subj", "/CN=localhost"),
+        *("-out", str(CERTIFICATE), "-keyout", str(CERTIFICATE.with_name("key.pem"))),
+    )
+
+
+@contextmanager
+def tls(name: str) -> Iterator[None]:
+    """Serve TLS within, as the document says: ``name`` is that of the drop-in."""
+    directory = UNITS / f"{UNIT}.d"
+    directory.mkdir()
+    issue()
+    try:
+        shell(f"{name}.sh")
+        shutil.copy(HERE / f"{name}.conf", directory / "override.conf")
+        shell("tls-enable.sh")
+        yield
+    finally:
+        shutil.rmtree(directory)
+        systemctl("disable", "--now", "echod-tls.socket")
+        systemctl("daemon-reload")
+        systemctl("restart", UNIT)
+
+
+def s_client(host: str = HOST, text: str = "hello") -> bool:
+    """Tell whether ``text`` comes back over TLS, from a server with the certificate of now."""
+    command = f"openssl s_client -quiet -verify_return_error -CAfile {CERTIFICATE}"
+    with subprocess.Popen(
+        [*command.split(), "-connect", f"{host}:{TLS_PORT}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(text.encode())
+        client.stdin.flush()
+        received = client.stdout.read(len(text))
+        client.kill()
+    return received.decode() == text
+
+
+def both() -> list[bool]:
+    """Tell what is served: TLS over IPv4 and IPv6, and the plain ports."""
+    return [s_client(), s_client("[::1]"), echoes(connect()), echoes(connect("::1"))]
+
+
+@scenario
+def tls_restart() -> Facts:
+    with tls("tls"):
+        served, first = both(), main_pid()
+        issue()
+        old = s_client()
+        systemctl("restart", UNIT)
+        return {
+            "served": served,
+            "old": old,
+            "renewed": both(),
+            "other process": main_pid() != first,
+            "journal": messages(journal(f"_SYSTEMD_UNIT={UNIT}", "_PID=" + str(first))),
+        }
+
+
+@scenario
+def tls_reload() -> Facts:
+    with tls("tls-reload"), connect() as held:
+        served, first, since = both(), main_pid(), now()
+        issue()
+        shell("tls-reload.sh")
+        systemctl("reload", UNIT)
+        until(s_client)
+        held.sendall(b"?")
+        return {
+            "served": served,
+            "renewed": both(),
+            "same process": main_pid() == first,
+            "held": held.recv(1) == b"?",
+            "journal": messages(journal(f"_SYSTEMD_UNIT={UNIT}", since=since)),
+        }
+
+
+@scenario
+def no_certificate() -> Facts:
+    text = "[Service]\nLoadCredential=key.pem:/nowhere/key.pem\n"
+    directory = UNITS / f"{UNIT}.d"
+    directory.mkdir()
+    (directory / "override.conf").write_text(text, encoding="utf-8")
+    since = now()
+    try:
+        systemctl("daemon-reload")
+        run("systemctl", "restart", UNIT, check=False)
+        facts = {
+            "state": show("ActiveState"),
+            "socket": show("ActiveState", "echod.socket"),
+            "status": show("ExecMainStatus"),
+            "restarted": int(show("NRestarts")),
+            "journal": messages(journal("--unit", UNIT, since=since)),
+        }
+    finally:
+        shutil.rmtree(directory)
+        systemctl("daemon-reload")
+    return {**facts, "corrected": echoes(connect())}
+
+
+def states() -> dict[str, str]:
+    return {unit: show("ActiveState", unit) for unit in (UNIT, *SOCKETS)}
+
+
+@scenario
+def stop_everything() -> Facts:
+    facts: Facts = {}
+    going = True
+    late: list[str] = []
+    stopped = threading.Event()
+
+    def knock() -> None:
+        while going:
+            for port in (PORT, TLS_PORT, 9862):
+                try:
+                    with socket.create_connection((HOST, port), 0.1):
+                        if stopped.is_set():
+                            late.append(f"port {port} is open")
+                except OSError:
+                    pass
+
+    with tls("tls"):
+        systemctl("enable", "echod-metrics.socket")
+        systemctl("restart", UNIT)
+        facts["before"] = states()
+        with connect() as client:
+            client.sendall(b"?")
+            assert client.recv(1) == b"?"
+            knocker = threading.Thread(target=knock)
+            knocker.start()
+            try:
+                systemctl("stop", "echod.socket")
+                stopped.set()
+                facts["finished"] = client.recv(1) == b""
+                time.sleep(1)
+            finally:
+                going = False
+                knocker.join()
+        facts["late"] = late
+        facts["stopped"] = states()
+        systemctl("start", "echod.socket")
+        facts["started"] = states()
+        scrape()
+        facts["scraped"] = states()
+        systemctl("stop", UNIT)
+        facts["service stopped"] = states()
+        facts["served again"] = both()
+        systemctl("disable", "--now", "echod.socket", UNIT)
+        systemctl("start", "sockets.target", "multi-user.target")
+        facts["disabled"] = states()
+        systemctl("enable", "--now", "echod.socket")
+        facts["enabled"] = states()
+    return facts
+
+
 @scenario
 def whole_journal() -> Facts:
-    entries = journal(f"_SYSTEMD_UNIT={UNIT}")
+    # «(twistd)» is systemd itself, until it has executed that.
+    entries = [
+        entry
+        for entry in journal(f"_SYSTEMD_UNIT={UNIT}")
+        if not str(entry["SYSLOG_IDENTIFIER"]).startswith("(")
+    ]
     priorities: dict[str, int] = {}
     for entry in entries:
         priorities[entry["PRIORITY"]] = priorities.get(entry["PRIORITY"], 0) + 1
     texts = [str(entry["MESSAGE"]) for entry in entries]
     return {
         "lines": len(entries),
+        "identifiers": sorted({str(entry["SYSLOG_IDENTIFIER"]) for entry in entries}),
         "priorities": priorities,
         "errors": [str(entry["MESSAGE"]) for entry in entries if int(entry["PRIORITY"]) < 4],
         "tracebacks": [text for text in texts if "Traceback" in text],
