@@ -1,8 +1,8 @@
-"""A connection that has come and is not known yet: its TLS handshake or PROXY header is under way.
+"""Accepted connections whose TLS handshake or PROXY header is not complete.
 
-Until it is done, nobody knows whether it can be served, or even who it is. So it is no
-connection for anybody but :class:`~echod.factory.EchoFactory`, which counts it against
-``max_connections`` and gives it a time. Then it is served as any other, or refused and counted.
+Until it is complete, nothing is known of the connection but its socket. No observer is notified of
+it; :class:`~echod.factory.EchoFactory` counts it against ``max_connections`` and limits its time.
+Then it is served as any other connection, or refused and counted.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from twisted.python.failure import Failure
 
 from echod.events import Reason
 from echod.kernel import beneath, unread
-from echod.protocol import QUIET, IStreamTransport, lose, reset, set_options
+from echod.protocol import FIRST_BYTE, LOOKS, QUIET, IStreamTransport, lose, reset, set_options
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
 
 
 class Arrival(Protocol):
-    """One connection, until it is known. Subclasses find out, and call the rest.
+    """One accepted connection. Subclasses read its handshake or header, and call the rest.
 
-    :param factory: serves it then.
-    :param peer: who connected, as far as that is known.
+    :param factory: serves the connection when that is complete.
+    :param peer: the address of the socket's peer, if it has one.
 
-    :ivar leaving: whether a drain has begun since it came.
+    :ivar leaving: whether a drain has begun since the connection was accepted.
     """
 
     transport: IStreamTransport
     reason: Reason
-    """Why it is refused when what comes first is wrong, or breaks off."""
+    """Why it is refused when its handshake or header is wrong or incomplete."""
     leaving = False
 
     def __init__(self, factory: EchoFactory, peer: IAddress | None) -> None:
@@ -46,15 +46,17 @@ class Arrival(Protocol):
     @property
     @abstractmethod
     def received(self) -> int:
-        """Bytes that have come from the peer."""
+        """Bytes received from the peer."""
 
     def connectionMade(self) -> None:
-        """Set the socket's options, and begin to wait."""
+        """Set the socket's options, and start the handshake timeout."""
         set_options(self.transport)
         factory = self._factory
         factory.arriving.add(self)
+        self._accepted = factory.clock_for(self.transport).seconds()
         if factory.handshake_timeout is not None:
-            self._later(factory.handshake_timeout, self.refuse, Reason.HANDSHAKE_TIMEOUT)
+            timeout = factory.handshake_timeout
+            self._later(timeout, self._check_timeout, timeout / LOOKS)
 
     def arrived(self, peer: IAddress | None) -> Protocol | None:
         """Return what serves the connection from now on, or refuses it.
@@ -68,22 +70,50 @@ class Arrival(Protocol):
         self._over()
         return self._factory.welcome(peer, leaving=self.leaving)
 
+    def _check_timeout(self, again: float = 0.0) -> None:
+        """Refuse the connection; but if input is unread, have it read first and look again.
+
+        It may have arrived in time, while the process was stopped or busy.
+
+        :param again: seconds until the next look; 0: there is none.
+        """
+        if again and self._has_unread_input():
+            self._later(again, self._check_timeout)
+        else:
+            self.refuse(Reason.HANDSHAKE_TIMEOUT)
+
     def leave(self) -> None:
-        """Refuse it at its first quiet moment, as a drain closes one that is served."""
+        """Refuse the connection if it stays silent: a drain begins.
+
+        One that has begun its handshake or header may complete it, until the handshake timeout or
+        the deadline of the drain. The first byte of one that was accepted just now may be on its
+        way.
+        """
         if not self.leaving:
             self.leaving = True
-            self._later(QUIET, self._look, self.received)
+            age = self._factory.clock_for(self.transport).seconds() - self._accepted
+            self._later(max(QUIET, FIRST_BYTE - age), self._check_begun)
 
-    def _look(self, before: int) -> None:
-        try:
-            waiting = unread(self.transport)
-        except OSError:  # a reset, which the kernel tells of once
-            lose(self.transport)
-            return
-        if waiting or self.received != before:
-            self._later(QUIET, self._look, self.received)
-        else:
+    def _check_begun(self) -> None:
+        if not self.received and not self._has_unread_input():
             self.refuse(Reason.DRAINING)
+
+    def _has_unread_input(self) -> bool:
+        try:
+            return unread(self.transport)
+        except OSError:  # a reset, which the kernel reports once
+            lose(self.transport)
+            return False
+
+    def broke_off(self) -> None:
+        """End it, because the peer has finished sending: FIN alone would look like a whole reply.
+
+        Except where it never sent a byte: that is a load balancer's health check.
+        """
+        if self.received:
+            self.refuse(self.reason)
+        else:
+            self.transport.loseConnection()
 
     def refuse(self, reason: Reason) -> None:
         """Reset the connection, unserved."""
@@ -102,13 +132,16 @@ class Arrival(Protocol):
             else:
                 self._factory.see_whether_drained()
 
-    def _later(self, seconds: float, action: Callable[..., None], about: object) -> None:
+    def _later(self, seconds: float, action: Callable[..., None], *about: object) -> None:
         clock = self._factory.clock_for(self.transport)
-        self._timers.append(clock.callLater(seconds, action, about))
+        self._timers.append(clock.callLater(seconds, action, *about))
 
     def _over(self) -> None:
         self._waiting = False
         self._factory.arriving.discard(self)
+        self._cancel_timers()
+
+    def _cancel_timers(self) -> None:
         for timer in self._timers:
             if timer.active():
                 timer.cancel()

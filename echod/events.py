@@ -108,7 +108,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A connection was accepted by the kernel and ended unserved: by RST, or an alert of TLS."""
+    """A connection was accepted by the kernel and reset, unserved. An alert of TLS may precede."""
 
     reason: Reason
     peer: IAddress | None

@@ -164,11 +164,12 @@ class EchoFactory(Factory):
     def drain(self, deadline: float) -> Deferred[None]:
         """Refuse what comes, close each connection at its first quiet moment.
 
-        Quiet: nothing is owed, and no byte came for 0.2 s. At the deadline what is
-        left is cut off with RST, so that a part of a reply is never taken for the
-        whole. Who is still arriving is refused at its first quiet moment, and served if
-        it has arrived before. Stop the ports first. Called again, an earlier deadline
-        counts.
+        Quiet: nothing is owed, and no byte came for 0.2 s; until the first byte has come,
+        for 1 s from the beginning of the connection. A TLS handshake or PROXY header that has
+        begun may be completed; then the connection is served, and closed likewise. One that has
+        not begun is refused after 1 s from its accept. At the deadline what is left is cut off
+        with RST, so that a part of a reply is never taken for the whole. Stop the ports first.
+        Called again, an earlier deadline counts.
 
         :param deadline: seconds from now, 0 or more.
         :return: fires with ``None`` when none of the connections of now is left.

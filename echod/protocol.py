@@ -52,6 +52,11 @@ at most; what the fast path hands back, when nothing is owed, is less than 256 K
 QUIET: Final = 0.2
 """Seconds without a byte that make a quiet moment, at which a drain may close."""
 
+FIRST_BYTE: Final = 1.0
+"""Seconds since its start within which a drain does not close a connection that has not sent a
+byte: the first one may be on its way. Nearly every round trip is shorter; it is TCP's first
+retransmission timeout, too (RFC 6298 2.1)."""
+
 LOOKS: Final = 8
 """How often a connection is looked at within a timeout. One look to see it begin, and
 one to see it end: a timeout is late by a quarter at most, and never early; in return no
@@ -278,7 +283,8 @@ class Echo(Protocol):
                 return False
         elif not self._closing:
             over = None
-            if leaving and still >= QUIET:
+            begun = self.received > 0 or now - self._opened >= FIRST_BYTE
+            if leaving and begun and still >= QUIET:
                 over = Ending.DRAINED
             elif factory.idle_timeout is not None and still >= factory.idle_timeout:
                 over = Ending.IDLE

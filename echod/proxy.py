@@ -12,8 +12,9 @@ import struct
 from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
+from zope.interface import implementer
 
 from echod.arguments import check_type
 from echod.arrival import Arrival
@@ -127,6 +128,7 @@ def _unix_address(padded: bytes) -> IAddress:
     return UNIXAddress((padded.rstrip(b"\0") if abstract else padded.partition(b"\0")[0]) or None)
 
 
+@implementer(IHalfCloseableProtocol)
 class ProxyArrival(Arrival):
     """One connection of a proxy, until its header is read.
 
@@ -165,6 +167,13 @@ class ProxyArrival(Arrival):
             rest = bytes(self._received[size:])
             if rest and transport.connected:
                 protocol.dataReceived(rest)
+
+    def readConnectionLost(self) -> None:
+        """Refuse it: the header is not complete when the peer finishes sending."""
+        self.broke_off()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the sending side is never closed before the whole connection."""
 
 
 class ProxyFactory(Factory):

@@ -46,12 +46,20 @@ PIECE: Final = RECORD + 512
 """Bytes that OpenSSL is given, and asked for, at once: such a part encrypted (RFC 8446 5.2)."""
 
 
+BEGINNING: Final = b"\x16\x03"
+"""How a connection begins that speaks TLS: a handshake record, of any version (RFC 8446 5.1)."""
+
+ALERT_TIME: Final = 1.0
+"""Seconds that a peer has to read the alert of a failed handshake, until it is reset."""
+
+
 class TLSArrival(Arrival):
     """One connection, until its handshake is done."""
 
     transport: TLSTransport  # type: ignore[assignment]  # has the methods of what it wraps
     reason = Reason.TLS_HANDSHAKE
     _key: str | None = None
+    _failed = False
 
     @property
     def received(self) -> int:
@@ -70,12 +78,22 @@ class TLSArrival(Arrival):
             self.transport.wrappedProtocol = protocol
             protocol.makeConnection(cast(Any, self.transport))
 
-    def broke_off(self) -> None:
-        """Refuse who has finished sending before it was done; close, if it never said a word."""
-        if self.received:
-            self.refuse(self.reason)
+    def failed(self, *, alert: bool) -> None:
+        """Refuse the connection, because its handshake has failed.
+
+        :param alert: whether the peer has been sent an alert that says why. Then it has
+            :data:`ALERT_TIME` to read it and close; a reset at once could destroy it.
+        """
+        self._failed = True
+        if alert:
+            self._cancel_timers()
+            self._later(ALERT_TIME, self.refuse, self.reason)
         else:
-            self.transport.loseConnection()
+            self.refuse(self.reason)
+
+    def refuse(self, reason: Reason) -> None:
+        """Reset the connection, unserved."""
+        super().refuse(self.reason if self._failed else reason)
 
     def _over(self) -> None:
         self._factory.discount(self._key)
@@ -99,6 +117,7 @@ class TLSTransport(ProtocolWrapper):
     given = 0
     _written = _gone = 0
     _shaking = True
+    _beginning = b""
     _delivering = False
 
     def makeConnection(self, transport: Any) -> None:
@@ -111,8 +130,12 @@ class TLSTransport(ProtocolWrapper):
     def dataReceived(self, data: bytes) -> None:
         """Decrypt and deliver ``data``, and send what becomes of it."""
         self.taken += len(data)
+        if len(self._beginning) < len(BEGINNING):
+            self._beginning += data[: len(BEGINNING)]
         # Not all at once, for OpenSSL keeps as much memory as it has ever been given.
         for start in range(0, len(data), PIECE):
+            if self.disconnecting:
+                return
             self._tls.bio_write(data[start : start + PIECE])
             if self._shaking:
                 self._shake()
@@ -203,9 +226,12 @@ class TLSTransport(ProtocolWrapper):
         except SSL.WantReadError:
             self._flush()
         except SSL.Error:
-            self._flush()  # an alert that says why
             self.disconnecting = True
-            self.transport.loseConnection()
+            before = self.given
+            # A peer that speaks no TLS must not see anything that looks like a reply.
+            if self._beginning.startswith(BEGINNING):
+                self._flush()
+            self.wrappedProtocol.failed(alert=self.given > before)
         else:
             self._flush()
             self._shaking = False

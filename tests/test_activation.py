@@ -189,18 +189,22 @@ def test_tls(tcp: socket.socket, tmp_path: Path) -> None:
 
 
 def test_restart_behind_a_proxy(tcp: socket.socket) -> None:
-    """A client whose header has not come yet at a stop, and who waits, is for the next process."""
+    """Half a header at a stop may be completed; a client that comes then waits for the next run."""
     where = "haproxy:systemd:name=a"
+    header = proxy_header(2, "192.0.2.1", 40000)
     clients: list[socket.socket] = []
     for _ in range(2):
         with Daemon("--listen", where, **passing(tcp, names="a")) as daemon:
+            begun = connect(tcp)
+            begun.sendall(header[:20])
             for client in (connect(tcp), *clients):
-                client.sendall(proxy_header(2, "192.0.2.1", 40000))
+                client.sendall(header)
                 check_echo(client)
-            daemon.terminate(signal.SIGSTOP)
-            clients = [connect(tcp) for _ in range(3)]
             daemon.terminate()
-            daemon.terminate(signal.SIGCONT)
+            daemon.wait_for("Closed)")  # the port, which systemd holds open
+            clients = [connect(tcp) for _ in range(3)]
+            begun.sendall(header[20:])
+            check_echo(begun)
             assert daemon.wait() == -signal.SIGTERM
             assert "refused" not in daemon.log
     for client in clients:

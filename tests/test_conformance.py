@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from echod.client import EchoClientFactory, EchoIncomplete, EchoMismatch
 from echod.events import Closed, Ending, Opened, Reason
 from echod.kernel import unsent
-from echod.protocol import MAX_OWED
+from echod.protocol import FIRST_BYTE, MAX_OWED
 from tests.support import (
     REACTORS,
     MemoryEnds,
@@ -378,6 +378,7 @@ async def test_drain_closes_the_idle(serve: Any, ends: Any) -> None:
     """In a drain, idle connections get FIN, and who comes is refused."""
     served = await serve()
     peers = [await served.peer() for _ in range(5)]
+    await ends.advance(FIRST_BYTE)
     drained = served.factory.drain(10)
     assert await served.refused() == ("RST" if ends.knows_reset else "FIN")
     assert [event.reason for event in served.events.refused] == [Reason.DRAINING]
@@ -386,6 +387,23 @@ async def test_drain_closes_the_idle(serve: Any, ends: Any) -> None:
     await ends.until(gatherResults([peer.when_ended() for peer in peers]))
     assert [peer.ended for peer in peers] == ["FIN"] * 5
     assert served.events.endings == [Ending.DRAINED] * 5
+
+
+@run
+async def test_drain_waits_for_the_first_byte(serve: Any, ends: Any) -> None:
+    """In a drain, a new connection has a second for its first byte."""
+    served = await serve()
+    peer = await served.peer()
+    drained = served.factory.drain(10)
+    await ends.advance(FIRST_BYTE - 0.1)
+    peer.send(b"?")
+    await ends.until(peer.when_received(1))
+    assert not drained.called
+    await ends.advance(0.5)
+    await ends.until(drained)
+    await ends.until(peer.when_ended())
+    assert (bytes(peer.received), peer.ended) == (b"?", "FIN")
+    assert served.events.endings == [Ending.DRAINED]
 
 
 @run

@@ -20,7 +20,7 @@ from twisted.protocols.policies import WrappingFactory
 from echod.client import EchoClient, EchoIncomplete, EchoMismatch
 from echod.events import Closed, Ending, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.protocol import Echo
+from echod.protocol import FIRST_BYTE, Echo
 from echod.testing import MemoryNetwork, Peer
 from tests.authority import Authority
 from tests.support import ROOT, TIMEOUT, Peers, Recorder
@@ -340,7 +340,7 @@ def test_observer_acts(act: str, ending: Ending, event: type, idle_timeout: floa
     if event is Closed:
         network.client_endpoint().connect(peers)
         peers.peers[0].finish()
-    network.advance(0.5)
+    network.advance(FIRST_BYTE + 0.5)
     assert events.endings[-1] is ending
     assert factory.connections == set()
     assert network.getDelayedCalls() == []

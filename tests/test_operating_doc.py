@@ -32,7 +32,7 @@ from echod.daemon import logs, notify, web
 from echod.daemon.listening import on_loopback
 from echod.daemon.options import PORT, CannotServe, Options
 from echod.events import Ending, Reason
-from echod.protocol import MAX_OWED, QUIET
+from echod.protocol import FIRST_BYTE, MAX_OWED, QUIET
 from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
 from tests.test_docs import blocks, literals, section, tree
 
@@ -281,6 +281,7 @@ def test_numbers() -> None:
         f"silent for {service['WatchdogSec'][0]} s (``WatchdogSec=``)",
         f"{ports['Backlog'][0]} for each port (``Backlog=``)",
         f"it has sent nothing for {QUIET} s",
+        f"A new connection has {FIRST_BYTE:g} s for its first byte",
         f"reset after {options()['drain-timeout']:g} s (``--drain-timeout``)",
         f"({starts} starts in {seconds} s, ``StartLimitBurst=``)",
         f"costs the process {MAX_OWED // 1024} KiB at most",

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Closed, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.protocol import Echo, lose
+from echod.protocol import FIRST_BYTE, QUIET, Echo, lose
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from tests.support import Peers, Recorder, proxy_header
@@ -170,7 +170,7 @@ class RefusedTests(ProxyTestCase):
             self.assert_nothing_left()
 
     def test_broken_off(self) -> None:
-        """Who leaves in the middle of a header is counted."""
+        """A peer that leaves in the middle of a header is counted, and gets no FIN."""
         for leave in (Peer.finish, Peer.abort):
             self.serve()
             peer = self.connect(HEADER[:20])
@@ -178,7 +178,32 @@ class RefusedTests(ProxyTestCase):
             self.network.settle()
             here = peer.transport.getHost()
             self.assertEqual(self.events, [Refused(Reason.PROXY_HEADER, here)])
+            if leave is Peer.finish:
+                self.assertEqual((bytes(peer.received), peer.ended), (b"", "RST"))
             self.assert_nothing_left()
+
+    def test_header_that_arrived_in_time(self) -> None:
+        """A header whose rest arrives in time, while the process is stopped, is read."""
+        self.serve(handshake_timeout=10)
+        peer = self.connect(HEADER[:20])
+        peer.transport.getHandle().send(HEADER[20:] + b"hello")  # type: ignore[attr-defined]
+        Clock.advance(self.network, 11)  # timers, but no reading
+        self.network.advance(2)
+        self.assertEqual(peer.received, b"hello")
+        self.assertEqual(self.events.refused, [])
+
+    def test_header_that_dribbles(self) -> None:
+        """A header that is incomplete at the second look, too, is late by a quarter at most."""
+        self.serve(handshake_timeout=10)
+        peer = self.connect(HEADER[:20])
+        peer.transport.getHandle().send(HEADER[20:21])  # type: ignore[attr-defined]
+        Clock.advance(self.network, 10)
+        self.network.settle()
+        self.assertIsNone(peer.ended)
+        peer.transport.getHandle().send(HEADER[21:22])  # type: ignore[attr-defined]
+        Clock.advance(self.network, 2.5)
+        self.network.settle()
+        self.assert_refused(peer, Reason.HANDSHAKE_TIMEOUT)
 
     def test_limit(self) -> None:
         """Who has not said who it is counts as a connection: more are refused at once."""
@@ -213,19 +238,42 @@ class RefusedTests(ProxyTestCase):
 
 class DrainTests(ProxyTestCase):
     def test_drain(self) -> None:
-        """In a drain, who comes is refused, and who does not say who it is, when it is quiet."""
-        self.serve()
-        peers = [self.connect(), self.connect(HEADER[:20])]
-        drained = self.factory.drain(10)
-        self.factory.drain(10)
-        peers.append(self.connect())
-        self.network.advance(0.1)
-        self.assertEqual([peer.ended for peer in peers], [None, None, "RST"])
-        self.assertNoResult(drained)
-        self.network.advance(0.2)
-        self.assertEqual([peer.ended for peer in peers], ["RST"] * 3)
+        """A drain refuses connections that come, and after a second those that stay silent."""
+        self.serve(handshake_timeout=10)
+        old = self.connect()
+        self.network.advance(FIRST_BYTE)
+        new, begun = self.connect(), self.connect(HEADER[:20])
+        drained = self.factory.drain(60)
+        self.factory.drain(60)
+        late = self.connect()
+        peers = [late, old, new, begun]
+        for seconds, left in ((0.1, 3), (QUIET, 2), (FIRST_BYTE, 1)):
+            self.network.advance(seconds)
+            ended = [peer.ended for peer in peers]
+            self.assertEqual(ended, ["RST"] * (4 - left) + [None] * left)
         self.assertEqual([event.reason for event in self.events.refused], [Reason.DRAINING] * 3)
+        self.assertNoResult(drained)
+        self.network.advance(10)
+        self.assertEqual(begun.ended, "RST")
+        self.assertEqual(self.events.refused[-1].reason, Reason.HANDSHAKE_TIMEOUT)
         self.successResultOf(drained)
+        self.assert_nothing_left()
+
+    def test_path_of_250_ms(self) -> None:
+        """A client's header, and its first byte after that, may each be half a second away."""
+        self.serve()
+        peer = self.connect()
+        drained = self.factory.drain(10)
+        for part in (HEADER[:10], HEADER[10:], b"hello"):
+            self.network.advance(0.5)
+            peer.send(part)
+            self.network.settle()
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", None))
+        self.assertNoResult(drained)
+        self.network.advance(0.5)
+        self.assertEqual(peer.ended, "FIN")
+        self.successResultOf(drained)
+        self.assertEqual(self.events.endings, [Ending.DRAINED])
         self.assert_nothing_left()
 
     def test_header_that_has_arrived(self) -> None:
@@ -280,7 +328,7 @@ class DrainTests(ProxyTestCase):
         self.network.settle()
         self.assertEqual(len(self.factory.leaving), 40)
         self.assertLess(looks, 3 * 40)
-        self.network.advance(0.41)
+        self.network.advance(FIRST_BYTE + 0.41)
         self.successResultOf(drained)
         self.assertEqual(self.events.endings, [Ending.DRAINED] * 40)
         self.assert_nothing_left()
@@ -293,7 +341,7 @@ class DrainTests(ProxyTestCase):
         self.factory.startFactory()
         stays = self.connect(HEADER)
         peer.send(HEADER)
-        self.network.advance(0.41)
+        self.network.advance(FIRST_BYTE + 0.41)
         self.assertEqual([peer.ended, stays.ended], ["FIN", None])
         self.successResultOf(drained)
 
@@ -324,15 +372,14 @@ class DrainTests(ProxyTestCase):
             self.assertEqual(len(self.events.refused), told)
             self.assert_nothing_left()
 
-    def test_reset_that_a_drain_meets(self) -> None:
-        """Who has reset before it was asked whether it is quiet has broken off, or was a check."""
+    def test_reset_that_was_not_read(self) -> None:
+        """A reset that a drain or the timeout finds is what it would be if it had been read."""
         for sent, reasons in (((), []), ((HEADER[:10],), [Reason.PROXY_HEADER])):
             self.serve()
             peer = self.connect(*sent)
             drained = self.factory.drain(10)
             peer.transport.connectionLost(Failure(ConnectionAborted()))  # type: ignore[attr-defined]
-            for _ in range(2):  # the time passes, but the reactor does not get to read
-                Clock.advance(self.network, 0.3)
+            Clock.advance(self.network, 10)  # timers, but no reading
             self.successResultOf(drained)
             self.assertEqual([event.reason for event in self.events.refused], reasons)
             self.assert_nothing_left()

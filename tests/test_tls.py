@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import socket
@@ -15,6 +16,7 @@ import pytest
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
@@ -24,8 +26,8 @@ from echod.daemon.certificates import Certificates
 from echod.daemon.metrics import Tally, transferred
 from echod.events import Ending, Opened, Reason, Refused, tell_each
 from echod.kernel import beneath, owed, unsent
-from echod.protocol import MAX_OWED, Echo, lose
-from echod.tls import RECORD, TLSFactory
+from echod.protocol import FIRST_BYTE, MAX_OWED, QUIET, Echo, lose
+from echod.tls import ALERT_TIME, RECORD, TLSFactory
 from tests.authority import Authority
 from tests.support import TIMEOUT, MemoryEnds, Peers, Served, now
 
@@ -42,8 +44,8 @@ class Scene(Served):
         self.over = TLSFactory(self.factory, Certificates(*authority.issue("server")))
         now(self.ends.listen(self.over))
 
-    def connect(self) -> Client:
-        return Client(self)
+    def connect(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> Client:
+        return Client(self, version=version)
 
     def client(self) -> Client:
         """Connect, and do the handshake."""
@@ -63,13 +65,16 @@ class Client:
     :ivar closed: whether the service's closing alert has come.
     """
 
-    def __init__(self, scene: Scene, port: int = 7) -> None:
+    def __init__(
+        self, scene: Scene, port: int = 7, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+    ) -> None:
         self._network = scene.network
         connecting: list[Any] = []
         scene.network.client_endpoint(port).connect(Peers()).addCallback(connecting.append)
         [self.peer] = connecting
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = ssl.create_default_context(cafile=scene.trusted)
+        context.maximum_version = version
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
         self._fed = 0
         self.received = bytearray()
@@ -191,26 +196,85 @@ def test_half_a_handshake(authority: Authority) -> None:
     assert [event.reason for event in scene.events.refused] == [Reason.HANDSHAKE_TIMEOUT]
 
 
-@pytest.mark.parametrize(
-    "said", [b"GET / HTTP/1.0\r\n\r\n", b"hello\n", bytes(100_000), b"\xff" * 9]
-)
-def test_garbage(authority: Authority, said: bytes) -> None:
-    """Who says something else than TLS is closed, counted once, and costs no line of its own."""
+PLAINTEXT = [b"h", b"hell", b"hello", b"hello\n", b"GET / HTTP/1.0\r\n\r\n", bytes(100_000)]
+BROKEN_HANDSHAKE = b"\x16\x03\x01\x00\x05\xff\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize("sent", PLAINTEXT)
+@pytest.mark.parametrize("segment", [1, 3, 100_000])
+@pytest.mark.parametrize("finishes", [False, True])
+def test_plaintext(authority: Authority, sent: bytes, segment: int, finishes: bool) -> None:
+    """Plaintext ends in RST: FIN would look like a whole, empty reply. It is counted once."""
     scene = Scene(authority)
     client = scene.connect()
-    client.send(said)
-    scene.network.advance(11)
-    assert client.peer.ended is not None
-    [refused] = scene.events
-    assert isinstance(refused, Refused)
+    for start in range(0, min(len(sent), 50 * segment), segment):
+        client.peer.send(sent[start : start + segment])
+        scene.network.settle()
+    if finishes and client.peer.ended is None:
+        client.peer.finish()
+        scene.network.settle()
+    if len(sent) < 5 and not finishes:  # less than a record's header may yet become one
+        assert client.peer.ended is None
+        scene.network.advance(11)
+    assert (bytes(client.peer.received), client.peer.ended) == (b"", "RST")
+    [refused] = scene.events.refused
     assert refused.reason in (Reason.TLS_HANDSHAKE, Reason.HANDSHAKE_TIMEOUT)
     assert refused.peer == client.peer.transport.getHost()
     assert scene.factory.arriving == set()
+    assert scene.network.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("finishes", [False, True])
+def test_failed_handshake(authority: Authority, finishes: bool) -> None:
+    """A client whose handshake fails gets the alert that says why, time to read it, then RST."""
+    scene = Scene(authority)
+    client = scene.connect()
+    client.send(BROKEN_HANDSHAKE + b"more")
+    assert client.peer.received.startswith(b"\x15\x03")  # an alert (RFC 8446 5.1)
+    assert client.peer.ended is None
+    assert len(scene.factory.arriving) == 1  # it still has its descriptor
+    if finishes:
+        client.peer.finish()
+        scene.network.settle()
+    else:
+        client.send(b"still more")
+        scene.network.advance(ALERT_TIME)
+    assert (len(client.peer.received), client.peer.ended) == (7, "RST")
+    [refused] = scene.events
+    assert refused == Refused(Reason.TLS_HANDSHAKE, client.peer.transport.getHost())
+    assert scene.factory.arriving == set()
+    assert scene.network.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("deadline", [0.5, 2])
+def test_failed_handshake_in_a_drain(authority: Authority, deadline: float) -> None:
+    """A drain finds a failed handshake: it ends in time, and the reason stays."""
+    scene = Scene(authority)
+    client = scene.connect()
+    client.send(BROKEN_HANDSHAKE)
+    drained = scene.factory.drain(deadline)
+    scene.network.advance(1.1)
+    assert drained.called
+    assert client.peer.ended == "RST"
+    assert [event.reason for event in scene.events.refused] == [Reason.TLS_HANDSHAKE]
+
+
+def test_alert_of_the_client(authority: Authority, tmp_path: Path) -> None:
+    """A client that trusts another authority says so, has nothing to read, and is reset at once."""
+    scene = Scene(authority)
+    (tmp_path / "other").mkdir()
+    scene.trusted = Authority(tmp_path / "other").file
+    client = scene.connect()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        client.handshake()
+    client.send(client.record())
+    assert client.peer.ended == "RST"
+    assert [event.reason for event in scene.events] == [Reason.TLS_HANDSHAKE]
 
 
 @pytest.mark.parametrize("end", ["finish", "abort"])
 def test_broken_off_handshake(authority: Authority, end: str) -> None:
-    """Who leaves before its handshake is done is counted once, at once."""
+    """A client that leaves before its handshake is done is counted at once, and gets no FIN."""
     scene = Scene(authority)
     client = scene.connect()
     client.send(b"\x16\x03\x01")  # the beginning of a record
@@ -218,6 +282,8 @@ def test_broken_off_handshake(authority: Authority, end: str) -> None:
     scene.network.settle()
     assert [event.reason for event in scene.events.refused] == [Reason.TLS_HANDSHAKE]
     assert scene.factory.arriving == set()
+    if end == "finish":
+        assert client.peer.ended == "RST"
     scene.network.advance(100)
     assert len(scene.events) == 1
 
@@ -246,27 +312,73 @@ def test_handshakes_count_against_the_limits(authority: Authority) -> None:
     assert len(scene.factory.connections) == 1
 
 
-def test_drain_refuses_handshakes(authority: Authority) -> None:
-    """A drain waits for a handshake as for a served connection: it is reset when it is quiet."""
-    scene = Scene(authority)
+def test_handshake_that_arrived_in_time(authority: Authority) -> None:
+    """A handshake whose rest arrives in time, while the process is stopped, is completed."""
+    scene = Scene(authority, handshake_timeout=10)
     client = scene.connect()
-    drained = scene.factory.drain(10)
-    scene.network.advance(0.1)
-    assert not drained.called
-    scene.network.advance(0.2)
-    assert drained.called
+    with pytest.raises(ssl.SSLWantReadError):
+        client._tls.do_handshake()
+    client.send(client.record())
+    client._tls.do_handshake()
+    client.peer.transport.getHandle().send(client.record(b"hello"))  # type: ignore[attr-defined]
+    Clock.advance(scene.network, 11)  # timers, but no reading
+    scene.network.advance(2)
+    assert client.read() == b"hello"
+    assert scene.events.refused == []
+
+
+def test_handshake_that_dribbles(authority: Authority) -> None:
+    """A handshake that comes byte by byte is ended all the same, late by a quarter at most."""
+    scene = Scene(authority, handshake_timeout=10)
+    client = scene.connect()
+    with pytest.raises(ssl.SSLWantReadError):
+        client._tls.do_handshake()
+    hello = client.record()
+    client.send(hello[:1])
+    for at in range(1, 13):
+        assert client.peer.ended is None
+        client.peer.transport.getHandle().send(hello[at : at + 1])  # type: ignore[attr-defined]
+        Clock.advance(scene.network, 1)
+        scene.network.settle()
+        if client.peer.ended is not None:
+            break
+    assert 10 < scene.network.seconds() <= 12.5
     assert client.peer.ended == "RST"
-    assert [event.reason for event in scene.events.refused] == [Reason.DRAINING]
+    assert [event.reason for event in scene.events.refused] == [Reason.HANDSHAKE_TIMEOUT]
 
 
-def test_handshake_in_a_drain(authority: Authority) -> None:
-    """A handshake that is under way when a drain begins is finished, and what follows echoed."""
+def test_drain_refuses_the_silent(authority: Authority) -> None:
+    """A drain refuses a client that has not begun its handshake after a second."""
     scene = Scene(authority)
-    client = scene.connect()
+    old = scene.connect()
+    scene.network.advance(FIRST_BYTE)
+    new = scene.connect()
     drained = scene.factory.drain(10)
-    client.handshake()
-    client.send(client.record(b"hello"))
-    scene.network.advance(0.1)
+    scene.network.advance(QUIET)
+    assert (old.peer.ended, new.peer.ended) == ("RST", None)
+    scene.network.advance(FIRST_BYTE)
+    assert drained.called
+    assert new.peer.ended == "RST"
+    assert [event.reason for event in scene.events.refused] == [Reason.DRAINING] * 2
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_handshake_in_a_drain(authority: Authority, version: ssl.TLSVersion) -> None:
+    """A drain, on a path of 250 ms: the handshake is finished, what follows echoed, then FIN.
+
+    The first byte is on its way when the drain begins, as after accept_waiting.
+    """
+    scene = Scene(authority)
+    client = scene.connect(version)
+    drained = scene.factory.drain(10)
+    done = False
+    while not done:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client._tls.do_handshake()
+            done = True
+        flight = client.record() + (client.record(b"hello") if done else b"")
+        scene.network.advance(0.25)  # what the client has sent, and the answer to it, travel
+        client.send(flight)
     assert client.read() == b"hello"
     assert not drained.called
     scene.network.advance(1)
@@ -274,6 +386,20 @@ def test_handshake_in_a_drain(authority: Authority) -> None:
     assert client.read() == b"hello"
     assert client.closed
     assert scene.events.endings == [Ending.DRAINED]
+
+
+def test_half_a_handshake_in_a_drain(authority: Authority) -> None:
+    """A handshake that is not completed in a drain ends at the handshake timeout."""
+    scene = Scene(authority, handshake_timeout=10)
+    client = scene.connect()
+    client.send(b"\x16\x03\x01")
+    drained = scene.factory.drain(60)
+    scene.network.advance(9)
+    assert not drained.called
+    scene.network.advance(1.1)
+    assert drained.called
+    assert client.peer.ended == "RST"
+    assert [event.reason for event in scene.events.refused] == [Reason.HANDSHAKE_TIMEOUT]
 
 
 def test_health_check(authority: Authority) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -294,23 +295,46 @@ def test_half_a_handshake(authority: Authority) -> None:
         daemon.wait_for("refused 1 connection: handshake-timeout 1")
 
 
-def test_garbage(authority: Authority) -> None:
-    """Who speaks no TLS is closed and counted, without a traceback; others are served."""
-    with serving(authority) as daemon:
-        for said_ in (b"GET / HTTP/1.1\r\n\r\n", b"hello\n", bytes(1000)):
-            with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
-                client.sendall(said_)
+def how_it_ends(client: socket.socket, sent: bytes, *, finishes: bool) -> str:
+    """Send, finish sending if told to, and return how the service ends the connection."""
+    try:
+        client.sendall(sent)
+        if finishes:
+            with contextlib.suppress(OSError):  # reset before that
                 client.shutdown(socket.SHUT_WR)
-                with contextlib.suppress(ConnectionResetError):
-                    while client.recv(1000):
-                        pass
+        return f"FIN after {receive_all(client)!r}"
+    except (ConnectionResetError, BrokenPipeError):
+        return "RST"
+
+
+def test_plaintext(authority: Authority) -> None:
+    """Plaintext is reset and counted, never answered by FIN; TLS clients are served."""
+    said_ = (b"h", b"hello", b"hello\n", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000), b"\x16\x03")
+    with serving(authority, "--handshake-timeout", "3") as daemon:
+        for sent in said_:
+            for finishes in (True, False):
+                with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
+                    assert how_it_ends(client, sent, finishes=finishes) == "RST", sent
         with connect(daemon, authority) as client:
             assert said(client, b"hello") == b"hello"
         daemon.terminate()
         daemon.wait()
         told = [line for line in daemon.lines if "refused" in line]
-        assert sum(int(line.partition("tls-handshake ")[2].split(",")[0]) for line in told) == 3
+        counts = re.findall(r"(?:tls-handshake|handshake-timeout) (\d+)", "\n".join(told))
+        assert sum(map(int, counts)) == 2 * len(said_)
         assert "Traceback" not in daemon.log
+
+
+def test_alert_and_reset(authority: Authority) -> None:
+    """A client that cannot do TLS 1.2 reads the alert that says so, and then sees RST."""
+    hello = b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x01" + bytes(32) + b"\0\0\2\x00\x2f\1\0"
+    with serving(authority) as daemon:
+        with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
+            client.sendall(hello)
+            assert client.recv(100)[:1] == b"\x15"  # an alert (RFC 8446 5.1)
+            with pytest.raises(ConnectionResetError):
+                client.recv(100)
+        daemon.wait_for("refused 1 connection: tls-handshake 1")
 
 
 def flood(client: ssl.SSLSocket, limit: int) -> int:
