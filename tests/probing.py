@@ -122,7 +122,7 @@ def echod_client(
     options = parse([str(each) for each in arguments])
     reactor: Any = PreciseReactor()
     prepare(reactor)
-    status = perform(reactor, options, Console(options.command, out, err), signals=False)
+    status = perform(reactor, options, Console(options.command, out, err))
     printed = out.getvalue() if isinstance(out, io.StringIO) else ""
     complained = err.getvalue() if isinstance(err, io.StringIO) else ""
     return Outcome(status, printed, complained)

@@ -16,6 +16,7 @@ import tempfile
 import termios
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,9 @@ class Screen:
 
 
 def environment() -> dict[str, str]:
-    """Return one in which nobody says how wide the terminal is."""
-    return {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    """Return one that does not say how wide the terminal is, with a locale of UTF-8."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    return {**kept, "LC_ALL": "C.UTF-8"}
 
 
 def test_narrow_terminal(target: str) -> None:
@@ -246,26 +248,6 @@ def test_no_progress_beside_the_bytes(target: str) -> None:
     )
     assert screen.close() == "hello\r\n"
     assert run.returncode == 0
-
-
-@pytest.mark.parametrize(("module", "package"), [("hdrh", "hdrhistogram"), ("tqdm", "tqdm")])
-def test_without_the_extra(module: str, package: str) -> None:
-    """Without what an extra installs, one line names the extra."""
-    script = (
-        f"import sys; sys.modules[{module!r}] = None; "
-        "from echod.probe.main import main; sys.exit(main())"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", script, "ping", "localhost:7"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    line = (
-        f"echod-client needs {package}, which is not installed: "
-        "install echod with its extra client\n"
-    )
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", line)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -330,3 +312,99 @@ def test_tls_not_trusted(tls: str) -> None:
     assert re.fullmatch(
         r"echod-client ping: 127.0.0.1:\d+: TLS fails: certificate verify failed\n", run.stderr
     )
+
+
+SIGNALLED = """
+import os, signal
+change = signal.signal
+
+def tell(number, handler):
+    before = change(number, handler)
+    os.write(int(os.environ["TELL"]), b".")
+    return before
+
+signal.signal = tell
+from echod.probe.main import main
+raise SystemExit(main())
+"""
+"""Writes a byte to a pipe when the answer to a signal has changed: first in main's first line."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["ping", "load", "pipe"])
+def test_signal_at_any_time(target: str, command: str, number: signal.Signals) -> None:
+    """From its first line to its last, a signal kills it silently, or ends it in order."""
+    endings = set()
+    for step in range(8):
+        delay = step * 0.06  # what is to come in that time differs from machine to machine
+        reading, writing = os.pipe()
+        with subprocess.Popen(
+            [sys.executable, "-c", SIGNALLED, command, target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[writing],
+            env={**os.environ, "TELL": str(writing)},
+            text=True,
+        ) as process:
+            os.close(writing)
+            assert os.read(reading, 1) == b"."
+            if delay:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(delay)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=TIMEOUT)
+            os.close(reading)
+        endings.add(process.returncode)
+        assert err == ""
+        if process.returncode == -number or command == "pipe":  # nothing has gone in
+            assert (process.returncode, out) == (-number, "")
+        else:
+            found = re.search(r"^[0-9,]+ sent, ([0-9,]+) received, 0 lost", out, re.MULTILINE)
+            assert found
+            assert process.returncode == (found[1] == "0")
+    assert -number in endings
+
+
+@pytest.mark.parametrize("command", ["ping", "load"])
+def test_signal_after_the_end(target: str, command: str) -> None:
+    """While Python ends, a signal is as silent, and takes nothing back of what was printed."""
+    program = (
+        "import atexit, os, signal, sys\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "from echod.probe.main import main\n"
+        "raise SystemExit(main())"
+    )
+    options = {"ping": ("-c", "1"), "load": ("-d", "0.1")}[command]
+    run = subprocess.run(
+        [sys.executable, "-c", program, command, target, *options],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (-signal.SIGINT, "")
+    assert " 0 lost" in run.stdout
+
+
+@pytest.mark.parametrize("locale", ["LC_ALL", "LC_CTYPE", "LANG", ""])
+def test_ascii(target: str, locale: str) -> None:
+    """In the locale C, or without any, all of it is ASCII: the histogram and the bars too."""
+    names = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "PYTHONUTF8")
+    cleared = {k: v for k, v in environment().items() if k not in names}
+    cleared.update({locale: "C"} if locale else {})
+    screen = Screen()
+    for command in ("ping -c 2 -i 10ms", "load -d 1.1s"):
+        run = client(
+            *command.split(),
+            target,
+            capture_output=False,
+            stdout=screen.follower,
+            stderr=screen.follower,
+            stdin=screen.follower,
+            env=cleared,
+        )
+        assert run.returncode == 0
+    shown = screen.close()
+    assert shown.isascii()
+    assert " #####" in shown

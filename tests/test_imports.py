@@ -49,7 +49,9 @@ PROBE = [
     "report",
     "plot",
     "terminal",
+    "output",
     "options",
+    "interrupts",
     "reactor",
     "commands",
     "main",
@@ -69,8 +71,11 @@ EXTRAS: dict[str, set[str]] = {
     "probe/times.py": {"hdrh"},
 }
 
+# The command line is read without any extra, and so is --help printed.
+for name in ("messages", "failures", "target", "output", "options", "main"):
+    del EXTRAS[f"probe/{name}.py"]
+
 # Imports one of these only when it is called, to say what is missing.
-del EXTRAS["probe/main.py"]
 ON_DEMAND = {"probe/main.py": "echod.probe.commands.run"}
 
 # The outermost functions, which alone may name the global reactor.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -13,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from echod.probe import main
+from echod.probe.interrupts import SIGNALS
+from echod.probe.reactor import PreciseReactor
 from tests.mirrors import Mirror
 from tests.probing import (
     FEW,
@@ -116,6 +120,14 @@ def test_broken_installation(name: str, target: str, monkeypatch: pytest.MonkeyP
 
 def with_plot() -> None:
     echod_client(*sys.argv[1:])
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Leave this process's own answer to Ctrl-C as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_main(target: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -269,7 +281,7 @@ def test_interrupted(target: str) -> None:
 def test_rate_without_end(target: str) -> None:
     """Where more are asked for than can ever leave, those leave that can."""
     status, out, err = echod_client(
-        *("load", target, "-r", 1e9, "-d", 1e9, "--json"),
+        *("load", target, "-r", 1e9, "-d", "250000h", "--json"),
         prepare=lambda reactor: reactor.callLater(0.2, reactor.stop),
     )
     assert (status, err) == (0, "")
@@ -330,6 +342,41 @@ def test_lost_in_a_closed_loop() -> None:
     with Mirror("silent", "--udp") as mirror:
         _, out, _ = echod_client("load", f"udp:127.0.0.1:{mirror.port}", "-d", 0.15, "-W", 0.1)
     assert "each lost datagram has stopped its socket for 0.1 s: with --rate, none does" in out
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal(target: str, number: int) -> None:
+    """A signal ends a run in order, and more than one does no harm."""
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def twice(reactor: Any) -> None:
+        for _ in range(2):
+            reactor.callLater(0.1, os.kill, os.getpid(), number)
+
+    status, out, err = echod_client("ping", target, "-i", 0.01, "-c", 1000, prepare=twice)
+    assert signal.signal(number, before) == signal.SIG_DFL
+    assert (status, err) == (0, "")
+    assert " sent, " in out
+    assert "1,000 sent" not in out
+
+
+def no_descriptor(*_: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize(
+    "name", ["echod.probe.commands.PreciseReactor", "echod.probe.channels.select.epoll"]
+)
+def test_no_descriptors(name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where RLIMIT_NOFILE leaves not even the first few descriptors, a line says so."""
+    reactor = PreciseReactor()
+    monkeypatch.setattr("echod.probe.commands.PreciseReactor", lambda: reactor)
+    monkeypatch.setattr("echod.probe.commands.installReactor", lambda _: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr(name, no_descriptor)
+    assert main.main(["ping", "127.0.0.1:7"]) == 2
+    said = "echod-client ping: too many open files: raise the limit (ulimit -n)\n"
+    assert capsys.readouterr().err == said
 
 
 def test_impatience(target: str) -> None:

@@ -1,15 +1,26 @@
-"""The command echod-client, where what it needs is not installed."""
+"""The command echod-client before its modules are imported, and where one is not installed."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from echod.probe import commands
 from echod.probe.main import main
 from tests.support import ROOT, TIMEOUT
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Leave this process's own answer to Ctrl-C as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def without(missing: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,17 +43,33 @@ def test_without_the_extra(missing: str, package: str) -> None:
     """Without the extra it says in one line how to get it, and the exit status is 2."""
     ended = without(missing, "ping", "h:7")
     line = (
-        f"echod-client needs {package}, which is not installed: "
+        f"echod-client ping needs {package}, which is not installed: "
         "install echod with its extra client\n"
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", line)
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "OpenSSL"])
-def test_other_extras(missing: str) -> None:
-    """What only some options need is not asked for before."""
-    ended = without(missing, "--version")
+@pytest.mark.parametrize("missing", ["hdrh", "tqdm", "matplotlib", "OpenSSL"])
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_without_any_extra(missing: str, option: str) -> None:
+    """--help and --version work without any extra, and a wrong command line is answered."""
+    ended = without(missing, option)
     assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(("echod-client ", "usage: echod-client "))
+    ended = without(missing, "ping", "h:0")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("echod-client ping: TARGET 'h:0': a port is from 1 to 65535")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(signal.default_int_handler, signal.SIG_DFL), (signal.SIG_IGN, signal.SIG_IGN)],
+)
+def test_interrupt(before: Any, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C kills the process without a traceback, unless a shell has it ignored (sh: ``&``)."""
+    monkeypatch.setattr(commands, "run", lambda _: signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGINT, before)
+    assert main(["ping", "h:7"]) == after
 
 
 class Finder:
@@ -65,13 +92,13 @@ def test_missing(
     monkeypatch.setattr(sys, "meta_path", [Finder("echod.probe.commands", missing), *sys.meta_path])
     if missing.startswith("hdrh"):
         assert main(["ping", "h:7"]) == 2
-        assert capsys.readouterr().err.startswith("echod-client needs hdrhistogram, which")
+        assert capsys.readouterr().err.startswith("echod-client ping needs hdrhistogram, which")
     else:
         with pytest.raises(ModuleNotFoundError, match=missing):
             main(["ping", "h:7"])
 
 
 def test_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exit status is that of the command, which has the arguments as they are."""
-    monkeypatch.setattr(commands, "run", len)
-    assert main(["a", "b", "c"]) == 3
+    """The exit status is that of the command, which has the options that were given."""
+    monkeypatch.setattr(commands, "run", lambda options: options.count)
+    assert main(["ping", "h:7", "-c", "3"]) == 3

@@ -7,8 +7,7 @@ import os
 import resource
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
-from io import TextIOWrapper
+from collections.abc import Callable, Iterable
 from textwrap import fill
 from typing import Any, Final, TextIO
 
@@ -19,9 +18,11 @@ from twisted.logger import Logger
 from echod.probe import report
 from echod.probe.channels import StreamChannel
 from echod.probe.failures import of_file
+from echod.probe.interrupts import handled
 from echod.probe.load import Load
 from echod.probe.measurement import Channel
-from echod.probe.options import WRONG, parse
+from echod.probe.options import WRONG
+from echod.probe.output import discard
 from echod.probe.ping import Ping, Probe
 from echod.probe.pipe import Pipe
 from echod.probe.reactor import PreciseReactor
@@ -93,13 +94,6 @@ class Console:
         if times.count and is_terminal(self.out):
             encoding = (self.out.encoding or "").lower()
             self.say(*histogram(times.buckets(), columns(), is_ascii="utf" not in encoding))
-
-
-def discard(file: TextIO) -> None:
-    """Lead a file nowhere: what is still in its buffer would fail once more when Python ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, file.fileno())
-    os.close(nowhere)
 
 
 class PingCommand:
@@ -275,30 +269,32 @@ def make_room(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run(arguments: Sequence[str] | None) -> int:
-    """Run the command line, and return the exit status."""
-    if sys.stderr is None:  # print() would take standard output for it, which has other bytes
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
-    options = parse(arguments)
-    if isinstance(sys.stdout, TextIOWrapper):  # a TARGET may have what its encoding has not
-        sys.stdout.reconfigure(errors="backslashreplace")
+def run(options: Namespace) -> int:
+    """Run a command, and return the exit status."""
     console = Console(options.command, sys.stdout, sys.stderr)
     closed = [name for name, file in (("input", sys.stdin), ("output", sys.stdout)) if not file]
     if closed:  # whatever is opened next would be taken for it
         console.complain(f"standard {' and '.join(closed)} is closed")
         return WRONG
-    reactor = PreciseReactor()  # type: ignore[no-untyped-call]
+    try:
+        reactor = PreciseReactor()  # type: ignore[no-untyped-call]
+    except OSError as error:  # RLIMIT_NOFILE does not leave the few descriptors that it needs
+        console.complain(f"{of_file(error)}: raise the limit (ulimit -n)")
+        return WRONG
     installReactor(reactor)  # for the TLS of Twisted, which asks for it by name
     return perform(reactor, options, console)
 
 
-def perform(reactor: Any, options: Namespace, console: Console, signals: bool = True) -> int:
+def perform(reactor: Any, options: Namespace, console: Console) -> int:
     """Run a command in ``reactor``, to its end or until a signal, and return the exit status."""
     try:
         way = Way(reactor, options.target, options.timeout)
         command: Any = COMMANDS[options.command](way, options, console)
     except (BadTarget, Unusable) as error:
         console.complain(str(error))
+        return WRONG
+    except OSError as error:  # likewise
+        console.complain(f"{of_file(error)}: raise the limit (ulimit -n)")
         return WRONG
     measurement: Ping | Load | Pipe = command.run
     console.gone = measurement.stop
@@ -322,5 +318,6 @@ def perform(reactor: Any, options: Namespace, console: Console, signals: bool = 
 
     reactor.addSystemEventTrigger("before", "shutdown", interrupted)
     reactor.callWhenRunning(Deferred.fromCoroutine, measure())
-    reactor.run(installSignalHandlers=signals)
+    with handled(lambda: measurement.sent > 0, lambda: reactor.callFromThread(reactor.stop)):
+        reactor.run(installSignalHandlers=False)
     return status

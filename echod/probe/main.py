@@ -1,17 +1,36 @@
-"""The command ``echod-client``."""
+"""The command ``echod-client``, until its modules are imported."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Final
+
+TYPE_CHECKING = False  # as in typing, which takes ten milliseconds before Ctrl-C is prepared for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
 
 EXTRA: Final = {"hdrh": "hdrhistogram", "tqdm": "tqdm"}
 """The modules that echod-client imports of its extra, and the distributions that they come from."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, and return the exit status."""
+    """Run the command line, and return the exit status.
+
+    Until a message has left, Ctrl-C ends the process as it ends one that is written in C: Python's
+    own handler would print a traceback of whatever import it interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stderr is None:  # print() would take standard output for it, which has other bytes
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    from echod.probe.options import parse  # noqa: PLC0415 - imports Twisted
+    from echod.probe.output import prepare  # noqa: PLC0415 - likewise late
+
+    prepare(sys.stdout, sys.stderr)
+    options = parse(arguments)
     try:
         from echod.probe.commands import run  # noqa: PLC0415 - needs an extra
     except ModuleNotFoundError as error:
@@ -19,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing not in EXTRA:
             raise
         print(
-            f"echod-client needs {EXTRA[missing]}, which is not installed: "
+            f"echod-client {options.command} needs {EXTRA[missing]}, which is not installed: "
             "install echod with its extra client",
             file=sys.stderr,
         )
         return 2
-    return run(arguments)
+    return run(options)

@@ -1,0 +1,52 @@
+"""Signals during a run of echod-client."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from echod.probe.interrupts import SIGNALS, handled
+
+
+@pytest.fixture(autouse=True)
+def defaults() -> Iterator[None]:
+    """Have the default action for both, as in a process that has just started."""
+    before = [signal.signal(number, signal.SIG_DFL) for number in SIGNALS]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_stop(number: signal.Signals) -> None:
+    """Once a run has begun, each signal stops it, and the end has its default action again."""
+    stopped: list[int] = []
+    with handled(lambda: True, lambda: stopped.append(1)):
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+    assert stopped == [1, 1]
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_die(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, it kills the process: the default action is back when it is raised again."""
+    raised: list[tuple[int, object]] = []
+    send = signal.raise_signal
+    monkeypatch.setattr(
+        "signal.raise_signal", lambda each: raised.append((each, signal.getsignal(each)))
+    )
+    with handled(lambda: False, lambda: pytest.fail("was stopped")):
+        send(number)
+    assert raised == [(number, signal.SIG_DFL)]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_ignored(number: signal.Signals) -> None:
+    """One that the shell has it ignore stays ignored: a command behind ``&`` in a script."""
+    signal.signal(number, signal.SIG_IGN)
+    with handled(lambda: True, lambda: pytest.fail("was stopped")):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == signal.SIG_IGN
