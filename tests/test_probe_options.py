@@ -50,11 +50,15 @@ def test_defaults(command: str) -> None:
     [
         ("pipe -W 2.5", "timeout", 2.5),
         ("pipe --timeout=1e3", "timeout", 1000.0),
+        ("pipe -W 1500ms", "timeout", 1.5),
+        ("load -W 2M", "timeout", 120.0),
         ("ping --json", "json", True),
         ("ping -c 3", "count", 3),
         ("ping --count 4611686018427387904", "count", 1 << 62),
         ("ping -i 0.001", "interval", 0.001),
         ("ping --interval 60", "interval", 60.0),
+        ("ping -i 1ms", "interval", 0.001),
+        ("ping -i .5s", "interval", 0.5),
         ("ping -s 1", "size", 1),
         ("ping --size 0001400", "size", 1400),
         ("load -C 1048576", "connections", 1 << 20),
@@ -62,6 +66,8 @@ def test_defaults(command: str) -> None:
         ("load -s 134217728", "size", 1 << 27),
         ("load -d 0.5", "duration", 0.5),
         ("load --duration 3600", "duration", 3600.0),
+        ("load -d 2h", "duration", 7200.0),
+        ("load -d 250000h", "duration", 9e8),
         ("load -r 0.5", "rate", 0.5),
         ("load --rate 1e6", "rate", 1_000_000.0),
         ("load --plot a.SVG", "plot", "a.SVG"),
@@ -110,9 +116,10 @@ def refused(capsys: Capture, *arguments: str) -> str:
 
 
 WHOLE = ("0", "-1", "1.5", "many", "", " 1", "1_0", "1e3", "٣", "9" * 5000, "0" * 19 + "9" * 20)
-MOST = "1000000000 at the most"
-HUGE = ("inf", "1e308", "1000000001")
-SECONDS = ("0", "-1", "nan", "soon", "", "1,5")
+TIME = "a duration from 1ms to 250000h, such as 250ms, 30s, 10m or 2h"
+TIMES = ("0", "-1", "nan", "soon", "", "1,5", "0.0009", "1e-320", "inf", "1e308", "250001h", "5d")
+RATE = "a number of messages a second from 0.001 to 1000000000"
+RATES = ("0", "-1", "nan", "soon", "", "1,5", "1e-320", "inf", "1e308", "1000000001", "10/s")
 
 
 @pytest.mark.parametrize(
@@ -122,14 +129,11 @@ SECONDS = ("0", "-1", "nan", "soon", "", "1,5")
         ("ping", "-s/--size", "a whole number from 1 to 134217728", (*WHOLE, "134217729")),
         ("load", "-s/--size", "a whole number from 1 to 134217728", (*WHOLE, "134217729")),
         ("load", "-C/--connections", "a whole number from 1 to 1048576", (*WHOLE, "1048577")),
-        ("ping", "-i/--interval", "a number of seconds, 0.001 or more", (*SECONDS, "0.0009")),
-        ("pipe", "-W/--timeout", "a number of seconds, more than 0", SECONDS),
-        ("ping", "-W/--timeout", "a number of seconds, more than 0", SECONDS),
-        ("load", "-d/--duration", "a number of seconds, more than 0", SECONDS),
-        ("load", "-r/--rate", "a number of messages a second, 0.001 or more", (*SECONDS, "1e-320")),
-        ("load", "-r/--rate", f"a number of messages a second, 0.001 or more, {MOST}", HUGE),
-        ("load", "-d/--duration", f"a number of seconds, more than 0, {MOST}", HUGE),
-        ("pipe", "-W/--timeout", f"a number of seconds, more than 0, {MOST}", HUGE),
+        ("ping", "-i/--interval", TIME, TIMES),
+        ("pipe", "-W/--timeout", TIME, TIMES),
+        ("ping", "-W/--timeout", TIME, TIMES),
+        ("load", "-d/--duration", TIME, TIMES),
+        ("load", "-r/--rate", RATE, RATES),
         ("load", "--plot", "a file that ends in .svg or .png", ("", "a", "a.pdf", "a.svg.gz")),
     ],
 )
@@ -173,9 +177,23 @@ def test_together(capsys: Capture, arguments: str, why: str) -> None:
         ("ping h:7 -c", "--count"),
         ("ping h:7 --prot 7", "--prot"),
         ("ping h:7 --time 7", "--time"),
-        ("ping h:7 stray things", "stray things"),
+        ("ping h:7 stray things", "takes one TARGET; leave out 'stray'"),
         ("pipe h:7 --count 5", "--count"),
         ("load h:7 --interval 5", "--interval"),
+        ("-4 ping h:7", "there is no option -4"),
+        ("ping -4 h:7", "there is no option -4"),
+        ("ping h:7 -6", "there is no option -6"),
+        ("ping -4", "there is no option -4"),
+        ("ping -x", "there is no option -x"),
+        ("ping -vc 3 h:7", "there is no option -vc"),
+        ("ping -c 3 --deadline 5 h:7", "there is no option --deadline"),
+        ("ping --deadline=5 h:7", "there is no option --deadline;"),
+        ("ping -c3 --json -W2 -q h:7", "there is no option -q"),
+        ("--quiet ping h:7", "there is no option --quiet"),
+        ("ping -- -4", "TARGET '-4' has to be host:port"),
+        ("ping -", "TARGET '-' has to be host:port"),
+        ("ping -c -5 h:7", "not '-5'"),
+        ("ping h:7 --json=5", "--json"),
     ],
 )
 def test_unknown(capsys: Capture, arguments: str, named: str) -> None:
@@ -228,6 +246,27 @@ def test_version(capsys: Capture) -> None:
     name, _, number = capsys.readouterr().out.partition(" ")
     assert name == "echod-client"
     assert number[0].isdecimal()
+
+
+def test_help_that_nobody_takes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where --help cannot be written, a line says why, and the status is 1."""
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        with pytest.raises(SystemExit) as raised:
+            parse(["ping", "--help"])
+    assert raised.value.code == 1
+    said = "echod-client ping: standard output: no space left on device\n"
+    assert capsys.readouterr().err == said
+
+
+def test_no_help_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is there a traceback where standard error cannot be written either."""
+    with open("/dev/full", "w") as full, open("/dev/full", "w") as error:
+        monkeypatch.setattr("sys.stdout", full)
+        monkeypatch.setattr("sys.stderr", error)
+        with pytest.raises(SystemExit) as raised:
+            parse(["--version"])
+    assert raised.value.code == 1
 
 
 def test_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

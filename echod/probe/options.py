@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+import sys
+from argparse import (
+    Action,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from echod import __version__
+from echod.durations import parse_duration
+from echod.probe.failures import of_file
 from echod.probe.messages import LONGEST, SHORTEST
+from echod.probe.output import discard
 from echod.probe.target import BadTarget, parse_target
 
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""
 
-SHORTEST_INTERVAL: Final = 0.001
 SLOWEST: Final = 0.001
-"""Messages a second."""
 HIGHEST: Final = 1e9
-"""Of any number of seconds, or of messages in one: thirty years."""
+"""Messages a second."""
 LARGEST: Final = 1 << 27
 """Bytes of a message: randbytes() takes less than twice as much."""
 PLOTS: Final = (".svg", ".png")
@@ -27,13 +35,65 @@ TARGETS: Final = """\
 TARGET is host:port, [IPv6 address]:port, udp:host:port, or a Twisted client
 endpoint such as unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY].
 
+TIME is a number of seconds, or one with a unit: 250ms, 1.5s, 10m, 2h.
+
 Exit status: 0, everything came back right; 1, something was lost, late,
 damaged or refused; 2, the command line was wrong.
 """
 
 
 class Parser(ArgumentParser):
-    """Refuses in one line, where argparse would say all its usage too."""
+    """Refuses in one line, where argparse would say all its usage too.
+
+    :param is_first: whether a command follows, which has a parser of its own.
+    """
+
+    def __init__(self, is_first: bool = False, **options: Any) -> None:
+        self._is_first = is_first
+        self._takes_value: dict[str, bool] = {}
+        super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> Action:
+        """Add an argument, as argparse does."""
+        action = super().add_argument(*names, **options)
+        self._takes_value.update(dict.fromkeys(action.option_strings, action.nargs != 0))
+        return action
+
+    def parse_known_args(self, arguments: Any = None, namespace: Any = None) -> Any:
+        """Read the command line, after a look for options that there are not.
+
+        argparse blames what follows them, or takes ``-4`` for a TARGET.
+        """
+        arguments = sys.argv[1:] if arguments is None else arguments
+        unknown = self._unknown(arguments)
+        if unknown is not None:
+            self.error(f"there is no option {unknown}")
+        return super().parse_known_args(arguments, namespace)
+
+    def _unknown(self, arguments: Sequence[str]) -> str | None:
+        rest = iter(arguments)
+        for each in rest:
+            if each == "--" or (self._is_first and not each.startswith("-")):
+                return None
+            if not each.startswith("-") or each == "-":
+                continue
+            name = each.partition("=")[0]
+            if name in self._takes_value:
+                if self._takes_value[name] and name == each:
+                    next(rest, None)
+            elif each.startswith("--") or each[:2] not in self._takes_value:
+                return name
+        return None
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print, and do not hide that it fails, as argparse does."""
+        file = file or sys.stderr
+        try:
+            print(message or "", end="", file=file, flush=True)
+        except OSError as error:
+            discard(file)
+            if file is not sys.stderr:
+                self.exit(1, f"{self.prog}: standard output: {of_file(error)}\n")
 
     def error(self, message: str) -> NoReturn:
         """Leave with a line that says what is wrong."""
@@ -41,21 +101,25 @@ class Parser(ArgumentParser):
         self.exit(WRONG, f"{self.prog}: {shown}; see {self.prog} --help\n")
 
 
-def number(unit: str, least: float = 0, above: bool = True) -> Callable[[str], float]:
-    """Return what reads a number above ``least``, or that itself, which is not absurdly high."""
+def duration(given: str) -> float:
+    """Return the seconds of a duration with or without a unit."""
+    try:
+        return parse_duration(given)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
-    def read(given: str) -> float:
-        try:
-            value = float(given)
-        except ValueError:
-            value = math.nan
-        if not (least < value <= HIGHEST or (not above and value == least)):
-            takes = f"more than {least:g}" if above else f"{least:g} or more"
-            takes += f", {HIGHEST:.0f} at the most" if value > HIGHEST else ""
-            raise ArgumentTypeError(f"takes a number of {unit}, {takes}, not {given!r}")
-        return value
 
-    return read
+def rate(given: str) -> float:
+    """Return a number of messages a second."""
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not SLOWEST <= value <= HIGHEST:
+        raise ArgumentTypeError(
+            f"takes a number of messages a second from {SLOWEST:g} to {HIGHEST:.0f}, not {given!r}"
+        )
+    return value
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -80,11 +144,10 @@ def plot_file(given: str) -> str:
 def parser() -> ArgumentParser:
     """Return what reads the command line."""
     top = Parser(
+        is_first=True,
         prog="echod-client",
         description="Measure a path with the help of an echo service (RFC 862), any of them.",
         epilog=TARGETS,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"echod-client {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="pipe | ping | load")
@@ -95,16 +158,14 @@ def parser() -> ArgumentParser:
             help=what,
             description=f"{what[0].upper()}{what[1:]}.",
             epilog=TARGETS,
-            formatter_class=RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         added.add_argument("target", metavar="TARGET")
         added.add_argument(
             *("-W", "--timeout"),
-            type=number("seconds"),
+            type=duration,
             default=10.0,
-            metavar="SECONDS",
-            help="until a reply is late, and a connection given up [default: 10]",
+            metavar="TIME",
+            help="until a reply is late, and a connection given up [default: 10s]",
         )
         added.add_argument(
             "--json", action="store_true", help="say all of it in JSON (docs/measuring.rst)"
@@ -131,10 +192,10 @@ def parser() -> ArgumentParser:
     )
     ping.add_argument(
         *("-i", "--interval"),
-        type=number("seconds", SHORTEST_INTERVAL, above=False),
+        type=duration,
         default=1.0,
-        metavar="SECONDS",
-        help="between two messages, 0.001 or more [default: 1]",
+        metavar="TIME",
+        help="between two messages, 1ms or more [default: 1s]",
     )
     sizes(ping)
     ping.add_argument(
@@ -154,14 +215,14 @@ def parser() -> ArgumentParser:
     sizes(load)
     load.add_argument(
         *("-d", "--duration"),
-        type=number("seconds"),
+        type=duration,
         default=10.0,
-        metavar="SECONDS",
-        help="for which messages are sent [default: 10]",
+        metavar="TIME",
+        help="for which messages are sent [default: 10s]",
     )
     load.add_argument(
         *("-r", "--rate"),
-        type=number("messages a second", SLOWEST, above=False),
+        type=rate,
         metavar="N",
         help="messages a second in all, whatever comes back (open loop); by default each "
         "connection sends when the reply to the one before has come (closed loop)",
@@ -188,11 +249,14 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     :raises SystemExit: with status 2, after a line that says what is wrong.
     """
     reader = parser()
-    options: Any = reader.parse_args(arguments)
+    options: Any
+    options, rest = reader.parse_known_args(arguments)
 
     def refuse(why: str) -> NoReturn:
         reader.exit(WRONG, f"echod-client {options.command}: {why}\n")
 
+    if rest:
+        refuse(f"takes one TARGET; leave out {rest[0]!r}")
     try:
         options.target = parse_target(options.target)
     except BadTarget as error:
