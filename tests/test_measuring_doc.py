@@ -203,7 +203,7 @@ def test_install() -> None:
     """What is to be installed is there to be."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    named = {name for some in re.findall(r"echod\[(.*)\]", INSTALL) for name in some.split(",")}
+    named = {name for some in re.findall(r"\.\[(.*)\]", INSTALL) for name in some.split(",")}
     assert named == {"client", "tls", "plot"}
     assert named < set(setup["options.extras_require"])
 

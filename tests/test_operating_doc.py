@@ -244,11 +244,7 @@ def test_limits() -> None:
         else:
             assert {*settings()[name.removesuffix("=")]} == {default}, name
     limits = {row[0] for row in table}
-    assert limits >= {
-        f"--{name}"
-        for name, *_ in Options.optParameters
-        if name.startswith("max") or "time" in name
-    }
+    assert limits >= {f"--{option.name}" for option in Options.topics["Limits and timeouts"]}
     assert limits >= {"TimeoutStopSec=", "WatchdogSec=", "TimeoutAbortSec=", "LimitNOFILE="}
     [refused] = section(DOCUMENT, "Options").findall(nodes.bullet_list)
     assert literals(refused) >= {reason.value for reason in Reason}
@@ -256,8 +252,8 @@ def test_limits() -> None:
 
 def test_each_option_is_named() -> None:
     """No option of the command line is left out."""
-    names = {name for name, *_ in (*Options.optParameters, *Options.optFlags)}
-    for name in {*names, "interface", "listen"}:
+    names = {option.name for topic in Options.topics.values() for option in topic}
+    for name in names - {"version", "help"}:
         assert f"``--{name}" in TEXT, name
 
 

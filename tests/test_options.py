@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 from typing import Any
 
 from hypothesis import given
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.options import CannotServe, Options
+from echod.daemon.optiontable import TOPICS
+
+NAMES = [option.name for topic in TOPICS.values() for option in topic if option.parse is not str]
 
 
 def parse(*arguments: str) -> Options:
@@ -58,6 +63,14 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(options["max-connections-per-peer"], 1)
         self.assertIs(options["quiet"], True)
 
+    def test_durations(self) -> None:
+        """A duration has a unit of ms, s, m or h, or is in seconds."""
+        names = ("idle", "stall", "handshake", "drain")
+        for text, seconds in (("250ms", 0.25), ("30s", 30), ("10m", 600), ("2h", 7200), ("5", 5)):
+            options = parse(*(f"--{name}-timeout={text}" for name in names), "--udp-longest", text)
+            self.assertEqual({options[f"{name}-timeout"] for name in names}, {seconds})
+            self.assertEqual(options["udp-longest"], seconds)
+
     def test_interface_twice(self) -> None:
         """An interface that is named twice is meant once."""
         options = parse("--interface", "::1", "--interface", "::1")
@@ -73,12 +86,16 @@ class OptionsTests(SynchronousTestCase):
     def test_bad_numbers(self) -> None:
         """A number that makes no sense is answered with the option and what it takes."""
         for name, takes, bad in (
-            ("port", "from 0 to 65535", ("http", "-1", "65536", "1.5", "")),
-            ("max-connections", "1 or more", ("0", "-1", "many", "1.5", "")),
-            ("max-connections-per-peer", "1 or more", ("0", "-1", "many")),
-            ("idle-timeout", "seconds, more than 0", ("0", "-1", "inf", "nan", "soon", "")),
-            ("stall-timeout", "seconds, more than 0", ("0", "-1", "inf", "nan", "soon")),
-            ("drain-timeout", "seconds, 0 or more", ("-1", "inf", "nan", "soon")),
+            ("port", "whole number from 0 to 65535", ("http", "-1", "65536", "1.5", "", "7_0")),
+            ("max-connections", "from 1 to 1000000000", ("0", "-1", "many", "1.5", "", "9e99")),
+            ("max-connections-per-peer", "from 1 to 1000000000", ("0", "-1", "many", "9" * 5000)),
+            ("idle-timeout", "1ms to 250000h", ("0", "-1", "inf", "nan", "soon", "", "1e-320")),
+            ("stall-timeout", "1ms to 250000h", ("0", "-1", "inf", "nan", "9e99", "1 m", "10d")),
+            ("handshake-timeout", "1ms to 250000h", ("0", "0.9ms", "250001h")),
+            ("drain-timeout", "0s to 250000h", ("-1", "inf", "nan", "soon")),
+            ("udp-longest", "1ms to 250000h", ("0", "m")),
+            ("udp-rate", "0.001 to 1000000000", ("0", "1e-320", "nan", "inf", "-1", "", "9e99")),
+            ("udp-total-rate", "0.001 to 1000000000", ("0", "many", "1/s")),
         ):
             for value in bad:
                 line = self.refused(f"--{name}", value)
@@ -97,18 +114,48 @@ class OptionsTests(SynchronousTestCase):
         self.assertIn("leave out 0.0.0.0", line)
 
     def test_unknown(self) -> None:
-        """An unknown option, a missing value and stray arguments are named."""
-        self.assertIn("--prot", self.refused("--prot", "7"))
-        self.assertIn("--port", self.refused("--port"))
+        """What is wrong with an option is said in a user's words, and stray arguments are named."""
+        for argument, line in (
+            ("--prot", "there is no option --prot"),
+            ("-p", "there is no option -p"),
+            ("--=7", "there is no option --"),
+            ("--port", "--port needs a value, PORT"),
+            ("--idle", "--idle-timeout needs a value, DURATION"),
+            ("--quiet=yes", "--quiet takes no value"),
+            ("--m=7", "--m may mean --max-connections or --max-connections-per-peer or --metrics"),
+        ):
+            said = f"twistd echod: {line}; see twistd -n echod --help"
+            self.assertEqual(self.refused(argument), said)
         self.assertIn("'some thing'", self.refused("some", "thing"))
 
-    @given(st.text(), st.sampled_from(["port", "max-connections", "idle-timeout", "interface"]))
+    @given(st.text(), st.sampled_from(NAMES))
     def test_any_text(self, value: str, name: str) -> None:
-        """Whatever a value is, it is taken or answered with one line, printable as it is."""
+        """Any value is accepted, or refused in one line that is printable as it is."""
         try:
             parse(f"--{name}", value)
         except CannotServe as refusal:
             self.assertTrue(str(refusal).isprintable())
+            self.assertTrue(refusal.why.startswith((f"--{name} takes a", "takes no")), refusal)
+
+    def test_help(self) -> None:
+        """The help has each option once, with its value, under a topic, in 80 columns."""
+        self.patch(os, "environ", {**os.environ, "COLUMNS": "80"})
+        lines = str(Options()).splitlines()
+        self.assertEqual(lines[0], "Usage: twistd [options of twistd] echod [options]")
+        topics = [line for line in lines if re.fullmatch("[A-Z][A-Za-z ]+:", line)]
+        self.assertEqual(topics, [*(f"{topic}:" for topic in TOPICS), "Examples:"])
+        options = [option for topic in TOPICS.values() for option in topic]
+        names = [line.split()[0] for line in lines if line.startswith("  --")]
+        self.assertEqual(
+            names, [f"--{option.name}={option.value}".rstrip("=") for option in options]
+        )
+        self.assertEqual([line for line in lines[:-3] if len(line) > 80], [])
+
+    def test_table(self) -> None:
+        """Each row of the table is an option, and each option has a row."""
+        options = Options()
+        names = {option.name for topic in TOPICS.values() for option in topic}
+        self.assertEqual({name.rstrip("=") for name in options.longOpt}, names)
 
     def test_any_option(self) -> None:
         """An option that is not printable is shown in a printable way, on one line."""

@@ -50,10 +50,12 @@ def test_by_hand(command: str) -> None:
 
 
 def test_options() -> None:
-    """The table names each option of the command line, and no other."""
-    named = set(re.findall(r"^``--([a-z-]+)", README, re.MULTILINE))
-    options = {parameter[0] for parameter in (*Options.optParameters, *Options.optFlags)}
-    assert named == options | {"interface", "listen"}
+    """The table names each option of the command line and its value, and no other."""
+    named = set(re.findall(r"^(?:``--version``, )?``(--[^`]+)``", README, re.MULTILINE))
+    options = [option for topic in Options.topics.values() for option in topic]
+    all_named = {f"--{option.name} {option.value}".strip() for option in options}
+    assert named == all_named - {"--version"}
+    assert "``--version``, ``--help``" in README
 
 
 def test_in_an_application(tmp_path: Path) -> None:

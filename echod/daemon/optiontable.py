@@ -1,0 +1,213 @@
+"""The options of the daemon by topic: names, defaults, help, and how a value is read."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from echod.datagram import LEAST_RATE, MOST_RATE
+from echod.durations import parse_duration
+
+PORT: Final = 65432
+MOST: Final = 1_000_000_000
+"""The greatest limit on connections: no machine has so many descriptors."""
+
+NUMBER: Final = re.compile(r"[0-9]+\.?[0-9]*(e[+-]?[0-9]{1,3})?|\.[0-9]+", re.IGNORECASE | re.ASCII)
+INDENT: Final = 32
+"""Columns left of the help: the longest name, and two spaces on each side."""
+
+
+class Option(NamedTuple):
+    """One option of the command line.
+
+    :ivar name: long name, without the dashes.
+    :ivar value: placeholder for its value in the help; empty for a flag.
+    :ivar help: what it does, in one sentence.
+    :ivar parse: reads a value; its ValueError completes the sentence «--name ...».
+    :ivar default: value when the option is not given, as an operator would type it.
+    :ivar repeatable: it collects a list of values.
+    """
+
+    name: str
+    value: str
+    help: str
+    parse: Callable[[str], Any] = str
+    default: str | None = None
+    repeatable: bool = False
+
+    def usage(self, width: int) -> str:
+        """Return the lines of the help about this option."""
+        name = f"--{self.name}={self.value}" if self.value else f"--{self.name}"
+        default = f" [default: {self.default}]" if self.default else ""
+        return textwrap.fill(
+            self.help + default,
+            width,
+            initial_indent=f"  {name:<{INDENT - 2}}",
+            subsequent_indent=" " * INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+def whole_number(text: str, least: int, most: int) -> int:
+    """Return the whole number that ``text`` stands for.
+
+    :raises ValueError: with a message that says what is allowed, for anything else.
+    """
+    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise ValueError(f"takes a whole number from {least} to {most}, not {text!r}")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """Return the datagrams a second that ``text`` stands for.
+
+    :raises ValueError: with a message that says what is allowed, for anything else.
+    """
+    if not NUMBER.fullmatch(text) or not LEAST_RATE <= float(text) <= MOST_RATE:
+        raise ValueError(
+            f"takes a number of datagrams a second from {LEAST_RATE:g} to {MOST_RATE:.0f}, "
+            f"not {text!r}"
+        )
+    return float(text)
+
+
+def address(text: str) -> str:
+    """Return ``text``, an IP address.
+
+    :raises ValueError: with a message that says so, if it is not one.
+    """
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"takes an IPv4 or IPv6 address of this machine, not {text!r}") from None
+    return text
+
+
+port = functools.partial(whole_number, least=0, most=65535)
+count = functools.partial(whole_number, least=1, most=MOST)
+
+TOPICS: Final[Mapping[str, Sequence[Option]]] = {
+    "Where to listen": (
+        Option("port", "PORT", f"TCP port; 0 takes a free one. [default: {PORT}]", port),
+        Option(
+            "interface",
+            "ADDRESS",
+            "IP address to listen on, repeatable. [default: 127.0.0.1 and ::1]",
+            address,
+            repeatable=True,
+        ),
+        Option(
+            "listen",
+            "ENDPOINT",
+            "What to listen on instead, repeatable: tcp:PORT:interface=ADDRESS, unix:PATH, "
+            "udp:PORT, ssl:PORT:privateKey=FILE:certKey=FILE, haproxy:tcp:PORT, or any other "
+            "stream endpoint of Twisted.",
+            repeatable=True,
+        ),
+    ),
+    "Limits and timeouts": (
+        Option(
+            "idle-timeout",
+            "DURATION",
+            "Close a connection after this long without a byte in either direction, unless the "
+            "peer still has replies to read. [default: never]",
+            parse_duration,
+        ),
+        Option(
+            "stall-timeout",
+            "DURATION",
+            "Reset a connection whose peer has not read its replies for this long.",
+            parse_duration,
+            "60s",
+        ),
+        Option(
+            "handshake-timeout",
+            "DURATION",
+            "Reset a connection whose TLS handshake or PROXY header takes longer.",
+            parse_duration,
+            "10s",
+        ),
+        Option(
+            "max-connections",
+            "N",
+            "Refuse more connections than this. [default: what RLIMIT_NOFILE allows]",
+            count,
+        ),
+        Option(
+            "max-connections-per-peer",
+            "N",
+            "Refuse more connections than this from one IPv4 address or IPv6 /64. "
+            "[default: no limit]",
+            count,
+        ),
+        Option(
+            "drain-timeout",
+            "DURATION",
+            "When the service stops, let connections finish for this long, then reset the rest.",
+            functools.partial(parse_duration, least=0),
+            "10s",
+        ),
+    ),
+    "UDP": (
+        Option(
+            "udp-rate",
+            "N",
+            "Datagrams a second to answer for one IPv4 address or IPv6 /64.",
+            rate,
+            "100",
+        ),
+        Option("udp-total-rate", "N", "Datagrams a second to answer in total.", rate, "10000"),
+        Option(
+            "udp-longest",
+            "DURATION",
+            "Stop answering a source that has sent datagrams for this long without a pause, "
+            "until it pauses.",
+            parse_duration,
+            "1h",
+        ),
+    ),
+    "Observing": (
+        Option(
+            "metrics",
+            "ENDPOINT",
+            "Serve metrics for Prometheus and a status page over HTTP, such as at tcp:9862; on "
+            "loopback unless the endpoint names an interface. [default: none]",
+        ),
+        Option("quiet", "", "Log no line for each connection."),
+        Option("version", "", "Print the version of echod and exit."),
+        Option("help", "", "Print this help and exit."),
+    ),
+}
+
+ABOUT: Final = (
+    "Sends back every byte that it receives (RFC 862), over TCP and other stream sockets, and "
+    "over UDP if asked to. SIGTERM, SIGINT and SIGHUP let connections finish and stop the service; "
+    "a second signal stops it at once. With ssl:, SIGHUP reloads the certificates instead."
+)
+DURATIONS: Final = "DURATION is a number of ms, s, m or h, such as 250ms or 10m; or of seconds."
+
+EXAMPLES: Final = (
+    "{program} --port 65432",
+    "{program} --interface 0.0.0.0 --max-connections-per-peer 100 --idle-timeout 10m",
+    "{program} --listen tcp:7:interface=127.0.0.1 --listen udp:7 --metrics tcp:9862",
+)
+
+
+def usage_text(topics: Mapping[str, Iterable[Option]], program: str, width: int) -> str:
+    """Return the help: what the program does, its options by topic, and examples.
+
+    :param program: what to type to run it, for the examples.
+    :param width: columns of the terminal.
+    """
+    parts = [textwrap.fill(ABOUT, width)]
+    for topic, options in topics.items():
+        parts.append("\n".join([f"{topic}:", *(option.usage(width) for option in options)]))
+    parts.append(textwrap.fill(DURATIONS, width))
+    examples = [f"  {example.format(program=program)}" for example in EXAMPLES]
+    parts.append("\n".join(["Examples:", *examples]))
+    return "\n\n".join(parts) + "\n"
