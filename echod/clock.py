@@ -33,9 +33,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.arguments import check_provider
-
-LONGEST: Final = 2.0**31 - 1
-"""Seconds, 68 years: a timer for later than that wakes up then, and is started again."""
+from echod.durations import LONGEST
 
 CANCELLED: Final = 50
 """Cancelled calls that a clock keeps, if they are no more than half of its calls."""
@@ -123,7 +121,7 @@ class MonotonicClock:
     def _cancel(self, call: DelayedCall) -> None:
         call.cancelled = 1  # as the caller is about to do
         self._cancelled += 1
-        # One that is not due for long would stay for long: most are cancelled, as timeouts are.
+        # A cancelled call would stay in memory until it is due, and most timeouts are cancelled.
         if self._cancelled > CANCELLED and self._cancelled > len(self._calls) / 2:
             self._calls = [each for each in self._calls if not each.cancelled]
             self._cancelled = 0
@@ -189,8 +187,9 @@ class DescriptorTimer:
 
     def start(self, moment: float) -> None:
         """Expire at ``moment``, in seconds of CLOCK_MONOTONIC, and not at an earlier one."""
-        delay = min(max(moment - time.monotonic(), 1e-9), LONGEST)  # never 0, which would stop it
-        # struct itimerspec: no interval, then seconds and nanoseconds. A little early does no harm.
+        # Never 0, which would stop it. To expire early does no harm: it is started again.
+        delay = min(max(moment - time.monotonic(), 1e-9), LONGEST)
+        # struct itimerspec: no interval, then seconds and nanoseconds
         value = struct.pack("llll", 0, 0, *divmod(int(delay * 1e9), 10**9))
         # Not TFD_TIMER_ABSTIME: libfaketime adds to such a time what it has set the time of day by.
         self._settime(self._descriptor, 0, value, None)
@@ -205,7 +204,7 @@ class DescriptorTimer:
         return int(self._descriptor)
 
     def doRead(self) -> None:
-        """Take note that the time has come."""
+        """Call ``expired``: the time has come."""
         with suppress(BlockingIOError):  # where it was started again since
             os.read(self._descriptor, 8)
         self._expired()
@@ -219,7 +218,7 @@ class DescriptorTimer:
 
 
 class ReactorTimer:
-    """The same by ``callLater`` of a reactor, and so late when the time of day is set back.
+    """A timer on ``callLater`` of a reactor: it is late when the time of day is set back.
 
     :param reactor: wakes up.
     :param expired: is called when the time has come, or before, if the time of day is set forward.
