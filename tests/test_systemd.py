@@ -378,7 +378,7 @@ def test_stop_everything(facts: Facts) -> None:
     """``systemctl stop echod.socket`` stops every unit, and no client or scrape starts one.
 
     Connections are drained. A start brings all sockets back. The service alone is started again
-    by the next connection; ``disable --now`` lasts when targets of the boot start again.
+    by the next connection. After ``disable --now`` the next boot starts none of them.
     """
     sockets = ("echod.socket", "echod-metrics.socket", "echod-tls.socket")
     active, inactive = dict.fromkeys(sockets, "active"), dict.fromkeys(sockets, "inactive")
@@ -391,7 +391,9 @@ def test_stop_everything(facts: Facts) -> None:
     assert facts["service stopped"] == {"echod.service": "inactive", **active}
     assert facts["served again"] == [True] * 4
     assert facts["disabled"] == {"echod.service": "inactive", **inactive}
+    assert facts["at boot"] == []
     assert facts["enabled"] == {"echod.service": "inactive", **active}
+    assert facts["at next boot"] == ["echod.socket"]
 
 
 def test_whole_journal(facts: Facts) -> None:

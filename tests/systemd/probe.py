@@ -654,9 +654,10 @@ def stop_everything() -> Facts:
     def knock() -> None:
         while going:
             for port in (PORT, TLS_PORT, 9862):
+                is_late = stopped.is_set()
                 try:
                     with socket.create_connection((HOST, port), 0.1):
-                        if stopped.is_set():
+                        if is_late:
                             late.append(f"port {port} is open")
                 except OSError:
                     pass
@@ -688,10 +689,13 @@ def stop_everything() -> Facts:
         facts["service stopped"] = states()
         facts["served again"] = both()
         systemctl("disable", "--now", "echod.socket", UNIT)
-        systemctl("start", "sockets.target", "multi-user.target")
         facts["disabled"] = states()
+        wanted = systemctl("list-dependencies", "--plain", "multi-user.target")
+        facts["at boot"] = re.findall(r"echod\S*", wanted)
         systemctl("enable", "--now", "echod.socket")
         facts["enabled"] = states()
+        wanted = systemctl("list-dependencies", "--plain", "multi-user.target")
+        facts["at next boot"] = re.findall(r"echod\S*", wanted)
     return facts
 
 
