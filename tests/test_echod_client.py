@@ -387,6 +387,25 @@ def test_signal_after_the_end(target: str, command: str) -> None:
     assert " 0 lost" in run.stdout
 
 
+def test_stopped_for_a_while(target: str) -> None:
+    """After Ctrl-Z and fg, the next message leaves at its time, and -c are sent in all."""
+    with subprocess.Popen(
+        [CLIENT, "ping", target, "-i", "2", "-c", "2", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # the first has left, on any machine that is not too busy
+        process.send_signal(signal.SIGSTOP)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.7)
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate(timeout=TIMEOUT)
+    told = json.loads(out)
+    assert (process.returncode, told["sent"], told["skipped"]) == (0, 2, 0)
+    assert told["scheduling_error_seconds"]["max"] < 0.5
+
+
 @pytest.mark.parametrize("locale", ["LC_ALL", "LC_CTYPE", "LANG", ""])
 def test_ascii(target: str, locale: str) -> None:
     """In the locale C, or without any, all of it is ASCII: the histogram and the bars too."""

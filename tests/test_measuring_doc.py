@@ -29,6 +29,7 @@ import pytest
 from docutils import nodes
 
 from echod.client import CHUNK
+from echod.durations import as_duration
 from echod.probe import failures
 from echod.probe.load import AT_ONCE, BUSY, LATE, SLOW
 from echod.probe.measurement import CLOSING
@@ -227,8 +228,9 @@ def test_options() -> None:
     for name, each in choices.items():
         for action in each._actions:
             if action.option_strings and action.dest != "help":
-                default = action.default if isinstance(action.default, int | float) else None
-                shows = "" if default in (None, False) else f"{default:g}"
+                default = action.default
+                shows = as_duration(default) if isinstance(default, float) else str(default or "")
+                shows = "" if isinstance(default, list) else shows
                 taken.setdefault(tuple(action.option_strings), (shows, set()))[1].add(name)
     found = {
         tuple(option.split(", ")): (default, set(of.split(", ")) if of != "all" else set(choices))

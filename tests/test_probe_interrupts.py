@@ -43,6 +43,14 @@ def test_die(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     assert raised == [(number, signal.SIG_DFL)]
 
 
+def test_continue() -> None:
+    """After a stop, select(2) is interrupted: there is a handler, while the run lasts."""
+    with handled(lambda: False, lambda: None):
+        assert callable(signal.getsignal(signal.SIGCONT))
+        signal.raise_signal(signal.SIGCONT)
+    assert signal.getsignal(signal.SIGCONT) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_ignored(number: signal.Signals) -> None:
     """One that the shell has it ignore stays ignored: a command behind ``&`` in a script."""

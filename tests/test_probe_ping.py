@@ -254,10 +254,15 @@ def test_standing_still(network: MemoryNetwork) -> None:
     run = Run(network, count=100)
     network.advance(5.5)
     network.rightNow += 60
-    network.advance(60)
+    network.advance(92)
+    assert not run.done
+    network.advance(1)
     assert run.done
     # Six had left before, and the last of the sixty is late by half a second only.
-    assert run.counts == {"received": 6 + 1 + 34}
+    assert run.counts == {"received": 100}
+    assert of_ping(run.ping)["skipped"] == 59
+    assert "skipped: 59 messages, since this program stood still" in lines_of_ping(run.ping)
+    assert is_right(run.ping)
 
 
 def test_many(network: MemoryNetwork) -> None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: an end in order once a message has left, a silent one before."""
+"""Signals during a run: an end in order for SIGINT and SIGTERM, timers in time after SIGCONT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def handled(has_begun: Callable[[], bool], stop: Callable[[], None]) -> Iterator[None]:
-    """Answer these signals while the body runs, except those that the caller's parent ignores.
+    """Answer signals while the body runs, except those that the caller's parent ignores.
+
+    After a stop (Ctrl-Z and fg), Linux has select(2) wait for the rest of its timeout, unless there
+    is a handler for SIGCONT: then Python computes the rest anew, by the clock.
 
     :param has_begun: tells whether there is something to sum up; if not, a signal kills this
         process at once, so that a shell sees why it ended (status 130, 143).
@@ -30,8 +33,10 @@ def handled(has_begun: Callable[[], bool], stop: Callable[[], None]) -> Iterator
     numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, handle)
+    continuing = signal.signal(signal.SIGCONT, lambda *_: None)
     try:
         yield
     finally:
+        signal.signal(signal.SIGCONT, continuing)
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from typing import Final, NamedTuple
 
 from echod.probe.channels import StreamChannel
@@ -14,8 +13,8 @@ from echod.probe.times import Times
 from echod.probe.way import Way
 
 MISSED: Final = 1.0
-"""Seconds by which a message may leave late. One that is due for longer, since the machine or this
-program stood still, does not leave: all of them at once would measure only that."""
+"""Seconds by which a message may leave late. After a longer standstill of this program or its
+machine, the messages that were due are skipped: all of them at once would measure only that."""
 
 MANY: Final = 4096
 """Replies after which their times are summed up."""
@@ -40,8 +39,9 @@ class Ping(Measurement):
     """A run of it.
 
     :param interval: seconds between two messages.
-    :param count: how many; ``None``: until :meth:`stop`.
+    :param count: messages to send; ``None``: until :meth:`stop`.
     :param tell: is told of each reply.
+    :ivar skipped: messages that were not sent at their times, and so are not of the ``count``.
     :ivar failure: a line that says why there was no connection; "" else.
     :ivar jitter: seconds by which the times of two messages that follow each other differ, in the
         mean (the IPDV of RFC 3393, without its sign); ``None`` where there are no two.
@@ -60,9 +60,10 @@ class Ping(Measurement):
         super().__init__(way, size, whole)
         self.interval = interval
         self.scheduling = Times()
+        self.skipped = 0
         self.failure = ""
         self.began: Callable[[Channel], None] = lambda _: None
-        self._count = inf if count is None else count
+        self._count = count
         self._tell = tell
         self._pacer: Pacer | None = None
         self._differences = 0
@@ -89,7 +90,7 @@ class Ping(Measurement):
                 self.failed(error)
         else:
             self.began(self._channel)
-            schedule = Schedule(self.clock.seconds(), self.interval, self._count)
+            schedule = Schedule(self.clock.seconds(), self.interval)
             self._pacer = Pacer(self.clock, schedule, self._send)
             if self.stopped:
                 self._pacer.stop()
@@ -141,7 +142,10 @@ class Ping(Measurement):
         assert self._channel is not None
         now = self.clock.seconds()
         if now - moment > MISSED:
+            self.skipped += 1
             return
         self.scheduling.record((now - moment,))
         # From now on, not from its moment: what this program is late by is not the path's.
         self._channel.begin(now)
+        if self._channel.sent == self._count:
+            self._send_no_more()

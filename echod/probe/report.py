@@ -81,6 +81,7 @@ def of_ping(run: Ping) -> Values:
         **head("ping", run.way, run.failure),
         "ok": is_right(run),
         "interval_seconds": run.interval,
+        "skipped": run.skipped,
         "connect_seconds": channel and digits(channel.connect_seconds),
         "tls_handshake_seconds": channel
         and channel.handshake_seconds
@@ -212,6 +213,8 @@ def lines_of_ping(run: Ping) -> Iterator[str]:
     """Yield the summary of a ping."""
     yield f"--- {run.way.target.said} ---"
     yield line_of_counts(run)
+    if run.skipped:
+        yield f"skipped: {plural(run.skipped, 'message')}, since this program stood still"
     if run.tally.times.count:
         jitter = "" if run.jitter is None else f"; jitter {in_ms(run.jitter)} ms"
         yield "round trip: " + line_of_times(run.tally.times, FEW) + jitter
