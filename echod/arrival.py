@@ -17,7 +17,16 @@ from twisted.python.failure import Failure
 
 from echod.events import Reason
 from echod.kernel import beneath, unread
-from echod.protocol import FIRST_BYTE, LOOKS, QUIET, IStreamTransport, lose, reset, set_options
+from echod.protocol import (
+    FIRST_BYTE,
+    LOOKS,
+    QUIET,
+    IStreamTransport,
+    lose,
+    reset,
+    resets_on_error,
+    set_options,
+)
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
@@ -48,6 +57,7 @@ class Arrival(Protocol):
     def received(self) -> int:
         """Bytes received from the peer."""
 
+    @resets_on_error
     def connectionMade(self) -> None:
         """Set the socket's options, and start the handshake timeout."""
         set_options(self.transport)
@@ -134,7 +144,11 @@ class Arrival(Protocol):
 
     def _later(self, seconds: float, action: Callable[..., None], *about: object) -> None:
         clock = self._factory.clock_for(self.transport)
-        self._timers.append(clock.callLater(seconds, action, *about))
+        self._timers.append(clock.callLater(seconds, self._act, action, *about))
+
+    @resets_on_error
+    def _act(self, action: Callable[..., None], *about: object) -> None:
+        action(*about)
 
     def _over(self) -> None:
         self._waiting = False

@@ -8,6 +8,7 @@ import resource
 import socket
 import sys
 from collections import Counter
+from contextlib import suppress
 from typing import Final, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -20,6 +21,7 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
 
 from echod.arguments import (
     check_callable,
@@ -34,7 +36,18 @@ from echod.clock import clock_of
 from echod.durations import LONGEST, SHORTEST
 from echod.events import Closed, Observer, Opened, Reason, Refused, ignore, tell
 from echod.fastpath import FastPath, kernel_socket
-from echod.protocol import LOOKS, QUIET, Echo, IStreamTransport, Refusal
+from echod.kernel import beneath, cut_off
+from echod.protocol import (
+    LOOKS,
+    QUIET,
+    Echo,
+    IStreamTransport,
+    Refusal,
+    refuses_on_error,
+    reset,
+)
+
+log = Logger(namespace="echod")
 
 SPARE_DESCRIPTORS: Final = 16
 """What the default limit on connections leaves free of RLIMIT_NOFILE for listening
@@ -118,6 +131,7 @@ class EchoFactory(Factory):
         """Take connections (again): the first of the ports begins to listen."""
         self.draining = False
 
+    @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
         refusal = self.refusal(addr)
@@ -158,8 +172,10 @@ class EchoFactory(Factory):
 
     def refused(self, reason: Reason, peer: IAddress | None) -> None:
         """Tell that a connection from ``peer`` is not served. :class:`Arrival` calls this."""
-        tell(self.observer, Refused(reason, peer))
-        self.see_whether_drained()
+        try:
+            tell(self.observer, Refused(reason, peer))
+        finally:
+            self.see_whether_drained()
 
     def drain(self, deadline: float) -> Deferred[None]:
         """Refuse what comes, close each connection at its first quiet moment.
@@ -178,22 +194,31 @@ class EchoFactory(Factory):
         """
         check_number("deadline", deadline, 0, LONGEST)
         self.draining = True
-        for arrival in self.arriving:
-            arrival.leave()
+        if not self.connections and not self.arriving:
+            return succeed(None)
+        # First, because the rest may fail where memory is short, and then waits for the deadline.
+        some = cast(IStreamTransport, next(iter(self.connections or self.arriving)).transport)
+        self._set_deadline(deadline, self.clock_for(some))
+        drained: Deferred[None] = Deferred()
+        self._drained.append(drained)
+        try:
+            self._begin_to_leave()
+        except Exception:
+            with suppress(Exception):
+                log.failure("the beginning of a drain fails")
+        return drained
+
+    def _begin_to_leave(self) -> None:
         staying = self.connections - self.leaving
+        self.leaving |= staying
+        for arrival in list(self.arriving):
+            arrival.leave()
         if staying:
             # Look at all of them now, and from now on often.
-            self.leaving |= staying
             for echo in staying:
                 echo.watched = True
             self._look()
-        leaving = self._all_that_leave()
-        if not leaving:
-            return succeed(None)
-        self._set_deadline(deadline, self.clock_for(leaving[0].transport))
-        drained: Deferred[None] = Deferred()
-        self._drained.append(drained)
-        return drained
+        self.see_whether_drained()
 
     def clock_for(self, transport: IStreamTransport) -> IReactorTime:
         """Return the factory's clock, or else that of the reactor that serves ``transport``."""
@@ -227,12 +252,12 @@ class EchoFactory(Factory):
 
     def connection_opened(self, echo: Echo) -> None:
         """Count ``echo`` in. :class:`Echo` calls this."""
-        self.connections.add(echo)
         if self.idle_timeout is not None:
             self.watch(echo)
         peer = echo.peer
         if self.max_connections_per_peer is not None:
             echo.key = self.count(peer)
+        self.connections.add(echo)
         tell(self.observer, Opened(peer))
         if echo in self.leaving:
             # No look at all the others, who may be as many as those who still arrive.
@@ -242,14 +267,27 @@ class EchoFactory(Factory):
             self.watch(echo)
 
     def connection_closed(self, echo: Echo, closed: Closed) -> None:
-        """Count ``echo`` out. :class:`Echo` calls this."""
-        self.connections.discard(echo)
-        self.leaving.discard(echo)
-        self.discount(echo.key)
-        tell(self.observer, closed)
+        """Count ``echo`` out, and notify the observer. :class:`Echo` calls this."""
+        opened = echo in self.connections
+        self._count_out(echo)
+        if opened:
+            tell(self.observer, closed)
+
+    def forget(self, echo: Echo) -> None:
+        """Count ``echo`` out if it is not yet, and see what has waited for that.
+
+        :class:`Echo` calls this, whatever happens to the rest of its end.
+        """
+        self._count_out(echo)
         if not self.connections:
             self._forget_next_look()
         self.see_whether_drained()
+
+    def _count_out(self, echo: Echo) -> None:
+        self.connections.discard(echo)
+        self.leaving.discard(echo)
+        key, echo.key = echo.key, None
+        self.discount(key)
 
     def count(self, peer: IAddress | None) -> str | None:
         """Count one more connection of ``peer``, and return what to :meth:`discount` later."""
@@ -284,15 +322,16 @@ class EchoFactory(Factory):
 
     def _look(self) -> None:
         self._forget_next_look()
-        watched = [echo for echo in self.connections if echo.watched]
-        for echo in watched:
-            clock = self.clock_for(echo.transport)
-            # An observer that hears of one ending may end others.
-            echo.watched = echo in self.connections and echo.look(clock.seconds())
-        for echo in watched:
-            if echo.watched:
-                self.watch(echo)
-                break
+        for echo in [echo for echo in self.connections if echo.watched]:
+            try:
+                clock = self.clock_for(echo.transport)
+                # An observer that hears of one ending may end others.
+                echo.watched = echo in self.connections and echo.look(clock.seconds())
+            except BaseException:  # which must not keep the others from their time
+                echo.fail()
+        still = next((echo for echo in self.connections if echo.watched), None)
+        if still is not None:
+            self.watch(still)
 
     def _forget_next_look(self) -> None:
         if self._next_look is not None:
@@ -313,10 +352,24 @@ class EchoFactory(Factory):
     def _abort_all(self) -> None:
         self._deadline = None
         for each in self._all_that_leave():
-            if isinstance(each, Echo):
-                each.abort()
-            else:
-                each.refuse(Reason.DRAINING)
+            try:
+                if isinstance(each, Echo):
+                    reset(cast(IStreamTransport, beneath(each.transport)))
+                else:
+                    each.refuse(Reason.DRAINING)
+            except BaseException:  # which must not keep the others, nor the end of the drain
+                self._give_up(each)
+        self.see_whether_drained()
+
+    def _give_up(self, each: Echo | Arrival) -> None:
+        """Forget a connection that cannot be reset by its transport, and reset it without."""
+        with suppress(BaseException):
+            cut_off(each.transport)
+        if isinstance(each, Echo):
+            self.forget(each)
+        else:
+            self.arriving.discard(each)
+            self.see_whether_drained()
 
     def see_whether_drained(self) -> None:
         """Finish the drain if nobody is left. :class:`Arrival` calls this, too."""

@@ -14,12 +14,12 @@ import select
 import socket
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from twisted.internet.error import ConnectionAborted, ConnectionLost
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, ITransport
 from twisted.internet.tcp import Connection
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -49,9 +49,6 @@ LINGER: Final = 0.0002
 CROWD: Final = 16
 PATIENCE: Final = 1000
 """Descriptors besides which nobody waits so, and how often that is then not asked again."""
-
-
-log = Logger(namespace="echod")
 
 
 def kernel_socket(transport: ITransport) -> socket.socket | None:
@@ -150,34 +147,40 @@ class FastPath:
         size, part, left = SIZE, view, MOST
         # Who is alone need not be asked for.
         alone = [(descriptor, select.EPOLLIN) for descriptor in served] if len(served) == 1 else []
-        for _ in range(ROUNDS):
-            ready, alone = alone or poll(0, BATCH) or self._linger(), []
-            if not ready:
-                return
-            for descriptor, _ in ready:
-                try:
-                    sock: Any = sockets[descriptor]
-                    count = sock.recv_into(view)
-                except (AttributeError, BlockingIOError):  # just ended by an observer; no alarm
-                    continue
-                except OSError:  # which the socket tells once, and so not to the transport
-                    self._apart(descriptor, self._lose, Failure(ConnectionLost()))
-                    continue
-                if count != size:  # most messages are as long as the one before
-                    if not count:
-                        self._apart(descriptor, self.give_back)
+        descriptor = -1
+        try:
+            for _ in range(ROUNDS):
+                ready, alone = alone or poll(0, BATCH) or self._linger(), []
+                if not ready:
+                    return
+                for descriptor, _ in ready:
+                    try:
+                        sock: Any = sockets[descriptor]
+                        count = sock.recv_into(view)
+                    except (AttributeError, BlockingIOError):  # just ended by an observer; no alarm
                         continue
-                    size, part = count, view[:count]
-                received[descriptor] += count
-                left -= count
-                try:  # as send_now, but a call more takes 3 % longer
-                    sent = sock.send(part)
-                except OSError:  # which the transport meets, too
-                    sent = 0
-                if sent != count:
-                    self._apart(descriptor, self._owe, part[sent:])
-            if left < 0:
-                return
+                    except OSError:  # which the socket tells once, and so not to the transport
+                        self._apart(descriptor, self._lose, Failure(ConnectionLost()))
+                        continue
+                    if count != size:  # most messages are as long as the one before
+                        if not count:
+                            self._apart(descriptor, self.give_back)
+                            continue
+                        size, part = count, view[:count]
+                    received[descriptor] += count
+                    left -= count
+                    try:  # as send_now, but a call more takes 3 % longer
+                        sent = sock.send(part)
+                    except OSError:  # which the transport meets, too
+                        sent = 0
+                    if sent != count:
+                        self._apart(descriptor, self._owe, part[sent:])
+                if left < 0:
+                    return
+                descriptor = -1
+        except BaseException:  # such as MemoryError; the reactor would end all of them
+            with suppress(BaseException):
+                self._served[descriptor].fail()
 
     def _owe(self, echo: Echo, part: memoryview) -> None:
         """Leave ``part`` to the transport."""
@@ -189,13 +192,13 @@ class FastPath:
         cast(Any, echo.transport).connectionLost(reason)
 
     def _apart(self, descriptor: int, act: Callable[..., None], *arguments: object) -> None:
-        """Act for one connection; what fails ends that one, and no other."""
+        """Act for one connection; an exception ends that one, and no other."""
         echo = self._served[descriptor]
         try:
             act(echo, *arguments)
         except BaseException:  # as the reactor has it
-            log.failure("a connection fails")
-            self._lose(echo, Failure(ConnectionAborted()))
+            with suppress(BaseException):
+                echo.fail()
 
     def _linger(self) -> list[tuple[int, int]]:
         """Wait a moment for the next message, where only few talk, and return who is ready.

@@ -14,11 +14,14 @@ import socket
 import struct
 import termios
 from contextlib import suppress
-from typing import cast
+from typing import Final, cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ISystemHandle, ITransport
 from twisted.protocols.policies import ProtocolWrapper
+
+RESET: Final = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER that makes close(2) a reset."""
 
 
 def beneath(transport: ITransport) -> ITransport:
@@ -84,6 +87,20 @@ def unread(transport: ITransport) -> bool:
         return bool(handle.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
+
+
+def cut_off(transport: ITransport) -> None:
+    """Close the socket of ``transport`` with RST (SO_LINGER of 0 seconds in socket(7)).
+
+    For a transport whose own connectionLost fails, or is about to close the socket with FIN.
+    """
+    below = beneath(transport)
+    handle = _handle(below)
+    if handle is not None and isinstance(below, FileDescriptor):
+        below.stopReading()
+        below.stopWriting()
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        handle.close()
 
 
 def receive_urgent_inline(descriptor: object) -> None:

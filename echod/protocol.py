@@ -16,7 +16,10 @@ The rules that this file keeps:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import functools
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -34,12 +37,21 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.internet.unix import Client as UNIXClient
 from twisted.internet.unix import Server as UNIXServer
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.events import Closed, Ending
 from echod.fastpath import send_now
-from echod.kernel import beneath, owed, receive_urgent_inline, unacknowledged, unread, unsent
+from echod.kernel import (
+    beneath,
+    cut_off,
+    owed,
+    receive_urgent_inline,
+    unacknowledged,
+    unread,
+    unsent,
+)
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
@@ -62,6 +74,11 @@ LOOKS: Final = 8
 one to see it end: a timeout is late by a quarter at most, and never early; in return no
 byte costs a clock reading."""
 
+
+Method = TypeVar("Method", bound=Callable[..., None])
+Build = TypeVar("Build", bound=Callable[..., Any])
+
+log = Logger(namespace="echod")
 
 UNIX: Final = (UNIXServer, UNIXClient)
 """The transports that inherit from those of TCP, and are none."""
@@ -100,6 +117,46 @@ def reset(transport: IStreamTransport) -> None:
         transport.connectionLost(Failure(ConnectionAborted()))
     else:
         transport.abortConnection()
+
+
+def fail(transport: ITransport) -> None:
+    """Log the exception that is being handled, and reset the connection that it was raised for.
+
+    The reactor itself would close with FIN, and the peer would take a part of its reply for the
+    whole. Memory may be short: the log line may fail, but not the reset.
+    """
+    with suppress(BaseException):
+        log.failure("a connection fails")
+    below: Any = beneath(transport)
+    try:
+        reset(below)
+    except BaseException:
+        cut_off(below)
+        raise
+
+
+def resets_on_error(method: Method) -> Method:
+    """Make an exception that ``method`` raises reset its connection; see :func:`fail`."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except BaseException:
+            fail(self.transport)
+
+    return cast(Method, call)
+
+
+def is_cut_short(below: FileDescriptor) -> bool:
+    """Return whether something that the peer has sent would not be sent back."""
+    if unsent(below):
+        return True
+    try:
+        # What arrives after the application has closed the connection is not answered.
+        return not below.disconnecting and unread(below)
+    except OSError:
+        return False
 
 
 def lose(transport: ITransport) -> None:
@@ -146,27 +203,32 @@ class Echo(Protocol):
         """Bytes received so far."""
         return self.counted + (0 if self.fast_path is None else self.fast_path.received(self))
 
+    @resets_on_error
     def connectionMade(self) -> None:
         """Begin: set the socket's options, wire the back-pressure, tell the factory."""
-        set_options(self.transport)
-        self.transport.registerProducer(self, True)
         # Set here, and not by and by, for CPython to keep the attributes compactly.
         self.counted = 0
         self.watched = False
+        self._opened = 0.0
+        set_options(self.transport)
+        self.transport.registerProducer(self, True)
         self._opened = self.factory.clock_for(self.transport).seconds()
         self.factory.connection_opened(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Send ``data`` back. Who comes with more goes on on the fast path, if there is one."""
-        # Asked for each time, because an application may start TLS.
-        sock, count = self.factory.kernel_socket(self.transport), len(data)
-        sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)
-        talks = self.counted > 0
-        self.counted += count
-        if sent < count:
-            self.send(data[sent:])
-        elif talks and sock is not None:
-            self.factory.take_over(self, sock)
+        try:  # as resets_on_error does, but without a call more for each message
+            # Asked for each time, because an application may start TLS.
+            sock, count = self.factory.kernel_socket(self.transport), len(data)
+            sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)
+            talks = self.counted > 0
+            self.counted += count
+            if sent < count:
+                self.send(data[sent:])
+            elif talks and sock is not None:
+                self.factory.take_over(self, sock)
+        except BaseException:
+            fail(self.transport)
 
     def send(self, data: bytes) -> None:
         """Send ``data`` when the peer takes it."""
@@ -174,6 +236,7 @@ class Echo(Protocol):
         if not self.watched:
             self.factory.watch(self)
 
+    @resets_on_error
     def readConnectionLost(self) -> None:
         """Close when all is sent: the peer has finished sending (an empty receive)."""
         if not self._closing:
@@ -191,6 +254,15 @@ class Echo(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell how it ended."""
+        try:
+            self.factory.connection_closed(self, self._sum_up(reason))
+        except BaseException:
+            with suppress(BaseException):
+                log.failure("a connection fails")
+        finally:
+            self.factory.forget(self)
+
+    def _sum_up(self, reason: Failure) -> Closed:
         # Below Twisted's own TLS it is encrypted, and may be more than was received.
         left = min(owed(self.transport), self.received)
         # Where the transport hides half-close, or what it holds, an end that the peer
@@ -209,9 +281,7 @@ class Echo(Protocol):
         else:
             ending = Ending.LOST
         seconds = self.factory.clock_for(self.transport).seconds() - self._opened
-        self.factory.connection_closed(
-            self, Closed(ending, self.received, seconds, left, self.peer)
-        )
+        return Closed(ending, self.received, seconds, left, self.peer)
 
     def pauseProducing(self) -> None:
         """Stop reading: what is owed has reached the transport's limit."""
@@ -220,6 +290,7 @@ class Echo(Protocol):
         self.transport.pauseProducing()
         self.factory.watch(self)
 
+    @resets_on_error
     def resumeProducing(self) -> None:
         """Read again: nothing is owed any more."""
         self._paused = False
@@ -234,8 +305,19 @@ class Echo(Protocol):
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """Let go of the transport: it is about to close, and :meth:`connectionLost` follows."""
+        """Let go of the transport: it is about to close, and :meth:`connectionLost` follows.
+
+        It closes with FIN where its own code or the reactor's raised an exception (MemoryError),
+        and where the reactor stops. The reply is not whole if something is owed or unread: reset.
+        """
         self._leave_fast_path()
+        below = beneath(self.transport)
+        if isinstance(below, FileDescriptor) and below.disconnected and is_cut_short(below):
+            cut_off(below)
+
+    def fail(self) -> None:
+        """Log the exception that is being handled, and reset the connection."""
+        fail(self.transport)
 
     def abort(self) -> None:
         """Cut the connection off with RST."""
@@ -327,3 +409,21 @@ class Refusal(Protocol):
     def connectionMade(self) -> None:
         """Reset it."""
         reset(self.transport)
+
+
+def refuses_on_error(build: Build) -> Build:
+    """Make an exception that ``build`` raises refuse the connection: Twisted would close with FIN.
+
+    For buildProtocol of a factory.
+    """
+
+    @functools.wraps(build)
+    def call(self: Any, addr: IAddress | None) -> Any:
+        try:
+            return build(self, addr)
+        except BaseException:
+            with suppress(BaseException):
+                log.failure("a connection fails")
+            return Refusal()
+
+    return cast(Build, call)

@@ -20,7 +20,7 @@ from echod.arguments import check_type
 from echod.arrival import Arrival
 from echod.events import Reason
 from echod.factory import EchoFactory
-from echod.protocol import Echo
+from echod.protocol import Echo, refuses_on_error, resets_on_error
 
 LINE: Final = b"PROXY "
 LONGEST_LINE: Final = 107
@@ -146,6 +146,7 @@ class ProxyArrival(Arrival):
         """Bytes of the header that have come."""
         return len(self._received)
 
+    @resets_on_error
     def dataReceived(self, data: bytes) -> None:
         """Go on with the header; when it is complete, let the connection be served."""
         self._received += data  # 64 KiB of header at most, and what Twisted reads at once
@@ -200,6 +201,7 @@ class ProxyFactory(Factory):
         """Tell the factory that no port listens any more."""
         self._factory.doStop()  # type: ignore[no-untyped-call]
 
+    @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Wait for the header, or refuse the connection with RST."""
         refusal = self._factory.refusal(addr, is_peer=False)

@@ -37,7 +37,7 @@ from echod.events import Reason
 from echod.factory import EchoFactory
 from echod.fastpath import send_now
 from echod.kernel import unsent
-from echod.protocol import Echo
+from echod.protocol import Echo, refuses_on_error, resets_on_error
 
 RECORD: Final = 16 * 1024
 """Bytes of the largest part that TLS encrypts by itself (RFC 8446 5.1)."""
@@ -120,13 +120,16 @@ class TLSTransport(ProtocolWrapper):
     _beginning = b""
     _delivering = False
 
+    @resets_on_error
     def makeConnection(self, transport: Any) -> None:
         """Wait for the peer to begin the handshake."""
+        self.transport = transport
         self._unsent: deque[tuple[int, int]] = deque()
         self._tls = SSL.Connection(self.factory.context(), None)
         self._tls.set_accept_state()
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
 
+    @resets_on_error
     def dataReceived(self, data: bytes) -> None:
         """Decrypt and deliver ``data``, and send what becomes of it."""
         self.taken += len(data)
@@ -142,6 +145,7 @@ class TLSTransport(ProtocolWrapper):
             if not self._shaking:
                 self._deliver()
 
+    @resets_on_error
     def readConnectionLost(self) -> None:
         """End what the peer has ended without a closing alert (FIN alone)."""
         self.wrappedProtocol.broke_off()
@@ -286,6 +290,7 @@ class TLSFactory(WrappingFactory):
         self.echo = factory
         self.context = context
 
+    @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Begin a handshake, or refuse the connection before that."""
         refusal = self.echo.refusal(addr)

@@ -12,7 +12,7 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.kernel import unacknowledged, unread, unsent
+from echod.kernel import cut_off, unacknowledged, unread, unsent
 
 
 class KernelTests(SynchronousTestCase):
@@ -35,6 +35,14 @@ class KernelTests(SynchronousTestCase):
             while True:
                 taken += sock.send(bytes(1 << 16))
         return taken
+
+    def test_cut_off(self) -> None:
+        """A socket is closed with RST; where there is none, nothing is done."""
+        transport, far = self.pair()
+        transport.stopReading = transport.stopWriting = lambda: None
+        cut_off(transport)
+        self.assertRaises(ConnectionResetError, far.recv, 1)
+        cut_off(StringTransport())
 
     def test_unsent(self) -> None:
         """Unsent is what the transport has taken and the kernel has not."""

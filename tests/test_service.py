@@ -160,6 +160,22 @@ class EchoServiceTests(SynchronousTestCase):
         self.service.startService()
         self.connect().send(b"hello")
 
+    def test_stop_of_which_a_step_fails(self) -> None:
+        """Whatever fails at a stop is logged, and the rest of the stop is done."""
+
+        def fail() -> None:
+            raise MemoryError
+
+        self.start()
+        peer = self.connect()
+        self.patch(self.notifier, "stopping", fail)
+        stopped = self.service.stopService()
+        self.network.advance(1)
+        self.successResultOf(stopped)
+        self.assertIn("a step of the stop fails", self.lines())
+        self.assertEqual(peer.ended, "FIN")
+        self.failureResultOf(self.network.client_endpoint(80).connect(Peers()))
+
     def test_asked_again(self) -> None:
         """Asked to stop once more, it does not wait."""
         self.start()

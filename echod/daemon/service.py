@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -102,10 +103,22 @@ class EchoService(Service):
         if self._listening is not None:
             self._listening.cancel()
             self._listening = None
-        self._when_asked_again(lambda: self._factory.drain(0))
-        self._notifier.stopping()
-        self._echo.accept_waiting()
-        await self._echo.close()
+        steps: Sequence[Callable[[], object]] = (
+            lambda: self._when_asked_again(lambda: self._factory.drain(0)),
+            self._notifier.stopping,
+            self._echo.accept_waiting,
+            self._echo.close,
+            self._drain,
+            self._close_others,
+        )
+        for step in steps:
+            try:
+                await maybeDeferred(step)
+            except Exception:  # such as MemoryError; the steps that follow are still to be done
+                with suppress(Exception):
+                    log.failure("a step of the stop fails")
+
+    def _drain(self) -> Deferred[None]:
         if self._factory.connections:
             log.info(
                 "draining, for {seconds:g} s at most: open connections: {connections}",
@@ -113,5 +126,4 @@ class EchoService(Service):
                 connections=len(self._factory.connections),
                 seconds=self._drain_timeout,
             )
-        await self._factory.drain(self._drain_timeout)
-        await self._close_others()
+        return self._factory.drain(self._drain_timeout)

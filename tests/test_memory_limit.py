@@ -1,0 +1,37 @@
+"""The daemon where no memory is left (RLIMIT_AS in getrlimit(2))."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+
+from tests.support import TIMEOUT, Daemon, receive_all
+
+PEERS = 300
+
+
+@pytest.mark.once
+def test_drain_without_memory() -> None:
+    """The drain ends at its deadline, and no peer takes a part of its reply for the whole."""
+    options = ("--port", "0", "--interface", "127.0.0.1", "--drain-timeout", "1", "--quiet")
+    with Daemon(*options) as daemon:
+        clients = [daemon.connect() for _ in range(PEERS)]
+        owed = bytes(1 << 20)
+        for client in clients:
+            client.setblocking(False)
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            for client in clients:
+                with suppress(BlockingIOError):
+                    client.send(owed)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
+        daemon.terminate(signal.SIGTERM)
+        assert daemon.process.wait(TIMEOUT) is not None
+        for client in clients:
+            client.settimeout(TIMEOUT)
+            with client, pytest.raises(ConnectionResetError):
+                receive_all(client)
