@@ -393,7 +393,6 @@ TWISTEDS = {
     "twistd VERSION (PYTHON PYTHONVERSION) starting up.",
     "reactor class: REACTOR.",
     "FACTORY starting on PORT",
-    "Received SIGTERM, shutting down.",
     "(TYPE Port PORT Closed)",
     "Main loop terminated.",
     "Server Shut Down.",

@@ -73,7 +73,6 @@ class EchoServiceTests(SynchronousTestCase):
         self.events = Recorder()
         self.factory = EchoFactory(clock=self.network, observer=self.events)
         self.listeners = [MemoryListener(self.network, port) for port in (7, 8, 80)]
-        self.again: list[Callable[[], object]] = []
         self.notifier: Any = FakeNotifier()
         self.page = Peers()
         self.service = EchoService(
@@ -83,7 +82,6 @@ class EchoServiceTests(SynchronousTestCase):
             others=[Ports(self.page, self.listeners[2:], "metrics")],
             drain_timeout=10,
             notifier=self.notifier,
-            when_asked_again=self.again.append,
         )
 
     def lines(self) -> list[str]:
@@ -176,8 +174,8 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(peer.ended, "FIN")
         self.failureResultOf(self.network.client_endpoint(80).connect(Peers()))
 
-    def test_asked_again(self) -> None:
-        """Asked to stop once more, it does not wait."""
+    def test_hasten(self) -> None:
+        """A drain that is hastened does not wait for connections."""
         self.start()
         peer = self.connect()
         peer.stall()
@@ -186,9 +184,22 @@ class EchoServiceTests(SynchronousTestCase):
         stopped = self.service.stopService()
         self.network.advance(1)
         self.assertNoResult(stopped)
-        [again] = self.again
-        again()
+        self.service.hasten()
         self.network.settle()
+        self.successResultOf(stopped)
+        self.assertEqual(self.events.endings, [Ending.ABORTED])
+
+    def test_hasten_before_the_stop(self) -> None:
+        """Hastened before the drain begins, the service waits for no connection in it."""
+        self.start()
+        peer = self.connect()
+        peer.stall()
+        peer.send(bytes(1 << 20))
+        self.network.settle()
+        self.service.hasten()
+        self.assertEqual(self.events.endings, [])
+        stopped = self.service.stopService()
+        self.network.advance(0)
         self.successResultOf(stopped)
         self.assertEqual(self.events.endings, [Ending.ABORTED])
 

@@ -117,7 +117,7 @@ def test_listen(tmp_path: Path) -> None:
                 sock.shutdown(socket.SHUT_WR)
                 assert receive_all(sock) == b"hello"
         daemon.terminate()
-        assert daemon.wait() == -signal.SIGTERM
+        assert daemon.wait() == 0
         assert not path.exists()
 
 
@@ -284,9 +284,9 @@ def test_signal_delivers_what_is_owed(number: int) -> None:
         client, sent = owe(daemon, 4 * MIB)
         with client:
             daemon.terminate(number)
-            daemon.wait_for("eceived SIG")
+            daemon.wait_for("received SIG")
             assert receive_all(client) == sent
-        assert daemon.wait() == (0 if number == signal.SIGHUP else -number)
+        assert daemon.wait() == 0
         assert "finished, 4194304 bytes" in daemon.log
 
 
@@ -326,6 +326,90 @@ def test_second_signal(second: int) -> None:
                 receive_all(client)
         assert "aborted" in daemon.log
         assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "poll", "select", "asyncio"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGINT, signal.SIGHUP),
+        (signal.SIGHUP, signal.SIGTERM, signal.SIGINT),
+    ],
+)
+def test_signals_in_one_turn(reactor: str, numbers: tuple[int, ...]) -> None:
+    """Several signals in one turn of the reactor: the drain does not wait, and nothing fails."""
+    command = ("-n", "--reactor", reactor, "echod")
+    with Daemon("--port", "0", "--drain-timeout", "1000", twistd=command) as daemon:
+        client, _ = flood(daemon)
+        with client:
+            daemon.process.send_signal(signal.SIGSTOP)
+            for number in numbers:
+                daemon.process.send_signal(number)
+            daemon.process.send_signal(signal.SIGCONT)
+            assert daemon.wait() == 0
+            with pytest.raises(ConnectionResetError):
+                receive_all(client)
+        assert daemon.log.count("shutting down") == 1
+        assert daemon.log.count("not waiting any longer") == 1
+        assert "Traceback" not in daemon.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_ignored_signal(number: int) -> None:
+    """A signal that is ignored when the daemon starts, as by nohup(1), does not stop it."""
+
+    def ignore() -> None:
+        signal.signal(number, signal.SIG_IGN)
+
+    with Daemon("--port", "0", preexec_fn=ignore) as daemon:
+        for _ in range(2):
+            with daemon.connect() as client:
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+            daemon.terminate(number)
+        other = signal.SIGINT if number == signal.SIGTERM else signal.SIGTERM
+        daemon.terminate(other)
+        assert daemon.wait() == 0
+        assert daemon.log.count("received SIG") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_while_it_starts(number: int, tmp_path: Path) -> None:
+    """A signal while the service starts stops it as soon as it has, with status 0."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, sys\n"
+        "from twisted.logger import textFileLogObserver\n"
+        "def log():\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    return textFileLogObserver(sys.stdout)\n"
+    )
+    daemon = Daemon(
+        *("--port", "0"),
+        twistd=("-n", "--logger", "slow.log", "echod"),  # twistd calls it after the service maker
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    with daemon:
+        assert daemon.wait() == 0
+        assert "listening on" in daemon.log
+        assert "Traceback" not in daemon.log
+
+
+def test_signals_while_it_hangs(tmp_path: Path) -> None:
+    """A second signal ends a start that does not come to an end."""
+    os.mkfifo(tmp_path / "fifo")
+    listen = f"ssl:0:privateKey={tmp_path}/fifo:certKey={tmp_path}/fifo"
+    daemon = Daemon("--listen", listen)
+    try:
+        opened = os.open(tmp_path / "fifo", os.O_WRONLY)  # returns when the daemon reads
+        os.set_blocking(opened, False)
+        daemon.terminate()
+        daemon.terminate(signal.SIGINT)
+        assert daemon.wait() in {-signal.SIGTERM, -signal.SIGINT}
+        assert daemon.log == ""
+        os.close(opened)
+    finally:
+        daemon.close()
 
 
 def test_idle_connections_do_not_hold_up_the_exit() -> None:

@@ -13,18 +13,20 @@ from typing import Any
 from unittest import mock
 
 from twisted.application.service import IService, IServiceMaker
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, LogLevel, formatEvent
 from twisted.plugin import IPlugin, getPlugins
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from echod.clock import clock_of
-from echod.daemon import endpoints, makeService, notify, passed, secure, wiring
+from echod.daemon import endpoints, makeService, notify, passed, secure, signals, wiring
 from echod.daemon.endpoints import ProxyListener
 from echod.daemon.listening import EndpointListener, TCPListener, UDPListener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import PassedListener
 from echod.daemon.secure import TLSListener
+from echod.daemon.signals import STOP
 from echod.daemon.unixsockets import UNIXListener
 from echod.daemon.wiring import take
 from echod.events import Reason, Refused
@@ -60,9 +62,16 @@ class TakeTests(SynchronousTestCase):
 
 class MakeServiceTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        for number in STOP:
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        # The reactor is not this test's own, and may run for others.
+        self.patch(reactor, "addSystemEventTrigger", lambda *_: None)
         self.log: list[LogEvent] = []
-        self.patch(wiring.log, "observer", self.log.append)
+        for module in (wiring, signals):
+            self.patch(module.log, "observer", self.log.append)
 
     def make(self, *arguments: str) -> Any:
         options = Options()
@@ -219,25 +228,6 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertRaises(ModuleNotFoundError, self.make, "--metrics", "tcp:0")
         self.assertRaises(ModuleNotFoundError, self.make, "--listen", "ssl:0")
 
-    def test_hang_up(self) -> None:
-        """SIGHUP, too, lets connections finish; unless it is ignored, as nohup does it."""
-        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
-
-        called: list[Any] = []
-        self.patch(reactor, "callFromThread", called.append)
-        for before in (signal.SIG_DFL, signal.SIG_IGN):
-            signal.signal(signal.SIGHUP, before)
-            made = self.make()
-            os.kill(os.getpid(), signal.SIGHUP)
-            [hang_up] = called
-            with mock.patch("signal.signal") as handle:
-                made._when_asked_again(int)
-            numbers = {call.args[0] for call in handle.call_args_list}
-            self.assertEqual(signal.SIGHUP in numbers, before is signal.SIG_DFL)
-        with mock.patch.object(reactor, "stop") as stop:
-            hang_up()
-        stop.assert_called_once_with()
-
     def test_metrics_without_the_extra(self) -> None:
         """Without prometheus_client metrics are refused, in a line that names the extra."""
         with mock.patch.dict(sys.modules):
@@ -271,41 +261,31 @@ class MakeServiceTests(SynchronousTestCase):
                 error = self.assertRaises(CannotServe, self.make, "--listen", "ssl:0")
             self.assertRegex(str(error), f"needs {package}, .* echod with its extra tls$")
 
-    def test_hang_up_with_tls(self) -> None:
-        """With TLS, SIGHUP loads certificates, before and in a drain, and never stops."""
+    def hangup(self, *arguments: str) -> list[Any]:
+        """Make the service, send SIGHUP to it, and return what it has the reactor call."""
         from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
 
         called: list[Any] = []
-        self.patch(reactor, "callFromThread", called.append)
+        self.patch(reactor, "callFromThread", lambda *call: called.append(call))
+        self.made = self.make(*arguments)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return called
+
+    def test_hangup_with_tls(self) -> None:
+        """With TLS, SIGHUP loads the certificates, and does not stop the service."""
         self.patch(secure.log, "observer", self.log.append)
-        for before in (signal.SIG_DFL, signal.SIG_IGN):
-            signal.signal(signal.SIGHUP, before)
-            made = self.make("--listen", self.secure())
-            os.kill(os.getpid(), signal.SIGHUP)
-            with mock.patch("signal.signal") as handle:
-                made._when_asked_again(int)
-            numbers = {call.args[0] for call in handle.call_args_list}
-            self.assertEqual(numbers, {signal.SIGINT, signal.SIGTERM})
-        with mock.patch.object(reactor, "stop") as stop:
-            for hang_up in called:
-                hang_up()
-        stop.assert_not_called()
-        self.assertEqual([event["event"] for event in self.log], ["reloaded"] * 2)
+        [[reload]] = self.hangup("--listen", self.secure())
+        reload()
+        self.assertEqual([event["event"] for event in self.log], ["reloaded"])
 
-    def test_second_signal(self) -> None:
-        """From the first signal on, both signals mean: do not wait."""
-        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
-
-        handlers: dict[int, Any] = {}
-        called: list[Any] = []
-        self.patch(signal, "signal", handlers.__setitem__)
-        self.patch(reactor, "callFromThread", called.append)
-        action = object()
-        self.make()._when_asked_again(action)
-        self.assertEqual(set(handlers), {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
-        for handler in handlers.values():
-            handler(signal.SIGTERM, None)
-        self.assertEqual(called, [action] * 3)
+    def test_hangup(self) -> None:
+        """Without TLS, SIGHUP stops the service, and where it stops already hastens that."""
+        [[stop, number]] = self.hangup()
+        self.assertEqual(number, signal.SIGHUP)
+        self.assertEqual(self.made._drain_timeout, 10)
+        with mock.patch("twisted.internet.reactor.stop", side_effect=ReactorNotRunning):
+            stop(number)
+        self.assertEqual(self.made._drain_timeout, 0)
 
     def test_plugin(self) -> None:
         """What twistd finds is one echod, with these options and this service."""

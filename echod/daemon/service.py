@@ -28,8 +28,6 @@ class EchoService(Service):
     :param others: what else listens, until the drain is over.
     :param drain_timeout: seconds that connections have to finish when the service stops.
     :param notifier: is told when all listen and the reactor runs, and when the drain begins.
-    :param when_asked_again: is given what to do when the process, while it is
-        draining, is told once more to stop.
     """
 
     def __init__(
@@ -41,7 +39,6 @@ class EchoService(Service):
         others: Sequence[Ports],
         drain_timeout: float,
         notifier: Notifier,
-        when_asked_again: Callable[[Callable[[], object]], None],
     ) -> None:
         self._reactor = reactor
         self._factory = factory
@@ -49,7 +46,7 @@ class EchoService(Service):
         self._others = others
         self._drain_timeout = drain_timeout
         self._notifier = notifier
-        self._when_asked_again = when_asked_again
+        self._draining = False
         self._listening: Deferred[None] | None = None
 
     def privilegedStartService(self) -> None:
@@ -90,6 +87,12 @@ class EchoService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         return Deferred.fromCoroutine(self._stop())
 
+    def hasten(self) -> None:
+        """Wait for connections no longer, neither in this drain nor in one that begins later."""
+        self._drain_timeout = 0
+        if self._draining:
+            self._factory.drain(0)
+
     async def _listen(self) -> None:
         for ports in (self._echo, *self._others):
             await ports.open()
@@ -104,7 +107,6 @@ class EchoService(Service):
             self._listening.cancel()
             self._listening = None
         steps: Sequence[Callable[[], object]] = (
-            lambda: self._when_asked_again(lambda: self._factory.drain(0)),
             self._notifier.stopping,
             self._echo.accept_waiting,
             self._echo.close,
@@ -117,6 +119,7 @@ class EchoService(Service):
             except Exception:  # such as MemoryError; the steps that follow are still to be done
                 with suppress(Exception):
                     log.failure("a step of the stop fails")
+        self._draining = False
 
     def _drain(self) -> Deferred[None]:
         if self._factory.connections:
@@ -126,4 +129,5 @@ class EchoService(Service):
                 connections=len(self._factory.connections),
                 seconds=self._drain_timeout,
             )
+        self._draining = True
         return self._factory.drain(self._drain_timeout)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import METRICS, TLS, Passed, PassedListener, adopt
 from echod.daemon.ports import Ports
 from echod.daemon.service import EchoService
+from echod.daemon.signals import Signals
 from echod.datagram import EchoDatagrams, Rules
 from echod.events import Observer, tell_each
 from echod.factory import EchoFactory, descriptors_left
@@ -38,19 +38,7 @@ def makeService(options: Options) -> EchoService:
     # Before anything takes a timer or the time: twistd's reactors follow the time of day.
     use_monotonic_time(reactor)
 
-    def when_asked_again(action: Callable[[], object]) -> None:
-        # Twisted's own handlers would try to stop what is stopping, and log a traceback.
-        for number in (signal.SIGINT, signal.SIGTERM, *([] if secure else [signal.SIGHUP])):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda *_: reactor.callFromThread(action))
-
-    def hang_up() -> None:
-        for listener in secure:
-            listener.reload()
-        if not secure:
-            log.info("received SIGHUP, shutting down", event="hang-up")
-            reactor.stop()
-
+    signals = Signals(reactor)
     environ = take(os.environ, (*passed.ENVIRONMENT, *notify.ENVIRONMENT))
     sockets = passed.passed(environ, os.getpid())
     connection_log = ConnectionLog(reactor, quiet=options["quiet"])
@@ -76,10 +64,8 @@ def makeService(options: Options) -> EchoService:
     listeners = echo_listeners(options, sockets, reactor, datagrams)
     echo = Ports(factory, listeners)
     secure: list[Any] = [listener for listener in listeners if listener.tls]
-    # As when the terminal closes; unless it is ignored (nohup(1)). Twisted leaves it to the
-    # kernel, which would end the process at once.
-    if secure or signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
+    if secure:
+        signals.reload_on_hangup(lambda: [listener.reload() for listener in secure])
     others: list[Ports] = []
     if web:
         tally = web.Tally()
@@ -94,15 +80,16 @@ def makeService(options: Options) -> EchoService:
         )
         others.append(Ports(site, metrics, "metrics"))
     factory.observer = datagrams.observer = tell_each(*observers)
-    return EchoService(
+    service = EchoService(
         reactor=reactor,
         factory=factory,
         echo=echo,
         others=others,
         drain_timeout=options["drain-timeout"],
         notifier=notifier,
-        when_asked_again=when_asked_again,
     )
+    signals.hasten = service.hasten
+    return service
 
 
 def take(

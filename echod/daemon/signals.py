@@ -1,0 +1,85 @@
+"""Signal handlers: the first SIGTERM, SIGINT or SIGHUP drains, a second one ends the drain."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
+
+STOP: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+log = Logger(namespace="echod")
+
+
+class Signals:
+    """Handlers of the signals that stop the service, from now on until the process ends.
+
+    A signal that is ignored when this is made stays ignored, as nohup(1) wants it. A signal
+    that comes before the reactor runs stops the service as soon as it does; a second one
+    before that ends the process at once, for the start may hang.
+
+    Twisted's own handlers are not used: of two signals in one turn of the reactor, the second
+    would raise ReactorNotRunning there.
+
+    :param reactor: is stopped.
+    :ivar hasten: called once, by the second signal.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self.hasten: Callable[[], object] = int
+        self._reactor = reactor
+        self._reload: Callable[[], object] | None = None
+        self._received = self._running = self._hastened = False
+        self._handlers = {
+            number: signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else self._handle
+            for number in STOP
+        }
+        self._install()
+        # While the reactor starts, it installs its own handlers: signals wait for ours.
+        reactor.addSystemEventTrigger("before", "startup", self._block)
+        reactor.addSystemEventTrigger("after", "startup", self._unblock)
+
+    def reload_on_hangup(self, reload: Callable[[], object]) -> None:
+        """Have SIGHUP call ``reload`` and not stop the service, even where it was ignored."""
+        self._reload = reload
+        self._handlers[signal.SIGHUP] = self._handle
+        self._install()
+
+    def _install(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _block(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+
+    def _unblock(self) -> None:
+        self._running = True
+        self._install()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._reload is not None:
+            self._reactor.callFromThread(self._reload)
+            return
+        if self._received and not self._running:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._received = True
+        self._reactor.callFromThread(self._stop, number)
+
+    def _stop(self, number: int) -> None:
+        name = signal.Signals(number).name
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            if not self._hastened:
+                self._hastened = True
+                log.info("received {signal}, not waiting any longer", event="signal", signal=name)
+                self.hasten()
+        else:
+            log.info("received {signal}, shutting down", event="signal", signal=name)

@@ -1,0 +1,145 @@
+"""SIGTERM, SIGINT and SIGHUP: what the first of them does, and the second."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import LogEvent, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon import signals
+from echod.daemon.signals import STOP, Signals
+
+
+class FakeReactor:
+    """As much of a reactor as a signal handler calls."""
+
+    def __init__(self) -> None:
+        self.queue: list[tuple[Any, ...]] = []
+        self.triggers: dict[tuple[str, str], Callable[[], object]] = {}
+        self.stopped = False
+
+    def addSystemEventTrigger(self, phase: str, event: str, call: Callable[[], object]) -> None:
+        self.triggers[phase, event] = call
+
+    def callFromThread(self, *call: Any) -> None:
+        self.queue.append(call)
+
+    def stop(self) -> None:
+        if self.stopped:
+            raise ReactorNotRunning
+        self.stopped = True
+
+    def start(self) -> None:
+        """Start as Twisted does, which installs a handler of SIGTERM without asking."""
+        self.triggers["before", "startup"]()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.triggers["after", "startup"]()
+
+    def turn(self) -> None:
+        calls, self.queue = self.queue, []
+        for call, *arguments in calls:
+            call(*arguments)
+
+
+class SignalsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        for number in STOP:
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, signal.SIG_DFL)
+        self.log: list[LogEvent] = []
+        self.patch(signals.log, "observer", self.log.append)
+        self.reactor = FakeReactor()
+        self.hastened: list[bool] = []
+
+    def make(self) -> Signals:
+        made = Signals(self.reactor)
+        made.hasten = lambda: self.hastened.append(True)
+        return made
+
+    def send(self, *numbers: int) -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    def test_first(self) -> None:
+        """Each of the three stops the reactor, in its own thread, and is logged."""
+        for number in STOP:
+            self.reactor = FakeReactor()
+            self.make()
+            self.reactor.start()
+            self.send(number)
+            self.assertFalse(self.reactor.stopped)
+            self.reactor.turn()
+            self.assertTrue(self.reactor.stopped)
+        lines = [f"received {name}, shutting down" for name in ("SIGTERM", "SIGINT", "SIGHUP")]
+        self.assertEqual([formatEvent(event) for event in self.log], lines)
+        self.assertEqual(self.hastened, [])
+
+    def test_second(self) -> None:
+        """In one turn of the reactor the first stops it, the second hastens, more do nothing."""
+        for numbers in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT,) * 2, STOP + STOP):
+            self.reactor, self.hastened = FakeReactor(), []
+            self.make()
+            self.reactor.start()
+            self.send(*numbers)
+            self.reactor.turn()
+            self.assertTrue(self.reactor.stopped)
+            self.assertEqual(self.hastened, [True])
+            self.assertIn("not waiting any longer", formatEvent(self.log[-1]))
+
+    def test_stopped_otherwise(self) -> None:
+        """Where the reactor is stopping already, the first signal hastens."""
+        self.make()
+        self.reactor.start()
+        self.reactor.stop()
+        self.send(signal.SIGTERM)
+        self.reactor.turn()
+        self.assertEqual(self.hastened, [True])
+
+    def test_before_the_reactor_runs(self) -> None:
+        """A signal before the reactor runs stops it when it does; a second one ends the process."""
+        self.make()
+        self.send(signal.SIGTERM)
+        killed: list[Any] = []
+        self.patch(os, "kill", lambda pid, number: killed.append((pid, number)))
+        signal.raise_signal(signal.SIGINT)
+        self.assertEqual(killed, [(os.getpid(), signal.SIGINT)])
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.SIG_DFL)
+        self.reactor.start()
+        self.reactor.turn()
+        self.assertTrue(self.reactor.stopped)
+
+    def test_while_the_reactor_starts(self) -> None:
+        """No signal meets the handlers that Twisted installs while it starts."""
+        self.make()
+        self.reactor.triggers["before", "startup"]()
+        self.send(*STOP)
+        self.assertEqual(self.reactor.queue, [])
+        self.reactor.triggers["after", "startup"]()
+        self.assertEqual(len(self.reactor.queue), 3)
+
+    def test_ignored(self) -> None:
+        """A signal that is ignored stays ignored."""
+        for number in STOP:
+            signal.signal(number, signal.SIG_IGN)
+        self.make()
+        self.reactor.start()
+        self.send(*STOP)
+        self.assertEqual(self.reactor.queue, [])
+
+    def test_reload(self) -> None:
+        """SIGHUP reloads instead, if it is to, each time, and even if it was ignored."""
+        reloaded: list[bool] = []
+        for before in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGHUP, before)
+            self.make().reload_on_hangup(lambda: reloaded.append(True))
+            self.send(signal.SIGHUP)
+            self.reactor.start()
+            self.send(signal.SIGHUP)
+            self.reactor.turn()
+        self.assertEqual(reloaded, [True] * 4)
+        self.assertFalse(self.reactor.stopped)
