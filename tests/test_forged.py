@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +183,19 @@ def test_each_address_answers_for_itself(spaces: tuple[str, str], options: tuple
     with Service(spaces, *options) as service:
         answers = service.forge(*[[who, 50001, each, PORT, each, 1] for who, each in asked])
     assert answers == [[each, PORT, who, 50001, each, 1] for who, each in asked]
+
+
+def test_zone(spaces: tuple[str, str]) -> None:
+    """echod-client names the interface of a link-local address that it has reached."""
+    listen = ("--listen", rf"tcp6:{PORT}:interface=\:\:", "--listen", rf"udp:{PORT}:interface=\:\:")
+    client = [str(Path(sys.executable).with_name("echod-client")), "ping", "-c", "1", "--json"]
+    with Service(spaces, *listen):
+        for target in (f"[{LINK}%echod0]:{PORT}", f"udp:[{LINK}%echod0]:{PORT}"):
+            ran = subprocess.run(
+                ["ip", "netns", "exec", spaces[1], *client, target],
+                check=True, capture_output=True, text=True, timeout=TIMEOUT,
+            )  # fmt: skip
+            assert json.loads(ran.stdout)["address"] == f"[{LINK}%echod0]:{PORT}"
 
 
 def received(space: str) -> int:

@@ -96,6 +96,21 @@ def test_without_brackets(said: str) -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
+        ("[fe80::1]:7", "a link-local address needs its interface, as in [fe80::1%eth0]"),
+        ("udp:[fe80::1]:7", "a link-local address needs its interface, as in [fe80::1%eth0]"),
+        ("[::zz]:7", "'::zz' is no IPv6 address"),
+        ("udp:[1:2]:7", "'1:2' is no IPv6 address"),
+        ("[::1%]:7", "'::1%' is no IPv6 address"),
+    ],
+)
+def test_in_brackets(said: str, why: str) -> None:
+    """In brackets is an IPv6 address, one of a link with its zone (RFC 4007)."""
+    assert refused(said) == f"TARGET {said!r}: {why}"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
         ("nosuch:x", "Unknown endpoint type: 'nosuch'"),
         ("localhost:http", "Unknown endpoint type: 'localhost'; the port of host:port is a number"),
         ("tcp:localhost:http", "'http'"),
@@ -220,7 +235,7 @@ LONG = "a" * 70
 
 
 @pytest.mark.parametrize(
-    "host", ["no-such-host.invalid", LONG, f"{LONG}.invalid", "é" * 70, "a..b", "[::zz]"]
+    "host", ["no-such-host.invalid", LONG, f"{LONG}.invalid", "é" * 70, "a..b", "[::1%nosuch]"]
 )
 def test_no_such_name(host: str) -> None:
     """A name that has no address, or cannot be one, is unresolved, whatever Python makes of it."""
@@ -228,6 +243,8 @@ def test_no_such_name(host: str) -> None:
     assert isinstance(why, socket.gaierror)
     assert kind_of(why) == UNRESOLVED
     assert why.strerror
+    assert "idna" not in why.strerror
+    assert ("%" in host) == (why.strerror == "there is no interface nosuch")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", LONG])
@@ -295,6 +312,15 @@ def test_name_of() -> None:
     assert name_of(IPv6Address("TCP", "2001:db8::1", 7)) == "[2001:db8::1]:7"
     assert name_of(("192.0.2.1", 7)) == "192.0.2.1:7"
     assert name_of(("2001:db8::1", 7, 0, 0)) == "[2001:db8::1]:7"
+
+
+def test_name_of_zone() -> None:
+    """A link-local address has the interface with it, or its number where there is none by now."""
+    lo = socket.if_nametoindex("lo")
+    assert name_of(("fe80::1", 7, 0, lo)) == "[fe80::1%lo]:7"
+    assert name_of(("fe80::1", 7, 0, 1 << 30)) == f"[fe80::1%{1 << 30}]:7"
+    assert name_of(IPv6Address("TCP", "fe80::1", 7, 0, lo)) == "[fe80::1%lo]:7"
+    assert name_of(IPv6Address("TCP", "fe80::1%lo", 7, 0, lo)) == "[fe80::1%lo]:7"  # Twisted's own
 
 
 def test_name_of_others(tmp_path: Path) -> None:

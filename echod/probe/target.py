@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -80,14 +81,34 @@ def parse_target(said: str) -> Target:
     """
     found = HOST_AND_PORT.fullmatch(said)
     if found:
-        port = found["port"]
+        port, six = found["port"], found["six"]
         if len(port) > 5 or not 0 < int(port) < 65536:
             raise BadTarget(f"TARGET {said!r}: a port is from 1 to 65535, not {port}")
-        return Target(said, bool(found[1]), found["six"] or found["host"], int(port))
+        if six and ":" in six:
+            check_address(said, six)
+        return Target(said, bool(found[1]), six or found["host"], int(port))
     if said.lower().startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", said):
         hint = "; an IPv6 address goes in brackets" if said.count(":") > 1 else ""
         raise BadTarget(f"TARGET {said!r} has to be {TAKES}{hint}")
     return Target(said)
+
+
+def check_address(said: str, address: str) -> None:
+    """Check an IPv6 address.
+
+    :raises BadTarget: for anything but an IPv6 address, or one of a link without its zone.
+    """
+    try:
+        read = ipaddress.IPv6Address(address)
+    except ValueError as error:
+        raise BadTarget(f"TARGET {said!r}: {address!r} is no IPv6 address") from error
+    if read.is_link_local and not read.scope_id:
+        raise BadTarget(
+            f"TARGET {said!r}: a link-local address needs its interface, as in [{address}%eth0]"
+        )
+
+
+NO_NAME: Final = "no such name: each part of a name has 1 to 63 characters"
 
 
 def resolve(reactor: Any, target: Target) -> Deferred[list[tuple[int, Address]]]:
@@ -107,19 +128,17 @@ def resolve(reactor: Any, target: Target) -> Deferred[list[tuple[int, Address]]]
     def ask() -> None:
         try:
             told = socket.getaddrinfo(target.host, target.port, type=kind)
-        except (OSError, UnicodeError) as error:  # UnicodeError: of a label that is too long
-            failure = Failure(error if isinstance(error, OSError) else bad_name(error))
+        except (OSError, UnicodeError) as error:  # UnicodeError: of Python's own IDNA
+            zone = str(target.host).partition("%")[2]
+            why = f"there is no interface {zone}" if zone else NO_NAME
+            known = isinstance(error, OSError) and not zone
+            failure = Failure(error if known else socket.gaierror(socket.EAI_NONAME, why))
             reactor.callFromThread(tell, found.errback, failure)
         else:
             reactor.callFromThread(tell, found.callback, [(each[0], each[4]) for each in told])
 
     threading.Thread(target=ask, daemon=True).start()
     return found
-
-
-def bad_name(error: UnicodeError) -> socket.gaierror:
-    """Return what getaddrinfo(3) says of a name that it does not know."""
-    return socket.gaierror(socket.EAI_NONAME, f"no such name: {error}")
 
 
 MTU_DISCOVER: Final[dict[int, tuple[int, int]]] = {
@@ -149,11 +168,15 @@ def udp_socket(family: int, address: Address, whole: bool) -> socket.socket:
 
 
 def name_of(address: IAddress | Address) -> str:
-    """Return an address as it is written: with a port, and IPv6 in brackets."""
-    if isinstance(address, IPv4Address | IPv6Address):
+    """Return an address as it is written: with a port, and IPv6 in brackets, with its zone."""
+    if isinstance(address, IPv4Address):
         address = (address.host, address.port)
+    if isinstance(address, IPv6Address):
+        address = (address.host, address.port, address.flowInfo, address.scopeID)
     if isinstance(address, tuple):
         host, port = address[:2]
+        if len(address) == 4:  # the name of the interface (RFC 4007), of which it has the number
+            host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, UNIXAddress) and address.name:
         return str(address.name.decode(errors="replace"))
