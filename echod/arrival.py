@@ -45,6 +45,8 @@ class Arrival(Protocol):
     reason: Reason
     """Why it is refused when its handshake or header is wrong or incomplete."""
     leaving = False
+    tls = False
+    """Whether the connection is encrypted."""
 
     def __init__(self, factory: EchoFactory, peer: IAddress | None) -> None:
         self._factory = factory
@@ -78,7 +80,7 @@ class Arrival(Protocol):
         if not self._waiting:
             return None
         self._over()
-        return self._factory.welcome(peer, leaving=self.leaving)
+        return self._factory.welcome(peer, leaving=self.leaving, tls=self.tls)
 
     def _check_timeout(self, again: float = 0.0) -> None:
         """Refuse the connection; but if input is unread, have it read first and look again.
@@ -131,16 +133,17 @@ class Arrival(Protocol):
             self._over()
             # At once also where something wraps it: who waits for a drain waits no longer.
             reset(cast(IStreamTransport, beneath(self.transport)))
-            self._factory.refused(reason, self._peer)
+            self._factory.refused(reason, self._peer, tls=self.tls)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - any
-        """Count one that broke off, but not who never said a word: a balancer's health check."""
+        """Report a connection that broke off: refused, or unused if no byte has come."""
         if self._waiting:
             self._over()
             if self.received:
-                self._factory.refused(self.reason, self._peer)
+                self._factory.refused(self.reason, self._peer, tls=self.tls)
             else:
-                self._factory.see_whether_drained()
+                seconds = self._factory.clock_for(self.transport).seconds() - self._accepted
+                self._factory.left_unused(self.transport.getPeer(), seconds, tls=self.tls)
 
     def _later(self, seconds: float, action: Callable[..., None], *about: object) -> None:
         clock = self._factory.clock_for(self.transport)

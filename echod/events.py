@@ -41,6 +41,13 @@ class Ending(Enum):
     ABORTED = "aborted"
     """Cut off with RST: by the deadline of a drain, or by the embedding application."""
 
+    UNUSED = "unused"
+    """The peer closed or reset it, and had sent no byte: a health check, or a port scan.
+
+    Over TLS no byte after the handshake. So ends, too, a connection whose TLS handshake or
+    PROXY header has not begun.
+    """
+
     LOST = "lost"
     """The peer reset the connection, or the network gave it up; or the peer closed it
     over a transport without half-close, and what it has received is not known; or TLS ended
@@ -101,9 +108,14 @@ class Drop(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A connection was accepted and is served."""
+    """A connection was accepted and is served.
+
+    :ivar peer: the peer's address.
+    :ivar tls: whether the connection is encrypted.
+    """
 
     peer: IAddress
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,7 @@ class Refused:
 
     reason: Reason
     peer: IAddress | None
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +137,7 @@ class Closed:
     :ivar unsent: of these bytes, how many never reached the kernel for sending.
         Always 0 where the ending is finished, idle or drained.
     :ivar peer: the peer's address.
+    :ivar tls: whether the connection was encrypted.
     """
 
     ending: Ending
@@ -131,6 +145,7 @@ class Closed:
     seconds: float
     unsent: int
     peer: IAddress
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

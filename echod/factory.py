@@ -34,9 +34,9 @@ from echod.arguments import (
 from echod.arrival import Arrival
 from echod.clock import clock_of
 from echod.durations import LONGEST, SHORTEST
-from echod.events import Closed, Observer, Opened, Reason, Refused, ignore, tell
+from echod.events import Closed, Ending, Event, Observer, Opened, Reason, Refused, ignore, tell
 from echod.fastpath import FastPath, kernel_socket
-from echod.kernel import beneath, cut_off
+from echod.kernel import beneath, cut_off, encrypted
 from echod.protocol import (
     LOOKS,
     QUIET,
@@ -137,32 +137,37 @@ class EchoFactory(Factory):
         refusal = self.refusal(addr)
         return self._echo() if refusal is None else refusal
 
-    def welcome(self, peer: IAddress | None, *, leaving: bool) -> Protocol:
+    def welcome(self, peer: IAddress | None, *, leaving: bool, tls: bool) -> Protocol:
         """Serve a connection that has arrived, or refuse it. :class:`Arrival` calls this.
 
         :param leaving: whether a drain has begun since it came, and is to close it too.
         """
-        if not leaving:
-            return self.buildProtocol(peer)
-        refusal = self._refusal(self._limit_that_meets(peer), peer)
+        if leaving:
+            refusal = self._refusal(self._limit_that_meets(peer), peer, tls)
+        else:
+            refusal = self.refusal(peer, tls=tls)
         if refusal is not None:
             return refusal
         echo = self._echo()
-        self.leaving.add(echo)
+        if leaving:
+            self.leaving.add(echo)
         return echo
 
-    def refusal(self, addr: IAddress | None, *, is_peer: bool = True) -> Refusal | None:
+    def refusal(
+        self, addr: IAddress | None, *, is_peer: bool = True, tls: bool = False
+    ) -> Refusal | None:
         """Return what refuses a connection from ``addr``, if it is to be refused.
 
         :param is_peer: whether ``addr`` is whom the limit for one peer is for, and no proxy.
+        :param tls: whether the connection is encrypted, or going to be.
         """
         limit = self._limit_that_meets(addr if is_peer else None)
-        return self._refusal(Reason.DRAINING if self.draining else limit, addr)
+        return self._refusal(Reason.DRAINING if self.draining else limit, addr, tls)
 
-    def _refusal(self, reason: Reason | None, peer: IAddress | None) -> Refusal | None:
+    def _refusal(self, reason: Reason | None, peer: IAddress | None, tls: bool) -> Refusal | None:
         if reason is None:
             return None
-        self.refused(reason, peer)
+        self.refused(reason, peer, tls=tls)
         return Refusal()
 
     def _echo(self) -> Echo:
@@ -170,10 +175,23 @@ class EchoFactory(Factory):
         echo.factory = self
         return echo
 
-    def refused(self, reason: Reason, peer: IAddress | None) -> None:
-        """Tell that a connection from ``peer`` is not served. :class:`Arrival` calls this."""
+    def refused(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> None:
+        """Notify the observer that a connection is not served. :class:`Arrival` calls this."""
+        self._notify(Refused(reason, peer, tls))
+
+    def left_unused(self, peer: IAddress, seconds: float, *, tls: bool) -> None:
+        """Notify the observer of a connection that ended before its first byte.
+
+        :class:`Arrival` calls this.
+
+        :param seconds: from accept to now.
+        """
+        self._notify(Opened(peer, tls), Closed(Ending.UNUSED, 0, seconds, 0, peer, tls))
+
+    def _notify(self, *events: Event) -> None:
         try:
-            tell(self.observer, Refused(reason, peer))
+            for event in events:
+                tell(self.observer, event)
         finally:
             self.see_whether_drained()
 
@@ -258,7 +276,7 @@ class EchoFactory(Factory):
         if self.max_connections_per_peer is not None:
             echo.key = self.count(peer)
         self.connections.add(echo)
-        tell(self.observer, Opened(peer))
+        tell(self.observer, Opened(peer, encrypted(echo.transport)))
         if echo in self.leaving:
             # No look at all the others, who may be as many as those who still arrive.
             soon = self.clock_for(echo.transport).seconds() + QUIET

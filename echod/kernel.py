@@ -18,6 +18,7 @@ from typing import Final, cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import ISystemHandle, ITransport
+from twisted.internet.tcp import Connection
 from twisted.protocols.policies import ProtocolWrapper
 
 RESET: Final = struct.pack("ii", 1, 0)
@@ -29,6 +30,13 @@ def beneath(transport: ITransport) -> ITransport:
     while isinstance(transport, ProtocolWrapper):
         transport = cast(ITransport, transport.transport)
     return transport
+
+
+def encrypted(transport: ITransport) -> bool:
+    """Return whether ``transport`` is TLS, echod's or Twisted's own."""
+    if isinstance(transport, Connection):
+        return bool(transport.TLS)
+    return hasattr(transport, "getPeerCertificate")  # of ISSLTransport, which not all declare
 
 
 def unsent(transport: ITransport) -> int:

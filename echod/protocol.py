@@ -46,6 +46,7 @@ from echod.fastpath import send_now
 from echod.kernel import (
     beneath,
     cut_off,
+    encrypted,
     owed,
     receive_urgent_inline,
     unacknowledged,
@@ -240,7 +241,7 @@ class Echo(Protocol):
     def readConnectionLost(self) -> None:
         """Close when all is sent: the peer has finished sending (an empty receive)."""
         if not self._closing:
-            self._close(Ending.FINISHED)
+            self._close(Ending.FINISHED if self.received else Ending.UNUSED)
 
     def writeConnectionLost(self) -> None:
         """Do nothing: the sending side is never closed before the whole connection."""
@@ -250,7 +251,7 @@ class Echo(Protocol):
 
         TLS calls this where the end is not the peer's own word (RFC 8446 6.1).
         """
-        self._close(Ending.LOST)
+        self._close(Ending.UNUSED if self._is_silent() else Ending.LOST)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell how it ended."""
@@ -278,10 +279,14 @@ class Echo(Protocol):
             ending = Ending.ABORTED
         elif isinstance(reason.value, ConnectionDone) and known and not left:
             ending = self._ending
+        elif self._ending is Ending.UNUSED or (
+            self._ending is Ending.FINISHED and self._is_silent()
+        ):
+            ending = Ending.UNUSED
         else:
             ending = Ending.LOST
         seconds = self.factory.clock_for(self.transport).seconds() - self._opened
-        return Closed(ending, self.received, seconds, left, self.peer)
+        return Closed(ending, self.received, seconds, left, self.peer, encrypted(self.transport))
 
     def pauseProducing(self) -> None:
         """Stop reading: what is owed has reached the transport's limit."""
@@ -322,6 +327,10 @@ class Echo(Protocol):
     def abort(self) -> None:
         """Cut the connection off with RST."""
         self.transport.abortConnection()
+
+    def _is_silent(self) -> bool:
+        """Return whether the peer has sent nothing, over TLS since the handshake."""
+        return not self.received and getattr(self.transport, "silent", True)
 
     def _leave_fast_path(self) -> None:
         if self.fast_path is not None:

@@ -58,6 +58,7 @@ class TLSArrival(Arrival):
 
     transport: TLSTransport  # type: ignore[assignment]  # has the methods of what it wraps
     reason = Reason.TLS_HANDSHAKE
+    tls = True
     _key: str | None = None
     _failed = False
 
@@ -116,6 +117,7 @@ class TLSTransport(ProtocolWrapper):
     taken = 0
     given = 0
     _written = _gone = 0
+    _taken_by_handshake = 0
     _shaking = True
     _beginning = b""
     _delivering = False
@@ -196,6 +198,11 @@ class TLSTransport(ProtocolWrapper):
         return self._tls.get_peer_certificate()
 
     @property
+    def silent(self) -> bool:
+        """Whether the peer has sent nothing since the handshake, not even a part of a record."""
+        return self.taken == self._taken_by_handshake
+
+    @property
     def owed(self) -> int:
         """Bytes that were written, and not all given to the kernel: in pieces of 16 KiB at most."""
         self._forget_sent()
@@ -239,6 +246,7 @@ class TLSTransport(ProtocolWrapper):
         else:
             self._flush()
             self._shaking = False
+            self._taken_by_handshake = self.taken
             self.wrappedProtocol.shaken()
 
     def _flush(self) -> None:
@@ -293,7 +301,7 @@ class TLSFactory(WrappingFactory):
     @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Begin a handshake, or refuse the connection before that."""
-        refusal = self.echo.refusal(addr)
+        refusal = self.echo.refusal(addr, tls=True)
         if refusal is not None:
             return refusal
         arrival = cast(IProtocol, TLSArrival(self.echo, addr))

@@ -214,6 +214,18 @@ async def test_reset_by_the_peer(serve: Any, ends: Any) -> None:
 
 
 @run
+@pytest.mark.parametrize("leave", ["finish", "abort"])
+async def test_health_check(serve: Any, ends: Any, leave: str) -> None:
+    """A peer that leaves without having sent a byte ends as unused, by FIN or by RST."""
+    served = await serve()
+    peer = await served.peer()
+    getattr(peer, leave)()
+    await served.settled(lambda: served.events.endings == [Ending.UNUSED])
+    assert [type(event) for event in served.events] == [Opened, Closed]
+    assert (served.events.closed[0].bytes, served.events.closed[0].unsent) == (0, 0)
+
+
+@run
 async def test_opened_then_closed(serve: Any, ends: Any) -> None:
     """The observer is told of the opening with the peer, and of the end with the time it took."""
     served = await serve()
@@ -308,6 +320,8 @@ async def test_reset_that_a_timeout_meets(serve: Any, ends: Any, ending: Ending)
     """
     served = await serve(idle_timeout=10)
     peer = await served.peer()
+    peer.send(b"x")
+    await ends.until(peer.when_received(1))
     if ending is Ending.DRAINED:
         served.factory.drain(100)
     ends.reset_unseen(peer)

@@ -12,7 +12,7 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.kernel import cut_off, unacknowledged, unread, unsent
+from echod.kernel import cut_off, encrypted, unacknowledged, unread, unsent
 
 
 class KernelTests(SynchronousTestCase):
@@ -43,6 +43,14 @@ class KernelTests(SynchronousTestCase):
         cut_off(transport)
         self.assertRaises(ConnectionResetError, far.recv, 1)
         cut_off(StringTransport())
+
+    def test_encrypted(self) -> None:
+        """A kernel socket's transport is encrypted once it has started TLS."""
+        transport, _ = self.pair()
+        self.assertFalse(encrypted(transport))
+        transport.TLS = True
+        self.assertTrue(encrypted(transport))
+        self.assertFalse(encrypted(StringTransport()))
 
     def test_unsent(self) -> None:
         """Unsent is what the transport has taken and the kernel has not."""

@@ -48,6 +48,28 @@ class ConnectionLogTests(SynchronousTestCase):
             ],
         )
 
+    def test_unused(self) -> None:
+        """A health check has no line."""
+        log = ConnectionLog(self.clock)
+        log(Opened(PEER))
+        log(Closed(Ending.UNUSED, 0, 0.001, 0, PEER))
+        log.flush()
+        self.assertEqual(self.lines(), [])
+
+    def test_tls(self) -> None:
+        """A connection over TLS is called tls, whether it ended or was refused."""
+        log = ConnectionLog(self.clock)
+        log(Closed(Ending.FINISHED, 5, 0.0421, 0, PEER, tls=True))
+        log(Refused(Reason.TLS_HANDSHAKE, PEER, tls=True))
+        self.assertEqual(
+            self.lines(),
+            [
+                "closed tls 192.0.2.1:40000: finished, 5 bytes in 0.042 s",
+                "refused 1 connection: tls-handshake 1, from tls 192.0.2.1:40000",
+            ],
+        )
+        self.assertEqual({event["peer"] for event in self.events}, {"tls 192.0.2.1:40000"})
+
     def test_quiet(self) -> None:
         """Quiet, connections have no line, and refusals still have."""
         log = ConnectionLog(self.clock, quiet=True)
@@ -125,6 +147,15 @@ class NameOfTests(SynchronousTestCase):
             (None, "None"),
         ):
             self.assertEqual(name_of(address), name)
+
+    def test_tls_names(self) -> None:
+        """TLS takes the place of TCP; a UNIX socket keeps its name, whatever its path is."""
+        for address, name in (
+            (PEER, "tls 192.0.2.1:40000"),
+            (IPv6Address("TCP", "::1", 7), "tls [::1]:7"),
+            (UNIXAddress(b"/run/tcp"), "unix /run/tcp"),
+        ):
+            self.assertEqual(name_of(address, tls=True), name)
 
     def test_forged_line(self) -> None:
         """The name of a UNIX peer is its own to choose, and cannot make a line of its own."""

@@ -32,7 +32,7 @@ from echod.protocol import MAX_OWED
 from echod.testing import MemoryNetwork, Peer
 from tests.support import REACTORS, TIMEOUT, Peers, Recorder, reactor_of_kind, turn
 
-CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED}
+CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED, Ending.UNUSED}
 
 
 class Caller:
@@ -232,6 +232,9 @@ class EchoMachine(RuleBasedStateMachine):
                 assert closed.unsent == 0
             if closed.ending is Ending.FINISHED:
                 assert closed.bytes == len(caller.sent)
+            if closed.ending is Ending.UNUSED:
+                assert closed.bytes == 0
+                assert caller.finished
             if peer.ended == "FIN" and not self.gone(caller):
                 # A clean end means: all that was received came back, and that is all
                 # that was sent, unless it crossed the end of an idle or drained one.

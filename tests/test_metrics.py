@@ -51,11 +51,11 @@ class MetricsTests(SynchronousTestCase):
         served = Counted(max_connections=100)
         for count in range(10):
             peer = served.connect()
-            peer.send(b"x" * 1000 * count)
+            peer.send(b"x" * 1000 * (count + 1))
             peer.finish()
         served.network.settle()
         returned = sum(len(peer.received) for peer in served.peers.peers)
-        self.assertEqual(returned, 45_000)
+        self.assertEqual(returned, 55_000)
         for name, value in (
             ("echod_received_bytes_total", returned),
             ("echod_sent_bytes_total", returned),
@@ -147,6 +147,19 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(served.get(f"{name}_bucket", le=bound), count, bound)
         self.assertEqual(served.get(f"{name}_count"), 5)
         self.assertEqual(served.get(f"{name}_sum"), 0.0005 + 0.001 + 0.5 + 3600.0 + 1e9)
+
+    def test_health_checks(self) -> None:
+        """Health checks have a series of their own, and no part in ``lost`` or the durations."""
+        served = Counted()
+        for leave in (Peer.finish, Peer.abort, Peer.finish):
+            leave(served.connect())
+        served.network.settle()
+        closed = "echod_connections_closed_total"
+        self.assertEqual(served.get(closed, ending="unused"), 3)
+        self.assertEqual(sum(served.tally.closed.values()), 3)
+        self.assertEqual(served.get("echod_connections_accepted_total"), 3)
+        self.assertEqual(served.get("echod_connection_duration_seconds_count"), 0)
+        self.assertEqual(served.get("echod_connection_duration_seconds_sum"), 0)
 
     def test_no_label_of_a_peers(self) -> None:
         """However many peers come, and from wherever, there are no more series than at first."""

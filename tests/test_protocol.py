@@ -114,10 +114,43 @@ class EchoTests(SynchronousTestCase):
         """A connection that the peer resets is lost, also after the peer has finished."""
         for finish in (False, True):
             echo = self.connect()
+            echo.dataReceived(b"hello")
             if finish:
                 echo.readConnectionLost()
             self.lose(echo, ConnectionLost)
             self.assertEqual(self.events.endings, [Ending.LOST])
+
+    def test_unused(self) -> None:
+        """A peer that leaves without a byte, with FIN, RST or both, leaves an unused connection."""
+        for finish, error in (
+            (True, ConnectionDone),
+            (True, ConnectionLost),
+            (False, ConnectionLost),
+            (False, ConnectionDone),  # as where a wrapper hides half-close
+        ):
+            echo = self.connect()
+            if finish:
+                echo.readConnectionLost()
+            self.lose(echo, error)
+            self.assertEqual(self.events.endings, [Ending.UNUSED])
+
+    def test_not_unused(self) -> None:
+        """A connection that the service or the application ends is not unused, without a byte."""
+        echo = self.connect(idle_timeout=8)
+        self.clock.pump([1.0] * 11)
+        self.lose(echo, ConnectionDone)
+        self.assertEqual(self.events.endings, [Ending.IDLE])
+        echo = self.connect(idle_timeout=8)
+        self.clock.pump([1.0] * 11)
+        self.lose(echo, ConnectionLost)  # its FIN was not acknowledged
+        self.assertEqual(self.events.endings, [Ending.LOST])
+        echo = self.connect()
+        echo.transport.loseConnection()
+        self.lose(echo, ConnectionDone)
+        self.assertEqual(self.events.endings, [Ending.FINISHED])
+        echo = self.connect()
+        self.lose(echo, ConnectionAborted)
+        self.assertEqual(self.events.endings, [Ending.ABORTED])
 
     def test_closed_by_the_application(self) -> None:
         """A connection that the embedding application closes is finished, cut off: aborted."""
@@ -224,6 +257,7 @@ class EchoTests(SynchronousTestCase):
     def test_drain_after_the_peer_finished(self) -> None:
         """A drain leaves alone what is closing already; it ends as finished."""
         echo = self.connect()
+        echo.dataReceived(b"hello")
         echo.readConnectionLost()
         self.factory.drain(100)
         self.clock.pump([QUIET] * 5)

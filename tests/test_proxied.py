@@ -160,13 +160,16 @@ class RefusedTests(ProxyTestCase):
         self.assertEqual(peer.received, b"hello")
 
     def test_health_check(self) -> None:
-        """A balancer that connects, looks and leaves without a byte is not told at all."""
+        """A load balancer that connects, and leaves without a byte, leaves an unused one."""
         for leave in (Peer.finish, Peer.abort):
             self.serve()
             peer = self.connect()
+            self.network.advance(2)
             leave(peer)
             self.network.settle()
-            self.assertEqual(self.events, [])
+            proxy = peer.transport.getHost()
+            closed = Closed(Ending.UNUSED, 0, 2.0, 0, proxy)
+            self.assertEqual(self.events, [Opened(proxy), closed])
             self.assert_nothing_left()
 
     def test_broken_off(self) -> None:

@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from echod.daemon.certificates import Certificates
 from echod.daemon.metrics import Tally, transferred
-from echod.events import Ending, Opened, Reason, Refused, tell_each
+from echod.events import Closed, Dropped, Ending, Opened, Reason, Refused, tell_each
 from echod.kernel import beneath, owed, unsent
 from echod.protocol import FIRST_BYTE, MAX_OWED, QUIET, Echo, lose
 from echod.tls import ALERT_TIME, RECORD, TLSFactory
@@ -241,7 +241,7 @@ def test_failed_handshake(authority: Authority, finishes: bool) -> None:
         scene.network.advance(ALERT_TIME)
     assert (len(client.peer.received), client.peer.ended) == (7, "RST")
     [refused] = scene.events
-    assert refused == Refused(Reason.TLS_HANDSHAKE, client.peer.transport.getHost())
+    assert refused == Refused(Reason.TLS_HANDSHAKE, client.peer.transport.getHost(), tls=True)
     assert scene.factory.arriving == set()
     assert scene.network.getDelayedCalls() == []
 
@@ -403,14 +403,42 @@ def test_half_a_handshake_in_a_drain(authority: Authority) -> None:
 
 
 def test_health_check(authority: Authority) -> None:
-    """Who leaves without a byte, as a balancer's health check does, is not told of."""
+    """A client that leaves without a byte, as a load balancer's health check does, is unused."""
     for leave in ("finish", "abort"):
         scene = Scene(authority)
         client = scene.connect()
+        scene.network.advance(2)
         getattr(client.peer, leave)()
         scene.network.settle()
-        assert (scene.events, scene.factory.arriving) == ([], set())
+        peer = client.peer.transport.getHost()
+        closed = Closed(Ending.UNUSED, 0, 2.0, 0, peer, tls=True)
+        assert scene.events == [Opened(peer, tls=True), closed]
+        assert scene.factory.arriving == set()
         assert scene.network.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("leave", ["finish", "abort", "alert"])
+def test_health_check_with_a_handshake(authority: Authority, leave: str) -> None:
+    """A client that leaves without a byte after the handshake is unused, however it leaves."""
+    scene = Scene(authority)
+    client = scene.client()
+    if leave == "alert":
+        client.send(client.closing_alert())
+    else:
+        getattr(client.peer, leave)()
+    scene.network.settle()
+    assert scene.events.endings == [Ending.UNUSED]
+
+
+@pytest.mark.parametrize("leave", ["finish", "abort"])
+def test_part_of_a_record(authority: Authority, leave: str) -> None:
+    """A client that leaves in the middle of its first record is lost, and not unused."""
+    scene = Scene(authority)
+    client = scene.client()
+    client.send(client.record(b"hello")[:-1])
+    getattr(client.peer, leave)()
+    scene.network.settle()
+    assert scene.events.endings == [Ending.LOST]
 
 
 def test_refused_in_the_last_moment(authority: Authority) -> None:
@@ -423,7 +451,7 @@ def test_refused_in_the_last_moment(authority: Authority) -> None:
     arrival.shaken()  # type: ignore[attr-defined]  # as the transport calls it
     scene.network.settle()
     assert client.peer.ended == "RST"
-    assert scene.events == [Refused(Reason.DRAINING, client.peer.transport.getHost())]
+    assert scene.events == [Refused(Reason.DRAINING, client.peer.transport.getHost(), tls=True)]
 
 
 def test_all_that_came_before_the_closing_alert(authority: Authority) -> None:
@@ -701,7 +729,7 @@ def test_written_too_late(authority: Authority) -> None:
     transport.write(b"more")
     transport.writeSequence([b"more"])
     transport.loseConnection()
-    assert scene.events.endings == [Ending.LOST]
+    assert scene.events.endings == [Ending.UNUSED]
 
 
 def test_certificate_of_the_peer(authority: Authority) -> None:
@@ -742,6 +770,20 @@ def test_tls_of_twisted(authority: Authority) -> None:
     assert client.read() == bytes(132_000)
     assert client.closed
     assert scene.events.endings == [Ending.LOST]
+
+
+def test_events_say_tls(authority: Authority) -> None:
+    """Each event says that the connection is encrypted, over Twisted's own TLS too."""
+    scene = Scene(authority, max_connections=1)
+    client = scene.client()
+    scene.connect()
+    client.peer.abort()
+    scene.network.settle()
+    other = client_over_twisted(scene, authority)
+    other.peer.abort()
+    scene.network.settle()
+    assert [type(event) for event in scene.events] == [Opened, Refused, Closed, Opened, Closed]
+    assert all(event.tls for event in scene.events if not isinstance(event, Dropped))
 
 
 def test_aborted_by_the_application(authority: Authority) -> None:
@@ -855,7 +897,7 @@ def test_ended_within(authority: Authority, log: list[LogEvent], within: str) ->
     client._tls.do_handshake()
     client.send(client.record(b"hello") + client.record(b"hello"))
     assert len(ended) == 1
-    assert scene.events.endings == [Ending.LOST]
+    assert scene.events.endings == [Ending.LOST if within == "a message" else Ending.UNUSED]
     assert log == []
 
 

@@ -259,6 +259,7 @@ Closed
   stalled                   0
   drained                   0
   aborted                   0
+  unused                    0
   lost                      0
 
 Refused

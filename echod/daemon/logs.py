@@ -19,7 +19,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, eventAsText
 
-from echod.events import Closed, Dropped, Event, Refused
+from echod.events import Closed, Dropped, Ending, Event, Refused
 
 INTERVAL: Final = 1.0
 """Seconds, the least time between two lines of a :class:`RateLimitedSummary`: a flood of
@@ -58,18 +58,18 @@ class ConnectionLog:
     def __call__(self, event: Event) -> None:
         """Log ``event``, or count it for the next line."""
         if isinstance(event, Closed):
-            if not self._quiet:
+            if not self._quiet and event.ending is not Ending.UNUSED:
                 log.info(
                     CUT_SHORT if event.unsent else CLOSED,
                     event="closed",
-                    peer=name_of(event.peer),
+                    peer=name_of(event.peer, tls=event.tls),
                     ending=event.ending.value,
                     bytes=event.bytes,
                     seconds=round(event.seconds, 6),
                     unsent=event.unsent,
                 )
         elif isinstance(event, Refused):
-            self._refused.add(event.reason.value, name_of(event.peer))
+            self._refused.add(event.reason.value, name_of(event.peer, tls=event.tls))
         elif isinstance(event, Dropped):
             self._dropped.add(event.drop.value, name_of(event.peer))
 
@@ -145,16 +145,20 @@ class Reasons(dict[str, int]):
         return ", ".join(f"{reason} {count}" for reason, count in self.items())
 
 
-def name_of(address: IAddress | None) -> str:
-    """Return ``address`` as people write it, in printable ASCII on one line."""
+def name_of(address: IAddress | None, *, tls: bool = False) -> str:
+    """Return ``address`` as people write it, in printable ASCII on one line.
+
+    :param tls: whether TLS is spoken there: «tls» takes the place of «tcp».
+    """
+    protocol = "tls" if tls else getattr(address, "type", "").lower()
     if isinstance(address, IPv4Address):
-        name = f"{address.type.lower()} {address.host}:{address.port}"
+        name = f"{protocol} {address.host}:{address.port}"
     elif isinstance(address, IPv6Address):
         host = address.host
         # An IPv4 client of a port for both (RFC 4291 2.5.5.2): as it is counted.
         mapped = host.startswith(MAPPED) and "." in host
         host = host.removeprefix(MAPPED) if mapped else f"[{host}]"
-        name = f"{address.type.lower()} {host}:{address.port}"
+        name = f"{protocol} {host}:{address.port}"
     elif isinstance(address, UNIXAddress):
         path = address.name or b"(unnamed)"
         # The abstract namespace (unix(7)), as ss(8) and systemd write it.

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from echod import __version__
 from echod.datagram import EchoDatagrams
-from echod.events import Drop, Dropped, Ending, Event, Opened, Reason, Refused
+from echod.events import Closed, Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
 from echod.kernel import owed
 
@@ -56,8 +56,8 @@ class Tally:
     :ivar received: bytes that the closed ones received.
     :ivar unsent: of these, the bytes that never reached the kernel for sending.
     :ivar sent: the most bytes that :func:`transferred` has told as sent.
-    :ivar seconds: the sum of the closed ones' durations.
-    :ivar durations: how many lasted up to each of :data:`BUCKETS`, but not up to the
+    :ivar seconds: the sum of the closed ones' durations, unused ones excluded.
+    :ivar durations: how many of these lasted up to each of :data:`BUCKETS`, but not up to the
         one before; the last lasted longer than all.
     """
 
@@ -80,12 +80,13 @@ class Tally:
             self.refused[event.reason] += 1
         elif isinstance(event, Dropped):
             self.dropped[event.drop] += 1
-        else:
+        elif isinstance(event, Closed):
             self.closed[event.ending] += 1
             self.received += event.bytes
             self.unsent += event.unsent
-            self.seconds += event.seconds
-            self.durations[bisect_left(BUCKETS, event.seconds)] += 1
+            if event.ending is not Ending.UNUSED:  # health checks would hide all others
+                self.seconds += event.seconds
+                self.durations[bisect_left(BUCKETS, event.seconds)] += 1
 
 
 def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
@@ -156,7 +157,7 @@ class EchoCollector(Collector):
         bounds = (*(str(bound) for bound in BUCKETS), "+Inf")
         yield HistogramMetricFamily(
             "echod_connection_duration_seconds",
-            "How long the connections lasted that have ended.",
+            "How long the connections lasted that have ended, unused ones excluded.",
             list(zip(bounds, accumulate(tally.durations), strict=True)),
             tally.seconds,
             unit="seconds",

@@ -36,7 +36,7 @@ class Ports:
 
     @property
     def addresses(self) -> list[str]:
-        """Where it listens, by :func:`~echod.daemon.logs.name_of`, and ``tls`` for TCP with TLS."""
+        """Where it listens, by :func:`~echod.daemon.logs.name_of`."""
         return [self._name_of(port) for port in self._ports]
 
     @property
@@ -58,8 +58,7 @@ class Ports:
                 log.info("{event} on {endpoint}", event=self._name, endpoint=self._name_of(port))
 
     def _name_of(self, port: IListeningPort) -> str:
-        name = name_of(port.getHost())
-        return name.replace("tcp", "tls", 1) if port in self._tls else name
+        return name_of(port.getHost(), tls=port in self._tls)
 
     def accept_waiting(self) -> None:
         """Accept what the kernel has completed and holds, unless systemd holds it too.
