@@ -480,7 +480,7 @@ class Served:
 
 
 class Daemon:
-    """A real ``twistd -n echod`` in a process of its own, in an empty directory.
+    """A real ``twistd -n echod``, or another ``command``, in an empty directory.
 
     As a context manager, it is served within and gone after.
     """
@@ -489,7 +489,7 @@ class Daemon:
         self.directory = tempfile.TemporaryDirectory()
         twistd = [str(TWISTD), *popen.pop("twistd", ("-n", "echod"))]
         self.process = subprocess.Popen(
-            [*popen.pop("prefix", ()), *twistd, *options],
+            [*popen.pop("prefix", ()), *popen.pop("command", twistd), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self.directory.name,

@@ -67,11 +67,15 @@ def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
 
 
 def test_metadata(built: dict[str, Path]) -> None:
-    """The wheel has the distribution name twisted-echod, and the version of the source."""
+    """The wheel is twisted-echod, has the version of the source, and two console scripts."""
     wheel = zipfile.ZipFile(built["wheel"])
-    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
-    lines = wheel.read(name).decode().splitlines()
+    info = f"twisted_echod-{__version__}.dist-info"
+    lines = wheel.read(f"{info}/METADATA").decode().splitlines()
     assert {"Name: twisted-echod", f"Version: {__version__}"} <= set(lines)
+    assert wheel.read(f"{info}/entry_points.txt").decode().split() == [
+        *("[console_scripts]", "echod", "=", "echod.__main__:main"),
+        *("echod-client", "=", "echod.probe.main:main"),
+    ]
 
 
 def test_client(built: dict[str, Path], tmp_path: Path) -> None:
@@ -118,6 +122,9 @@ def test_install(
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
             assert receive_all(client) == b"hello"
+        daemon.terminate()
+        assert daemon.wait() == 0
+    with Daemon("--port", "0", command=[python.with_name("echod")]) as daemon, daemon.connect():
         daemon.terminate()
         assert daemon.wait() == 0
     client = python.with_name("echod-client")

@@ -49,6 +49,15 @@ def test_by_hand(command: str) -> None:
         hello(daemon)
 
 
+def test_pid_file() -> None:
+    """As the README says, twistd writes twistd.pid to the current directory, until it ends."""
+    with Daemon("--port", "0") as daemon:
+        assert os.listdir(daemon.directory.name) == ["twistd.pid"]
+        daemon.terminate()
+        daemon.wait()
+        assert os.listdir(daemon.directory.name) == []
+
+
 def test_options() -> None:
     """The table names each option of the command line and its value, and no other."""
     named = set(re.findall(r"^(?:``--version``, )?``(--[^`]+)``", README, re.MULTILINE))

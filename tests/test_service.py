@@ -219,7 +219,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.service.privilegedStartService()
         self.service.startService()
         self.listeners[0].may.errback(CannotServe("no luck"))
-        self.assertEqual(self.lines(), ["twistd echod: no luck"])
+        self.assertEqual(self.lines(), ["cannot serve: no luck"])
         self.assertEqual(self.reactor.told, ["stop"])
 
     def test_stop_while_starting(self) -> None:

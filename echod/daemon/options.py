@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import getopt
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from twisted.python import usage
 
@@ -39,7 +40,7 @@ class Options(usage.Options):
     ``None``, ``says-where`` bool: whether port, interface or listen was given.
     """
 
-    topics: Mapping[str, Sequence[Option]] = TOPICS
+    topics: ClassVar[Mapping[str, Sequence[Option]]] = TOPICS
     program = "twistd -n echod"
     synopsis = "Usage: twistd [options of twistd] echod [options]"
     optFlags = (("quiet", None, ""),)
@@ -68,7 +69,13 @@ class Options(usage.Options):
         print(f"echod {__version__}")
         raise SystemExit(0)
 
-    opt_h = usage.Options.opt_help
+    def opt_help(self) -> None:
+        """Print the help and exit, silently where less(1) or head(1) has read enough."""
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        print(self)
+        raise SystemExit(0)
+
+    opt_h = opt_help
 
     def getSynopsis(self) -> str:
         """Return the first line of the help; Twisted would put twistd's before it."""
@@ -132,11 +139,12 @@ class Options(usage.Options):
         """Return what is wrong with an option, in the operator's terms."""
         name = error.opt
         options = {option.name: option for topic in self.topics.values() for option in topic}
-        if f"--{name}" not in error.msg:
-            return f"there is no option -{name}"
+        dashes = "--" if f"--{name}" in error.msg else "-"
+        if self.parent is not None and name in self.parent.synonyms:
+            return f"{dashes}{name} is an option of twistd: give it before echod"
         meant = [name] if name in options else [each for each in options if each.startswith(name)]
-        if not name or not meant:
-            return f"there is no option --{name}"
+        if dashes == "-" or not name or not meant:
+            return f"there is no option {dashes}{name}"
         if len(meant) > 1:
             return f"--{name} may mean --{' or --'.join(meant)}"
         [option] = [options[each] for each in meant]

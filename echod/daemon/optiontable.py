@@ -17,6 +17,9 @@ MOST: Final = 1_000_000_000
 """The greatest limit on connections: no machine has so many descriptors."""
 
 NUMBER: Final = re.compile(r"[0-9]+\.?[0-9]*(e[+-]?[0-9]{1,3})?|\.[0-9]+", re.IGNORECASE | re.ASCII)
+GENERAL: Final = "Other options"
+"""The topic of what every command has."""
+
 INDENT: Final = 32
 """Columns left of the help: the longest name, and two spaces on each side."""
 
@@ -179,6 +182,8 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
             "loopback unless the endpoint names an interface. [default: none]",
         ),
         Option("quiet", "", "Log no line for each connection."),
+    ),
+    GENERAL: (
         Option("version", "", "Print the version of echod and exit."),
         Option("help", "", "Print this help and exit."),
     ),

@@ -62,7 +62,9 @@ class EchoService(Service):
             if starting:
                 failures.append(failure)
             elif not failure.check(CancelledError):  # an endpoint that takes its time
-                log.critical("{why}", why=failure.value)
+                log.critical(
+                    "cannot serve: {why}", why=getattr(failure.value, "why", failure.value)
+                )
                 self._reactor.stop()
 
         self._listening = Deferred.fromCoroutine(self._listen())

@@ -1,0 +1,155 @@
+"""The command ``echod``: the daemon in the foreground, without twistd's command line."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.error import ReactorAlreadyInstalledError
+from twisted.logger import ILogObserver
+
+import echod
+from echod.daemon import command, makeService
+from echod.daemon.options import CannotServe
+from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
+
+ECHOD = (sys.executable, "-m", "echod")
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """Return the configuration with which ``echod ARGUMENTS`` calls twistd's runner."""
+    configs: list[Any] = []
+    monkeypatch.setattr(command, "runApp", configs.append)
+    command.run(arguments)
+    [config] = configs
+    return config
+
+
+def test_runs_twistd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner of twistd stays in the foreground, writes no pid file, and makes the service."""
+    config = started(monkeypatch, "--port", "7", "--quiet")
+    assert (config["nodaemon"], config["pidfile"], config["logger"]) == (True, "", None)
+    assert config.loadedPlugins[config.subCommand].makeService is makeService
+    assert (config.subOptions["port"], config.subOptions["quiet"]) == (7, True)
+
+
+def test_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--logger is the log observer that its function makes."""
+    config = started(monkeypatch, "--logger", "echod.daemon.logs.json_lines")
+    assert ILogObserver.providedBy(config["logger"]())
+
+
+def test_reactor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--reactor is installed before the service is made."""
+    installed: list[str] = []
+    monkeypatch.setattr(command, "installReactor", installed.append)
+    started(monkeypatch, "--reactor", "asyncio")
+    assert installed == ["asyncio"]
+
+
+def fail(_: object) -> None:
+    raise ReactorAlreadyInstalledError
+
+
+@pytest.mark.parametrize("install", [command.installReactor, fail])
+def test_no_such_reactor(install: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop that Twisted has not got, or cannot use, is refused in one line."""
+    monkeypatch.setattr(command, "installReactor", install)
+    with pytest.raises(SystemExit, match=r"^echod: --reactor takes .*, not 'nonsense'$"):
+        command.run(["--reactor", "nonsense"])
+
+
+@pytest.mark.parametrize("name", ["nonsense", "os", "os.getcwd", "os.kill", "a..b", ""])
+def test_no_such_logger(name: str) -> None:
+    """A name that makes no log observer is refused in one line."""
+    with pytest.raises(SystemExit, match=f"^echod: --logger takes .*, not '{name}'$"):
+        command.run(["--logger", name])
+
+
+def test_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the service maker cannot serve is one line with the name of this command."""
+
+    def cannot_serve(_: object) -> None:
+        raise CannotServe("no luck")
+
+    monkeypatch.setattr(command, "runApp", cannot_serve)
+    with pytest.raises(SystemExit, match=r"^echod: no luck$"):
+        command.run([])
+    with pytest.raises(SystemExit, match=r"^echod: there is no option --prot; see echod --help$"):
+        command.run(["--prot"])
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_main(
+    before: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m echod`` takes the command line; Ctrl-C ends it silently, or stays ignored."""
+    signal.signal(signal.SIGINT, before)
+    monkeypatch.setattr(sys, "argv", ["echod", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("echod", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"echod {echod.__version__}\n"
+    after = signal.SIG_DFL if before is signal.default_int_handler else before
+    assert signal.getsignal(signal.SIGINT) is after
+
+
+@pytest.mark.parametrize("module", ["echod.__main__", "echod.daemon.command"])
+def test_import_installs_no_reactor(module: str) -> None:
+    """The event loop is chosen when the command line is read, not when modules are imported."""
+    code = f"import sys, {module}; assert 'twisted.internet.reactor' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], timeout=TIMEOUT, check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves(number: int) -> None:
+    """It serves in the foreground, writes no file, and exits with status 0."""
+    with Daemon("--port", "0", command=ECHOD) as daemon:
+        with daemon.connect() as client:
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b"hello"
+        assert list(Path(daemon.directory.name).iterdir()) == []
+        daemon.terminate(number)
+        assert daemon.wait() == 0
+        assert "Traceback" not in daemon.log
+
+
+def test_socket_activation() -> None:
+    """It serves sockets that systemd passes: no process is between."""
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        options = passing(passed, names="a")
+        with (
+            Daemon(command=ECHOD, **options),
+            socket.create_connection(passed.getsockname(), TIMEOUT) as client,
+        ):
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b"hello"
+
+
+def test_help_into_head() -> None:
+    """A reader of the help that stops early sees no traceback."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as pipe:
+        done = subprocess.run(
+            [*ECHOD, "--help"], stdout=pipe, stderr=subprocess.PIPE, timeout=TIMEOUT, check=False
+        )
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
