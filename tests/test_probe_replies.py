@@ -263,6 +263,16 @@ def test_duplicate(sockets: Sockets) -> None:
     assert tally.unexpected == 0
 
 
+def test_again(sockets: Sockets) -> None:
+    """What an address has refused is sent to another, and counts from then on, if it is in time."""
+    sent = [sockets.replies.send(since) for since in (0.0, 4.5, 5.0)]
+    sockets.come(sent[1], now=5.0)
+    assert list(sockets.replies.again(5.5)) == [sent[2]]
+    assert list(sockets.replies.outstanding()) == [0.0, 5.5]
+    sockets.come(sent[2], now=5.75)
+    assert sockets.run.told[-1] == (2, 5.5, 5.75, 0)
+
+
 def test_reordered(sockets: Sockets) -> None:
     """What comes after one that was sent later counts apart, and is received."""
     sent = sockets.send(5)

@@ -32,7 +32,7 @@ from zope.interface import implementer
 
 from echod.fastpath import kernel_socket
 from echod.kernel import unsent
-from echod.probe.failures import kind_of
+from echod.probe.failures import REFUSED, UNREACHABLE, kind_of
 from echod.probe.replies import DatagramReplies, StreamReplies
 from echod.protocol import IStreamTransport, set_options
 
@@ -57,7 +57,7 @@ class Sockets:
 
     def __init__(self, reactor: IReactorFDSet, clock: IReactorTime, size: int) -> None:
         self._reactor = reactor
-        self._clock = clock
+        self.seconds = clock.seconds
         self._size = min(max(size + 1, LEAST), MOST)  # a datagram that is longer is seen to be
         self._epoll = select.epoll()
         self._channels: dict[int, Any] = {}
@@ -93,7 +93,7 @@ class Sockets:
             self._epoll.poll,
             self._channels,
             self._size,
-            self._clock.seconds,
+            self.seconds,
         )
         for _ in range(ROUNDS):
             ready = poll(0, BATCH)
@@ -302,33 +302,29 @@ class DatagramChannel:
     :param sock: connected to the service, and not blocking.
     :param sockets: receives.
     :param errors: counts what the kernel refuses to send, or says that nobody has received.
+    :param another: returns a socket for the next address if there is one, when this one refuses.
     :ivar replies: knows what is sent, and takes what comes back; see :meth:`use`.
     """
 
     replies: DatagramReplies
     take: Callable[[bytes, float], None]
 
-    def __init__(self, sock: socket.socket, sockets: Sockets, errors: Counter[str]) -> None:
-        self._socket = sock
+    def __init__(
+        self,
+        sock: socket.socket,
+        sockets: Sockets,
+        errors: Counter[str],
+        another: Callable[[], socket.socket | None] = lambda: None,
+    ) -> None:
         self._sockets = sockets
         self._errors = errors
+        self._another = another
         self.open = True
-        self.receive = sock.recv
-        sockets.add(self, sock)
+        self._receive_on(sock)
 
     def begin(self, since: float) -> None:
         """Send the next datagram, which counts from ``since`` on."""
-        data = self.replies.send(since)
-        while True:
-            try:
-                self._socket.send(data)
-            except ConnectionRefusedError as error:
-                self.failed(error)  # of one before, told once; this one was not sent (udp(7))
-            except OSError as error:
-                self.failed(error)
-                return
-            else:
-                return
+        self._send(self.replies.send(since))
 
     def use(self, replies: DatagramReplies) -> None:
         """Have ``replies`` say what is sent, and take what comes back."""
@@ -340,8 +336,42 @@ class DatagramChannel:
         self.take(b"", now)
 
     def failed(self, error: OSError) -> None:
-        """Count what the kernel says of a datagram."""
-        self._errors[kind_of(error)] += 1
+        """Go on to the next address, or count what the kernel says of a datagram."""
+        if not self._move(error):
+            self._errors[kind_of(error)] += 1
+
+    def _receive_on(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.receive = sock.recv
+        self._sockets.add(self, sock)
+
+    def _send(self, data: bytes) -> bool:
+        """Send a datagram, and tell whether it went to the address that the channel had before."""
+        while True:
+            try:
+                self._socket.send(data)
+            except OSError as error:
+                if self._move(error):
+                    return False
+                self._errors[kind_of(error)] += 1
+                # A refusal is of an earlier one, and told once; this one was not sent (udp(7)).
+                if not isinstance(error, ConnectionRefusedError):
+                    return True
+            else:
+                return True
+
+    def _move(self, error: OSError) -> bool:
+        """Go on to the next address if this one refuses, with what has had no reply yet."""
+        sock = self._another() if kind_of(error) in (REFUSED, UNREACHABLE) else None
+        if sock is None:
+            return False
+        self._sockets.remove(self._socket.fileno())
+        self._socket.close()
+        self._receive_on(sock)
+        for data in self.replies.again(self._sockets.seconds()):
+            if not self._send(data):
+                break
+        return True
 
     def outstanding(self) -> Iterator[float]:
         """Return from when the datagrams count that have no reply yet."""

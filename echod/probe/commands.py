@@ -111,6 +111,7 @@ class PingCommand:
             whole=options.dont_fragment,
         )
         self.run.began = self._began
+        way.moved = self._moved
 
     def _began(self, channel: Channel) -> None:
         if self._json:
@@ -127,6 +128,10 @@ class PingCommand:
             if channel.handshake_seconds is not None:
                 line += f", TLS handshake {report.in_ms(channel.handshake_seconds)} ms"
             self._console.say(line)
+
+    def _moved(self, refusing: str, following: str) -> None:
+        if not self._json:
+            self._console.say(f"{refusing} refuses, going on to {following}")
 
     def _tell(self, probe: Probe) -> None:
         if not self._json:

@@ -55,7 +55,7 @@ class Measurement:
         :raises Exception: why there is none.
         """
         if self.way.protocol == "udp":
-            datagrams = self.way.datagrams(self._sockets, self._whole)
+            datagrams = self.way.datagrams(self._sockets, self._whole, lambda: not self.answered)
             self.channels.append(datagrams)
             datagrams.use(DatagramReplies(self.tally, Datagrams(self.size), self.teller(datagrams)))
             return datagrams

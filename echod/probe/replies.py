@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Reversible, Sequence
+from collections.abc import Callable, Iterator, Reversible, Sequence
 from typing import Final
 
 from echod.probe.messages import Datagrams, differences
@@ -162,6 +162,16 @@ class DatagramReplies:
         if len(self._since) > OUTSTANDING:
             del self._since[next(iter(self._since))]
         return self._datagrams.build(number)
+
+    def again(self, now: float) -> Iterator[bytes]:
+        """Yield the datagrams that have no reply and are not late yet; they count from ``now`` on.
+
+        They were sent to an address that refuses.
+        """
+        for number, since in list(self._since.items()):
+            if now - since <= self._tally.timeout:
+                self._since[number] = now
+                yield self._datagrams.build(number)
 
     def outstanding(self) -> Reversible[float]:
         """Return from when those count that have no reply yet."""

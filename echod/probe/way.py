@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ class Way:
     :ivar protocol: ``tcp``, ``udp``, or the type of an endpoint.
     :ivar looks_up: whether the time to connect has that to look up a name in it, as it has where
         Twisted's endpoints do both.
+    :ivar moved: is told of an address that refuses datagrams, and of the next.
     :ivar errors: what went wrong, by the words of :mod:`echod.probe.failures`.
     """
 
@@ -40,6 +42,7 @@ class Way:
         self.errors: Counter[str] = Counter()
         self._addresses: list[tuple[int, Address]] = []
         self.looks_up = False
+        self.moved: Callable[[str, str], None] = lambda *_: None
         self._endpoint: IStreamClientEndpoint | None = None
         if target.host is None:
             self._endpoint = target.endpoint(reactor)
@@ -83,12 +86,35 @@ class Way:
 
         await self._first(connect)
 
-    def datagrams(self, sockets: Sockets, whole: bool) -> DatagramChannel:
+    def datagrams(
+        self, sockets: Sockets, whole: bool, is_new: Callable[[], bool] = lambda: True
+    ) -> DatagramChannel:
         """Return a UDP socket for the first address to which there is a way.
 
         :param whole: have no datagram cut into fragments.
+        :param is_new: tells whether no reply has come yet. Then an address that refuses, as shows
+            only after a datagram (ICMP), is given up for the next, as it is over TCP.
         :raises OSError: where there is none.
         """
+        sock, address = self._udp_socket(whole)
+
+        def another() -> socket.socket | None:
+            nonlocal address
+            refusing = address
+            if self._addresses[0][1] is refusing:  # and no other channel has gone on before
+                if len(self._addresses) == 1 or not is_new():
+                    return None
+                del self._addresses[0]
+            try:
+                sock, address = self._udp_socket(whole)
+            except OSError:
+                return None
+            self.moved(name_of(refusing), self.address)
+            return sock
+
+        return DatagramChannel(sock, sockets, self.errors, another)
+
+    def _udp_socket(self, whole: bool) -> tuple[socket.socket, Address]:
         while True:
             family, address = self._addresses[0]
             try:
@@ -98,9 +124,8 @@ class Way:
                     raise
                 del self._addresses[0]
             else:
-                del self._addresses[1:]
                 self.address = name_of(address)
-                return DatagramChannel(sock, sockets, self.errors)
+                return sock, address
 
     async def _first(self, connect: Callable[[IStreamClientEndpoint, float], Awaitable[T]]) -> T:
         """Return what connects to the first address that answers, and from then on to that one.
