@@ -24,6 +24,9 @@ from twisted.protocols.policies import ProtocolWrapper
 RESET: Final = struct.pack("ii", 1, 0)
 """The value of SO_LINGER that makes close(2) a reset."""
 
+SO_PASSRIGHTS: Final = 83
+"""The socket option of Linux 6.16 (asm-generic/socket.h), which Python's socket has no name for."""
+
 
 def beneath(transport: ITransport) -> ITransport:
     """Return the transport that carries ``transport``: below TLS and other wrappers, or itself."""
@@ -126,6 +129,29 @@ def receive_urgent_inline(descriptor: object) -> None:
     if isinstance(sock, socket.socket):
         with suppress(OSError):  # not every kind of socket has it on every kernel
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def refuse_descriptors(descriptor: object) -> bool:
+    """Have the kernel refuse file descriptors sent over a UNIX socket (SCM_RIGHTS in unix(7)).
+
+    A descriptor that is received has to be closed, and close(2) can block: a TCP socket with
+    SO_LINGER and a full send queue stops the whole process for its linger time. A plain recv(2)
+    does not help: the kernel then closes what arrived, in the same thread. With SO_PASSRIGHTS off,
+    sendmsg(2) fails with EPERM at the sender. Accepted sockets inherit it from the listener.
+
+    :param descriptor: a socket, a transport, or a listening port.
+    :return: whether no descriptor can arrive: ``False`` for a UNIX socket on Linux before 6.16.
+    """
+    sock = descriptor
+    if not isinstance(sock, socket.socket):
+        sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
+    if not isinstance(sock, socket.socket) or sock.family != socket.AF_UNIX:
+        return True
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _handle(transport: ITransport) -> socket.socket | None:

@@ -49,6 +49,7 @@ from echod.kernel import (
     encrypted,
     owed,
     receive_urgent_inline,
+    refuse_descriptors,
     unacknowledged,
     unread,
     unsent,
@@ -97,10 +98,16 @@ def set_options(transport: IStreamTransport) -> None:
     Receive urgent data in order. Over TCP, send small replies at once (TCP_NODELAY), and notice a
     peer that vanished (SO_KEEPALIVE). A UNIX transport has the same methods, and on some releases
     of Twisted they raise. Behind a proxy the peer's address does not tell which of both it is.
+
+    Over a UNIX socket, receive no file descriptors. The listener gets that option too, for the
+    connections that it accepts from now on: it is what comes before accept(2) that matters.
     """
     receive_urgent_inline(transport)
     if isinstance(transport, Connection):  # by far the quicker question, and mostly the answer
         tcp = not isinstance(transport, UNIX)
+        if not tcp:
+            refuse_descriptors(transport)
+            refuse_descriptors(getattr(transport, "server", None))
     else:
         tcp = ITCPTransport.providedBy(transport) and isinstance(
             transport.getHost(), IPv4Address | IPv6Address

@@ -55,7 +55,7 @@ from echod.daemon.certificates import Certificates
 from echod.daemon.passed import Passed
 from echod.events import Closed, Ending, Event, Refused
 from echod.factory import EchoFactory
-from echod.kernel import beneath
+from echod.kernel import beneath, refuse_descriptors
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.tls import TLSFactory
@@ -67,6 +67,10 @@ TIMEOUT = 20.0
 ROOT = Path(__file__).parent.parent
 
 TWISTD = Path(sys.executable).with_name("twistd")
+
+with socket.socket(socket.AF_UNIX) as unix_socket:
+    REFUSES_DESCRIPTORS = refuse_descriptors(unix_socket)
+    """Whether the kernel can refuse them: Linux 6.16."""
 
 PASS = """
 import fcntl, os, sys

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
@@ -15,6 +17,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import ports as module
+from echod.daemon.accepting import log_not_accepted
+from echod.daemon.logs import RateLimitedSummary
 from echod.daemon.ports import Ports
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
@@ -41,9 +45,10 @@ class PortsTests(SynchronousTestCase):
         self.patch(module.log, "observer", self.log.append)
         self.reactor = reactor
         self.factory = EchoFactory(clock=Clock())
+        self.failures = RateLimitedSummary(Clock(), log_not_accepted)
 
     def opened(self, port: Any, passed: bool = False) -> Ports:
-        ports = Ports(self.factory, [Listener(port, passed=passed)])
+        ports = Ports(self.factory, [Listener(port, passed=passed)], self.failures)
         now(ports.open())
         return ports
 
@@ -77,7 +82,7 @@ class PortsTests(SynchronousTestCase):
         """A port with TLS says so."""
         network = MemoryNetwork()
         port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
-        ports = Ports(self.factory, [Listener(port, tls=True)])
+        ports = Ports(self.factory, [Listener(port, tls=True)], self.failures)
         now(ports.open())
         self.assertEqual(ports.addresses, ["tls 192.0.2.1:7"])
 
@@ -104,6 +109,15 @@ class PortsTests(SynchronousTestCase):
         port, _ = self.clients(1)
         self.opened(port, passed=True).accept_waiting()
         self.assertEqual(len(self.factory.connections), 0)
+
+    def test_accept_fails(self) -> None:
+        """Connections that cannot be accepted do not hold up the stop."""
+        port, _ = self.clients(2)
+        ports = self.opened(port)
+        with mock.patch("socket.socket.accept", side_effect=OSError(errno.ENFILE, "")) as accept:
+            ports.accept_waiting()
+        self.assertEqual(accept.call_count, 1)
+        self.assertTrue(port.socket.failed)
 
     def test_other_ports(self) -> None:
         """A port that is no descriptor holds nothing that is known of."""

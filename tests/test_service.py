@@ -8,10 +8,13 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import ports, service
+from echod.daemon.accepting import log_not_accepted
+from echod.daemon.logs import RateLimitedSummary
 from echod.daemon.options import CannotServe
 from echod.daemon.ports import Ports
 from echod.daemon.service import EchoService
@@ -75,11 +78,12 @@ class EchoServiceTests(SynchronousTestCase):
         self.listeners = [MemoryListener(self.network, port) for port in (7, 8, 80)]
         self.notifier: Any = FakeNotifier()
         self.page = Peers()
+        failures = RateLimitedSummary(Clock(), log_not_accepted)
         self.service = EchoService(
             reactor=self.reactor,
             factory=self.factory,
-            echo=Ports(self.factory, self.listeners[:2]),
-            others=[Ports(self.page, self.listeners[2:], "metrics")],
+            echo=Ports(self.factory, self.listeners[:2], failures),
+            others=[Ports(self.page, self.listeners[2:], failures, "metrics")],
             drain_timeout=10,
             notifier=self.notifier,
         )

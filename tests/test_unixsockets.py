@@ -21,8 +21,11 @@ from echod.daemon import unixsockets
 from echod.daemon.options import CannotServe
 from echod.daemon.unixsockets import UNIXListener, open_socket, remove_stale
 from echod.factory import EchoFactory
-from tests.support import Daemon, now, reactor_of_kind, receive_all, turn
+from tests.support import REFUSES_DESCRIPTORS, Daemon, now, reactor_of_kind, receive_all, turn
 from tests.test_twistd import refused
+
+MODE = 0o666 if REFUSES_DESCRIPTORS else 0o600
+"""The mode by default."""
 
 
 @pytest.fixture
@@ -114,9 +117,9 @@ def test_mode(path: Path, mode: str, umask: int) -> None:
 
 
 def test_mode_by_default(path: Path) -> None:
-    """Where no mode is asked for, everybody may connect, as with Twisted's own."""
+    """Where no mode is asked for, every user may connect, as with Twisted's own."""
     with Daemon("--listen", f"unix:{path}") as daemon:
-        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == MODE
         echoes(path)
         stop(daemon)
 
@@ -236,7 +239,7 @@ class UNIXListenerTests(SynchronousTestCase):
             (listener._path, listener._mode, listener._backlog), ("/run/a:b", 0o660, 5)
         )
         listener = UNIXListener(MemoryReactor(), "unix:lockfile=1:address=/run/x", "--listen")
-        self.assertEqual((listener._path, listener._mode), ("/run/x", 0o666))
+        self.assertEqual((listener._path, listener._mode), ("/run/x", None))
 
     def listen(self, options: str = "") -> tuple[Any, EchoFactory]:
         """Listen there, and return the port and the factory that it serves by."""
@@ -256,7 +259,7 @@ class UNIXListenerTests(SynchronousTestCase):
             port, factory = self.listen(options)
             self.assertEqual(sorted(os.listdir(self.directory)), ["socket", *more])
             mode = stat.S_IMODE(os.stat(self.path).st_mode)
-            self.assertEqual(mode, 0o600 if more else 0o666)
+            self.assertEqual(mode, 0o600 if more else MODE)
             self.assertRaises(CannotServe, self.listen, options)
             self.assertRaises(CannotServe, self.listen)
             with socket.socket(socket.AF_UNIX) as client:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from echod.daemon.accepting import log_not_accepted
+from echod.daemon.logs import RateLimitedSummary
 from echod.daemon.ports import Ports
 from echod.factory import EchoFactory
 from echod.kernel import receive_urgent_inline
@@ -33,7 +35,9 @@ class Listener:
 
 async def echoed(ends: SocketEnds, wrap: Callable[..., Any], *sent: tuple[bytes, int]) -> bytes:
     """Send all before the reactor accepts, then finish, and return what comes back."""
-    ports = Ports(wrap(EchoFactory(clock=ends.clock, **ends.options)), [Listener(ends)])
+    factory = wrap(EchoFactory(clock=ends.clock, **ends.options))
+    failures = RateLimitedSummary(ends.clock, log_not_accepted)
+    ports = Ports(factory, [Listener(ends)], failures)
     await ports.open()
     [port] = ends.ports
     with socket.socket(port.addressFamily) as client:

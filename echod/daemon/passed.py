@@ -191,6 +191,17 @@ class PassedListener:
         return cast(IListeningPort, port)
 
 
+class UNIXTransport(unix.Server):
+    """A UNIX connection that does not ask for descriptors: where the kernel has to take them.
+
+    Before Linux 6.16 a peer can send them in any case. Twisted's own transport receives them, logs
+    a line for each message, closes them one by one, and leaks the rest when a close fails. With a
+    plain recv(2) the kernel closes them all.
+    """
+
+    doRead = tcp.Connection.doRead  # type: ignore[assignment]  # unix.Server has no types
+
+
 class PassedUNIXPort(unix.Port):
     """A port on a UNIX socket whose file, and backlog, are somebody else's.
 
@@ -198,6 +209,8 @@ class PassedUNIXPort(unix.Port):
     to 50 when it begins; when it ends it unlinks the file and shuts the socket down
     for everybody who holds it.
     """
+
+    transport = UNIXTransport
 
     def __init__(self, sock: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
         name: str | bytes = sock.getsockname()  # bytes: an abstract name (unix(7))

@@ -8,12 +8,14 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IReadDescriptor
+from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod.daemon.accepting import ListeningSocket
 from echod.daemon.listening import BACKLOG, Listener
-from echod.daemon.logs import name_of
-from echod.kernel import receive_urgent_inline
+from echod.daemon.logs import RateLimitedSummary, name_of
+from echod.kernel import receive_urgent_inline, refuse_descriptors
 
 log = Logger(namespace="echod")
 
@@ -21,14 +23,20 @@ log = Logger(namespace="echod")
 class Ports:
     """All that one factory listens on.
 
+    :param failures: logs each accept(2) that failed.
     :param name: what the log calls it.
     """
 
     def __init__(
-        self, factory: IProtocolFactory, listeners: Sequence[Listener], name: str = "listening"
+        self,
+        factory: IProtocolFactory,
+        listeners: Sequence[Listener],
+        failures: RateLimitedSummary,
+        name: str = "listening",
     ) -> None:
         self._factory = factory
         self._listeners = listeners
+        self._failures = failures
         self._name = name
         self._ports: list[IListeningPort] = []
         self._tls: list[IListeningPort] = []
@@ -55,6 +63,9 @@ class Ports:
                 self._tls += ports
             for port in ports:
                 receive_urgent_inline(port)
+                refuse_descriptors(port)
+                if isinstance(port, Port):
+                    ListeningSocket(port, self._name_of(port), self._failures)
                 log.info("{event} on {endpoint}", event=self._name, endpoint=self._name_of(port))
 
     def _name_of(self, port: IListeningPort) -> str:
@@ -73,6 +84,8 @@ class Ports:
                     if not poll.poll(0):
                         break
                     port.doRead()
+                    if getattr(getattr(port, "socket", None), "failed", False):
+                        break
 
     def close(self) -> Deferred[Any]:
         """Stop listening; fires when no port is left, and never fails."""

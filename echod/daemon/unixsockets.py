@@ -18,12 +18,14 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 
 from echod.daemon.listening import BACKLOG, UNESCAPED_COLON, explain
 from echod.daemon.options import CannotServe
 from echod.daemon.passed import PassedUNIXPort
+from echod.kernel import refuse_descriptors
 
 LONGEST: Final = 107
 """Bytes of a path, which ends with a null byte in 108 (unix(7))."""
@@ -32,11 +34,21 @@ LOOKS: Final = 100
 STEP: Final = 0.05
 """How often to look whether another process holds the directory, and seconds between."""
 
+MODE: Final = 0o666
+"""The mode of the file by default."""
+
+OWNER_ONLY: Final = 0o600
+"""The mode by default where any peer can send a descriptor whose close(2) blocks the daemon."""
+
 TAKES: Final = "it takes unix:PATH, unix:PATH:mode=660, and Twisted's backlog= and lockfile="
+
+log = Logger(namespace="echod")
 
 
 class UNIXListener:
-    """What ``unix:PATH`` asks for, with ``:mode=`` (octal, 666 by default) and ``:backlog=``.
+    """What ``unix:PATH`` asks for, with ``:mode=`` (octal) and ``:backlog=``.
+
+    The mode is 666 by default, and 600 on Linux before 6.16 (:data:`OWNER_ONLY`).
 
     ``:lockfile=1`` makes Twisted's ``PATH.lock`` besides, for others who go by that.
 
@@ -53,16 +65,17 @@ class UNIXListener:
         self._reactor = reactor
         self._said = said
         _, *parts = UNESCAPED_COLON.split(description)
-        values = {"mode": "666", "backlog": str(BACKLOG), "lockfile": "0"}
-        names = ("address", *values)
+        values = {"backlog": str(BACKLOG), "lockfile": "0"}
+        names = ("address", "mode", "backlog", "lockfile")
         for part, name in zip(parts, names, strict=False):
             key, equals, value = part.partition("=")
             values[key if equals else name] = re.sub(r"\\(.)", r"\1", value if equals else part)
         try:
             self._path = values.pop("address", "")
-            self._mode = number(values, "mode", 8, 0o777)
-            self._backlog = number(values, "backlog", 10, 2**31 - 1)
-            self._lockfile = number(values, "lockfile", 10, 1)
+            given = values.pop("mode", None)
+            self._mode = None if given is None else number("mode", given, 8, 0o777)
+            self._backlog = number("backlog", values.pop("backlog"), 10, 2**31 - 1)
+            self._lockfile = number("lockfile", values.pop("lockfile"), 10, 1)
             if values or len(parts) > len(names):
                 raise ValueError("that is too much")
             if not self._path:
@@ -92,23 +105,32 @@ class UNIXListener:
         return [port]
 
 
-def number(values: dict[str, str], name: str, base: int, most: int) -> int:
-    """Take a number out of ``values``; raise ValueError if it is none, or above ``most``."""
-    text = values.pop(name)
+def number(name: str, text: str, base: int, most: int) -> int:
+    """Return the number ``text``; raise ValueError if it is none, or above ``most``."""
     if not re.fullmatch(f"[0-{base - 1}]+", text) or int(text, base) > most:
         raise ValueError(f"{name}= is a number from 0 to {most:{'o' if base == 8 else 'd'}}")
     return int(text, base)
 
 
-def open_socket(path: str, mode: int, backlog: int) -> socket.socket:
+def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
     """Return a socket that listens at ``path``, from where a stale one is removed.
 
-    :param mode: of its file, from the beginning, whatever the umask is.
+    :param mode: of its file, from the beginning, whatever the umask is; ``None``: the default.
     :raises OSError: where that is not possible, as where somebody listens there.
     :raises ValueError: where there is a file that is no socket.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        refused = refuse_descriptors(sock)
+        if mode is None:
+            mode = MODE if refused else OWNER_ONLY
+            if not refused:
+                log.info(
+                    "unix {path} has mode 600: on Linux before 6.16, any user who may connect can "
+                    "block echod by a descriptor sent along; :mode= sets another",
+                    event="unix-mode",
+                    path=path,
+                )
         # Until it listens, another daemon would take it for stale.
         with alone_in(os.path.dirname(path) or ".") as alone:
             try:

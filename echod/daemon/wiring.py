@@ -11,9 +11,10 @@ from twisted.logger import Logger
 
 from echod.clock import use_monotonic_time
 from echod.daemon import notify, passed
+from echod.daemon.accepting import log_not_accepted
 from echod.daemon.endpoints import echo_listener, import_extra, stream_listener
 from echod.daemon.listening import Listener, TCPListener, on_loopback
-from echod.daemon.logs import ConnectionLog
+from echod.daemon.logs import ConnectionLog, RateLimitedSummary
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import METRICS, TLS, Passed, PassedListener, adopt
 from echod.daemon.ports import Ports
@@ -62,7 +63,9 @@ def makeService(options: Options) -> EchoService:
     if notifier.address is not None:
         observers.append(notifier)
     listeners = echo_listeners(options, sockets, reactor, datagrams)
-    echo = Ports(factory, listeners)
+    failures = RateLimitedSummary(reactor, log_not_accepted)
+    reactor.addSystemEventTrigger("after", "shutdown", failures.flush)
+    echo = Ports(factory, listeners, failures)
     secure: list[Any] = [listener for listener in listeners if listener.tls]
     if secure:
         signals.reload_on_hangup(lambda: [listener.reload() for listener in secure])
@@ -78,7 +81,7 @@ def makeService(options: Options) -> EchoService:
             listening=lambda: echo.addresses,
             listening_on=lambda: [host for ports in others for host in ports.hosts],
         )
-        others.append(Ports(site, metrics, "metrics"))
+        others.append(Ports(site, metrics, failures, "metrics"))
     factory.observer = datagrams.observer = tell_each(*observers)
     service = EchoService(
         reactor=reactor,

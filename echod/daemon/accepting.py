@@ -1,0 +1,108 @@
+"""Accept connections: a listener pauses when accept(2) fails, and its failures share a log line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Any, Final
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.tcp import Port
+from twisted.logger import Logger
+
+from echod.daemon.logs import RateLimitedSummary, Reasons
+
+PAUSE: Final = 0.25
+"""Seconds until a listener whose accept(2) failed accepts again. The connections that the kernel
+has completed meanwhile wait in the backlog."""
+
+OF_ONE_CONNECTION: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+    }
+)
+"""Errors that belong to the connection and not to the listener: accept(2), «Error handling», and
+EPERM from a firewall. The next accept may succeed at once."""
+
+log = Logger(namespace="echod")
+
+
+class ListeningSocket(socket.socket):
+    """The socket of ``port``, which takes its place. When accept(2) fails, the port pauses.
+
+    The kernel goes on to report a listener as readable while accept fails for lack of
+    descriptors (EMFILE, ENFILE) or memory (ENOMEM, ENOBUFS): without a pause the reactor would try
+    again at once, and Twisted logs each attempt.
+
+    :param port: listens; closing it closes this socket.
+    :param name: of the port, for the log.
+    :param failures: logs the failures.
+    :ivar failed: whether the latest accept failed.
+    """
+
+    def __init__(self, port: Port, name: str, failures: RateLimitedSummary) -> None:
+        super().__init__(fileno=port.socket.detach())
+        self.setblocking(False)
+        port.socket, port.fileno = self, self.fileno  # type: ignore[method-assign]
+        self.failed = False
+        self._port: Any = port
+        self._name = name
+        self._failures = failures
+        self._pause: IDelayedCall | None = None
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection.
+
+        :raises BlockingIOError: where there is none, or accept(2) failed.
+        """
+        self.failed = False
+        try:
+            return super().accept()
+        except BlockingIOError:
+            raise
+        except (OSError, MemoryError) as error:
+            number = getattr(error, "errno", None) or errno.ENOMEM
+            if number not in OF_ONE_CONNECTION:
+                self._fail(number)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+    def _fail(self, number: int) -> None:
+        self.failed = True
+        self._failures.add(errno.errorcode.get(number, str(number)), self._name)
+        if self._pause is None:
+            self._port.stopReading()
+            self._pause = self._port.reactor.callLater(PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._port.startReading()
+
+    def close(self) -> None:
+        """Close the socket, and end the pause."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        super().close()
+
+
+def log_not_accepted(total: int, reasons: Reasons, peer: str) -> None:
+    """Log failures of accept(2), the last of them on the listener ``peer``."""
+    log.warn(
+        "cannot accept connections: {reasons}, the last on {endpoint}: free descriptors or memory; "
+        "clients wait in the backlog, and echod tries again every {pause:g} s",
+        event="no-accept",
+        endpoint=peer,
+        total=total,
+        reasons=reasons,
+        pause=PAUSE,
+    )
