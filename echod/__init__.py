@@ -9,6 +9,7 @@ measures a path).
 """
 
 __all__ = [
+    "Accepted",
     "Closed",
     "Drop",
     "Dropped",
@@ -20,6 +21,9 @@ __all__ = [
     "EchoMismatch",
     "Ending",
     "Event",
+    "HalfClosed",
+    "HandshakeDone",
+    "HeaderRead",
     "Observer",
     "Opened",
     "ProxyFactory",
@@ -37,11 +41,15 @@ TYPE_CHECKING = False  # as in typing, which takes ten milliseconds
 if TYPE_CHECKING:
     from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
     from echod.events import (
+        Accepted,
         Closed,
         Drop,
         Dropped,
         Ending,
         Event,
+        HalfClosed,
+        HandshakeDone,
+        HeaderRead,
         Observer,
         Opened,
         Reason,

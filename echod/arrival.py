@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from echod.events import Reason
+from echod.events import Accepted, Reason, tell
 from echod.kernel import beneath, unread
 from echod.protocol import (
     FIRST_BYTE,
@@ -66,9 +66,15 @@ class Arrival(Protocol):
         factory = self._factory
         factory.arriving.add(self)
         self._accepted = factory.clock_for(self.transport).seconds()
+        if factory.verbose:
+            tell(factory.observer, Accepted(self._peer, self.tls))
         if factory.handshake_timeout is not None:
             timeout = factory.handshake_timeout
             self._later(timeout, self._check_timeout, timeout / LOOKS)
+
+    def age(self) -> float:
+        """Return the seconds since the connection was accepted."""
+        return self._factory.clock_for(self.transport).seconds() - self._accepted
 
     def arrived(self, peer: IAddress | None) -> Protocol | None:
         """Return what serves the connection from now on, or refuses it.
@@ -103,8 +109,7 @@ class Arrival(Protocol):
         """
         if not self.leaving:
             self.leaving = True
-            age = self._factory.clock_for(self.transport).seconds() - self._accepted
-            self._later(max(QUIET, FIRST_BYTE - age), self._check_begun)
+            self._later(max(QUIET, FIRST_BYTE - self.age()), self._check_begun)
 
     def _check_begun(self) -> None:
         if not self.received and not self._has_unread_input():
@@ -142,8 +147,7 @@ class Arrival(Protocol):
             if self.received:
                 self._factory.refused(self.reason, self._peer, tls=self.tls)
             else:
-                seconds = self._factory.clock_for(self.transport).seconds() - self._accepted
-                self._factory.left_unused(self.transport.getPeer(), seconds, tls=self.tls)
+                self._factory.left_unused(self.transport.getPeer(), self.age(), tls=self.tls)
 
     def _later(self, seconds: float, action: Callable[..., None], *about: object) -> None:
         clock = self._factory.clock_for(self.transport)

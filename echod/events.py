@@ -156,7 +156,62 @@ class Dropped:
     peer: IAddress
 
 
-Event: TypeAlias = Opened | Refused | Closed | Dropped
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A connection was accepted, and not refused at once. Only with ``verbose``.
+
+    Over TLS or behind a proxy, its handshake or header is expected now.
+    """
+
+    peer: IAddress | None
+    tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeDone:
+    """A TLS handshake is complete. Only with ``verbose``.
+
+    :ivar peer: the peer's address.
+    :ivar version: the version of TLS, such as ``TLSv1.3``.
+    :ivar cipher: the cipher suite.
+    :ivar seconds: seconds since the connection was accepted.
+    """
+
+    peer: IAddress
+    version: str
+    cipher: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderRead:
+    """A PROXY header is complete. Only with ``verbose``.
+
+    :ivar proxy: the address from which the connection comes.
+    :ivar peer: the client's address; the proxy's own where the header states none.
+    """
+
+    proxy: IAddress
+    peer: IAddress
+
+
+@dataclass(frozen=True, slots=True)
+class HalfClosed:
+    """The peer has finished sending: FIN, or over TLS its closing alert. Only with ``verbose``.
+
+    :ivar bytes: bytes received from the peer.
+    :ivar peer: the peer's address.
+    :ivar tls: whether the connection is encrypted.
+    """
+
+    bytes: int
+    peer: IAddress
+    tls: bool = False
+
+
+Event: TypeAlias = (
+    Opened | Refused | Closed | Dropped | Accepted | HandshakeDone | HeaderRead | HalfClosed
+)
 Observer: TypeAlias = Callable[[Event], object]
 
 

@@ -34,7 +34,18 @@ from echod.arguments import (
 from echod.arrival import Arrival
 from echod.clock import clock_of
 from echod.durations import LONGEST, SHORTEST
-from echod.events import Closed, Ending, Event, Observer, Opened, Reason, Refused, ignore, tell
+from echod.events import (
+    Accepted,
+    Closed,
+    Ending,
+    Event,
+    Observer,
+    Opened,
+    Reason,
+    Refused,
+    ignore,
+    tell,
+)
 from echod.fastpath import FastPath, kernel_socket
 from echod.kernel import beneath, cut_off, encrypted
 from echod.protocol import (
@@ -72,6 +83,9 @@ class EchoFactory(Factory):
         after which it is reset; ``None``: never.
     :param handshake_timeout: seconds that a TLS handshake or a PROXY header may take, after
         which the connection is reset; ``None``: any time.
+    :param verbose: whether the observer is notified of each step of a connection, too:
+        :class:`~echod.events.Accepted`, :class:`~echod.events.HandshakeDone`,
+        :class:`~echod.events.HeaderRead` and :class:`~echod.events.HalfClosed`.
     :param fast_path: whether bytes may go past Twisted's buffers, where that is possible
         (:mod:`echod.fastpath`).
     :raises TypeError: for an argument of another type.
@@ -97,6 +111,7 @@ class EchoFactory(Factory):
         idle_timeout: float | None = None,
         stall_timeout: float | None = 60.0,
         handshake_timeout: float | None = 10.0,
+        verbose: bool = False,
         fast_path: bool = True,
     ) -> None:
         unless_none(check_provider, "clock", clock, IReactorTime)
@@ -106,6 +121,7 @@ class EchoFactory(Factory):
         unless_none(check_number, "idle_timeout", idle_timeout, SHORTEST, LONGEST)
         unless_none(check_number, "stall_timeout", stall_timeout, SHORTEST, LONGEST)
         unless_none(check_number, "handshake_timeout", handshake_timeout, SHORTEST, LONGEST)
+        check_type("verbose", verbose, bool, "True or False")
         check_type("fast_path", fast_path, bool, "True or False")
         if max_connections is None:
             max_connections = descriptors_left()
@@ -116,6 +132,7 @@ class EchoFactory(Factory):
         self.idle_timeout = idle_timeout
         self.stall_timeout = stall_timeout
         self.handshake_timeout = handshake_timeout
+        self.verbose = verbose
         self.kernel_socket = kernel_socket if fast_path else no_socket
         self._fast_path: FastPath | None = None
         self.draining = False
@@ -135,7 +152,11 @@ class EchoFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
         refusal = self.refusal(addr)
-        return self._echo() if refusal is None else refusal
+        if refusal is not None:
+            return refusal
+        if self.verbose:
+            tell(self.observer, Accepted(addr))
+        return self._echo()
 
     def welcome(self, peer: IAddress | None, *, leaving: bool, tls: bool) -> Protocol:
         """Serve a connection that has arrived, or refuse it. :class:`Arrival` calls this.

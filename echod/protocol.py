@@ -41,7 +41,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.events import Closed, Ending
+from echod.events import Closed, Ending, HalfClosed, tell
 from echod.fastpath import send_now
 from echod.kernel import (
     beneath,
@@ -248,6 +248,9 @@ class Echo(Protocol):
     def readConnectionLost(self) -> None:
         """Close when all is sent: the peer has finished sending (an empty receive)."""
         if not self._closing:
+            if self.factory.verbose:
+                half_closed = HalfClosed(self.received, self.peer, encrypted(self.transport))
+                tell(self.factory.observer, half_closed)
             self._close(Ending.FINISHED if self.received else Ending.UNUSED)
 
     def writeConnectionLost(self) -> None:

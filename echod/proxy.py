@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from echod.arguments import check_type
 from echod.arrival import Arrival
-from echod.events import Reason
+from echod.events import HeaderRead, Reason, tell
 from echod.factory import EchoFactory
 from echod.protocol import Echo, refuses_on_error, resets_on_error
 
@@ -158,6 +158,9 @@ class ProxyArrival(Arrival):
         if header is None:
             return
         peer, size = header
+        if self._factory.verbose:
+            proxy = self.transport.getPeer()
+            tell(self._factory.observer, HeaderRead(proxy, proxy if peer is None else peer))
         protocol = self.arrived(self._peer if peer is None else peer)
         if protocol is not None:
             if isinstance(protocol, Echo):

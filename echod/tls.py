@@ -33,7 +33,7 @@ from zope.interface import implementer
 
 from echod.arguments import check_callable, check_type
 from echod.arrival import Arrival
-from echod.events import Reason
+from echod.events import HandshakeDone, Reason, tell
 from echod.factory import EchoFactory
 from echod.fastpath import send_now
 from echod.kernel import unsent
@@ -74,6 +74,8 @@ class TLSArrival(Arrival):
 
     def shaken(self) -> None:
         """Have it served: the handshake is done, and no byte of the peer's has come."""
+        if self._factory.verbose:
+            tell(self._factory.observer, self.transport.negotiated(self.age()))
         protocol = self.arrived(self._peer)
         if protocol is not None:
             self.transport.wrappedProtocol = protocol
@@ -196,6 +198,11 @@ class TLSTransport(ProtocolWrapper):
     def getPeerCertificate(self) -> Any:
         """Return the certificate that the peer has shown, as Twisted's TLS transports do."""
         return self._tls.get_peer_certificate()
+
+    def negotiated(self, seconds: float) -> HandshakeDone:
+        """Return the event of the handshake, which is done after ``seconds``."""
+        version, cipher = self._tls.get_protocol_version_name(), self._tls.get_cipher_name()
+        return HandshakeDone(self.transport.getPeer(), version, str(cipher), seconds)
 
     @property
     def silent(self) -> bool:

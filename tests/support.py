@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import pytest
 from OpenSSL import SSL
@@ -53,7 +53,7 @@ from zope.interface import implementer
 
 from echod.daemon.certificates import Certificates
 from echod.daemon.passed import Passed
-from echod.events import Closed, Ending, Event, Refused
+from echod.events import Closed, Ending, Event, HandshakeDone, HeaderRead, Refused
 from echod.factory import EchoFactory
 from echod.kernel import beneath, refuse_descriptors
 from echod.proxy import ProxyFactory
@@ -125,6 +125,8 @@ class Ends:
 
     knows_reset = True
     knows_addresses = True
+    begins_with: ClassVar[list[type]] = []
+    """The events between Accepted and Opened."""
 
     def send_unseen(self, peer: Peer, data: bytes) -> None:
         """Have ``data`` arrive in the service's kernel without a turn of the reactor."""
@@ -297,6 +299,8 @@ class TLSPeer(TLSMemoryBIOProtocol):
 class TLSEnds(TCP4Ends):
     """TCP with TLS, served as ``--listen ssl:`` does; the client's TLS is Twisted's own."""
 
+    begins_with: ClassVar = [HandshakeDone]
+
     def __init__(self, kind: str = "epoll", version: int = SSL.TLS1_3_VERSION) -> None:
         super().__init__(kind)
         with tempfile.TemporaryDirectory() as directory:
@@ -393,6 +397,8 @@ class Announced(Factory):
 
 class ProxyEnds(TCP4Ends):
     """Connections of clients at one address, by a proxy that tells their addresses."""
+
+    begins_with: ClassVar = [HeaderRead]
 
     def __init__(self, kind: str = "epoll", version: int = 1, **options: Any) -> None:
         super().__init__(kind, **options)

@@ -17,7 +17,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import Clock
 
 from echod.client import EchoClientFactory, EchoIncomplete, EchoMismatch
-from echod.events import Closed, Ending, Opened, Reason
+from echod.events import Accepted, Closed, Ending, HalfClosed, HandshakeDone, Opened, Reason
 from echod.kernel import unsent
 from echod.protocol import FIRST_BYTE, MAX_OWED
 from tests.support import (
@@ -239,6 +239,25 @@ async def test_opened_then_closed(serve: Any, ends: Any) -> None:
     assert closed.peer == opened.peer
     assert closed.seconds == pytest.approx(1.5)
     assert served.factory.connections == set()
+
+
+@run
+async def test_verbose(serve: Any, ends: Any) -> None:
+    """Verbose, the observer is notified of each step, in order, with the client's address."""
+    served = await serve(verbose=True)
+    peer = await served.peer()
+    peer.send(b"hello")
+    await ends.until(peer.when_received(5))
+    assert isinstance(served.events[-1], Opened)  # the connection is open, the steps are known
+    peer.finish()
+    await served.settled(lambda: served.events.endings == [Ending.FINISHED])
+    accepted, *begun, opened, half_closed, closed = served.events
+    assert isinstance(accepted, Accepted)
+    assert [type(event) for event in begun] == ends.begins_with
+    assert half_closed == HalfClosed(5, opened.peer, opened.tls)
+    tls = HandshakeDone in ends.begins_with
+    assert [event.tls for event in (accepted, opened, closed)] == [tls] * 3
+    assert all(event.peer == opened.peer for event in (*begun, closed))
 
 
 @run

@@ -79,7 +79,7 @@ def test_client(option: str, host: str) -> None:
         Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon,
         Balancer(f"127.0.0.1:{daemon.port}", option, host) as balancer,
     ):
-        for size in (0, 5, MIB):
+        for size in (1, 5, MIB):
             with balancer.connect() as client:
                 name = f"[{host}]" if ":" in host else host
                 mine = f"tcp {name}:{client.getsockname()[1]}"
@@ -124,19 +124,27 @@ def test_limit_for_one_client() -> None:
 
 
 def test_health_checks() -> None:
-    """Checks without a header are not told; those with one are connections of the proxy's own."""
-    with Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon:
+    """A health check is unused, with a header and without; only ``--verbose`` logs it."""
+    for verbose in ([], ["--verbose"]):
+        health_checks(*verbose)
+
+
+def health_checks(*verbose: str) -> None:
+    with Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1", *verbose) as daemon:
         where = f"127.0.0.1:{daemon.port}"
         silent = f"send-proxy-v2 check port {daemon.port} inter 50ms"
         with Balancer(where, silent) as balancer:
             time.sleep(1)  # some checks: what is tested is that nothing is to be seen
             with balancer.connect() as client:
                 assert echoed(client, b"hello") == b"hello"
-            daemon.wait_for("closed")
-        assert len([line for line in daemon.lines if "closed" in line or "refused" in line]) == 1
-        with Balancer(where, "send-proxy-v2 check inter 50ms"):
-            [line, *_] = daemon.wait_for(", 0 bytes in", 3)
-        assert "closed tcp 127.0.0.1:" in line
+            daemon.wait_for("finished, 5 bytes")
+        if verbose:
+            with Balancer(where, "send-proxy-v2 check inter 50ms"):
+                read = len([line for line in daemon.lines if "PROXY header" in line])
+                daemon.wait_for("PROXY header", read + 3)
+            daemon.wait_for(": unused, 0 bytes in", 3)
+        else:
+            assert len([line for line in daemon.lines if "closed" in line]) == 1
         assert "refused" not in daemon.log
         assert "Traceback" not in daemon.log
 

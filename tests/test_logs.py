@@ -16,7 +16,19 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import logs
 from echod.daemon.logs import ConnectionLog, journal, json_lines, name_of
-from echod.events import Closed, Drop, Dropped, Ending, Opened, Reason, Refused
+from echod.events import (
+    Accepted,
+    Closed,
+    Drop,
+    Dropped,
+    Ending,
+    HalfClosed,
+    HandshakeDone,
+    HeaderRead,
+    Opened,
+    Reason,
+    Refused,
+)
 
 PEER = IPv4Address("TCP", "192.0.2.1", 40000)
 
@@ -69,6 +81,33 @@ class ConnectionLogTests(SynchronousTestCase):
             ],
         )
         self.assertEqual({event["peer"] for event in self.events}, {"tls 192.0.2.1:40000"})
+
+    def test_verbose(self) -> None:
+        """Verbose, each step of a connection has a line, and a health check has its own."""
+        proxy = IPv4Address("TCP", "192.0.2.9", 9)
+        for event, line in (
+            (Accepted(PEER), "accepted tcp 192.0.2.1:40000"),
+            (Accepted(PEER, tls=True), "accepted tls 192.0.2.1:40000"),
+            (
+                HandshakeDone(PEER, "TLSv1.3", "TLS_AES_256_GCM_SHA384", 0.0031),
+                "handshake with tls 192.0.2.1:40000: TLSv1.3, TLS_AES_256_GCM_SHA384, in 0.003 s",
+            ),
+            (
+                HeaderRead(proxy, PEER),
+                "PROXY header from tcp 192.0.2.9:9: the client is tcp 192.0.2.1:40000",
+            ),
+            (HalfClosed(5, PEER), "half-close by tcp 192.0.2.1:40000, after 5 bytes"),
+        ):
+            for verbose in (False, True):
+                self.events.clear()
+                ConnectionLog(self.clock, verbose=verbose)(event)
+                self.assertEqual(self.lines(), [line] * verbose)
+            self.assertEqual(self.events[0]["log_level"], LogLevel.debug)
+        self.events.clear()
+        log = ConnectionLog(self.clock, verbose=True)
+        log(Opened(PEER))
+        log(Closed(Ending.UNUSED, 0, 0.001, 0, PEER))
+        self.assertEqual(self.lines(), ["closed tcp 192.0.2.1:40000: unused, 0 bytes in 0.001 s"])
 
     def test_quiet(self) -> None:
         """Quiet, connections have no line, and refusals still have."""

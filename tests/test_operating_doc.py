@@ -309,7 +309,7 @@ class Line(NamedTuple):
         )
 
 
-KEPT = {"UDP", "SIGTERM"}
+KEPT = {"PROXY", "UDP", "SIGTERM"}
 """Words in capitals that stand for themselves."""
 
 
@@ -324,7 +324,7 @@ def log_lines() -> list[Line]:
 
 LINES = log_lines()
 
-PRIORITIES = {"6": "info", "4": "warning", "3": "error", "2": "critical"}
+PRIORITIES = {"7": "debug", "6": "info", "4": "warning", "3": "error", "2": "critical"}
 """The names of journalctl, by number."""
 
 
@@ -365,7 +365,13 @@ def names_of_event(call: Call) -> list[str]:
 
 def test_each_line_of_echod_is_explained() -> None:
     """Each line that the source logs is in the document once, with its priority; no other is."""
-    levels = {"info": "info", "warn": "warning", "critical": "critical", "failure": "critical"}
+    levels = {
+        "debug": "debug",
+        "info": "info",
+        "warn": "warning",
+        "critical": "critical",
+        "failure": "critical",
+    }
     explained = set()
     for call in calls():
         for text in call.texts:

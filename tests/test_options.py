@@ -43,6 +43,7 @@ class OptionsTests(SynchronousTestCase):
             "max-connections": None,
             "max-connections-per-peer": None,
             "quiet": False,
+            "verbose": False,
         }
         options = parse()
         self.assertEqual({name: options[name] for name in expected}, expected)
@@ -62,6 +63,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual(options["max-connections"], 10)
         self.assertEqual(options["max-connections-per-peer"], 1)
         self.assertIs(options["quiet"], True)
+        self.assertIs(options["verbose"], False)
 
     def test_durations(self) -> None:
         """A duration has a unit of ms, s, m or h, or is in seconds."""
@@ -112,6 +114,12 @@ class OptionsTests(SynchronousTestCase):
         """All of IPv6 takes all of IPv4 too: to ask for both would be a port in use."""
         line = self.refused("--interface", "0.0.0.0", "--interface", "::")
         self.assertIn("leave out 0.0.0.0", line)
+
+    def test_quiet_and_verbose(self) -> None:
+        """--quiet and --verbose contradict each other."""
+        line = self.refused("--quiet", "--verbose")
+        self.assertIn("--quiet and --verbose exclude each other: give one or neither", line)
+        self.assertIs(parse("--verbose")["verbose"], True)
 
     def test_unknown(self) -> None:
         """What is wrong with an option is said in a user's words, and stray arguments are named."""

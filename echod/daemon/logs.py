@@ -19,7 +19,17 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, eventAsText
 
-from echod.events import Closed, Dropped, Ending, Event, Refused
+from echod.events import (
+    Accepted,
+    Closed,
+    Dropped,
+    Ending,
+    Event,
+    HalfClosed,
+    HandshakeDone,
+    HeaderRead,
+    Refused,
+)
 
 INTERVAL: Final = 1.0
 """Seconds, the least time between two lines of a :class:`RateLimitedSummary`: a flood of
@@ -48,17 +58,20 @@ class ConnectionLog:
 
     :param clock: tells when a second is over.
     :param quiet: log no line for each connection, but still the refusals.
+    :param verbose: log each step of a connection, too, and those that end unused.
     """
 
-    def __init__(self, clock: IReactorTime, quiet: bool = False) -> None:
+    def __init__(self, clock: IReactorTime, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet = quiet
+        self._verbose = verbose
         self._refused = RateLimitedSummary(clock, log_refused)
         self._dropped = RateLimitedSummary(clock, log_dropped)
 
     def __call__(self, event: Event) -> None:
         """Log ``event``, or count it for the next line."""
         if isinstance(event, Closed):
-            if not self._quiet and event.ending is not Ending.UNUSED:
+            unused = event.ending is Ending.UNUSED
+            if self._verbose if unused else not self._quiet:
                 log.info(
                     CUT_SHORT if event.unsent else CLOSED,
                     event="closed",
@@ -72,11 +85,42 @@ class ConnectionLog:
             self._refused.add(event.reason.value, name_of(event.peer, tls=event.tls))
         elif isinstance(event, Dropped):
             self._dropped.add(event.drop.value, name_of(event.peer))
+        elif self._verbose:
+            log_step(event)
 
     def flush(self) -> None:
         """Log the refusals that are counted and not logged yet: call this before the end."""
         self._refused.flush()
         self._dropped.flush()
+
+
+def log_step(event: Event) -> None:
+    """Log a step in the life of a connection that is open."""
+    if isinstance(event, Accepted):
+        log.debug("accepted {peer}", event="accepted", peer=name_of(event.peer, tls=event.tls))
+    elif isinstance(event, HandshakeDone):
+        log.debug(
+            "handshake with {peer}: {version}, {cipher}, in {seconds:.3f} s",
+            event="handshake",
+            peer=name_of(event.peer, tls=True),
+            version=event.version,
+            cipher=event.cipher,
+            seconds=round(event.seconds, 6),
+        )
+    elif isinstance(event, HeaderRead):
+        log.debug(
+            "PROXY header from {proxy}: the client is {peer}",
+            event="proxy-header",
+            proxy=name_of(event.proxy),
+            peer=name_of(event.peer),
+        )
+    elif isinstance(event, HalfClosed):
+        log.debug(
+            "half-close by {peer}, after {bytes} bytes",
+            event="half-close",
+            peer=name_of(event.peer, tls=event.tls),
+            bytes=event.bytes,
+        )
 
 
 def log_refused(total: int, reasons: Reasons, peer: str) -> None:

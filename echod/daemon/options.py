@@ -36,14 +36,14 @@ class Options(usage.Options):
     """The options of ``twistd echod``; after parsing, each value has its own type.
 
     ``port`` int, ``interface`` list of str, ``listen`` list of str, timeouts float
-    (seconds) or ``None``, limits int or ``None``, ``quiet`` bool, ``metrics`` str or
-    ``None``, ``says-where`` bool: whether port, interface or listen was given.
+    (seconds) or ``None``, limits int or ``None``, ``quiet`` and ``verbose`` bool,
+    ``metrics`` str or ``None``, ``says-where`` bool: whether port, interface or listen was given.
     """
 
     topics: ClassVar[Mapping[str, Sequence[Option]]] = TOPICS
     program = "twistd -n echod"
     synopsis = "Usage: twistd [options of twistd] echod [options]"
-    optFlags = (("quiet", None, ""),)
+    optFlags = (("quiet", None, ""), ("verbose", None, ""))
     optParameters = tuple(
         (option.name, None, option.default, option.help)
         for options in TOPICS.values()
@@ -107,7 +107,10 @@ class Options(usage.Options):
                     self[option.name] = self._value(option)
         if self["port"] is None:
             self["port"] = PORT
-        self["quiet"] = bool(self["quiet"])
+        if self["quiet"] and self["verbose"]:
+            raise usage.UsageError("--quiet and --verbose exclude each other: give one or neither")
+        for name in ("quiet", "verbose"):
+            self[name] = bool(self[name])
         if {"0.0.0.0", "::"} <= set(self["interface"]):
             raise usage.UsageError(
                 "--interface :: takes IPv4 as well (ipv6(7), IPV6_V6ONLY): leave out 0.0.0.0"

@@ -182,6 +182,12 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
             "loopback unless the endpoint names an interface. [default: none]",
         ),
         Option("quiet", "", "Log no line for each connection."),
+        Option(
+            "verbose",
+            "",
+            "Log each accept, TLS handshake, PROXY header and half-close, too, and the health "
+            "checks.",
+        ),
     ),
     GENERAL: (
         Option("version", "", "Print the version of echod and exit."),

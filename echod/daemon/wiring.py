@@ -42,7 +42,7 @@ def makeService(options: Options) -> EchoService:
     signals = Signals(reactor)
     environ = take(os.environ, (*passed.ENVIRONMENT, *notify.ENVIRONMENT))
     sockets = passed.passed(environ, os.getpid())
-    connection_log = ConnectionLog(reactor, quiet=options["quiet"])
+    connection_log = ConnectionLog(reactor, quiet=options["quiet"], verbose=options["verbose"])
     reactor.addSystemEventTrigger("after", "shutdown", connection_log.flush)
     metrics = metrics_listeners(options, sockets, reactor)
     web = import_extra("web", "metrics", "metrics need") if metrics else None
@@ -53,6 +53,7 @@ def makeService(options: Options) -> EchoService:
         idle_timeout=options["idle-timeout"],
         stall_timeout=options["stall-timeout"],
         handshake_timeout=options["handshake-timeout"],
+        verbose=options["verbose"],
     )
     datagrams = EchoDatagrams(
         reactor,
