@@ -21,6 +21,7 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
 
 from echod.arguments import (
@@ -63,6 +64,9 @@ log = Logger(namespace="echod")
 SPARE_DESCRIPTORS: Final = 16
 """What the default limit on connections leaves free of RLIMIT_NOFILE for listening
 sockets, log files, name look-ups and the one being refused."""
+
+FD_SETSIZE: Final = 1024
+"""The least descriptor that select(2) cannot watch."""
 
 
 class EchoFactory(Factory):
@@ -135,6 +139,7 @@ class EchoFactory(Factory):
         self.verbose = verbose
         self.kernel_socket = kernel_socket if fast_path else no_socket
         self._fast_path: FastPath | None = None
+        self._reactor: object = None
         self.draining = False
         self.connections: set[Echo] = set()
         self.leaving: set[Echo] = set()
@@ -259,6 +264,20 @@ class EchoFactory(Factory):
             self._look()
         self.see_whether_drained()
 
+    def use_reactor(self, reactor: object) -> None:
+        """Serve on ``reactor``, which the factory's timers and its fast path are bound to.
+
+        The first connection calls this, and :class:`~echod.testing.MemoryNetwork` when it listens.
+
+        :raises ValueError: where the factory serves on another one.
+        """
+        if self._reactor is None:
+            self._reactor = reactor
+            if isinstance(reactor, SelectReactor):
+                self.max_connections = min(self.max_connections, descriptors_left(reactor))
+        elif reactor is not self._reactor:
+            raise ValueError("this factory serves on another reactor: make a factory for each")
+
     def clock_for(self, transport: IStreamTransport) -> IReactorTime:
         """Return the factory's clock, or else that of the reactor that serves ``transport``."""
         if self.clock is None:
@@ -291,6 +310,9 @@ class EchoFactory(Factory):
 
     def connection_opened(self, echo: Echo) -> None:
         """Count ``echo`` in. :class:`Echo` calls this."""
+        reactor = getattr(echo.transport, "reactor", None)  # a test double may have none
+        if reactor is not None and reactor is not self._reactor:
+            self.use_reactor(reactor)
         if self.idle_timeout is not None:
             self.watch(echo)
         peer = echo.peer
@@ -447,13 +469,26 @@ def no_socket(_: ITransport) -> None:
     """Return ``None``, in the place of :func:`~echod.fastpath.kernel_socket`."""
 
 
-def descriptors_left() -> int:
-    """Return how many connections RLIMIT_NOFILE leaves room for, 1 at least (getrlimit(2))."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return sys.maxsize
-    try:
-        in_use = len(os.listdir("/dev/fd"))
-    except OSError:  # where there is no /proc
-        in_use = SPARE_DESCRIPTORS
-    return max(1, soft - in_use - SPARE_DESCRIPTORS)
+def descriptors_left(reactor: object = None) -> int:
+    """Return for how many connections there are descriptors left, 1 at least.
+
+    RLIMIT_NOFILE (getrlimit(2)) bounds them, and for ``reactor`` FD_SETSIZE if it is one that
+    uses select(2), whose descriptors are below that.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = sys.maxsize
+    if isinstance(reactor, SelectReactor):
+        most = min(most, FD_SETSIZE)
+    if most == sys.maxsize:
+        return most
+    return max(1, most - descriptors_in_use() - SPARE_DESCRIPTORS)
+
+
+def descriptors_in_use() -> int:
+    """Return how many descriptors the process has open, or at least that many that are lowest."""
+    with suppress(OSError):  # there may be no /proc, as in a chroot
+        return len(os.listdir("/dev/fd"))
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as lowest_free:
+        return lowest_free.fileno()
+    return sys.maxsize  # not one is left

@@ -196,6 +196,10 @@ class ProxyFactory(Factory):
         check_type("factory", factory, EchoFactory, "an EchoFactory")
         self._factory = factory
 
+    def use_reactor(self, reactor: object) -> None:
+        """Serve on ``reactor``: see :meth:`~echod.factory.EchoFactory.use_reactor`."""
+        self._factory.use_reactor(reactor)
+
     def startFactory(self) -> None:
         """Take connections (again): the first of the ports begins to listen."""
         self._factory.doStart()  # type: ignore[no-untyped-call]

@@ -292,7 +292,11 @@ class MemoryNetwork(Clock):
         """Listen at ``address``.
 
         :raises twisted.internet.error.CannotListenError: where another factory listens.
+        :raises ValueError: for a factory of echod's that serves on another reactor or network.
         """
+        use_reactor = getattr(factory, "use_reactor", None)
+        if use_reactor is not None:
+            use_reactor(self)
         if address in self._listening:
             taken = OSError(errno.EADDRINUSE, "Address already in use")
             raise CannotListenError(address.host, address.port, taken)

@@ -306,6 +306,10 @@ class TLSFactory(WrappingFactory):
         self.context = context
 
     @refuses_on_error
+    def use_reactor(self, reactor: object) -> None:
+        """Serve on ``reactor``: see :meth:`~echod.factory.EchoFactory.use_reactor`."""
+        self.echo.use_reactor(reactor)
+
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Begin a handshake, or refuse the connection before that."""
         refusal = self.echo.refusal(addr, tls=True)

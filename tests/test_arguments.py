@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 
 from echod import EchoClientFactory, EchoFactory, ProxyFactory, tell_each
 from echod.client import EchoClient
@@ -111,3 +112,31 @@ def refused(
 def test_what_is_taken(arguments: dict[str, Any]) -> None:
     """Whole numbers and fractions are seconds alike."""
     assert EchoFactory(**arguments)
+
+
+def test_second_network() -> None:
+    """A factory that serves on one reactor or network is refused where another one listens."""
+    over_tls = EchoFactory()
+    behind_proxy = EchoFactory()
+    for factory, again in (
+        (EchoFactory(),) * 2,
+        (TLSFactory(over_tls, print), over_tls),  # type: ignore[arg-type]
+        (ProxyFactory(behind_proxy), behind_proxy),
+    ):
+        network = MemoryNetwork()
+        network.server_endpoint(7).listen(factory)
+        network.server_endpoint(8).listen(again)
+        with pytest.raises(ValueError, match="another reactor: make a factory for each"):
+            MemoryNetwork().server_endpoint().listen(again)
+
+
+def test_second_reactor() -> None:
+    """A connection that a second reactor brings is not served."""
+    factory = EchoFactory()
+    MemoryNetwork().server_endpoint().listen(factory)
+    protocol = factory.buildProtocol(None)
+    transport = StringTransport()
+    transport.reactor = MemoryNetwork()
+    protocol.makeConnection(transport)
+    assert factory.connections == set()
+    assert transport.disconnected

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import socket
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.daemon.endpoints import ProxyListener, echo_listener
-from echod.daemon.listening import EndpointListener, UDPListener
+from echod.daemon.endpoints import ProxyListener, echo_listener, metrics_listener
+from echod.daemon.listening import TCPListener, UDPListener
 from echod.daemon.options import CannotServe
 from echod.daemon.passed import Passed, PassedListener
 from echod.daemon.unixsockets import UNIXListener
 from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
+from tests.authority import Authority
 from tests.support import now, passed_on
 
 
@@ -35,8 +38,8 @@ class EchoListenerTests(SynchronousTestCase):
     def test_kinds(self) -> None:
         """Each kind of endpoint has its listener, in whatever case it is written."""
         for description, kind in (
-            ("tcp:7", EndpointListener),
-            (r"tcp6:7:interface=\:\:1", EndpointListener),
+            ("tcp:7", TCPListener),
+            (r"tcp6:7:interface=\:\:1", TCPListener),
             ("udp:7", UDPListener),
             ("UDP:7", UDPListener),
             ("unix:/run/x", UNIXListener),
@@ -46,6 +49,21 @@ class EchoListenerTests(SynchronousTestCase):
             ("haproxy:unix:/run/x", ProxyListener),
         ):
             self.assertIs(type(self.listener(description)), kind)
+
+    def test_metrics_over_tls(self) -> None:
+        """Metrics over Twisted's own TLS endpoint are on loopback, too, by default."""
+        with tempfile.TemporaryDirectory() as directory:
+            key, certificate = Authority(Path(directory)).issue("server")
+            files = f"privateKey={key}:certKey={certificate}"
+            for more, interface in (
+                ("", "127.0.0.1"),
+                (":interface=", "127.0.0.1"),
+                (":interface=192.0.2.1", "192.0.2.1"),
+            ):
+                reactor = MemoryReactor()
+                listener = metrics_listener(reactor, f"ssl:9862:{files}{more}", "--metrics")
+                now(listener.listen(EchoFactory()))
+                self.assertEqual(reactor.sslServers[0][4], interface)
 
     def test_behind_a_proxy(self) -> None:
         """Behind haproxy: it listens as without, and reads the header first."""

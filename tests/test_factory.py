@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
+import socket
 import sys
 from typing import Any
 
@@ -14,10 +16,16 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Event, Opened, Reason, Refused
-from echod.factory import SPARE_DESCRIPTORS, EchoFactory, descriptors_left, peer_key
+from echod.factory import (
+    FD_SETSIZE,
+    SPARE_DESCRIPTORS,
+    EchoFactory,
+    descriptors_left,
+    peer_key,
+)
 from echod.protocol import Echo, Refusal
 from echod.testing import MemoryNetwork
-from tests.support import Peers, Recorder
+from tests.support import Peers, Recorder, reactor_of_kind
 
 
 class PeerKeyTests(SynchronousTestCase):
@@ -64,14 +72,37 @@ class DescriptorsLeftTests(SynchronousTestCase):
         self.assertGreater(left, 500)
 
     def test_not_known(self) -> None:
-        """Where nobody tells what is open, a little more is spared."""
+        """Without /dev/fd, as in a chroot, the lowest free descriptor tells how many are open."""
 
         def missing(path: str) -> list[str]:
             raise FileNotFoundError(path)
 
         self.limit(1000)
         self.patch(os, "listdir", missing)
-        self.assertEqual(descriptors_left(), 1000 - 2 * SPARE_DESCRIPTORS)
+        with socket.socket() as lowest:
+            expected = 1000 - SPARE_DESCRIPTORS - lowest.fileno()
+        self.assertEqual(descriptors_left(), expected)
+
+        def exhausted(*_: object) -> None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        self.patch(socket, "socket", exhausted)
+        self.assertEqual(descriptors_left(), 1)
+
+    def test_select(self) -> None:
+        """select(2) watches no descriptor from 1024 on, whatever RLIMIT_NOFILE is."""
+        reactor = reactor_of_kind("select")
+        for limit in (20_000, resource.RLIM_INFINITY):
+            self.limit(limit)
+            left = descriptors_left(reactor)
+            self.assertLess(left, FD_SETSIZE - SPARE_DESCRIPTORS)
+            self.assertGreater(descriptors_left(), left)
+        factory = EchoFactory()
+        factory.use_reactor(reactor)
+        self.assertEqual(factory.max_connections, left)
+        factory = EchoFactory(max_connections=3)
+        factory.use_reactor(reactor)
+        self.assertEqual(factory.max_connections, 3)
 
     def test_at_least_one(self) -> None:
         """One connection is always tried."""

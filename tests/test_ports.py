@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 from unittest import mock
@@ -16,9 +17,12 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.daemon import listening
 from echod.daemon import ports as module
 from echod.daemon.accepting import log_not_accepted
+from echod.daemon.endpoints import stream_listener
 from echod.daemon.logs import RateLimitedSummary
+from echod.daemon.options import CannotServe
 from echod.daemon.ports import Ports
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
@@ -133,6 +137,34 @@ class PortsTests(SynchronousTestCase):
         port.stopReading()
         port.connectionLost(Failure(ConnectionDone()))
         ports.accept_waiting()
+
+    def test_own_clash(self) -> None:
+        """Where echod itself listens already, the error says so, and names the other address."""
+        self.patch(listening.log, "observer", self.log.append)
+
+        def clash(*descriptions: str) -> str:
+            ports = Ports(
+                self.factory,
+                [stream_listener(self.reactor, each, each) for each in descriptions],
+                self.failures,
+            )
+            self.addCleanup(self.reactor.iterate, 0)
+            self.addCleanup(ports.close)
+            return str(self.assertRaises(CannotServe, lambda: now(ports.open())))
+
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            free = other.getsockname()[1]
+        line = clash(f"tcp:{free}", f"tcp6:{free}")
+        self.assertIn(f"tcp6:{free}: echod itself listens on tcp 0.0.0.0:{free} already, ", line)
+        self.assertIn(f"takes what tcp [::]:{free} would: leave out one of the two", line)
+        with tempfile.TemporaryDirectory() as directory:
+            path = f"unix:{directory}/socket"
+            line = clash(path, path)
+            self.assertIn(f"{path}: echod itself listens on unix {directory}/socket already", line)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            free = other.getsockname()[1]
+            line = clash("tcp:0:interface=127.0.0.1", f"tcp:{free}:interface=127.0.0.1")
+            self.assertIn("address already in use: stop what listens there", line)
 
     def test_port_that_does_not_stop(self) -> None:
         """A port that fails to stop is logged, and is nobody else's failure."""

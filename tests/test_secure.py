@@ -91,8 +91,11 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
 @pytest.mark.parametrize(
     ("description", "says"),
     [
-        ("ssl", "a port is a whole number from 0 to 65535, not ''"),
-        ("ssl:http:privateKey=a:certKey=b", "a port is a whole number from 0 to 65535, not 'http'"),
+        ("ssl", "a port takes a whole number from 0 to 65535, not ''"),
+        (
+            "ssl:http:privateKey=a:certKey=b",
+            "a port takes a whole number from 0 to 65535, not 'http'",
+        ),
         ("ssl:65536:privateKey=a:certKey=b", "from 0 to 65535, not '65536'"),
         ("ssl:²:privateKey=a:certKey=b", "from 0 to 65535, not '\\xb2'"),
         ("ssl:7", "it has no privateKey="),
@@ -101,7 +104,7 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
         ("ssl:7:key.pem:cert.pem", "it knows no 'key.pem'"),
         ("ssl:7:privateKey=a:certKey=", "it knows no 'certKey='"),
         ("ssl:7:privateKey=a:certKey=b:privateKey=c", "it has privateKey= twice"),
-        ("ssl:7:privateKey=a:certKey=b:interface=eth0", "'eth0' does not appear to be an IPv"),
+        ("ssl:7:privateKey=a:certKey=b:interface=eth0", "interface= takes an IPv4 or"),
         ("ssl:systemd:privateKey=a:certKey=b", "it has no name="),
         ("ssl:SYSTEMD:name=tls:certKey=b", "it has no privateKey="),
         ("ssl:systemd:name=tls:privateKey=a:certKey=b:interface=::1", "it knows no 'interface="),

@@ -86,6 +86,7 @@ class EchoServiceTests(SynchronousTestCase):
             others=[Ports(self.page, self.listeners[2:], failures, "metrics")],
             drain_timeout=10,
             notifier=self.notifier,
+            connection_limit=lambda: 100,
         )
 
     def lines(self) -> list[str]:

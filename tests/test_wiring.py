@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 from echod.clock import clock_of
 from echod.daemon import endpoints, makeService, notify, passed, secure, signals, wiring
 from echod.daemon.endpoints import ProxyListener
-from echod.daemon.listening import EndpointListener, TCPListener, UDPListener
+from echod.daemon.listening import TCPListener, UDPListener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import PassedListener
 from echod.daemon.secure import TLSListener
@@ -126,17 +126,17 @@ class MakeServiceTests(SynchronousTestCase):
         """More connections than there are descriptors are not promised, and it says so."""
         self.patch(resource, "getrlimit", lambda which: (100, 100))
         made = self.make("--max-connections", "5000")
-        self.assertEqual(made._factory.max_connections, descriptors_left())
+        self.assertEqual(made._connection_limit(), descriptors_left())
         [warning] = self.warnings()
         self.assertIn("--max-connections 5000: RLIMIT_NOFILE", warning)
-        self.assertEqual(self.make()._factory.max_connections, descriptors_left())
+        self.assertEqual(self.make()._connection_limit(), descriptors_left())
         self.patch(resource, "getrlimit", lambda which: (30, 30))
-        self.assertEqual(self.make("--metrics", "tcp:0")._factory.max_connections, 1)
+        self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), 1)
 
     def test_endpoints(self) -> None:
         """--listen is understood before anything starts."""
         made = self.make("--listen", "tcp:0", "--listen", "unix:/run/x")
-        self.assertEqual(self.listeners(made), ([EndpointListener, UNIXListener], []))
+        self.assertEqual(self.listeners(made), ([TCPListener, UNIXListener], []))
         self.assertRaises(CannotServe, self.make, "--listen", "tcp:http")
 
     def test_passed(self) -> None:
@@ -152,7 +152,7 @@ class MakeServiceTests(SynchronousTestCase):
         for arguments, kind in (
             (["--port", "0"], TCPListener),
             (["--interface", "127.0.0.1"], TCPListener),
-            (["--listen", "tcp:0"], EndpointListener),
+            (["--listen", "tcp:0"], TCPListener),
         ):
             self.pass_sockets(a=1)
             self.assertEqual(self.listeners(self.make(*arguments)), ([kind, PassedListener], []))
@@ -196,11 +196,16 @@ class MakeServiceTests(SynchronousTestCase):
         """Metrics are served where the option says, and on a socket that was passed for them."""
         self.pass_sockets(metrics=1)
         made = self.make("--metrics", "tcp:0")
-        self.assertEqual(self.listeners(made), ([TCPListener], [PassedListener, EndpointListener]))
+        self.assertEqual(self.listeners(made), ([TCPListener], [PassedListener, TCPListener]))
         room = descriptors_left()
-        self.assertEqual(self.make("--metrics", "tcp:0")._factory.max_connections, room - 16)
+        self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), room - 16)
         error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:x")
-        self.assertIn("--metrics 'tcp:x:interface=127.0.0.1': ", str(error))
+        self.assertIn("--metrics 'tcp:x': a port takes ", str(error))
+        made = self.make("--metrics", "unix:/run/x")
+        self.assertEqual(self.listeners(made)[1], [UNIXListener])
+        for description in ("haproxy:tcp:9862", "stdio:", "quic:7"):
+            error = self.assertRaises(CannotServe, self.make, "--metrics", description)
+            self.assertIn("metrics are served on tcp:, tcp6:, unix: or ssl:", str(error))
         for description in ("systemd:domain=INET:index=0", "SYSTEMD:domain=INET:index=0"):
             error = self.assertRaises(CannotServe, self.make, "--metrics", description)
             self.assertIn("with the name metrics (FileDescriptorName=)", str(error))
@@ -216,7 +221,7 @@ class MakeServiceTests(SynchronousTestCase):
     def test_listen_udp(self) -> None:
         """An endpoint that begins with udp: is a UDP port, beside others."""
         made = self.make("--listen", "udp:0", "--listen", "tcp:0", "--listen", "UDP:0")
-        self.assertEqual(self.listeners(made)[0], [UDPListener, EndpointListener, UDPListener])
+        self.assertEqual(self.listeners(made)[0], [UDPListener, TCPListener, UDPListener])
 
     def test_broken_extra(self) -> None:
         """What else is missing is not called the extra."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final, cast
@@ -9,11 +10,13 @@ from typing import Any, Final, cast
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from echod.daemon.listening import (
+    ON_LOOPBACK,
+    TCP_PARTS,
     EndpointListener,
     Listener,
     UDPListener,
     named_values,
-    with_backlog,
+    tcp_listener,
 )
 from echod.daemon.options import CannotServe
 from echod.daemon.passed import Passed, take_named
@@ -101,9 +104,31 @@ def stream_listener(reactor: Any, description: str, said: str) -> Listener:
     :param said: the option and what it was given, for error messages.
     :raises CannotServe: where it describes none.
     """
-    if kind_of(description) == "unix":
+    kind = kind_of(description)
+    if kind in TCP_PARTS:
+        return tcp_listener(reactor, description, said)
+    if kind == "unix":
         return UNIXListener(reactor, description, said)
-    return EndpointListener(reactor, with_backlog(description), said)
+    return EndpointListener(reactor, description, said)
+
+
+def metrics_listener(reactor: Any, description: str, said: str) -> Listener:
+    """Return what ``--metrics`` describes, on loopback if it is IP and names no interface.
+
+    :param said: the option and what it was given, for error messages.
+    :raises CannotServe: for anything else.
+    """
+    kind = kind_of(description)
+    if kind in TCP_PARTS:
+        return tcp_listener(reactor, description, said, ON_LOOPBACK)
+    if kind == "unix":
+        return UNIXListener(reactor, description, said)
+    if kind == "ssl":  # Twisted's own, where the last interface= counts
+        named = re.search(r":interface=[^:]", description)
+        return EndpointListener(
+            reactor, description if named else f"{description}:interface=127.0.0.1", said
+        )
+    raise CannotServe(f"{said}: metrics are served on tcp:, tcp6:, unix: or ssl:")
 
 
 def systemd_listener(

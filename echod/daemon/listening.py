@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
+import functools
 import re
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final, Protocol, cast
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar, cast
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
@@ -21,7 +21,9 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 
-from echod.daemon.options import LOOPBACK, CannotServe
+from echod.daemon.interfaces import check_interface
+from echod.daemon.options import LOOPBACK, AddressInUse, CannotServe
+from echod.daemon.optiontable import port, whole_number
 from echod.datagram import DatagramPort, EchoDatagrams
 
 BACKLOG: Final = 1024
@@ -51,9 +53,22 @@ UNKNOWN: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 UNESCAPED_COLON: Final = re.compile(r"(?<!\\):")
 
-LOOPBACKS: Final = {"tcp": ("127.0.0.1", 1), "tcp6": (r"\:\:1", 2), "ssl": ("127.0.0.1", 4)}
-"""For each type of endpoint that listens on every interface if none is named: loopback, and
-how many of its arguments without a name come before the interface."""
+EVERYWHERE: Final = {"tcp": "0.0.0.0", "tcp6": "::"}
+ON_LOOPBACK: Final = {"tcp": "127.0.0.1", "tcp6": "::1"}
+"""Where ``tcp:`` and ``tcp6:`` listen if no interface is named."""
+
+TCP_PARTS: Final = {
+    "tcp": ("port", "interface", "backlog"),
+    "tcp6": ("port", "backlog", "interface"),
+}
+"""The parts of a description, in the order in which they need no name, as Twisted has it."""
+
+TCP_TAKES: Final = (
+    r"it takes {kind}:PORT, {kind}:PORT:interface=ADDRESS, with \: for each colon of the address, "
+    "and backlog=NUMBER"
+)
+
+T = TypeVar("T")
 
 log = Logger(namespace="echod")
 
@@ -113,12 +128,21 @@ class NumberListener(ABC):
                     port.stopListening()
                 # A free port of one interface can be taken on the next.
                 if self._port != 0 or error.socketError.errno != errno.EADDRINUSE:
-                    said = self._said(error.socketError.errno)
-                    raise CannotServe(f"{said}: {explain(error, self.kind)}") from error
+                    raise self._cannot_listen(error) from error
             else:
                 return ports
         said = self._said(errno.EADDRINUSE)
         raise CannotServe(f"{said}: found no port that is free on all of {self._interfaces}")
+
+    def _cannot_listen(self, error: CannotListenError) -> CannotServe:
+        number = error.socketError.errno
+        option, why = self._said(number), explain(error, self.kind)
+        if number != errno.EADDRINUSE:
+            return CannotServe(f"{option}: {why}")
+        host = str(error.interface)
+        address = IPv6Address if ":" in host else IPv4Address
+        kind: Any = self.kind.upper()
+        return AddressInUse(option, address(kind, host, error.port), why)
 
     async def _listen(
         self, factory: IProtocolFactory, interface: str, port: int
@@ -138,6 +162,7 @@ class TCPListener(NumberListener):
     :param reactor: listens.
     :param option: the option that asks for it, for error messages; ``None``: ``--port`` and
         ``--interface``.
+    :param backlog: connections that the kernel holds until they are accepted.
     """
 
     kind = "tcp"
@@ -148,14 +173,16 @@ class TCPListener(NumberListener):
         port: int,
         interfaces: Sequence[str] = (),
         option: str | None = None,
+        backlog: int = BACKLOG,
     ) -> None:
         super().__init__(port, interfaces)
         self._reactor = reactor
         self._option = option
+        self._backlog = backlog
 
     async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:
         endpoint: Any = TCP6ServerEndpoint if ":" in interface else TCP4ServerEndpoint
-        where = endpoint(self._reactor, port, BACKLOG, interface)
+        where = endpoint(self._reactor, port, self._backlog, interface)
         return cast(IListeningPort, await where.listen(factory))
 
     def _said(self, number: int) -> str:
@@ -213,6 +240,67 @@ class UDPListener(NumberListener):
         return self._said_as
 
 
+def tcp_listener(
+    reactor: IReactorTCP, description: str, option: str, hosts: Mapping[str, str] = EVERYWHERE
+) -> TCPListener:
+    """Return what ``tcp:`` or ``tcp6:`` describes, with Twisted's names and order of its parts.
+
+    :param option: the option and what it was given, for error messages.
+    :param hosts: for ``tcp`` and ``tcp6``, the address where the description names none.
+    :raises CannotServe: where it is not such a description.
+    """
+    kind, *parts = UNESCAPED_COLON.split(description)
+    kind = kind.lower()
+    try:
+        values = tcp_values(parts, TCP_PARTS[kind])
+        number = read("a port", port, values.get("port", ""))
+        backlog = read("backlog=", queue, values.get("backlog", str(BACKLOG)))
+        interface = read("interface=", check_interface, values.get("interface", hosts[kind]))
+        if kind == "tcp6" and ":" not in interface:
+            raise ValueError(f"interface= takes an IPv6 address for tcp6:, not {interface!r}")
+    except ValueError as error:
+        raise CannotServe(f"{option}: {error}; {TCP_TAKES.format(kind=kind)}") from None
+    return TCPListener(reactor, number, [interface], option, backlog)
+
+
+def tcp_values(parts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    r"""Return the values of the parts of an endpoint; ``\\:`` is a colon within a value.
+
+    A part without a name takes the first name of ``names`` that has not been taken by one; an
+    empty one is the default.
+
+    :raises ValueError: for another name, a name without a value or given twice, or more parts.
+    """
+    values: dict[str, str] = {}
+    positions = iter(names)
+    for part in parts:
+        name, equals, value = re.sub(r"\\(.)", r"\1", part).partition("=")
+        if not equals:
+            name, value = next(positions, ""), name
+            if not value:
+                continue
+        if name not in names or not value:
+            raise ValueError(f"it knows no {part!r}")
+        if name in values:
+            raise ValueError(f"it has {name}= twice")
+        values[name] = value
+    return values
+
+
+queue = functools.partial(whole_number, least=0, most=2**31 - 1)
+
+
+def read(name: str, parse: Callable[[str], T], text: str) -> T:
+    """Return what ``parse`` makes of ``text``.
+
+    :raises ValueError: with a message that begins with ``name``, where that raises one.
+    """
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
 class EndpointListener:
     """A Twisted server endpoint, by its description.
 
@@ -228,8 +316,11 @@ class EndpointListener:
         try:
             self.endpoint: Any = serverFromString(reactor, description)
         except Exception as error:  # whatever the parser of that endpoint type makes of it
+            kind, *parts = UNESCAPED_COLON.split(description)
+            known = not parts or not str(error).startswith("Unknown endpoint type")
+            why = "its parts do not fit" if known and parts else f"there is no endpoint {kind!r}"
             raise CannotServe(
-                f"{self._said}: {explain(error)}; it takes a Twisted stream endpoint, "
+                f"{self._said}: {why}; it takes a Twisted stream endpoint, "
                 "such as tcp:65432:interface=127.0.0.1 or unix:/run/echod/socket"
             ) from error
 
@@ -250,14 +341,12 @@ def port_and_values(description: str, names: Collection[str]) -> tuple[int, dict
     :param names: those that there may be. The value of ``interface`` is an IP address.
     :raises ValueError: where it is not such a description.
     """
-    _, number, *rest = [*UNESCAPED_COLON.split(description), ""]
-    number = number.removeprefix("port=")
-    if not (number.isascii() and number.isdigit() and int(number) <= 65535):
-        raise ValueError(f"a port is a whole number from 0 to 65535, not {number!r}")
+    _, text, *rest = [*UNESCAPED_COLON.split(description), ""]
+    number = read("a port", port, text.removeprefix("port="))
     values = named_values(rest, names)
     if "interface" in values:
-        ipaddress.ip_address(values["interface"])
-    return int(number), values
+        read("interface=", check_interface, values["interface"])
+    return number, values
 
 
 def named_values(parts: Iterable[str], names: Collection[str]) -> dict[str, str]:
@@ -277,46 +366,22 @@ def named_values(parts: Iterable[str], names: Collection[str]) -> dict[str, str]
     return values
 
 
-def with_backlog(description: str) -> str:
-    """Return ``description`` with :data:`BACKLOG`, where it is TCP and names no backlog."""
-    kind, *rest = UNESCAPED_COLON.split(description)
-    if kind.lower() not in ("tcp", "tcp6") or any(part.startswith("backlog=") for part in rest):
-        return description
-    if len([part for part in rest if "=" not in part]) > 2:  # port, interface, backlog
-        return description
-    return f"{description}:backlog={BACKLOG}"
-
-
-def on_loopback(description: str) -> str:
-    """Return ``description`` with loopback for the interface, where it is IP and names none."""
-    kind, *rest = UNESCAPED_COLON.split(description)
-    kind = kind.lower()  # as Twisted compares it
-    if kind == "haproxy":
-        return f"{kind}:{on_loopback(':'.join(rest))}"
-    if kind not in LOOPBACKS or any(part.startswith("interface=") for part in rest):
-        return description
-    loopback, before = LOOPBACKS[kind]
-    if len([part for part in rest if "=" not in part]) > before:
-        return description
-    return f"{description}:interface={loopback}"
-
-
 def explain(error: Exception, kind: str = "tcp") -> str:
     """Return what went wrong and what to do about it, in one line.
 
     :param kind: the protocol of the port that it is about, if it is about one.
     """
-    where, cause = "", error
+    where = ""
+    cause: object = error
     if isinstance(error, CannotListenError):
         cause = error.socketError
         if error.interface is not None:
             host = f"[{error.interface}]" if ":" in error.interface else error.interface or "*"
             where = f"cannot listen on {kind} {host}:{error.port}: "
     if not isinstance(cause, OSError) or cause.errno is None:
-        text, kind = str(cause), type(cause).__name__
-        if isinstance(cause, LookupError):  # whose text is the key alone
-            text = text and f"{kind}: {text}"
-        return f"{where}{text or kind}"
+        # What CannotListenError says is for people. What else an endpoint raises is not.
+        why = cause if isinstance(cause, str) else "this endpoint cannot be listened on"
+        return f"{where}{why}"
     advice = SANDBOX if cause.errno == errno.EAFNOSUPPORT and no_ip() else ADVICE.get(cause.errno)
     return f"{where}{str(cause.strerror).lower()}" + (f": {advice}" if advice else "")
 

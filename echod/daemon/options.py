@@ -8,6 +8,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+from twisted.internet.interfaces import IAddress
 from twisted.python import usage
 
 from echod import __version__
@@ -30,6 +31,19 @@ class CannotServe(SystemExit, Exception):
     def __init__(self, why: object) -> None:
         self.why = on_one_line(str(why))
         super().__init__(f"twistd echod: {self.why}")
+
+
+class AddressInUse(CannotServe):
+    """Another socket listens at an address.
+
+    :ivar option: the option that asks for it, and what it was given.
+    :ivar address: the address.
+    """
+
+    def __init__(self, option: str, address: IAddress, why: str) -> None:
+        super().__init__(f"{option}: {why}")
+        self.option = option
+        self.address = address
 
 
 class Options(usage.Options):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from echod.daemon.interfaces import check_interface
 from echod.datagram import LEAST_RATE, MOST_RATE
 from echod.durations import parse_duration
 
@@ -79,18 +79,6 @@ def rate(text: str) -> float:
     return float(text)
 
 
-def address(text: str) -> str:
-    """Return ``text``, an IP address.
-
-    :raises ValueError: with a message that says so, if it is not one.
-    """
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        raise ValueError(f"takes an IPv4 or IPv6 address of this machine, not {text!r}") from None
-    return text
-
-
 port = functools.partial(whole_number, least=0, most=65535)
 count = functools.partial(whole_number, least=1, most=MOST)
 
@@ -101,7 +89,7 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
             "interface",
             "ADDRESS",
             "IP address to listen on, repeatable. [default: 127.0.0.1 and ::1]",
-            address,
+            check_interface,
             repeatable=True,
         ),
         Option(

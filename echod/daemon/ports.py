@@ -13,8 +13,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.daemon.accepting import ListeningSocket
+from echod.daemon.interfaces import overlap
 from echod.daemon.listening import BACKLOG, Listener
 from echod.daemon.logs import RateLimitedSummary, name_of
+from echod.daemon.options import AddressInUse, CannotServe
 from echod.kernel import receive_urgent_inline, refuse_descriptors
 
 log = Logger(namespace="echod")
@@ -52,10 +54,24 @@ class Ports:
         """The addresses on which it listens."""
         return [port.getHost() for port in self._ports]
 
-    async def open(self) -> None:
-        """Listen everywhere; raise CannotServe where that is not possible."""
+    async def open(self, others: Sequence[IAddress] = ()) -> None:
+        """Listen everywhere.
+
+        :param others: addresses on which the process listens already.
+        :raises CannotServe: where that is not possible.
+        """
         for listener in self._listeners:
-            ports = await listener.listen(self._factory)
+            try:
+                ports = await listener.listen(self._factory)
+            except AddressInUse as error:
+                for taken in (*others, *self.hosts):
+                    if overlap(taken, error.address):
+                        raise CannotServe(
+                            f"{error.option}: echod itself listens on {name_of(taken)} already, "
+                            f"which takes what {name_of(error.address)} would: "
+                            "leave out one of the two"
+                        ) from error
+                raise
             self._ports += ports
             if not listener.passed:
                 self._ours += ports

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
-from twisted.internet.interfaces import IReactorCore
+from twisted.internet.interfaces import IAddress, IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -28,6 +28,7 @@ class EchoService(Service):
     :param others: what else listens, until the drain is over.
     :param drain_timeout: seconds that connections have to finish when the service stops.
     :param notifier: is told when all listen and the reactor runs, and when the drain begins.
+    :param connection_limit: returns how many connections there may be, when all ports are open.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class EchoService(Service):
         others: Sequence[Ports],
         drain_timeout: float,
         notifier: Notifier,
+        connection_limit: Callable[[], int],
     ) -> None:
         self._reactor = reactor
         self._factory = factory
@@ -46,6 +48,7 @@ class EchoService(Service):
         self._others = others
         self._drain_timeout = drain_timeout
         self._notifier = notifier
+        self._connection_limit = connection_limit
         self._draining = False
         self._listening: Deferred[None] | None = None
 
@@ -96,8 +99,12 @@ class EchoService(Service):
             self._factory.drain(0)
 
     async def _listen(self) -> None:
+        opened: list[IAddress] = []
         for ports in (self._echo, *self._others):
-            await ports.open()
+            await ports.open(opened)
+            opened += ports.hosts
+        # Not before: what listens takes descriptors, too.
+        self._factory.max_connections = self._connection_limit()
         # Not before it runs: until then a signal would end the process without a drain.
         self._reactor.callWhenRunning(self._notifier.ready)
 

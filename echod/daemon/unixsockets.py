@@ -17,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 
 from echod.daemon.listening import BACKLOG, UNESCAPED_COLON, explain
-from echod.daemon.options import CannotServe
+from echod.daemon.options import AddressInUse, CannotServe
 from echod.daemon.passed import PassedUNIXPort
 from echod.kernel import refuse_descriptors
 
@@ -98,6 +99,11 @@ class UNIXListener:
                     lock.unlock()
                 raise
         except (OSError, ValueError) as error:
+            if isinstance(error, ValueError):
+                raise CannotServe(f"{self._said}: {error}") from error
+            if error.errno == errno.EADDRINUSE:
+                address = UNIXAddress(os.fsencode(self._path))
+                raise AddressInUse(self._said, address, explain(error)) from error
             raise CannotServe(f"{self._said}: {explain(error)}") from error
         port = UNIXPort(sock, factory, self._reactor)
         port.lockFile = lock

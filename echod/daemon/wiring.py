@@ -7,13 +7,14 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
 
 from echod.clock import use_monotonic_time
 from echod.daemon import notify, passed
 from echod.daemon.accepting import log_not_accepted
-from echod.daemon.endpoints import echo_listener, import_extra, stream_listener
-from echod.daemon.listening import Listener, TCPListener, on_loopback
+from echod.daemon.endpoints import echo_listener, import_extra, metrics_listener
+from echod.daemon.listening import Listener, TCPListener
 from echod.daemon.logs import ConnectionLog, RateLimitedSummary
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.passed import METRICS, TLS, Passed, PassedListener, adopt
@@ -48,7 +49,7 @@ def makeService(options: Options) -> EchoService:
     web = import_extra("web", "metrics", "metrics need") if metrics else None
     factory = EchoFactory(
         clock=reactor,
-        max_connections=room(options["max-connections"], spare=web.MAX_CONNECTIONS if web else 0),
+        max_connections=options["max-connections"],
         max_connections_per_peer=options["max-connections-per-peer"],
         idle_timeout=options["idle-timeout"],
         stall_timeout=options["stall-timeout"],
@@ -91,6 +92,9 @@ def makeService(options: Options) -> EchoService:
         others=others,
         drain_timeout=options["drain-timeout"],
         notifier=notifier,
+        connection_limit=lambda: connection_limit(
+            options["max-connections"], reactor, web.MAX_CONNECTIONS if web else 0
+        ),
     )
     signals.hasten = service.hasten
     return service
@@ -114,19 +118,27 @@ def take(
     return {name: taken[name] for name in names if name in taken}
 
 
-def room(asked: int | None, spare: int) -> int:
+def connection_limit(asked: int | None, reactor: object, spare: int) -> int:
     """Return how many connections there may be, of the ``asked`` for.
 
+    :param reactor: watches their descriptors.
     :param spare: descriptors that something else needs.
     """
-    left = max(1, descriptors_left() - spare)
+    left = max(1, descriptors_left(reactor) - spare)
     if asked is None or asked <= left:
         return asked or left
     log.warn(
-        "--max-connections {asked}: RLIMIT_NOFILE leaves room for {left} only; raise it "
-        "(ulimit -n, or LimitNOFILE= of systemd)",
+        "--max-connections {asked}: {limit} leaves room for {left} only; {remedy}",
         asked=asked,
         left=left,
+        **(
+            {"limit": "select(2)", "remedy": "choose another reactor"}
+            if isinstance(reactor, SelectReactor)
+            else {
+                "limit": "RLIMIT_NOFILE",
+                "remedy": "raise it (ulimit -n, or LimitNOFILE= of systemd)",
+            }
+        ),
     )
     return left
 
@@ -168,6 +180,6 @@ def metrics_listeners(options: Options, sockets: Sequence[Passed], reactor: Any)
                 "--metrics takes no systemd: endpoint, but any socket that is passed with the name "
                 "metrics (FileDescriptorName=)"
             )
-        where = on_loopback(options["metrics"])
-        listeners.append(stream_listener(reactor, where, f"--metrics {where!r}"))
+        option = f"--metrics {options['metrics']!r}"
+        listeners.append(metrics_listener(reactor, options["metrics"], option))
     return listeners

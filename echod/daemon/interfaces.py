@@ -1,0 +1,51 @@
+"""Addresses to listen on, as an operator types them: checked before the kernel sees them."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+
+WILDCARDS = ("0.0.0.0", "::")
+
+
+def check_interface(text: str) -> str:
+    """Return ``text``, an IP address that a port can be bound to.
+
+    :raises ValueError: with a message that says what is allowed, for anything else.
+    """
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"takes an IPv4 or IPv6 address of this machine, not {text!r}") from None
+    zone = getattr(address, "scope_id", None)
+    if zone is None:
+        if address.version == 6 and address.is_link_local:
+            raise ValueError(
+                f"takes a link-local address with its link, as in {text}%eth0, not {text!r}"
+            )
+    elif not zone.isdecimal():
+        try:
+            socket.if_nametoindex(zone)
+        except OSError:
+            raise ValueError(
+                f"takes a link of this machine after the % (ip link lists them), not {zone!r}"
+            ) from None
+    return text
+
+
+def overlap(one: IAddress, other: IAddress) -> bool:
+    """Return whether two listening sockets cannot have these addresses at a time."""
+    if isinstance(one, UNIXAddress) or isinstance(other, UNIXAddress):
+        return one == other
+    if not isinstance(one, IPv4Address | IPv6Address):
+        return False
+    if not isinstance(other, IPv4Address | IPv6Address):
+        return False
+    if (one.type, one.port) != (other.type, other.port):
+        return False
+    if one.host == other.host or "::" in (one.host, other.host):  # for IPv4, too (ipv6(7))
+        return True
+    return type(one) is type(other) and not {one.host, other.host}.isdisjoint(WILDCARDS)
