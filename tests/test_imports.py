@@ -38,6 +38,7 @@ PROBE = [
     "replies",
     "schedule",
     "failures",
+    "endpoint",
     "target",
     "channels",
     "connecting",
@@ -72,7 +73,7 @@ EXTRAS: dict[str, set[str]] = {
 }
 
 # The command line is read without any extra, and so is --help printed.
-for name in ("messages", "failures", "target", "output", "options", "main"):
+for name in ("messages", "failures", "endpoint", "target", "output", "options", "main"):
     del EXTRAS[f"probe/{name}.py"]
 
 # Imports one of these only when it is called, to say what is missing.

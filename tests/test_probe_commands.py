@@ -239,6 +239,9 @@ def test_tls(tls: str, command: Any, its_own_clock: Any) -> None:
     status, out, err = echod_client(*command, tls, prepare=its_own_clock)
     assert (status, err) == (0, "")
     assert "TLS handshake" in out
+    name = tls.partition(":trustRoots")[0]
+    assert f"on {name} (" in out if command[0] == "load" else f"--- {name} ---" in out
+    assert "trustRoots" not in out
 
 
 def test_no_tls_there(target: str, its_own_clock: Any) -> None:

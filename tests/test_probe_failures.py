@@ -86,6 +86,7 @@ def test_connect(number: int) -> None:
         (error.ConnectingCancelledError(None), TIMED_OUT, "no answer in time"),
         (error.ConnectError(), FAILED, "An error occurred while connecting."),
         (error.ConnectError("not a number", "x\ny"), FAILED, None),
+        (error.ConnectBindError(-2, "no such name"), FAILED, "Couldn't bind: -2: no such name."),
         (ValueError("two\n  lines"), FAILED, "two lines"),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), UNRESOLVED, None),
         (socket.gaierror(socket.EAI_AGAIN, "Try again"), UNRESOLVED, "Try again"),
@@ -107,7 +108,7 @@ def test_python_and_twisted(what: Exception, kind: str, line: str | None) -> Non
         (SSL.Error([*CERTIFICATE, ("", "", "no luck")]), "TLS fails: certificate verify failed,"),
         (SSL.Error([]), "TLS fails: the connection has ended"),
         (SSL.SysCallError(-1, "Unexpected EOF"), "TLS fails: "),
-        (SSL.ZeroReturnError(), "TLS fails: ZeroReturnError"),
+        (SSL.ZeroReturnError(), "TLS fails: the connection has ended"),
     ],
     ids=repr,
 )

@@ -74,6 +74,12 @@ def test_several(tmp_path: Path) -> None:
     assert told.count("p50") == 1
 
 
+def test_short_label() -> None:
+    """A legend has no room for the files of a TARGET."""
+    run = {**RUN, "target": "tls:echo.example:7:trustRoots=/etc/ssl/ours"}
+    assert label(run) == "tls:echo.example:7, 2 x 64 B, closed loop"
+
+
 def test_png(tmp_path: Path) -> None:
     """A PNG is one, whatever the case of its name."""
     for name in ("a.PNG", ".png"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,18 +22,19 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
 
+from echod.probe.endpoint import BadTarget
 from echod.probe.failures import UNRESOLVED, kind_of
 from echod.probe.reactor import PreciseReactor
 from echod.probe.target import (
     MTU_DISCOVER,
     PMTUDISC_DO,
-    BadTarget,
     Target,
     name_of,
     parse_target,
     resolve,
     udp_socket,
 )
+from tests.authority import Authority
 from tests.support import ROOT, TIMEOUT
 
 
@@ -111,19 +114,82 @@ def test_in_brackets(said: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("nosuch:x", "Unknown endpoint type: 'nosuch'"),
-        ("localhost:http", "Unknown endpoint type: 'localhost'; the port of host:port is a number"),
-        ("tcp:localhost:http", "'http'"),
-        ("tcp:localhost", "'port'"),
-        ("unix:/run/x:timeout=soon", "'soon'"),
-        ("tls:localhost:7:trustRoots=/no/such", "No such file or directory: '/no/such'"),
+        ("nosuch:x", "has a type of endpoint that there is not: 'nosuch'; a port is a number"),
+        ("localhost:http", "has a type of endpoint that there is not: 'localhost'; a port is"),
+        ("tcp:localhost", "has to be tcp:HOST:PORT"),
+        ("tcp:localhost:7:9", "has to be tcp:HOST:PORT"),
+        ("tcp:port=7", "has to be tcp:HOST:PORT"),
+        ("tcp::7", "has to be tcp:HOST:PORT"),
+        ("ssl:localhost", "has to be ssl:HOST:PORT[:caCertsDir=DIRECTORY]"),
+        ("TLS:localhost", "has to be tls:HOST:PORT[:trustRoots=DIRECTORY]"),
+        ("tls:localhost:7:trustroots=/etc", "has to be tls:HOST:PORT[:trustRoots=DIRECTORY]"),
+        ("tls:localhost:7:timeout=soon", "has to be tls:HOST:PORT[:trustRoots=DIRECTORY]"),
+        ("unix:/run/x:timeout=soon", "has to be unix:PATH"),
+        ("unix:/run/a=b", r"has to be unix:PATH, with a \ before each colon and = of the path"),
+        (
+            "tls:localhost:7:trustRoots=/no/such",
+            "names a file that cannot be read: /no/such: no such file or directory",
+        ),
+        (
+            "tls:localhost:7:certificate=/:privateKey=/",
+            "names a file that cannot be read: /: is a directory",
+        ),
     ],
 )
 def test_no_endpoint(said: str, why: str) -> None:
-    """What Twisted does not take is refused with what Twisted says of it."""
-    line = refused(said)
-    assert "is no client endpoint: " in line
-    assert why in line
+    """What is no endpoint is told what it has to be, in the words of a command line."""
+    assert refused(said).startswith(f"TARGET {said!r} {why}")
+
+
+@pytest.mark.parametrize("said", ["tcp:h:http", "tcp:h:70000", "tls:h:-7", "ssl:host=h:port=0"])
+def test_bad_port_of_endpoint(said: str) -> None:
+    """A port is checked at once, and not when it is connected to."""
+    port = re.split("[:=]", said)[-1]
+    assert refused(said) == f"TARGET {said!r}: a port is from 1 to 65535, not {port}"
+
+
+@pytest.mark.parametrize("option", ["tls:localhost:7:trustRoots", "ssl:localhost:7:caCertsDir"])
+@pytest.mark.parametrize("name", ["roots", "a:b"])
+def test_key_among_certificates(option: str, name: str, tmp_path: Path) -> None:
+    """A directory of certificates that holds a key is named, with the file."""
+    authority = Authority(tmp_path)
+    key, _ = authority.issue("server")
+    roots = tmp_path / name
+    roots.mkdir()
+    shutil.copy(authority.file, roots / "a.pem")
+    shutil.copy(key, roots / "b.pem")
+    said = f"{option}={str(roots).replace(':', chr(92) + ':')}"
+    assert refused(said) == (
+        f"TARGET {said!r} names a file that TLS cannot use: {roots}/b.pem is no certificate; "
+        "a directory of these has no other .pem files"
+    )
+
+
+def test_certificate_without_key(tmp_path: Path) -> None:
+    """A client's certificate needs its key."""
+    authority = Authority(tmp_path)
+    assert refused(f"tls:localhost:7:certificate={authority.file}").endswith(
+        " names a file that TLS cannot use: a certificate and its private key are needed, "
+        "each in PEM"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("localhost:7", "localhost:7"),
+        ("udp:[::1]:7", "udp:[::1]:7"),
+        ("unix:/run/x", "unix:/run/x"),
+        (r"unix:/run/a\=b", r"unix:/run/a\=b"),
+        ("unix:path=/run/x:timeout=3", "unix:path=/run/x"),
+        ("tls:localhost:7:trustRoots=/etc/ssl/ours", "tls:localhost:7"),
+        (r"tls:\:\:1:7:timeout=3:trustRoots=/etc/a\:b", r"tls:\:\:1:7"),
+        ("tcp:host=localhost:port=7:timeout=3", "tcp:host=localhost:port=7"),
+    ],
+)
+def test_short_name(said: str, name: str) -> None:
+    """In headings and legends, a TARGET is where it leads, without the files for TLS."""
+    assert parse_target(said).name == name
 
 
 def test_long_path() -> None:
@@ -132,8 +198,8 @@ def test_long_path() -> None:
     assert parse_target(f"unix:/{'x' * 106}").endpoint(Clock())
 
 
-def test_wordless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what Twisted says nothing of, the exception is named; what has lines, is one."""
+def test_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the parser of a plugin raises, no exception is quoted."""
 
     def fail(why: Exception) -> Callable[..., Any]:
         def parse(*_: object) -> Any:
@@ -141,10 +207,9 @@ def test_wordless(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return parse
 
-    monkeypatch.setattr("echod.probe.target.clientFromString", fail(KeyError()))
-    assert refused("odd:x").endswith(": KeyError()")
-    monkeypatch.setattr("echod.probe.target.clientFromString", fail(ValueError("a\n  b")))
-    assert refused("odd:x").endswith(": a b")
+    for error in (KeyError(), ValueError("a\n  b"), TypeError("_parse() takes 3")):
+        monkeypatch.setattr("echod.probe.endpoint.clientFromString", fail(error))
+        assert refused("odd:x").endswith(" is nothing that the odd endpoint takes")
 
 
 @given(st.text())
@@ -178,7 +243,8 @@ def test_without_tls(missing: str) -> None:
     program = (
         "import sys; sys.modules[sys.argv[1]] = None\n"
         "from twisted.internet.task import Clock\n"
-        "from echod.probe.target import BadTarget, Target\n"
+        "from echod.probe.endpoint import BadTarget\n"
+        "from echod.probe.target import Target\n"
         "print(type(Target('unix:/run/x').endpoint(Clock())).__name__)\n"
         "for said in 'tls:localhost:7', 'ssl:localhost:7':\n"
         "    try: Target(said).endpoint(Clock())\n"

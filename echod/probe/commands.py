@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from echod.probe import report
 from echod.probe.channels import StreamChannel
+from echod.probe.endpoint import BadTarget
 from echod.probe.failures import of_file
 from echod.probe.interrupts import handled
 from echod.probe.load import Load
@@ -26,7 +27,6 @@ from echod.probe.output import discard
 from echod.probe.ping import Ping, Probe
 from echod.probe.pipe import Pipe
 from echod.probe.reactor import PreciseReactor
-from echod.probe.target import BadTarget
 from echod.probe.terminal import Live, columns, histogram, is_terminal, left_of, progress
 from echod.probe.times import Times
 from echod.probe.way import Way
@@ -118,7 +118,7 @@ class PingCommand:
             return
         way = self.run.way
         self._console.say(
-            f"echo of {way.target.said} ({way.address}) by {way.protocol}, "
+            f"echo of {way.target.name} ({way.address}) by {way.protocol}, "
             f"{report.plural(self.run.size, 'byte')} a message"
         )
         if isinstance(channel, StreamChannel):
@@ -146,7 +146,7 @@ class PingCommand:
             self._console.say("", *report.lines_of_ping(run))
             self._console.draw(run.tally.times)
         if run.failure:
-            self._console.complain(f"{run.way.address or run.way.target.said}: {run.failure}")
+            self._console.complain(f"{run.way.address or run.way.target.name}: {run.failure}")
         return report.is_right(run)
 
 
@@ -182,7 +182,7 @@ class LoadCommand:
             console.say(*report.lines_of_load(run))
             console.draw(run.tally.times)
         if run.failure:
-            where = run.way.address or run.way.target.said
+            where = run.way.address or run.way.target.name
             missing = run.connections - len(run.channels)
             console.complain(
                 f"{where}: {report.plural(missing, 'connection')} could not be made: {run.failure}"
@@ -221,7 +221,7 @@ class PipeCommand:
             console.note(json.dumps(report.of_pipe(run)))
         if run.failure:
             counted = f"{run.written:,} of {report.plural(run.sent, 'byte')} came out"
-            where = run.way.address or run.way.target.said
+            where = run.way.address or run.way.target.name
             console.complain(f"{where}: {run.failure}" + (f"; {counted}" if run.sent else ""))
         return not run.failure
 

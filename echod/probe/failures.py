@@ -94,8 +94,11 @@ def line_of(reason: Failure | BaseException) -> str:
         return f"TLS fails: {of_tls(what)}"
     if isinstance(what, socket.gaierror):
         return str(what.strerror)
-    line = LINES.get(kind) or (number and os.strerror(number).lower())
+    line = LINES.get(kind) or (number and number > 0 and os.strerror(number).lower())
     return line or " ".join(str(what).split())
+
+
+ENDED: Final = "the connection has ended"
 
 
 def of_tls(what: BaseException) -> str:
@@ -103,8 +106,8 @@ def of_tls(what: BaseException) -> str:
     if hasattr(what, "errors"):  # VerificationError: the names asked for, of which it has none
         return "the certificate is for another name"
     if what.args and isinstance(what.args[0], list):  # of a queue: library, function, reason
-        return ", ".join(str(each[-1]) for each in what.args[0]) or "the connection has ended"
-    return " ".join(str(what).split()) or type(what).__name__
+        return ", ".join(str(each[-1]) for each in what.args[0]) or ENDED
+    return " ".join(str(what).split()) or ENDED
 
 
 def of_file(what: OSError) -> str:

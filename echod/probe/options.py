@@ -16,10 +16,11 @@ from typing import Any, Final, NoReturn
 
 from echod import __version__
 from echod.durations import parse_duration
+from echod.probe.endpoint import BadTarget
 from echod.probe.failures import of_file
 from echod.probe.messages import LONGEST, SHORTEST
 from echod.probe.output import discard
-from echod.probe.target import BadTarget, parse_target
+from echod.probe.target import parse_target
 
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""

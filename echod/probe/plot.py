@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from matplotlib.figure import Figure
 
+from echod.probe.endpoint import short_name
 from echod.probe.report import Values
 
 PERCENTILES: Final = (50, 90, 99, 99.9, 99.99, 99.999)
@@ -61,7 +62,7 @@ def label(run: Values) -> str:
     """Return what a run is called; where it comes from a file, by that too."""
     rate = run["asked_messages_per_second"]
     loop = "closed loop" if rate is None else f"open loop, {rate:,g}/s"
-    called = f"{run['target']}, {run['connections']} x {run['size_bytes']} B, {loop}"
+    called = f"{short_name(run['target'])}, {run['connections']} x {run['size_bytes']} B, {loop}"
     called = f"{run['file']}: {called}" if "file" in run else called
     return called.encode(errors="backslashreplace").decode()  # bytes that are no UTF-8
 

@@ -211,7 +211,7 @@ def line_of_errors(errors: Counter[str]) -> str:
 
 def lines_of_ping(run: Ping) -> Iterator[str]:
     """Yield the summary of a ping."""
-    yield f"--- {run.way.target.said} ---"
+    yield f"--- {run.way.target.name} ---"
     yield line_of_counts(run)
     if run.skipped:
         yield f"skipped: {plural(run.skipped, 'message')}, since this program stood still"
@@ -226,7 +226,7 @@ def lines_of_load(run: Load) -> Iterator[str]:
     """Yield the summary of a load."""
     way = run.way
     yield (
-        f"load on {way.target.said} ({way.address}) by {way.protocol}, "
+        f"load on {way.target.name} ({way.address}) by {way.protocol}, "
         f"{plural(run.size, 'byte')} a message, {plural(run.connections, 'connection')}"
     )
     if run.connecting.count:

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.python.failure import Failure
+
+from echod.probe.endpoint import BadTarget, check_port, endpoint_of, short_name
 
 HOST_AND_PORT: Final = re.compile(
     r"(udp:)?(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]+)",
     re.IGNORECASE,
 )
 
-LONGEST_PATH: Final = 107
-"""Bytes of the name of a UNIX socket (unix(7))."""
-
 TAKES: Final = "host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
 
 Address = tuple[Any, ...]
 """As socket(7) has it: host, port, and more for IPv6."""
-
-
-class BadTarget(ValueError):
-    """TARGET is nothing to connect to: one line that says why."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +48,12 @@ class Target:
 
         :raises BadTarget: where it describes none.
         """
-        try:
-            endpoint: Any = clientFromString(reactor, self.said)
-        except (ImportError, NameError) as error:  # NameError: Twisted has gone on without it
-            raise BadTarget(
-                f"TARGET {self.said!r} needs TLS, which is not installed: "
-                "install echod with its extra tls"
-            ) from error
-        except Exception as error:  # whatever a plugin's parser raises
-            # UnlistableError, of trustRoots, says nothing itself.
-            why = " ".join((str(error) or str(error.__context__ or repr(error))).split())
-            if why.startswith("Unknown endpoint type"):  # as of localhost:http
-                why += "; the port of host:port is a number"
-            raise BadTarget(f"TARGET {self.said!r} is no client endpoint: {why}") from error
-        path = getattr(endpoint, "_path", "")  # of a UNIX socket, which Twisted trips over
-        if len(os.fsencode(path)) > LONGEST_PATH:
-            raise BadTarget(f"TARGET {self.said!r}: a path has {LONGEST_PATH} bytes at the most")
-        return cast("IStreamClientEndpoint", endpoint)
+        return endpoint_of(reactor, self.said)
+
+    @property
+    def name(self) -> str:
+        """Where it leads, for headings: without arguments such as the files for TLS."""
+        return self.said if self.host is not None else short_name(self.said)
 
 
 def parse_target(said: str) -> Target:
@@ -82,8 +64,7 @@ def parse_target(said: str) -> Target:
     found = HOST_AND_PORT.fullmatch(said)
     if found:
         port, six = found["port"], found["six"]
-        if len(port) > 5 or not 0 < int(port) < 65536:
-            raise BadTarget(f"TARGET {said!r}: a port is from 1 to 65535, not {port}")
+        check_port(said, port)
         if six and ":" in six:
             check_address(said, six)
         return Target(said, bool(found[1]), six or found["host"], int(port))
