@@ -372,7 +372,7 @@ def test_observer_raises() -> None:
 
 
 def test_wrapping_factory() -> None:
-    """A wrapping factory hides half-close: what is owed is lost, and the event says so."""
+    """A wrapping factory hides half-close: replies are lost, with RST, and the event says so."""
     scene = Scene(WrappingFactory)
     scene.peer.stall()
     scene.peer.send(bytes(100_000))
@@ -380,7 +380,7 @@ def test_wrapping_factory() -> None:
     scene.network.settle()
     scene.peer.resume()
     scene.network.settle()
-    assert scene.peer.ended == "FIN"
+    assert scene.peer.ended == "RST"
     assert len(scene.peer.received) < 100_000
     [closed] = scene.events.closed
     assert (closed.ending, closed.bytes) == (Ending.LOST, 100_000)
