@@ -18,6 +18,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ import pytest
 from docutils import nodes
 
 from echod.daemon import logs, notify, web
+from echod.daemon.command import Command
 from echod.daemon.listening import ON_LOOPBACK
 from echod.daemon.options import PORT, Options
 from echod.events import Ending, Reason
@@ -48,8 +50,8 @@ UNITS = {path.name: path for path in (ROOT / "systemd").iterdir()}
 SHELL = blocks(DOCUMENT, "sh")
 DROP_INS = blocks(DOCUMENT, "ini")
 
-JOURNAL = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.journal", "echod")
-JSON = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.json_lines", "echod")
+JOURNAL = (sys.executable, "-m", "echod", "--logger", "echod.daemon.logs.journal")
+JSON = (*JOURNAL, "--logger", "echod.daemon.logs.json_lines")
 
 
 def needs(program: str, package: str) -> pytest.MarkDecorator:
@@ -101,12 +103,12 @@ def options_in(text: str) -> list[str]:
     return [word for said in re.findall(r'"OPTIONS=([^"]*)"', text) for word in shlex.split(said)]
 
 
-def options(*more: str) -> Options:
+def options(*more: str) -> Command:
     """Return the options of the unit's command, with ``more`` in the place of its $OPTIONS."""
     [command] = unit("echod.service")["ExecStart"]
-    *words, last = shlex.split(command.partition(" echod ")[2])
+    _, *words, last = shlex.split(command)
     assert last == "$OPTIONS", "what is said last, counts"
-    parsed = Options()
+    parsed = Command()
     parsed.parseOptions([*words, *more])
     return parsed
 
@@ -149,7 +151,7 @@ def test_the_installation() -> None:
     assert upgrade[:1] + upgrade[2:-1] == install[:1] + install[3:-1]
     [command] = unit("echod.service")["ExecStart"]
     assert install[1] == "python3 -m venv /opt/echod"
-    assert command.startswith("/opt/echod/bin/twistd ")
+    assert command.startswith("/opt/echod/bin/echod ")
     assert install[3].startswith("/opt/echod/bin/twistd --help")
 
 
@@ -180,7 +182,7 @@ def verified(block: str, directory: Path) -> tuple[int, list[str]]:
     """Return what systemd-analyze says of the units with a drop-in of a document."""
     for name, path in UNITS.items():
         # Its program is not installed here, and need not be.
-        content = re.sub(r"/opt/echod/bin/twistd", "/bin/true", path.read_text())
+        content = path.read_text().replace("/opt/echod/bin/echod", "/bin/true")
         (directory / name).write_text(content)
     if block:
         match = re.match(r"# /etc/systemd/system/(\S+)\.d/override\.conf\n\[\w+\]\n", block)
@@ -188,7 +190,7 @@ def verified(block: str, directory: Path) -> tuple[int, list[str]]:
         assert match[1] in UNITS
         drop_in = directory / f"{match[1]}.d"
         drop_in.mkdir()
-        (drop_in / "override.conf").write_text(block.replace("/opt/echod/bin/twistd", "/bin/true"))
+        (drop_in / "override.conf").write_text(block)
     verified = run(
         "systemd-analyze",
         "verify",
@@ -204,7 +206,7 @@ def verified(block: str, directory: Path) -> tuple[int, list[str]]:
     "block", [*filter(options_in, DROP_INS), UNITS["echod.service"].read_text()]
 )
 def test_options_of_drop_ins(block: str) -> None:
-    """The options in a drop-in, and in the unit's comment, are those of ``twistd echod``.
+    """The options in a drop-in, and in the unit's comment, are those of ``echod``.
 
     They listen on what systemd passes alone, and a drain has less time than that gives the stop.
     """
@@ -219,12 +221,10 @@ def test_options_of_drop_ins(block: str) -> None:
 
 
 def test_json_drop_in() -> None:
-    """The drop-in for JSON has the command of the unit, with another kind of log."""
-    [block] = [block for block in DROP_INS if "ExecStart=" in block]
-    [command] = unit("echod.service")["ExecStart"]
-    assert ".logs.journal " in command
-    said = unit("echod.service", block)["ExecStart"]
-    assert said == ["", command.replace(".logs.journal ", ".logs.json_lines ")]
+    """The drop-in for JSON has another kind of log, which takes the place of the unit's."""
+    [block] = [block for block in DROP_INS if "--logger" in block]
+    assert options()["logger"] == "echod.daemon.logs.journal"
+    assert options(*options_in(block))["logger"] == "echod.daemon.logs.json_lines"
     # Or else each line of JSON were an error, as what comes past the log is in the unit.
     assert unit("echod.service", block)["SyslogLevel"] == ["info"]
 
@@ -381,7 +381,8 @@ def test_each_line_of_echod_is_explained() -> None:
                 assert len(fitting) == 1, (filled, fitting)
                 assert levels[call.level] in fitting[0].priority, fitting
                 explained.add(fitting[0].term)
-    assert {line.term for line in LINES} == explained | TWISTEDS | {"twistd echod: WHY"}
+    last = "echod: WHY"  # printed, not logged: see test_line_of_a_start_that_fails
+    assert {line.term for line in LINES} == explained | TWISTEDS | {last}
     assert len(LINES) == len({line.term for line in LINES})
     # No call has another form.
     source = "".join(path.read_text() for path in SOURCES)
@@ -437,7 +438,7 @@ def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
         socket.create_server(("127.0.0.1", 0)) as metrics,
         Daemon(
             *("--max-connections", "1"),
-            twistd=JOURNAL,
+            command=JOURNAL,
             env={**os.environ, "NOTIFY_SOCKET": "/nowhere/notify"},
             **passing(listening, datagram, metrics, names="echod.socket:metrics:metrics"),
         ) as daemon,
@@ -461,7 +462,7 @@ def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
 
 def test_line_of_a_start_that_fails(listening: socket.socket) -> None:
     """Why it cannot serve is one line without a priority, and exit status 1."""
-    daemon = Daemon("--no-such", twistd=JOURNAL, **passing(listening, names="echod.socket"))
+    daemon = Daemon("--no-such", command=JOURNAL, **passing(listening, names="echod.socket"))
     assert daemon.wait() == 1
     daemon.directory.cleanup()
     [line] = daemon.lines
@@ -498,7 +499,7 @@ def test_json_fields() -> None:
 def json_lines(listening: socket.socket) -> list[str]:
     """The log, as JSON, of a daemon that has done what the example shows."""
     options = ("--max-connections", "1")
-    daemon = Daemon(*options, twistd=JSON, **passing(listening, names="echod.socket"))
+    daemon = Daemon(*options, command=JSON, **passing(listening, names="echod.socket"))
     with contextlib.closing(daemon), used(daemon, listening):
         daemon.wait_for('"refused"')
     return daemon.lines

@@ -276,7 +276,7 @@ def test_told_wrong(facts: Facts) -> None:
     """An option that it does not have: one error says so, once; corrected, it serves."""
     print(*facts["errors"], sep="\n")
     [error] = facts["errors"]
-    assert error.startswith("<3>twistd echod: ")
+    assert error.startswith("<3>echod: ")
     assert "--wrong" in error
     assert (facts["state"], facts["socket"]) == ("failed", "active")
     assert facts["restarted"] == 0
@@ -408,5 +408,5 @@ def test_whole_journal(facts: Facts) -> None:
     assert facts["prefixed"] == []
     assert set(facts["priorities"]) == {"3", "4", "6"}
     # The wrong option, and where it hung when the watchdog ended it.
-    told = "twistd echod: |Fatal Python error: Aborted|Current thread|  File |Extension modules|$"
+    told = "echod: |Fatal Python error: Aborted|Current thread|  File |Extension modules|$"
     assert [line for line in facts["errors"] if not re.match(told, line)] == []

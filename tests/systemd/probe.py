@@ -701,7 +701,7 @@ def stop_everything() -> Facts:
 
 @scenario
 def whole_journal() -> Facts:
-    # «(twistd)» is systemd itself, until it has executed that.
+    # «(echod)» is systemd itself, until it has executed that.
     entries = [
         entry
         for entry in journal(f"_SYSTEMD_UNIT={UNIT}")
