@@ -128,7 +128,8 @@ def test_install(
         daemon.terminate()
         assert daemon.wait() == 0
     client = python.with_name("echod-client")
-    bare = subprocess.run([client, "--version"], capture_output=True, text=True, check=False)
+    assert run(client, "--version") == f"echod-client {__version__}\n"
+    bare = subprocess.run([client, "ping", "h:7"], capture_output=True, text=True, check=False)
     assert bare.returncode == 2
     assert bare.stderr.endswith("which is not installed: install echod with its extra client\n")
     where = run(python, "-c", "import echod; print(echod.__file__)", cwd=tmp_path).strip()

@@ -121,29 +121,9 @@ def test_listen(tmp_path: Path) -> None:
         assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (("--port", "http"), "--port takes a whole number from 0 to 65535, not 'http'"),
-        (("--port", "-1"), "--port takes a whole number from 0 to 65535, not '-1'"),
-        (("--port", "65536"), "--port takes a whole number from 0 to 65535, not '65536'"),
-        (("--interface", "eth0"), "--interface takes an IPv4 or IPv6 address"),
-        (("--port", "0", "--interface", "192.0.2.1"), "this machine has no such address"),
-        (("--listen", "quic:7"), "--listen 'quic:7': Unknown endpoint type"),
-        (("--listen", "tcp:0", "--port", "7"), "--listen stands in place of --port"),
-        (("--listen", "unix:/no/such/directory/x"), "its directory must exist"),
-        (("--listen", r"tcp6:0:interface=\:\:\:"), "--listen 'tcp6:0:interface="),
-        (("--idle-timeout", "0"), "--idle-timeout takes a duration from 1ms to 250000h, such"),
-        (("--stall-timeout", "inf"), "--stall-timeout takes a duration from 1ms to 250000h, such"),
-        (("--drain-timeout", "-1"), "--drain-timeout takes a duration from 0s to 250000h, such"),
-        (("--max-connections", "0"), "--max-connections takes a whole number from 1 to"),
-        (("--prot", "7"), "there is no option --prot"),
-        (("stray",), "takes no arguments, not 'stray'"),
-    ],
-)
-def test_bad_input(options: tuple[str, ...], says: str) -> None:
-    """Bad input gets one line that names the option and what it takes, and exit status 1."""
-    assert says in refused(*options)
+def test_bad_input() -> None:
+    """Bad input gets one line, and exit status 1 (test_wrong_command_lines.py has more)."""
+    assert "takes no arguments, not 'stray'" in refused("stray")
 
 
 def test_port_in_use(tmp_path: Path) -> None:
