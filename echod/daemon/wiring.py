@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from echod.clock import use_monotonic_time
 from echod.daemon import notify, passed
 from echod.daemon.accepting import log_not_accepted
+from echod.daemon.chroot import prepare
 from echod.daemon.endpoints import echo_listener, import_extra, metrics_listener
 from echod.daemon.listening import Listener, TCPListener
 from echod.daemon.logs import ConnectionLog, RateLimitedSummary
@@ -97,6 +98,7 @@ def makeService(options: Options) -> EchoService:
         ),
     )
     signals.hasten = service.hasten
+    prepare(options.parent)
     return service
 
 
