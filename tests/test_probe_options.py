@@ -159,7 +159,7 @@ def test_bad_values(
         ("ping h:7 --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("ping unix:/x --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("load h:7 --compare a", "load: --compare is for --plot FILE"),
-        ("ping h:0", "ping: TARGET 'h:0': a port is from 1 to 65535, not 0"),
+        ("ping h:0", "ping: TARGET 'h:0': a port is from 1 to 65535, not '0'"),
         ("load ::1:7", "load: TARGET '::1:7' has to be host:port"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from echod.probe.output import discard, initial_environment, is_plain, prepare
+from echod.probe.output import discard, initial_environment, is_plain, prepare, printable
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,11 @@ def test_prepare(plain: bool, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> 
     prepare(file, None, io.StringIO())
     print("█\udcff", end="", file=file, flush=True)
     assert written.getvalue() == shown
+
+
+def test_printable() -> None:
+    """What would move the cursor, or has no encoding, is escaped."""
+    assert printable("é \n\x1b[2J\udcff") == r"é \n\x1b[2J\udcff"
 
 
 def test_discard() -> None:

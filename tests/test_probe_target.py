@@ -78,8 +78,8 @@ def refused(said: str) -> str:
 @pytest.mark.parametrize("port", ["0", "65536", "0065536", "9" * 5000, "0" * 5000 + "7"])
 def test_bad_port(port: str) -> None:
     """A port that cannot be one is named."""
-    assert refused(f"localhost:{port}").endswith(f": a port is from 1 to 65535, not {port}")
-    assert refused(f"udp:[::1]:{port}").endswith(f": a port is from 1 to 65535, not {port}")
+    assert refused(f"localhost:{port}").endswith(f": a port is from 1 to 65535, not {port!r}")
+    assert refused(f"udp:[::1]:{port}").endswith(f": a port is from 1 to 65535, not {port!r}")
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_in_brackets(said: str, why: str) -> None:
         ("unix:/run/a=b", r"has to be unix:PATH, with a \ before each colon and = of the path"),
         (
             "tls:localhost:7:trustRoots=/no/such",
-            "names a file that cannot be read: /no/such: no such file or directory",
+            "names a file that cannot be read: '/no/such': no such file or directory",
         ),
         (
             "tls:localhost:7:certificate=/:privateKey=/",
-            "names a file that cannot be read: /: is a directory",
+            "names a file that cannot be read: '/': is a directory",
         ),
     ],
 )
@@ -145,7 +145,7 @@ def test_no_endpoint(said: str, why: str) -> None:
 def test_bad_port_of_endpoint(said: str) -> None:
     """A port is checked at once, and not when it is connected to."""
     port = re.split("[:=]", said)[-1]
-    assert refused(said) == f"TARGET {said!r}: a port is from 1 to 65535, not {port}"
+    assert refused(said) == f"TARGET {said!r}: a port is from 1 to 65535, not {port!r}"
 
 
 @pytest.mark.parametrize("option", ["tls:localhost:7:trustRoots", "ssl:localhost:7:caCertsDir"])
@@ -160,7 +160,7 @@ def test_key_among_certificates(option: str, name: str, tmp_path: Path) -> None:
     shutil.copy(key, roots / "b.pem")
     said = f"{option}={str(roots).replace(':', chr(92) + ':')}"
     assert refused(said) == (
-        f"TARGET {said!r} names a file that TLS cannot use: {roots}/b.pem is no certificate; "
+        f"TARGET {said!r} names a file that TLS cannot use: '{roots}/b.pem' is no certificate; "
         "a directory of these has no other .pem files"
     )
 

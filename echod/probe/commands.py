@@ -23,7 +23,7 @@ from echod.probe.interrupts import handled
 from echod.probe.load import Load
 from echod.probe.measurement import Channel
 from echod.probe.options import WRONG
-from echod.probe.output import discard
+from echod.probe.output import discard, printable
 from echod.probe.ping import Ping, Probe
 from echod.probe.pipe import Pipe
 from echod.probe.reactor import PreciseReactor
@@ -79,7 +79,7 @@ class Console:
 
     def complain(self, why: str) -> None:
         """Print what went wrong."""
-        self.note(f"{self.name}: {why}")
+        self.note(f"{self.name}: {printable(why)}")
 
     def note(self, line: str) -> None:
         """Print a line to ``err``, if anybody takes it there."""

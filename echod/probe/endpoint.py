@@ -56,7 +56,7 @@ def check_port(said: str, port: str) -> None:
     """
     is_number = port.isascii() and port.isdecimal() and len(port) <= 5
     if not is_number or not 0 < int(port) < 65536:
-        raise BadTarget(f"TARGET {said!r}: a port is from 1 to 65535, not {port}")
+        raise BadTarget(f"TARGET {said!r}: a port is from 1 to 65535, not {port!r}")
 
 
 def check_arguments(said: str, kind: str, given: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ def why_not(error: Exception, kind: str, given: Sequence[str]) -> str:
     """
     original = getattr(error, "originalException", error)  # UnlistableError's, of trustRoots
     if isinstance(original, OSError):
-        return f"names a file that cannot be read: {original.filename}: {of_file(original)}"
+        return f"names a file that cannot be read: {original.filename!r}: {of_file(original)}"
     if type(error).__module__.startswith("OpenSSL"):
         return f"names a file that TLS cannot use: {why_not_loaded(given)}"
     if kind in USAGES:
@@ -124,5 +124,5 @@ def why_not_loaded(given: Sequence[str]) -> str:
         try:
             Certificate.loadPEM(file.read_bytes())
         except Exception:
-            return f"{file} is no certificate; a directory of these has no other .pem files"
+            return f"{str(file)!r} is no certificate; a directory of these has no other .pem files"
     return "a certificate and its private key are needed, each in PEM"

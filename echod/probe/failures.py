@@ -98,16 +98,15 @@ def line_of(reason: Failure | BaseException) -> str:
     return line or " ".join(str(what).split())
 
 
-ENDED: Final = "the connection has ended"
-
-
 def of_tls(what: BaseException) -> str:
     """Return what OpenSSL says, or who looks at the names in certificates."""
     if hasattr(what, "errors"):  # VerificationError: the names asked for, of which it has none
         return "the certificate is for another name"
     if what.args and isinstance(what.args[0], list):  # of a queue: library, function, reason
-        return ", ".join(str(each[-1]) for each in what.args[0]) or ENDED
-    return " ".join(str(what).split()) or ENDED
+        said = ", ".join(str(each[-1]) for each in what.args[0])
+    else:
+        said = " ".join(str(what).split())
+    return said or "the connection has ended"
 
 
 def of_file(what: OSError) -> str:

@@ -19,7 +19,7 @@ from echod.durations import parse_duration
 from echod.probe.endpoint import BadTarget
 from echod.probe.failures import of_file
 from echod.probe.messages import LONGEST, SHORTEST
-from echod.probe.output import discard
+from echod.probe.output import discard, printable
 from echod.probe.target import parse_target
 
 WRONG: Final = 2
@@ -98,8 +98,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with a line that says what is wrong."""
-        shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in message)
-        self.exit(WRONG, f"{self.prog}: {shown}; see {self.prog} --help\n")
+        self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def duration(given: str) -> float:
@@ -254,7 +253,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     options, rest = reader.parse_known_args(arguments)
 
     def refuse(why: str) -> NoReturn:
-        reader.exit(WRONG, f"echod-client {options.command}: {why}\n")
+        reader.exit(WRONG, f"echod-client {options.command}: {printable(why)}\n")
 
     if rest:
         refuse(f"takes one TARGET; leave out {rest[0]!r}")

@@ -40,6 +40,11 @@ def prepare(*files: TextIO | None) -> None:
             file.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
+def printable(text: str) -> str:
+    """Return ``text`` as one line that a terminal shows as it is, whatever somebody has typed."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def discard(file: TextIO) -> None:
     """Lead a file nowhere: what is still in its buffer would fail once more when Python ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
