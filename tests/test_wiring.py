@@ -175,7 +175,7 @@ class MakeServiceTests(SynchronousTestCase):
         )
 
     def test_passed_for_tls(self) -> None:
-        """A socket with the name tls is never served without TLS: one line, with what to add."""
+        """A socket with the name tls that no option names is refused, with what to add."""
         self.pass_sockets(tls=1)
         self.addCleanup(os.close, FIRST)
         error = self.assertRaises(CannotServe, self.make)

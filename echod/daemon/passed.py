@@ -30,7 +30,7 @@ METRICS: Final = "metrics"
 """The name (FileDescriptorName= in systemd.socket(5)) of a socket for the metrics."""
 
 TLS: Final = "tls"
-"""The name of a socket that is served over TLS, and never without."""
+"""The name of a socket for TLS, which is not served unless an option names it."""
 
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 

@@ -150,8 +150,8 @@ def echo_listeners(
 ) -> list[Listener]:
     """Return where to echo: where the command line says, and on all sockets that were passed.
 
-    Passed sockets that no ``--listen`` names are served without TLS and PROXY header; so that
-    one that is meant for TLS never is, by mistake, its name must be in a ``--listen``.
+    Passed sockets that no ``--listen`` names are served without TLS and without a PROXY header.
+    One with the name ``tls`` is refused then: to serve it without TLS would be a mistake.
 
     :raises CannotServe: where one of them cannot be served.
     """
