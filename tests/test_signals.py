@@ -65,6 +65,17 @@ class SignalsTests(SynchronousTestCase):
         for number in numbers:
             os.kill(os.getpid(), number)
 
+    def test_log_file(self) -> None:
+        """SIGUSR1 opens the log file again, in the reactor's thread, each time."""
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        opened: list[bool] = []
+        self.make().reopen_log(lambda: opened.append(True))
+        self.send(signal.SIGUSR1, signal.SIGUSR1)
+        self.assertEqual(opened, [])
+        self.reactor.turn()
+        self.assertEqual(opened, [True, True])
+        self.assertFalse(self.reactor.stopped)
+
     def test_first(self) -> None:
         """Each of the three stops the reactor, in its own thread, and is logged."""
         for number in STOP:

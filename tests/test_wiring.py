@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from twisted.application.service import IService, IServiceMaker
+from twisted.application.service import Application, IService, IServiceMaker
 from twisted.internet.error import ReactorNotRunning
-from twisted.logger import LogEvent, LogLevel, formatEvent
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.plugin import IPlugin, getPlugins
+from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
@@ -114,6 +115,25 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertEqual(made._factory.stall_timeout, 60)
         self.assertEqual(self.listeners(made), ([TCPListener], []))
         self.assertEqual(self.warnings(), [])
+
+    def test_log_file(self) -> None:
+        """Twistd logs by the observer of the log file, which SIGUSR1 opens again."""
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        options = Options()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        options.parent = ServerOptions()
+        options.parent["logfile"] = os.path.join(directory.name, "log")
+        options.parseOptions([])
+        assert options.log_file is not None
+        self.addCleanup(options.log_file.close)
+        application: Any = Application("echod")
+        makeService(options).setServiceParent(application)
+        self.assertIs(application.getComponent(ILogObserver), options.log_file.observer)
+        self.assertTrue(callable(signal.getsignal(signal.SIGUSR1)))
+        plain: Any = Application("echod")
+        self.make().setServiceParent(plain)
+        self.assertIs(plain.getComponent(ILogObserver, None), None)
 
     def test_clock(self) -> None:
         """The reactor follows CLOCK_MONOTONIC, whatever timers there are besides echod's."""

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Final
+from typing import Final, TextIO
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -217,13 +217,15 @@ def on_one_line(text: str) -> str:
     return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
 
 
-def journal() -> FileLogObserver:
+def journal(file: TextIO | None = None) -> FileLogObserver:
     """Observe for the systemd journal: ``twistd --logger echod.daemon.logs.journal``.
 
     One line an event, which begins with its syslog priority (sd-daemon(3)). The journal
     itself knows when.
+
+    :param file: where to write; by default standard output.
     """
-    return FileLogObserver(sys.stdout, journal_line)
+    return FileLogObserver(file or sys.stdout, journal_line)
 
 
 def journal_line(event: LogEvent) -> str | None:
@@ -233,14 +235,16 @@ def journal_line(event: LogEvent) -> str | None:
     return f"<{priority}>{on_one_line(text)}\n" if text else None
 
 
-def json_lines() -> FileLogObserver:
+def json_lines(file: TextIO | None = None) -> FileLogObserver:
     """Observe for machines: ``twistd --logger echod.daemon.logs.json_lines``.
 
     One JSON object a line: ``time`` (RFC 3339, UTC), ``level``, ``event``, and the
     fields of that event. What has no fields is the event ``message``, with its text in
     ``message``.
+
+    :param file: where to write; by default standard output.
     """
-    return FileLogObserver(sys.stdout, json_line)
+    return FileLogObserver(file or sys.stdout, json_line)
 
 
 def json_line(event: LogEvent) -> str | None:

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.python import usage
 
 from echod import __version__
+from echod.daemon.logfile import LogFile, log_file
 from echod.daemon.logs import on_one_line
 from echod.daemon.optiontable import PORT, TOPICS, Option, usage_text
 
@@ -52,9 +53,12 @@ class Options(usage.Options):
     ``port`` int, ``interface`` list of str, ``listen`` list of str, timeouts float
     (seconds) or ``None``, limits int or ``None``, ``quiet`` and ``verbose`` bool,
     ``metrics`` str or ``None``, ``says-where`` bool: whether port, interface or listen was given.
+
+    :ivar log_file: the log file, unless twistd logs to something else.
     """
 
     topics: ClassVar[Mapping[str, Sequence[Option]]] = TOPICS
+    log_file: LogFile | None = None
     program = "twistd -n echod"
     synopsis = "Usage: twistd [options of twistd] echod [options]"
     optFlags = (("quiet", None, ""), ("verbose", None, ""))
@@ -109,6 +113,7 @@ class Options(usage.Options):
         """Turn strings into values.
 
         :raises twisted.python.usage.UsageError: names the option and what it takes.
+        :raises CannotServe: where the log file cannot be opened.
         """
         if self["listen"] and (self["port"] is not None or self["interface"]):
             raise usage.UsageError(
@@ -129,6 +134,11 @@ class Options(usage.Options):
             raise usage.UsageError(
                 "--interface :: takes IPv4 as well (ipv6(7), IPV6_V6ONLY): leave out 0.0.0.0"
             )
+        if self.parent is not None:
+            try:
+                self.log_file = log_file(self.parent)
+            except ValueError as error:  # about an option of twistd's own
+                raise CannotServe(error) from None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse, and leave with one line where twistd would print all of its help.

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IAddress, IReactorCore
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from echod.daemon.notify import Notifier
@@ -29,6 +29,7 @@ class EchoService(Service):
     :param drain_timeout: seconds that connections have to finish when the service stops.
     :param notifier: is told when all listen and the reactor runs, and when the drain begins.
     :param connection_limit: returns how many connections there may be, when all ports are open.
+    :param log_observer: takes the place of twistd's own log observer.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class EchoService(Service):
         drain_timeout: float,
         notifier: Notifier,
         connection_limit: Callable[[], int],
+        log_observer: ILogObserver | None = None,
     ) -> None:
         self._reactor = reactor
         self._factory = factory
@@ -49,8 +51,15 @@ class EchoService(Service):
         self._drain_timeout = drain_timeout
         self._notifier = notifier
         self._connection_limit = connection_limit
+        self._log_observer = log_observer
         self._draining = False
         self._listening: Deferred[None] | None = None
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Join the application of twistd, which logs by the observer that this brings along."""
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
+        if self._log_observer is not None:
+            parent.setComponent(ILogObserver, self._log_observer)
 
     def privilegedStartService(self) -> None:
         """Listen, while the process still has the rights to.

@@ -50,6 +50,10 @@ class Signals:
         self._handlers[signal.SIGHUP] = self._handle
         self._install()
 
+    def reopen_log(self, reopen: Callable[[], object]) -> None:
+        """Have SIGUSR1 call ``reopen`` in a turn of the reactor, between two lines of the log."""
+        signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(reopen))
+
     def _install(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

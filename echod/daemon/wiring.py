@@ -44,6 +44,8 @@ def makeService(options: Options) -> EchoService:
     signals = Signals(reactor)
     environ = take(os.environ, (*passed.ENVIRONMENT, *notify.ENVIRONMENT))
     sockets = passed.passed(environ, os.getpid())
+    if options.log_file is not None:
+        signals.reopen_log(options.log_file.reopen)
     connection_log = ConnectionLog(reactor, quiet=options["quiet"], verbose=options["verbose"])
     reactor.addSystemEventTrigger("after", "shutdown", connection_log.flush)
     metrics = metrics_listeners(options, sockets, reactor)
@@ -96,6 +98,7 @@ def makeService(options: Options) -> EchoService:
         connection_limit=lambda: connection_limit(
             options["max-connections"], reactor, web.MAX_CONNECTIONS if web else 0
         ),
+        log_observer=None if options.log_file is None else options.log_file.observer,
     )
     signals.hasten = service.hasten
     prepare(options.parent)
