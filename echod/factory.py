@@ -9,6 +9,7 @@ import socket
 import sys
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import Final, cast
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -47,7 +48,7 @@ from echod.events import (
     ignore,
     tell,
 )
-from echod.fastpath import FastPath, kernel_socket
+from echod.fastpath import UNCHECKED, FastPath, kernel_socket
 from echod.kernel import beneath, cut_off, encrypted
 from echod.protocol import (
     LOOKS,
@@ -291,10 +292,15 @@ class EchoFactory(Factory):
         """
         try:
             if self._fast_path is None:
-                self._fast_path = FastPath(cast(IReactorFDSet, echo.transport.reactor))
+                reactor = cast(IReactorFDSet, echo.transport.reactor)
+                clock = self.clock_for(echo.transport)
+                self._fast_path = FastPath(reactor, partial(self._look_later, clock))
             self._fast_path.take(echo, sock)
         except OSError:
-            return
+            self.watch(echo)
+        else:
+            if echo.counted > UNCHECKED:
+                self.watch(echo)
 
     def watch(self, echo: Echo) -> None:
         """Look at ``echo`` now and then, if there is a time to keep. :class:`Echo` calls this.
@@ -302,11 +308,16 @@ class EchoFactory(Factory):
         One timer for all of them, because a timer each would cost more memory than
         all the rest of :class:`Echo`.
         """
+        echo.watched = self._look_later(self.clock_for(echo.transport))
+
+    def _look_later(self, clock: IReactorTime) -> bool:
+        """Look at the connections in a while, and return whether there is a time to keep."""
         period = self._look_every()
-        if period is not None:
-            echo.watched = True
-            if self._next_look is None:
-                self._next_look = self.clock_for(echo.transport).callLater(period, self._look)
+        if period is None:
+            return False
+        if self._next_look is None:
+            self._next_look = clock.callLater(period, self._look)
+        return True
 
     def connection_opened(self, echo: Echo) -> None:
         """Count ``echo`` in. :class:`Echo` calls this."""
@@ -327,28 +338,26 @@ class EchoFactory(Factory):
                 self._forget_next_look()
             self.watch(echo)
 
-    def connection_closed(self, echo: Echo, closed: Closed) -> None:
-        """Count ``echo`` out, and notify the observer. :class:`Echo` calls this."""
-        opened = echo in self.connections
-        self._count_out(echo)
-        if opened:
-            tell(self.observer, closed)
+    def connection_closed(self, echo: Echo, closed: Closed | None) -> None:
+        """Count ``echo`` out, and notify the observer. :class:`Echo` calls this.
 
-    def forget(self, echo: Echo) -> None:
-        """Count ``echo`` out if it is not yet, and see what has waited for that.
-
-        :class:`Echo` calls this, whatever happens to the rest of its end.
+        :param closed: ``None`` if that could not be made.
         """
-        self._count_out(echo)
+        opened = echo in self.connections
+        self.connections.discard(echo)
+        self.leaving.discard(echo)
+        if echo.key is not None:
+            self.discount(echo.key)
+            echo.key = None
+        try:
+            if opened and closed is not None:
+                tell(self.observer, closed)
+        except BaseException:  # such as SystemExit; a drain may wait for this connection
+            with suppress(BaseException):
+                log.failure("a connection fails")
         if not self.connections:
             self._forget_next_look()
         self.see_whether_drained()
-
-    def _count_out(self, echo: Echo) -> None:
-        self.connections.discard(echo)
-        self.leaving.discard(echo)
-        key, echo.key = echo.key, None
-        self.discount(key)
 
     def count(self, peer: IAddress | None) -> str | None:
         """Count one more connection of ``peer``, and return what to :meth:`discount` later."""
@@ -383,6 +392,9 @@ class EchoFactory(Factory):
 
     def _look(self) -> None:
         self._forget_next_look()
+        if self._fast_path is not None:
+            for echo in self._fast_path.busy():
+                echo.watched = True
         for echo in [echo for echo in self.connections if echo.watched]:
             try:
                 clock = self.clock_for(echo.transport)
@@ -427,7 +439,7 @@ class EchoFactory(Factory):
         with suppress(BaseException):
             cut_off(each.transport)
         if isinstance(each, Echo):
-            self.forget(each)
+            self.connection_closed(each, None)
         else:
             self.arriving.discard(each)
             self.see_whether_drained()

@@ -10,6 +10,7 @@ owed here, and :class:`~echod.protocol.Echo` keeps its rules where it always doe
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 from array import array
@@ -41,6 +42,10 @@ ROUNDS: Final = 8
 MOST: Final = 4 * 1024 * 1024
 """Rounds in one turn of the reactor, and bytes after which it begins no other round: then it
 looks after everything else."""
+
+UNCHECKED: Final = 32 * 1024
+"""Bytes of one connection, and of all, after which the stall timeout looks at what the kernel has
+taken for a peer and the peer has not: no message costs that look, nor does a short connection."""
 
 FEW: Final = 2
 LINGER: Final = 0.0002
@@ -79,11 +84,14 @@ class FastPath:
     """Echoes the connections that it has been given.
 
     :param reactor: tells when there is something to do.
+    :param on_traffic: called when more than :data:`UNCHECKED` bytes have been echoed since
+        :meth:`busy` was last called.
     :raises OSError: where there is no descriptor left.
     """
 
-    def __init__(self, reactor: IReactorFDSet) -> None:
+    def __init__(self, reactor: IReactorFDSet, on_traffic: Callable[[], object]) -> None:
         self._reactor = reactor
+        self._on_traffic = on_traffic
         self._epoll = select.epoll()
         self.fileno = self._epoll.fileno
         self._view = memoryview(bytearray(SIZE))
@@ -91,7 +99,9 @@ class FastPath:
         # By descriptor, with little to fetch for a message: there may be so many connections
         # that the caches do not hold what each of them has.
         self._sockets: list[socket.socket | None] = []
-        self._received: array[int] = array("Q")
+        self._received: array[int] = array("q")
+        self._checked: array[int] = array("q")  # what was received when busy() returned it
+        self._echoed = 0.0  # since busy() was last called, by all of them
         self._all: tuple[list[int], list[int]] | None = None
         self._crowded = 0
 
@@ -110,6 +120,8 @@ class FastPath:
         missing = descriptor + 1 - len(self._sockets)
         self._sockets += [None] * missing
         self._received.extend([0] * missing)
+        self._checked.extend([0] * missing)
+        self._checked[descriptor] = -echo.counted
         self._sockets[descriptor] = sock
 
     def give_back(self, echo: Echo) -> None:
@@ -127,6 +139,7 @@ class FastPath:
         self._sockets[descriptor] = self._all = None
         self._received[descriptor] = 0
         if not self._served:
+            self._echoed = 0
             self._reactor.removeReader(self)
         transport.startReading()
 
@@ -135,11 +148,23 @@ class FastPath:
         descriptor: int = cast(Any, echo.transport).fileno()
         return self._received[descriptor]
 
+    def busy(self) -> list[Echo]:
+        """Return the connections that have received more than :data:`UNCHECKED` bytes since this
+        was last called: their peers may not have read all that the kernel has taken for them.
+        """
+        self._echoed = 0
+        busy, received, checked = [], self._received, self._checked
+        for descriptor, echo in self._served.items():
+            if received[descriptor] - checked[descriptor] > UNCHECKED:
+                checked[descriptor] = received[descriptor]
+                busy.append(echo)
+        return busy
+
     def logPrefix(self) -> str:
         """Return what the log calls it."""
         return "echod"
 
-    def doRead(self) -> None:
+    def doRead(self) -> None:  # noqa: PLR0912 - a call more would cost each message
         """Echo who is ready."""
         self._all = None
         served, sockets, received = self._served, self._sockets, self._received
@@ -181,6 +206,11 @@ class FastPath:
         except BaseException:  # such as MemoryError; the reactor would end all of them
             with suppress(BaseException):
                 self._served[descriptor].fail()
+        finally:
+            self._echoed += MOST - left
+            if self._echoed > UNCHECKED:
+                self._echoed = -math.inf  # not again until busy() is called
+                self._on_traffic()
 
     def _owe(self, echo: Echo, part: memoryview) -> None:
         """Leave ``part`` to the transport."""

@@ -13,7 +13,6 @@ import fcntl
 import socket
 import struct
 import termios
-from contextlib import suppress
 from typing import Final, cast
 
 from twisted.internet.abstract import FileDescriptor
@@ -70,16 +69,26 @@ def unacknowledged(transport: ITransport) -> int:
     """Return what the kernel still holds for the peer: SIOCOUTQ in tcp(7) and unix(7).
 
     For TCP, bytes that the peer's kernel has not acknowledged; for UNIX sockets,
-    the memory of what the peer has not read. Either way it changes as the peer reads.
+    the memory of what the peer has not read. Either way it changes as the peer reads. Over TCP it
+    includes a FIN.
     """
     handle = _handle(transport)
     if not isinstance(handle, socket.socket):
-        return 0
+        return getattr(handle, "unacknowledged", 0)
     try:
         answer = fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4))
     except OSError:  # not every kernel answers for every socket
         return 0
     return int(struct.unpack("i", answer)[0])
+
+
+def is_broken(transport: ITransport) -> bool:
+    """Return whether the connection was reset, or has timed out, since this was last asked.
+
+    For a transport that is neither read nor written, which would show it (SO_ERROR in socket(7)).
+    """
+    handle = _handle(transport)
+    return handle is not None and handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 def unread(transport: ITransport) -> bool:
@@ -127,8 +136,10 @@ def receive_urgent_inline(descriptor: object) -> None:
     """
     sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
     if isinstance(sock, socket.socket):
-        with suppress(OSError):  # not every kind of socket has it on every kernel
+        try:  # each connection comes by here: suppress would take as long as the call
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        except OSError:  # not every kind of socket has it on every kernel
+            return
 
 
 def refuse_descriptors(descriptor: object) -> bool:

@@ -17,6 +17,7 @@ The rules that this file keeps:
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -27,6 +28,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionDone, Connection
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
+    IDelayedCall,
     IHalfCloseableProtocol,
     IPushProducer,
     IReactorTime,
@@ -42,11 +44,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.events import Closed, Ending, HalfClosed, tell
-from echod.fastpath import send_now
+from echod.fastpath import UNCHECKED, send_now
 from echod.kernel import (
     beneath,
     cut_off,
     encrypted,
+    is_broken,
     owed,
     receive_urgent_inline,
     refuse_descriptors,
@@ -62,6 +65,15 @@ if TYPE_CHECKING:
 MAX_OWED: Final = 256 * 1024
 """Bytes. Twisted stops the reading when more than 64 KiB are owed, and one read adds 64 KiB
 at most; what the fast path hands back, when nothing is owed, is less than 256 KiB."""
+
+MAX_ORPHANED: Final = 64 * 1024
+"""Bytes in the kernel's send queue (SIOCOUTQ in tcp(7)) with which a connection is closed at once:
+the kernel delivers them, or gives up by its own rules. With more it stays, and is counted, until
+the peer has taken them: the kernel would keep megabytes for minutes, beyond any limit."""
+
+DELIVERY_CHECKS: Final = (0.01, 5.0)
+"""Seconds until the first look whether a peer has taken all, and the most; each wait is twice the
+one before, so that the end is seen late by no more than it took."""
 
 QUIET: Final = 0.2
 """Seconds without a byte that make a quiet moment, at which a drain may close."""
@@ -156,10 +168,13 @@ def resets_on_error(method: Method) -> Method:
     return cast(Method, call)
 
 
-def is_cut_short(below: FileDescriptor) -> bool:
-    """Return whether something that the peer has sent would not be sent back."""
-    if unsent(below):
-        return True
+def half_closes(transport: ITransport) -> bool:
+    """Return whether ``transport`` is a socket of Twisted's, or echod's own TLS over one."""
+    return isinstance(transport, FileDescriptor) or hasattr(transport, "finish")
+
+
+def has_unread(below: FileDescriptor) -> bool:
+    """Return whether something that the peer has sent is not read, and was to be."""
     try:
         # What arrives after the application has closed the connection is not answered.
         return not below.disconnecting and unread(below)
@@ -200,6 +215,8 @@ class Echo(Protocol):
     _paused = False
     _seen: tuple[bool, int] | None = None
     _since = 0.0
+    _delivered = 0  # bytes received when the kernel's send queue was last seen to be empty
+    _next_check: IDelayedCall | None = None
 
     @property
     def peer(self) -> IAddress:
@@ -265,13 +282,15 @@ class Echo(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell how it ended."""
+        if self._next_check is not None and self._next_check.active():
+            self._next_check.cancel()
+        closed = None
         try:
-            self.factory.connection_closed(self, self._sum_up(reason))
-        except BaseException:
+            closed = self._sum_up(reason)
+        except BaseException:  # such as MemoryError; the connection is over all the same
             with suppress(BaseException):
                 log.failure("a connection fails")
-        finally:
-            self.factory.forget(self)
+        self.factory.connection_closed(self, closed)
 
     def _sum_up(self, reason: Failure) -> Closed:
         # Below Twisted's own TLS it is encrypted, and may be more than was received.
@@ -309,7 +328,10 @@ class Echo(Protocol):
     def resumeProducing(self) -> None:
         """Read again: nothing is owed any more."""
         self._paused = False
-        if getattr(self.transport, "disconnecting", False):
+        if self._closing and half_closes(self.transport):
+            if not unsent(self.transport):
+                self._finish()
+        elif getattr(self.transport, "disconnecting", False):
             # The application has closed the transport, which waits for its producer.
             self._closing = True
             self.transport.unregisterProducer()
@@ -327,8 +349,12 @@ class Echo(Protocol):
         """
         self._leave_fast_path()
         below = beneath(self.transport)
-        if isinstance(below, FileDescriptor) and below.disconnected and is_cut_short(below):
-            cut_off(below)
+        if isinstance(below, FileDescriptor) and below.disconnected:
+            if unsent(below):
+                cut_off(below)
+            elif has_unread(below):
+                self._ending = Ending.LOST
+                cut_off(below)
 
     def fail(self) -> None:
         """Log the exception that is being handled, and reset the connection."""
@@ -352,14 +378,49 @@ class Echo(Protocol):
         self._ending = ending
         # In this order: a transport waits for its producer before it closes.
         self.transport.unregisterProducer()
-        if isinstance(self.transport, FileDescriptor) and not unsent(self.transport):
+        if not half_closes(self.transport):
+            self.transport.loseConnection()
+            self.factory.watch(self)
+            return
+        if not isinstance(self.transport, FileDescriptor):
+            cast(Any, self.transport).finish()
+        if unsent(self.transport):
+            cast(Any, beneath(self.transport)).stopReading()
+            # As a pull producer, it is called when all is sent; or when the transport fails.
+            self.transport.registerProducer(self, False)
+            self.factory.watch(self)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Close, all being sent: at once, or when the peer has taken what the kernel holds."""
+        below: Any = beneath(self.transport)
+        below.unregisterProducer()
+        if self.received <= MAX_ORPHANED or unacknowledged(below) <= MAX_ORPHANED:
             # What loseConnection comes to, but now and not in the next turn of the
             # reactor, in which bytes could arrive and make a reset of it.
-            self.transport.connectionLost(connectionDone)
+            below.connectionLost(connectionDone)
         else:
-            self.transport.loseConnection()
-            if not self.watched:  # for the last of it may not be taken, over TLS an alert
-                self.factory.watch(self)
+            below.stopReading()
+            with suppress(OSError):  # of a connection that is broken, which is seen next
+                below.getHandle().shutdown(socket.SHUT_WR)
+            self.factory.watch(self)
+            self._check_delivery(DELIVERY_CHECKS[0])
+
+    @resets_on_error
+    def _check_delivery(self, delay: float) -> None:
+        """Close if the peer has taken all; otherwise look again in ``delay`` seconds."""
+        below: Any = beneath(self.transport)
+        if is_broken(below):
+            lose(below)
+        elif not unacknowledged(below):
+            below.connectionLost(connectionDone)
+        else:
+            clock, longer = (
+                self.factory.clock_for(self.transport),
+                min(2 * delay, DELIVERY_CHECKS[1]),
+            )
+            self._next_check = clock.callLater(delay, self._check_delivery, longer)
 
     def look(self, now: float) -> bool:
         """Look whether a timeout is over, or a quiet moment has come, and act on it.
@@ -372,7 +433,13 @@ class Echo(Protocol):
         """
         factory = self.factory
         leaving = self in factory.leaving
-        owes = unsent(self.transport) > 0 or self._paused
+        held, received = 0, self.received
+        if self._closing or received - self._delivered > UNCHECKED:
+            held = unacknowledged(self.transport)
+            if not held:
+                self._delivered = received
+        # A drain leaves to the kernel what a close would.
+        owes = self._paused or unsent(self.transport) > 0 or held > leaving * MAX_ORPHANED
         seen = self._sight(owes)
         if seen != self._seen:
             self._seen, self._since = seen, now

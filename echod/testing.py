@@ -105,8 +105,15 @@ class MemorySocket:
         self.options[level, option] = value
 
     def getsockopt(self, level: int, option: int) -> Any:
-        """Return what was set, or 0."""
+        """Return what was set, or 0; for SO_ERROR, whether the connection was reset."""
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR):
+            return errno.ECONNRESET if self._reset else 0
         return self.options.get((level, option), 0)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes sent that the other end has not read: SIOCOUTQ, as unix(7) has it."""
+        return len(self.other._incoming)
 
     def readable(self) -> bool:
         """Tell whether :meth:`recv` has something to say."""

@@ -174,13 +174,18 @@ class TLSTransport(ProtocolWrapper):
         """Encrypt all of ``data`` and send it."""
         self.write(b"".join(data))
 
-    def loseConnection(self) -> None:
-        """Send what is owed, the closing alert, then FIN."""
+    def finish(self) -> None:
+        """Send the closing alert, after which nothing can be written any more."""
         if self.connected and not self.disconnecting:
             self.disconnecting = True
             with suppress(SSL.Error):  # none after an alert that tells of an error
                 self._tls.shutdown()
             self._flush()
+
+    def loseConnection(self) -> None:
+        """Send what is owed, the closing alert, then FIN."""
+        if self.connected and not self.disconnecting:
+            self.finish()
             # Who is registered would be waited for, and nothing more is going to come from it.
             self.transport.unregisterProducer()
             self.transport.loseConnection()
@@ -305,11 +310,11 @@ class TLSFactory(WrappingFactory):
         self.echo = factory
         self.context = context
 
-    @refuses_on_error
     def use_reactor(self, reactor: object) -> None:
         """Serve on ``reactor``: see :meth:`~echod.factory.EchoFactory.use_reactor`."""
         self.echo.use_reactor(reactor)
 
+    @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Begin a handshake, or refuse the connection before that."""
         refusal = self.echo.refusal(addr, tls=True)

@@ -133,6 +133,7 @@ async def test_half_close_with_much_owed(serve: Any, ends: Any) -> None:
     await ends.until(peer.when_ended())
     assert peer.ended == "FIN"
     assert peer.received == sent
+    await ends.advance(1)  # until it is seen that the peer has taken what the kernel held
     await served.settled(lambda: served.events.endings == [Ending.FINISHED])
 
 
@@ -475,6 +476,7 @@ async def test_drain_delivers_what_is_owed(serve: Any, ends: Any) -> None:
     await ends.until(peer.when_ended())
     assert peer.received == sent
     assert peer.ended == "FIN"
+    await ends.advance(1)  # until it is seen that the peer has taken what the kernel held
     await ends.until(drained)
     assert served.events.endings == [Ending.FINISHED]
 

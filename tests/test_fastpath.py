@@ -288,7 +288,7 @@ class FakeEcho:
 @pytest.mark.parametrize("spurious", [False, True])
 def test_one_turn_is_bounded(spurious: bool) -> None:
     """However much there is to do, a turn of the reactor ends, and each gets the same of it."""
-    fast: Any = FastPath(FakeReactor())  # type: ignore[arg-type]
+    fast: Any = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
     fast._epoll = FakeEpoll()
     sockets = [Endless(number, spurious) for number in range(1000, 1000 + 3 * BATCH)]
     for sock in sockets:
@@ -305,7 +305,7 @@ def test_one_turn_is_bounded(spurious: bool) -> None:
 
 def test_is_a_reader() -> None:
     """It is what a reactor reads from."""
-    fast = FastPath(FakeReactor())  # type: ignore[arg-type]
+    fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
     assert verifyObject(IReadDescriptor, fast)
     assert fast.logPrefix() == "echod"
 
@@ -349,7 +349,7 @@ class Talkers:
     """Connections on the fast path of a reactor."""
 
     def __init__(self, reactor: FakeReactor, count: int) -> None:
-        self.fast: Any = FastPath(reactor)  # type: ignore[arg-type]
+        self.fast: Any = FastPath(reactor, Mock())  # type: ignore[arg-type]
         self.pairs = [socket.socketpair() for _ in range(count)]
         for near, _ in self.pairs:
             near.setblocking(False)
@@ -380,7 +380,7 @@ def test_lingers(talking: int, others: int, lingers: bool, monkeypatch: pytest.M
 def test_lingers_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """When all have left, nothing is waited for."""
     monkeypatch.setattr(select, "select", Mock(side_effect=AssertionError))
-    fast = FastPath(FakeReactor())  # type: ignore[arg-type]
+    fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
     fast.doRead()
 
 
