@@ -242,6 +242,7 @@ def test_resets(authority: Authority) -> None:
         before = daemon.descriptors()
         for number in range(100):
             with connect(daemon, authority, SO_SNDBUF=1 << 20) as client:
+                assert said(client, b"x") == b"x"  # or else it may count as unused
                 client.send(bytes(1 << 14) * (number % 8 + 1))
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
@@ -280,7 +281,7 @@ def test_client_certificates(authority: Authority, tmp_path: Path) -> None:
         daemon.wait()
         assert "Traceback" not in daemon.log
         assert daemon.log.count("tls-handshake 1") == 2
-        assert daemon.log.count("closed tcp") == 1
+        assert daemon.log.count("closed tls") == 1
 
 
 def test_half_a_handshake(authority: Authority) -> None:
@@ -432,7 +433,7 @@ def test_reload(authority: Authority) -> None:
                 assert serial(newer) == second
             assert said(old, b"still here") == b"still here"
         daemon.terminate()
-        assert daemon.wait() == -signal.SIGTERM
+        assert daemon.wait() == 0
         assert "Traceback" not in daemon.log
 
 
@@ -492,7 +493,7 @@ def test_hang_up_in_a_drain(authority: Authority) -> None:
 @pytest.mark.parametrize(
     ("description", "says"),
     [
-        ("ssl", "a port is a whole number from 0 to 65535, not ''; it takes ssl:PORT:privateKey="),
+        ("ssl", "a port takes a whole number from 0 to 65535, not ''; it takes ssl:PORT:private"),
         ("ssl:0:certKey={cert}", "it has no privateKey="),
         ("ssl:0:privateKey={key}:certKey=/none", "/none: no such file or directory"),
         ("ssl:0:privateKey={key}:certKey={late}", "its certificate of 'CN=late' is expired on 2"),
