@@ -343,7 +343,9 @@ class DatagramPort:
         self._socket = sock
         self._datagrams = datagrams
         self._view = memoryview(bytearray(SIZE))
-        self._host = address_of(sock.getsockname())
+        name = sock.getsockname()
+        host, _ = socket.getnameinfo(name, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+        self._host = address_of((host, *name[1:]))  # with the zone of a link-local address
         self._dropped_before = 0
         self.fileno = sock.fileno
 

@@ -57,13 +57,24 @@ class EchoListenerTests(SynchronousTestCase):
             files = f"privateKey={key}:certKey={certificate}"
             for more, interface in (
                 ("", "127.0.0.1"),
-                (":interface=", "127.0.0.1"),
                 (":interface=192.0.2.1", "192.0.2.1"),
             ):
                 reactor = MemoryReactor()
                 listener = metrics_listener(reactor, f"ssl:9862:{files}{more}", "--metrics")
                 now(listener.listen(EchoFactory()))
                 self.assertEqual(reactor.sslServers[0][4], interface)
+            for more in (":interface=", ":interface=127.0.0.1:interface="):
+                line = str(
+                    self.assertRaises(
+                        CannotServe, metrics_listener, reactor, f"ssl:9862:{files}{more}", "--x"
+                    )
+                )
+                self.assertIn("--x: interface= is empty: ", line)
+            file = f"{directory}/\\:interface=192.0.2.1"
+            Path(file.replace("\\", "")).write_bytes(Path(key).read_bytes())
+            description = f"ssl:9862:privateKey={file}:certKey={certificate}"
+            now(metrics_listener(reactor, description, "--metrics").listen(EchoFactory()))
+            self.assertEqual(reactor.sslServers[-1][4], "127.0.0.1")
 
     def test_behind_a_proxy(self) -> None:
         """Behind haproxy: it listens as without, and reads the header first."""
@@ -106,7 +117,7 @@ class EchoListenerTests(SynchronousTestCase):
             ("systemd", "it has no name="),
             ("systemd:", "it has no name="),
             ("systemd:a", "it knows no 'a'"),
-            ("systemd:name=", "it knows no 'name='"),
+            ("systemd:name=", "name= is empty"),
             ("systemd:name=a:name=a", "it has name= twice"),
             ("systemd:domain=INET:index=0", "it knows no 'domain=INET'"),
         ):

@@ -44,7 +44,13 @@ def test_interface(text: str) -> None:
     assert check_interface(text) == text
 
 
-@pytest.mark.parametrize("text", ["", "lo", "1.2.3", "fe80::1", "fe80::1%", "fe80::1%nolink"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "lo", "1.2.3", "fe80::1", "fe80::1%", "fe80::1%nolink"),
+        *("224.0.0.1", "ff02::1", "ff02::1%lo", "255.255.255.255"),
+    ],
+)
 def test_no_interface(text: str) -> None:
     """Anything else is refused with what an interface is."""
     with pytest.raises(ValueError, match=r"^takes a.*, not '"):

@@ -181,7 +181,7 @@ class UDPListenerTests(SynchronousTestCase):
             ("udp:x", "a port takes a whole number from 0 to 65535, not 'x'"),
             ("udp:65536", "a port takes a whole number from 0 to 65535, not '65536'"),
             ("udp:7:127.0.0.1", "it knows no '127.0.0.1'"),
-            ("udp:7:interface=", "it knows no 'interface='"),
+            ("udp:7:interface=", "interface= is empty"),
             ("udp:7:interface=127.0.0.1:interface=127.0.0.2", "it has interface= twice"),
             (
                 "udp:7:interface=lo",
@@ -303,20 +303,17 @@ class TCPDescriptionTests(SynchronousTestCase):
             ("tcp6:7", 7, "::", BACKLOG),
             (r"tcp6:7:3:\:\:1", 7, "::1", 3),
             (r"tcp6:0:interface=fe80\:\:1%lo", 0, "fe80::1%lo", BACKLOG),
-            ("tcp:7:", 7, "0.0.0.0", BACKLOG),
         ):
             listener = self.listener(description)
             found = listener._port, *listener._interfaces, listener._backlog
             self.assertEqual(found, (port, interface, backlog), description)
 
     def test_default(self) -> None:
-        """The metrics listen on loopback, where the interface is missing or empty."""
+        """The metrics listen on loopback, where no interface is named."""
         for description, interface in (
             ("tcp:9862", "127.0.0.1"),
-            ("tcp:9862:", "127.0.0.1"),
-            ("tcp:9862::5", "127.0.0.1"),
             ("tcp6:9862", "::1"),
-            ("tcp6:9862:5:", "::1"),
+            ("tcp6:9862:5", "::1"),
             ("tcp:9862:interface=0.0.0.0", "0.0.0.0"),
         ):
             listener = self.listener(description, hosts=ON_LOOPBACK)
@@ -328,7 +325,11 @@ class TCPDescriptionTests(SynchronousTestCase):
             ("tcp", "a port takes a whole number from 0 to 65535, not ''"),
             ("tcp:http", "a port takes a whole number from 0 to 65535, not 'http'"),
             ("tcp:65536", "not '65536'"),
-            ("tcp:7:interface=", "it knows no 'interface='"),
+            ("tcp:7:interface=", "interface= is empty"),
+            ("tcp:7:", "interface= is empty"),
+            ("tcp:7::5", "interface= is empty"),
+            ("tcp6:7:5:", "interface= is empty"),
+            ("tcp:7:backlog=", "backlog= is empty"),
             ("tcp:7:interface=localhost", "interface= takes an IPv4 or IPv6 address"),
             ("tcp:7:backlog=many", "backlog= takes a whole number from 0 to 2147483647"),
             ("tcp:1:192.0.2.1:3:4", "it knows no '4'"),

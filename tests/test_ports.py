@@ -155,8 +155,10 @@ class PortsTests(SynchronousTestCase):
         with socket.create_server(("127.0.0.1", 0)) as other:
             free = other.getsockname()[1]
         line = clash(f"tcp:{free}", f"tcp6:{free}")
-        self.assertIn(f"tcp6:{free}: echod itself listens on tcp 0.0.0.0:{free} already, ", line)
-        self.assertIn(f"takes what tcp [::]:{free} would: leave out one of the two", line)
+        self.assertIn(f"tcp6:{free}: echod itself listens on tcp 0.0.0.0:{free} already: ", line)
+        self.assertIn(
+            "leave out one of the two (IPv6 on all addresses, [::], takes IPv4 too)", line
+        )
         with tempfile.TemporaryDirectory() as directory:
             path = f"unix:{directory}/socket"
             line = clash(path, path)

@@ -102,7 +102,7 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
         ("ssl:7:privateKey=a", "it has no certKey="),
         ("ssl:7:privateKey=a:certKey=b:dhParameters=c", "it knows no 'dhParameters=c'"),
         ("ssl:7:key.pem:cert.pem", "it knows no 'key.pem'"),
-        ("ssl:7:privateKey=a:certKey=", "it knows no 'certKey='"),
+        ("ssl:7:privateKey=a:certKey=", "certKey= is empty"),
         ("ssl:7:privateKey=a:certKey=b:privateKey=c", "it has privateKey= twice"),
         ("ssl:7:privateKey=a:certKey=b:interface=eth0", "interface= takes an IPv4 or"),
         ("ssl:systemd:privateKey=a:certKey=b", "it has no name="),

@@ -175,16 +175,43 @@ def test_daemonized(tmp_path: Path) -> None:
     assert not (tmp_path / "pid").exists()
 
 
-def test_no_ipv6() -> None:
-    """Where the machine has no IPv6 it says so in one line, and serves IPv4."""
-    setup = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up"
-    inside = ["unshare", "--net", "--map-root-user", "sh", "-c", f'{setup} && exec "$@"', "sh"]
+def network(setup: str) -> tuple[str, ...]:
+    """Return how to run a command in a network of its own, after ``setup``."""
+    inside = ("unshare", "--net", "--map-root-user", "sh", "-c", f'{setup} && exec "$@"', "sh")
     if (
         shutil.which("ip") is None
         or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode
     ):
         pytest.skip("needs ip (Debian's iproute2) and leave to make a network namespace")
-    with Daemon("--port", "0", prefix=tuple(inside)) as daemon:
+    return inside
+
+
+def test_link_local() -> None:
+    """An address that is local to a link is served with its zone, over TCP and UDP."""
+    setup = "ip link set lo up && ip address add fe80::7/64 dev lo nodad"
+    with Daemon(
+        *("--listen", r"tcp6:65432:interface=fe80\:\:7%lo"),
+        *("--listen", r"udp:65432:interface=fe80\:\:7%lo"),
+        prefix=network(setup),
+    ) as daemon:
+        daemon.wait_for("listening on udp [fe80::7%lo]:65432")
+        for kind in ("TCP6", "UDP6"):
+            target = f"{kind}:[fe80::7%lo]:65432"
+            enter = ("nsenter", "--net", "--user", "--target", str(daemon.process.pid))
+            client = subprocess.run(
+                [*enter, "socat", "-t5", "-", target],
+                input=b"hello",
+                capture_output=True,
+                timeout=TIMEOUT,
+                check=True,
+            )
+            assert client.stdout == b"hello"
+
+
+def test_no_ipv6() -> None:
+    """Where the machine has no IPv6 it says so in one line, and serves IPv4."""
+    setup = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up"
+    with Daemon("--port", "0", prefix=network(setup)) as daemon:
         daemon.wait_for("listening on")
         assert len(daemon.wait_for("this machine has no IPv6: serving IPv4 only")) == 1
         daemon.terminate()
@@ -583,11 +610,11 @@ def test_udp_stops() -> None:
 @pytest.mark.parametrize(
     ("description", "why"),
     [
-        ("udp:", "a port is a whole number from 0 to 65535, not ''"),
-        ("udp:x", "a port is a whole number from 0 to 65535, not 'x'"),
-        ("udp:65536", "a port is a whole number from 0 to 65535, not '65536'"),
+        ("udp:", "a port takes a whole number from 0 to 65535, not ''"),
+        ("udp:x", "a port takes a whole number from 0 to 65535, not 'x'"),
+        ("udp:65536", "a port takes a whole number from 0 to 65535, not '65536'"),
         ("udp:7:backlog=3", "it knows no 'backlog=3'"),
-        ("udp:7:interface=localhost", "'localhost' does not appear to be an IPv4 or IPv6 address"),
+        ("udp:7:interface=localhost", "interface= takes an IPv4 or IPv6 address of this machine, "),
         ("udp:0:interface=192.0.2.1", "cannot listen on udp 192.0.2.1:0: cannot assign requested"),
     ],
 )

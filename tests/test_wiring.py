@@ -223,9 +223,9 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertIn("--metrics 'tcp:x': a port takes ", str(error))
         made = self.make("--metrics", "unix:/run/x")
         self.assertEqual(self.listeners(made)[1], [UNIXListener])
-        for description in ("haproxy:tcp:9862", "stdio:", "quic:7"):
+        for description in ("haproxy:tcp:9862", "stdio:", "quic:7", "9862"):
             error = self.assertRaises(CannotServe, self.make, "--metrics", description)
-            self.assertIn("metrics are served on tcp:, tcp6:, unix: or ssl:", str(error))
+            self.assertIn("metrics are served on tcp:, tcp6:, unix: or ssl:, ", str(error))
         for description in ("systemd:domain=INET:index=0", "SYSTEMD:domain=INET:index=0"):
             error = self.assertRaises(CannotServe, self.make, "--metrics", description)
             self.assertIn("with the name metrics (FileDescriptorName=)", str(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Final, cast
@@ -12,6 +11,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from echod.daemon.listening import (
     ON_LOOPBACK,
     TCP_PARTS,
+    UNESCAPED_COLON,
     EndpointListener,
     Listener,
     UDPListener,
@@ -123,12 +123,14 @@ def metrics_listener(reactor: Any, description: str, said: str) -> Listener:
         return tcp_listener(reactor, description, said, ON_LOOPBACK)
     if kind == "unix":
         return UNIXListener(reactor, description, said)
-    if kind == "ssl":  # Twisted's own, where the last interface= counts
-        named = re.search(r":interface=[^:]", description)
-        return EndpointListener(
-            reactor, description if named else f"{description}:interface=127.0.0.1", said
-        )
-    raise CannotServe(f"{said}: metrics are served on tcp:, tcp6:, unix: or ssl:")
+    if kind == "ssl":
+        parts = UNESCAPED_COLON.split(description)
+        if "interface=" in parts:  # which Twisted takes for all addresses
+            raise CannotServe(f"{said}: interface= is empty: name an address, or leave it out")
+        if not any(part.startswith("interface=") for part in parts):
+            description += ":interface=127.0.0.1"
+        return EndpointListener(reactor, description, said)
+    raise CannotServe(f"{said}: metrics are served on tcp:, tcp6:, unix: or ssl:, such as tcp:9862")
 
 
 def systemd_listener(

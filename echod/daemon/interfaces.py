@@ -9,6 +9,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 WILDCARDS = ("0.0.0.0", "::")
+BROADCAST = "255.255.255.255"
 
 
 def check_interface(text: str) -> str:
@@ -18,6 +19,8 @@ def check_interface(text: str) -> str:
     """
     try:
         address = ipaddress.ip_address(text)
+        if address.is_multicast or text == BROADCAST:
+            raise ValueError
     except ValueError:
         raise ValueError(f"takes an IPv4 or IPv6 address of this machine, not {text!r}") from None
     zone = getattr(address, "scope_id", None)

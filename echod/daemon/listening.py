@@ -37,6 +37,7 @@ ADVICE: Final = {
     errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file a writable directory",
     errno.EADDRINUSE: "stop what listens there (ss -lp shows it), or choose another",
     errno.EADDRNOTAVAIL: "this machine has no such address (ip address lists those it has)",
+    errno.ENODEV: "this machine has no such link (ip link lists those it has)",
     errno.ENOENT: "its directory must exist",
     errno.EROFS: "choose a writable directory; under echod.service, name the path in echod.socket",
 }
@@ -67,6 +68,9 @@ TCP_TAKES: Final = (
     r"it takes {kind}:PORT, {kind}:PORT:interface=ADDRESS, with \: for each colon of the address, "
     "and backlog=NUMBER"
 )
+
+NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+"""The flags with which getaddrinfo(3) asks no name server."""
 
 T = TypeVar("T")
 
@@ -223,11 +227,14 @@ class UDPListener(NumberListener):
         interface: str,
         port: int,
     ) -> IListeningPort:
-        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
         sock = None
         try:
-            sock = socket.socket(family, socket.SOCK_DGRAM)
-            sock.bind((interface, port))
+            # Which also turns the zone of a link-local address into the number of its link.
+            [(family, kind, _, _, address), *_] = socket.getaddrinfo(
+                interface, port, type=socket.SOCK_DGRAM, flags=NUMERIC
+            )
+            sock = socket.socket(family, kind)
+            sock.bind(address)
         except OSError as error:
             if sock is not None:
                 sock.close()
@@ -266,10 +273,10 @@ def tcp_listener(
 def tcp_values(parts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     r"""Return the values of the parts of an endpoint; ``\\:`` is a colon within a value.
 
-    A part without a name takes the first name of ``names`` that has not been taken by one; an
-    empty one is the default.
+    A part without a name takes the first name of ``names`` that has not been taken by one. An
+    empty interface is no address: Twisted would listen on all of them.
 
-    :raises ValueError: for another name, a name without a value or given twice, or more parts.
+    :raises ValueError: for another name, an empty value, a name given twice, or more parts.
     """
     values: dict[str, str] = {}
     positions = iter(names)
@@ -277,14 +284,21 @@ def tcp_values(parts: Sequence[str], names: Sequence[str]) -> dict[str, str]:
         name, equals, value = re.sub(r"\\(.)", r"\1", part).partition("=")
         if not equals:
             name, value = next(positions, ""), name
-            if not value:
-                continue
-        if name not in names or not value:
-            raise ValueError(f"it knows no {part!r}")
-        if name in values:
-            raise ValueError(f"it has {name}= twice")
-        values[name] = value
+        add_value(values, names, name, value, part)
     return values
+
+
+def add_value(
+    values: dict[str, str], names: Collection[str], name: str, value: str, part: str
+) -> None:
+    """Add the value of one part of a description; raise ValueError where it is none."""
+    if name not in names:
+        raise ValueError(f"it knows no {part!r}")
+    if not value:
+        raise ValueError(f"{name}= is empty")
+    if name in values:
+        raise ValueError(f"it has {name}= twice")
+    values[name] = value
 
 
 queue = functools.partial(whole_number, least=0, most=2**31 - 1)
@@ -353,16 +367,12 @@ def named_values(parts: Iterable[str], names: Collection[str]) -> dict[str, str]
     r"""Return the values of ``NAME=VALUE`` parts; ``\:`` is a colon within a value.
 
     :param names: those that there may be.
-    :raises ValueError: for another name, a name without a value, or one given twice.
+    :raises ValueError: for another name, an empty value, or a name given twice.
     """
     values: dict[str, str] = {}
     for part in filter(None, parts):
         name, _, value = part.replace("\\:", ":").partition("=")
-        if name not in names or not value:
-            raise ValueError(f"it knows no {part!r}")
-        if name in values:
-            raise ValueError(f"it has {name}= twice")
-        values[name] = value
+        add_value(values, names, name, value, part)
     return values
 
 

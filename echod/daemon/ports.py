@@ -67,9 +67,8 @@ class Ports:
                 for taken in (*others, *self.hosts):
                     if overlap(taken, error.address):
                         raise CannotServe(
-                            f"{error.option}: echod itself listens on {name_of(taken)} already, "
-                            f"which takes what {name_of(error.address)} would: "
-                            "leave out one of the two"
+                            f"{error.option}: echod itself listens on {name_of(taken)} already: "
+                            "leave out one of the two (IPv6 on all addresses, [::], takes IPv4 too)"
                         ) from error
                 raise
             self._ports += ports
