@@ -14,7 +14,17 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.metrics import Tally, registry, transferred
 from echod.datagram import DatagramEcho, EchoDatagrams
-from echod.events import Closed, Drop, Ending, Opened, Reason, Refused
+from echod.events import (
+    Accepted,
+    Closed,
+    Drop,
+    Ending,
+    HalfClosed,
+    HeaderRead,
+    Opened,
+    Reason,
+    Refused,
+)
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork, Peer
 from tests.support import Peers
@@ -160,6 +170,14 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_connections_accepted_total"), 3)
         self.assertEqual(served.get("echod_connection_duration_seconds_count"), 0)
         self.assertEqual(served.get("echod_connection_duration_seconds_sum"), 0)
+
+    def test_steps(self) -> None:
+        """The steps of a connection, which a verbose factory reports, count nothing."""
+        served = Counted()
+        before = vars(served.tally).copy()
+        for event in (Accepted(PEER), HalfClosed(5, PEER), HeaderRead(PEER, PEER)):
+            served.tally(event)
+        self.assertEqual(vars(served.tally), before)
 
     def test_no_label_of_a_peers(self) -> None:
         """However many peers come, and from wherever, there are no more series than at first."""
