@@ -20,7 +20,7 @@ from echod.probe.channels import StreamChannel
 from echod.probe.endpoint import BadTarget
 from echod.probe.failures import of_file
 from echod.probe.interrupts import handled
-from echod.probe.load import Load
+from echod.probe.load import Interval, Load
 from echod.probe.measurement import Channel
 from echod.probe.options import WRONG
 from echod.probe.output import discard, printable
@@ -160,16 +160,20 @@ class LoadCommand:
         if options.plot:
             self._draw, self._earlier = prepare_plot(options.plot, options.compare)
         make_room(options.connections)
-        if is_terminal(console.err) and not options.json:
-            self._live = Live(console.err, options.duration)
         self.run = Load(
             way,
             options.size,
             connections=options.connections,
             duration=options.duration,
             rate=options.rate,
-            tell=self._live.tell if self._live else lambda _: None,
+            tell=self._tell,
         )
+
+    def _tell(self, interval: Interval) -> None:
+        if is_terminal(self._console.err) and not self._options.json:
+            if self._live is None:  # not sooner: Ctrl-C before the first message is silent
+                self._live = Live(self._console.err, self._options.duration)
+            self._live.tell(interval)
 
     def finish(self) -> bool:
         """Say how it went, and return whether all came back right."""
@@ -202,14 +206,16 @@ class PipeCommand:
     def __init__(self, way: Way, options: Namespace, console: Console) -> None:
         self._json = options.json
         self._console = console
-        self._bar = None
+        self._bar: Any = None
         source, sink = 0, 1
-        if is_terminal(console.err) and not os.isatty(sink) and not options.json:
-            self._bar = progress(console.err, left_of(source))
+        self._has_bar = is_terminal(console.err) and not os.isatty(sink) and not options.json
+        self._total = left_of(source) if self._has_bar else None
         self.run = Pipe(way, source, sink, self._progress)
 
     def _progress(self, count: int) -> None:
-        if self._bar is not None:
+        if self._has_bar:
+            if self._bar is None:  # not sooner, as above
+                self._bar = progress(self._console.err, self._total)
             self._bar.update(count)
 
     def finish(self) -> bool:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-TYPE_CHECKING = False  # as in typing, which takes ten milliseconds before Ctrl-C is prepared for
+TYPE_CHECKING = False  # as in typing, which takes ten milliseconds, and Ctrl-C would be in these
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,15 +19,16 @@ EXTRA: Final = {"hdrh": "hdrhistogram", "tqdm": "tqdm"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
-    Until a message has left, Ctrl-C ends the process as it ends one that is written in C: Python's
-    own handler would print a traceback of whatever import it interrupts.
+    Until a message has left, SIGINT has its default action: Python's own handler would print a
+    traceback of whatever import it interrupts. What runs before this function, Python's own start
+    and the script that an installer writes, is out of reach.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.stderr is None:  # print() would take standard output for it, which has other bytes
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
     from echod.probe.options import parse  # noqa: PLC0415 - imports Twisted
-    from echod.probe.output import prepare  # noqa: PLC0415 - likewise late
+    from echod.probe.output import prepare  # noqa: PLC0415 - imports typing
 
     prepare(sys.stdout, sys.stderr)
     options = parse(arguments)

@@ -41,7 +41,8 @@ class Ping(Measurement):
     :param interval: seconds between two messages.
     :param count: messages to send; ``None``: until :meth:`stop`.
     :param tell: is told of each reply.
-    :ivar skipped: messages that were not sent at their times, and so are not of the ``count``.
+    :ivar skipped: messages that were due while this program stood still. They are not sent, and do
+        not count towards ``count``.
     :ivar failure: a line that says why there was no connection; "" else.
     :ivar jitter: seconds by which the times of two messages that follow each other differ, in the
         mean (the IPDV of RFC 3393, without its sign); ``None`` where there are no two.
