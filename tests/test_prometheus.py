@@ -148,7 +148,8 @@ def test_prometheus(daemon: Daemon, tmp_path: Path) -> None:
                 "echod_sent_bytes_total", lambda found: found[""] == MILLION + 1000
             )
             assert prometheus.query("echod_connections_open") == {"": 1}
-        # That client has not read its reply, and is lost. Health checks are not, whether they end with FIN or RST.
+        # That client has not read its reply, and is lost. Health checks are not, whether they
+        # end with FIN or with RST.
         for linger in (b"\0" * 8, b"\1" + b"\0" * 7):
             with daemon.connect() as check:
                 check.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
