@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import runpy
 import signal
@@ -17,9 +18,12 @@ from twisted.internet.error import ReactorAlreadyInstalledError
 from twisted.logger import ILogObserver
 
 import echod
+from echod.__main__ import main
 from echod.daemon import command, makeService
 from echod.daemon.options import CannotServe
 from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
+
+MAIN = ROOT / "echod" / "__main__.py"
 
 ECHOD = (sys.executable, "-m", "echod")
 
@@ -95,15 +99,24 @@ def test_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
         command.run(["--prot"])
 
 
-@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+@pytest.mark.parametrize(
+    ("before", "start"),
+    [
+        (signal.default_int_handler, main),
+        (signal.SIG_IGN, functools.partial(runpy.run_path, str(MAIN), run_name="__main__")),
+    ],
+)
 def test_main(
-    before: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    before: Any,
+    start: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """``python -m echod`` takes the command line; Ctrl-C ends it silently, or stays ignored."""
     signal.signal(signal.SIGINT, before)
     monkeypatch.setattr(sys, "argv", ["echod", "--version"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("echod", run_name="__main__")
+        start()
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"echod {echod.__version__}\n"
     after = signal.SIG_DFL if before is signal.default_int_handler else before

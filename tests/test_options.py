@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
+import sys
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.scripts.twistd import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.options import CannotServe, Options
@@ -159,6 +162,29 @@ class OptionsTests(SynchronousTestCase):
         )
         self.assertEqual([line for line in lines[:-3] if len(line) > 80], [])
 
+    def test_help_is_asked_for(self) -> None:
+        """--help and -h print it, and end with status 0."""
+        self.addCleanup(signal.signal, signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
+        for argument in ("--help", "-h"):
+            out = io.StringIO()
+            self.patch(sys, "stdout", out)
+            ended = self.assertRaises(SystemExit, parse, argument)
+            self.assertFalse(ended.code)
+            self.assertEqual(out.getvalue(), f"{Options()}\n")
+
+    def test_option_of_twistd(self) -> None:
+        """An option of twistd that is given too late is told from one that there is not."""
+        for argument, said in (
+            ("--pidfile=x", "--pidfile is an option of twistd: give it before echod"),
+            ("-n", "-n is an option of twistd: give it before echod"),
+            ("--port=x", "--port takes a whole number from 0 to 65535, not 'x'"),
+            ("--prot", "there is no option --prot"),
+        ):
+            options = Options()
+            options.parent = ServerOptions()
+            refusal = self.assertRaises(CannotServe, options.parseOptions, [argument])
+            self.assertEqual(refusal.why, f"{said}; see twistd -n echod --help")
+
     def test_table(self) -> None:
         """Each row of the table is an option, and each option has a row."""
         options = Options()
@@ -173,7 +199,7 @@ class OptionsTests(SynchronousTestCase):
     def test_version(self) -> None:
         """--version tells echod's version."""
         out = io.StringIO()
-        self.patch(__import__("sys"), "stdout", out)
+        self.patch(sys, "stdout", out)
         ended = self.assertRaises(SystemExit, parse, "--version")
         self.assertFalse(ended.code)
         self.assertRegex(out.getvalue(), r"^echod \d+\.\d+")
