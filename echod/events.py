@@ -39,7 +39,8 @@ class Ending(Enum):
     """Closed with FIN at its first quiet moment after :meth:`EchoFactory.drain`."""
 
     ABORTED = "aborted"
-    """Cut off with RST: by the deadline of a drain, or by the embedding application."""
+    """Cut off with RST: by the deadline of a drain, by the embedding application, because of an
+    exception, or because the peer sent nothing but TLS records without data."""
 
     UNUSED = "unused"
     """The peer closed or reset it, and had sent no byte: a health check, or a port scan.

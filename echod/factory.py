@@ -59,6 +59,7 @@ from echod.protocol import (
     refuses_on_error,
     reset,
 )
+from echod.turns import Turns
 
 log = Logger(namespace="echod")
 
@@ -101,6 +102,7 @@ class EchoFactory(Factory):
     :ivar connections: what is served now.
     :ivar leaving: those of them that a drain is going to close.
     :ivar draining: whether :meth:`drain` was called since listening began.
+    :ivar turns: the time budget that all TLS connections share.
     """
 
     noisy = False
@@ -142,6 +144,7 @@ class EchoFactory(Factory):
         self._fast_path: FastPath | None = None
         self._reactor: object = None
         self.draining = False
+        self.turns = Turns()
         self.connections: set[Echo] = set()
         self.leaving: set[Echo] = set()
         self.arriving: set[Arrival] = set()

@@ -100,6 +100,8 @@ def unread(transport: ITransport) -> bool:
     :raises OSError: where the connection is broken. A socket tells that once (SO_ERROR in
         socket(7)): who asks next sees the end of the peer's sending.
     """
+    if getattr(transport, "held", False):  # read, but not decrypted yet
+        return True
     handle = _handle(transport)
     if handle is None:
         return False

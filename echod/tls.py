@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
@@ -45,6 +45,17 @@ RECORD: Final = 16 * 1024
 PIECE: Final = RECORD + 512
 """Bytes that OpenSSL is given, and asked for, at once: such a part encrypted (RFC 8446 5.2)."""
 
+
+HEADER: Final = 5
+"""Bytes before each record: its type, a version, and the length of what follows (RFC 8446 5.1)."""
+
+RECORDS: Final = 16
+"""Records that are decrypted at once, before the time is looked at: as many tiny ones take up to
+half a millisecond."""
+
+MAX_EMPTY: Final = 1000
+"""Records without application data after which a peer is reset. Honest peers renew their keys
+once in millions of records (RFC 8446 5.5), or now and then where nothing else is to be sent."""
 
 BEGINNING: Final = b"\x16\x03"
 """How a connection begins that speaks TLS: a handshake record, of any version (RFC 8446 5.1)."""
@@ -107,6 +118,7 @@ class TLSArrival(Arrival):
 class TLSTransport(ProtocolWrapper):
     """TLS between the kernel socket's transport and an :class:`~echod.protocol.Echo`.
 
+    :ivar held: whether input waits to be decrypted in later turns. Then nothing is read.
     :ivar taken: bytes received so far, encrypted.
     :ivar given: bytes sent so far, encrypted.
     """
@@ -122,6 +134,13 @@ class TLSTransport(ProtocolWrapper):
     _taken_by_handshake = 0
     _shaking = True
     _beginning = b""
+    held = False
+    _paused = False
+    _input = b""
+    _at = 0  # in the input, up to where it was decrypted
+    _header = b""  # of the record that is being received, as far as it is incomplete
+    _body = 0  # bytes of that record still to come
+    _empty = 0
     _delivering = False
 
     @resets_on_error
@@ -135,19 +154,54 @@ class TLSTransport(ProtocolWrapper):
 
     @resets_on_error
     def dataReceived(self, data: bytes) -> None:
-        """Decrypt and deliver ``data``, and send what becomes of it."""
-        self.taken += len(data)
-        if len(self._beginning) < len(BEGINNING):
-            self._beginning += data[: len(BEGINNING)]
-        # Not all at once, for OpenSSL keeps as much memory as it has ever been given.
-        for start in range(0, len(data), PIECE):
-            if self.disconnecting:
-                return
-            self._tls.bio_write(data[start : start + PIECE])
-            if self._shaking:
-                self._shake()
-            if not self._shaking:
-                self._deliver()
+        """Decrypt and deliver ``data``, and send what becomes of it: now, or in later turns."""
+        size = len(data)
+        self.taken += size
+        if self.held:  # by a transport that does not pause at once
+            self._input += data
+            return
+        if self._shaking:  # which takes long, whatever its size
+            rest = -1
+        elif self._body:
+            rest = self._body - size
+        elif self._header or size < HEADER:
+            rest = -1
+        else:
+            rest = HEADER + (data[3] << 8 | data[4]) - size
+        if rest >= 0:  # of one record: no more work than a connection without TLS makes
+            self._body = rest
+            self._decrypt(data, not rest)
+            return
+        self._input = data
+        echo = self.factory.echo
+        echo.turns.begin(self, cast(IReactorTime, echo.clock))
+        if self._input:
+            self.held = True
+            self.transport.pauseProducing()
+
+    def step(self) -> bool:
+        """Decrypt and deliver the next records of the input, and return whether more is left."""
+        start, records = self._at, self._find_records()
+        self._decrypt(self._input[start : self._at], records)
+        if self._at < len(self._input) and self.connected and not self.disconnecting:
+            return True
+        self._input, self._at = b"", 0
+        if self.held:
+            self.held = False
+            if not self._paused and not self.disconnecting:
+                self.transport.resumeProducing()
+        return False
+
+    def pauseProducing(self) -> None:
+        """Stop reading."""
+        self._paused = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read again, as soon as what was read is decrypted."""
+        self._paused = False
+        if not self.held:
+            self.transport.resumeProducing()
 
     @resets_on_error
     def readConnectionLost(self) -> None:
@@ -220,15 +274,59 @@ class TLSTransport(ProtocolWrapper):
         self._forget_sent()
         return self._written - self._gone
 
-    def _deliver(self) -> None:
-        """Deliver what can be decrypted, send what becomes of it, then see whether it was all."""
+    @resets_on_error
+    def _decrypt(self, data: bytes, records: int) -> None:
+        """Give OpenSSL ``data``, which ends that many records, and deliver what it decrypts."""
+        if not self.connected or self.disconnecting:
+            return
+        self._tls.bio_write(data)
+        if self._shaking:
+            self._shake(data)
+            records = 0  # of the handshake
+        if not self._shaking:
+            self._deliver(records)
+
+    def _find_records(self) -> int:
+        """Advance in the input by some records, and return how many of them are complete.
+
+        They are :data:`RECORDS` and :data:`PIECE` bytes at most, for OpenSSL keeps as much memory
+        as it has ever been given at once. The last may be incomplete.
+        """
+        data, at, header, body, records = self._input, self._at, self._header, self._body, 0
+        end = min(len(data), at + PIECE)
+        while at < end and records < RECORDS:
+            if not body:
+                part = data[at : min(end, at + HEADER - len(header))]
+                at += len(part)
+                header += part
+                if len(header) < HEADER:
+                    break
+                body = header[3] << 8 | header[4]
+                header = b""
+            size = min(body, end - at)
+            at += size
+            body -= size
+            if not body:
+                records += 1
+        self._at, self._header, self._body = at, header, body
+        return records
+
+    def _deliver(self, records: int) -> None:
+        """Deliver what can be decrypted, send what becomes of it, then see whether it was all.
+
+        :param records: the number of complete records that OpenSSL was given.
+        """
         end = None
         self._delivering = True
+        self._empty += records
         try:
             while self.connected and not self.disconnecting:
-                self.wrappedProtocol.dataReceived(self._tls.recv(RECORD))
+                data = self._tls.recv(RECORD)
+                self._empty = 0
+                self.wrappedProtocol.dataReceived(data)
         except SSL.WantReadError:
-            pass
+            if self._empty > MAX_EMPTY:
+                end = self.abortConnection
         except SSL.ZeroReturnError:  # the closing alert
             end = self.wrappedProtocol.readConnectionLost
         except SSL.Error:  # a damaged record, or an alert that tells of another error
@@ -243,7 +341,9 @@ class TLSTransport(ProtocolWrapper):
         if end is not None:
             end()
 
-    def _shake(self) -> None:
+    def _shake(self, data: bytes) -> None:
+        if len(self._beginning) < len(BEGINNING):
+            self._beginning += data[: len(BEGINNING)]
         try:
             self._tls.do_handshake()
         except SSL.WantReadError:
@@ -258,7 +358,7 @@ class TLSTransport(ProtocolWrapper):
         else:
             self._flush()
             self._shaking = False
-            self._taken_by_handshake = self.taken
+            self._taken_by_handshake = self.taken - len(self._input) + self._at
             self.wrappedProtocol.shaken()
 
     def _flush(self) -> None:

@@ -18,6 +18,7 @@ CORE = [
     "arguments",
     "durations",
     "clock",
+    "turns",
     "events",
     "kernel",
     "fastpath",

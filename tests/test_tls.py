@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import shutil
 import socket
@@ -10,7 +11,7 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from OpenSSL import SSL
@@ -25,10 +26,11 @@ from zope.interface import implementer
 from echod.daemon.certificates import Certificates
 from echod.daemon.metrics import Tally, transferred
 from echod.events import Closed, Dropped, Ending, Opened, Reason, Refused, tell_each
-from echod.kernel import beneath, owed, unsent
+from echod.kernel import beneath, owed, unread, unsent
 from echod.protocol import FIRST_BYTE, MAX_OWED, QUIET, Echo, lose
-from echod.tls import ALERT_TIME, RECORD, TLSFactory
+from echod.tls import ALERT_TIME, MAX_EMPTY, RECORD, RECORDS, TLSFactory
 from tests.authority import Authority
+from tests.records import Records, client_secret
 from tests.support import TIMEOUT, MemoryEnds, Peers, Served, now
 
 MIB = 1 << 20
@@ -41,6 +43,7 @@ class Scene(Served):
         super().__init__(MemoryEnds(), **options)
         self.network = self.ends.network
         self.trusted = authority.file
+        self.keylog = Path(authority.file).with_name("keys.log")
         self.over = TLSFactory(self.factory, Certificates(*authority.issue("server")))
         now(self.ends.listen(self.over))
 
@@ -75,6 +78,7 @@ class Client:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = ssl.create_default_context(cafile=scene.trusted)
         context.maximum_version = version
+        context.keylog_filename = str(scene.keylog)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
         self._fed = 0
         self.received = bytearray()
@@ -919,3 +923,220 @@ def test_sent_never_goes_back_over_tls_of_twisted(authority: Authority) -> None:
     client.peer.resume()
     client.read()
     assert transferred(tally, scene.factory) == (len(client.received), len(client.received))
+
+
+class SlowScene(Scene):
+    """In it each record takes a millisecond, so that the time of a turn is soon over.
+
+    :ivar seen: for each record the port of its client, and whether more has been read and waits.
+    """
+
+    def __init__(self, authority: Authority, **options: Any) -> None:
+        super().__init__(authority, **options)
+        scene, self.seen = self, cast("list[tuple[int, bool]]", [])
+
+        class Slow(Echo):
+            def dataReceived(self, data: bytes) -> None:
+                transport: Any = self.transport
+                scene.network.rightNow += 0.001
+                scene.seen.append((transport.getPeer().port, transport.held))
+                if transport.held:
+                    assert unread(transport)
+                    assert beneath(transport) not in scene.network.getReaders()
+                scene.act(self)
+                super().dataReceived(data)
+
+        self.factory.protocol = Slow
+
+    def act(self, echo: Echo) -> None:
+        """Do what a test wants while a record is delivered."""
+
+
+def tiny_records(client: Client, count: int) -> tuple[bytes, bytes]:
+    """Return ``count`` bytes, and what goes to the service for them as one record each."""
+    data = random.Random(862).randbytes(count)
+    return data, b"".join(client.record(data[at : at + 1]) for at in range(count))
+
+
+def test_turns_are_shared(authority: Authority) -> None:
+    """Tiny records of several clients take turns: every byte comes back, whole and in order."""
+    scene = SlowScene(authority)
+    clients = [scene.client() for _ in range(3)]
+    sent = [tiny_records(client, 200) for client in clients]
+    for client, (_, records) in zip(clients, sent, strict=True):
+        client.peer.send(records)
+    scene.network.settle()
+    assert [client.read() for client in clients] == [data for data, _ in sent]
+    ports = [port for port, _ in scene.seen]
+    runs = [len(list(run)) for _, run in itertools.groupby(ports)]
+    assert max(runs) <= 2 * RECORDS
+    scene.network.advance(10)
+    assert scene.network.getDelayedCalls() == []
+    for client in clients:  # and they are read from again
+        client.send(client.record(b"more"))
+        assert client.read().endswith(b"more")
+
+
+@pytest.mark.parametrize("end", ["closing alert", "FIN"])
+def test_end_behind_records_that_wait(authority: Authority, end: str) -> None:
+    """The end of the peer's sending is not seen before what was sent before it."""
+    scene = SlowScene(authority)
+    client = scene.client()
+    data, records = tiny_records(client, 200)
+    client.peer.send(records + (client.closing_alert() if end == "closing alert" else b""))
+    client.peer.finish()
+    scene.network.settle()
+    assert client.read() == data
+    assert client.closed
+    assert client.peer.ended == "FIN"
+    assert scene.events.endings == [Ending.FINISHED if end == "closing alert" else Ending.LOST]
+    assert scene.events.closed[0].bytes == 200
+
+
+def test_records_that_wait_of_a_slow_reader(authority: Authority) -> None:
+    """A peer that does not read is read from again when it does, and everything is decrypted."""
+    scene = SlowScene(authority)
+    client = scene.client()
+    client.peer.stall()
+    data, records = tiny_records(client, 20_000)
+    client.send(records)
+    echo: Any = scene.echo
+    assert echo._paused
+    assert not echo.transport.held
+    assert unsent(echo.transport) < MAX_OWED
+    client.peer.resume()
+    assert client.read() == data
+
+
+@pytest.mark.parametrize("ending", [Ending.LOST, Ending.ABORTED, Ending.FINISHED])
+def test_end_while_records_wait(authority: Authority, ending: Ending) -> None:
+    """A connection may end, by whatever, while its records wait: then they are dropped."""
+    scene = SlowScene(authority)
+    client = scene.client()
+    data, records = tiny_records(client, 200)
+
+    def act(echo: Echo) -> None:
+        if len(scene.seen) == 50:
+            if ending is Ending.LOST:
+                lose(echo.transport)
+            elif ending is Ending.ABORTED:
+                echo.abort()
+            else:
+                echo.transport.loseConnection()
+
+    scene.act = act  # type: ignore[method-assign]
+    client.send(records)
+    assert scene.events.endings == [ending]
+    assert len(scene.seen) == 50
+    if ending is Ending.FINISHED:
+        assert client.read() == data[:49]
+    scene.network.advance(100)
+    assert scene.network.getDelayedCalls() == []
+
+
+def test_failure_in_a_later_turn(authority: Authority, log: list[LogEvent]) -> None:
+    """An exception ends its own connection with RST, and is logged; others go on."""
+    scene = SlowScene(authority)
+    clients = [scene.client() for _ in range(2)]
+    sent = [tiny_records(client, 200) for client in clients]
+
+    def act(echo: Echo) -> None:
+        if len(scene.seen) > 50 and echo.peer.port == scene.seen[0][0]:  # type: ignore[attr-defined]
+            raise MemoryError
+
+    scene.act = act  # type: ignore[method-assign]
+    for client, (_, records) in zip(clients, sent, strict=True):
+        client.peer.send(records)
+    scene.network.settle()
+    assert clients[0].peer.ended == "RST"
+    assert clients[1].read() == sent[1][0]
+    assert scene.events.endings == [Ending.ABORTED]
+    [failure] = log
+    assert failure["log_failure"].check(MemoryError)
+    log.clear()
+
+
+def test_transport_that_does_not_pause(authority: Authority) -> None:
+    """What a transport delivers although it was paused is decrypted in its turn, too."""
+    scene = SlowScene(authority)
+    client = scene.client()
+    data, records = tiny_records(client, 200)
+    first, last = records[:-1000], [records[-1000:]]
+
+    def act(echo: Echo) -> None:
+        transport: Any = echo.transport
+        if transport.held and last:
+            transport.dataReceived(last.pop())
+
+    scene.act = act  # type: ignore[method-assign]
+    client.send(first)
+    assert client.read() == data
+
+
+def test_paused_while_records_wait(authority: Authority) -> None:
+    """A transport that is resumed while records wait reads again when they are decrypted."""
+    scene = SlowScene(authority)
+    client = scene.client()
+    data, records = tiny_records(client, 200)
+
+    def act(echo: Echo) -> None:
+        if len(scene.seen) in (50, 150):
+            echo.transport.pauseProducing()
+        elif len(scene.seen) == 100:
+            echo.transport.resumeProducing()
+
+    scene.act = act  # type: ignore[method-assign]
+    client.send(records)
+    assert client.read() == data
+    assert beneath(scene.echo.transport) not in scene.network.getReaders()
+    scene.echo.transport.resumeProducing()
+    client.send(client.record(b"more"))
+    assert client.read() == data + b"more"
+
+
+def test_handshake_that_waits(authority: Authority) -> None:
+    """A handshake that waits for its turn is not given up: its time ends at the next look."""
+    scene = SlowScene(authority, handshake_timeout=10)
+    other, client = scene.client(), scene.connect()
+    with pytest.raises(ssl.SSLWantReadError):
+        client._tls.do_handshake()
+    hello = client.record()
+
+    def act(echo: Echo) -> None:
+        if len(scene.seen) == 20:
+            [arrival] = scene.factory.arriving
+            assert unread(arrival.transport)
+            scene.network.rightNow += 11  # and the timeout is due
+
+    scene.act = act  # type: ignore[method-assign]
+    data, records = tiny_records(other, 100)
+    other.peer.send(records)
+    client.peer.send(hello)
+    scene.network.settle()
+    client.settle()
+    client._tls.do_handshake()
+    client.send(client.record())
+    assert scene.events.refused == []
+    assert other.read() == data
+
+
+def test_only_key_updates(authority: Authority) -> None:
+    """A peer that sends KeyUpdates and no data is reset, and counted as aborted."""
+    scene = Scene(authority)
+    client = scene.client()
+    records = Records(client_secret(scene.keylog))
+    half = MAX_EMPTY // 2
+    for answer in (False, True):
+        client.send(b"".join(records.key_update(answer=answer) for _ in range(half)))
+    client.send(records.record(b"hello"))  # which begins it anew
+    client.send(b"".join(records.key_update() for _ in range(MAX_EMPTY)))
+    client.send(records.record(b"world"))
+    for _ in range(MAX_EMPTY):  # OpenSSL returns to its caller behind each answer
+        client.read()
+    assert client.read() == b"helloworld"
+    client.send(b"".join(records.key_update() for _ in range(MAX_EMPTY)))
+    assert client.peer.ended is None
+    client.send(records.key_update())
+    assert client.peer.ended == "RST"
+    [closed] = scene.events.closed
+    assert (closed.ending, closed.bytes) == (Ending.ABORTED, 10)

@@ -1,0 +1,112 @@
+"""The time budget of a turn: what fits is done at once, the rest in later turns, in rotation."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.turns import BUDGET, Turns
+
+
+class TurnByTurn:
+    """A clock that makes the calls of one turn at a time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[Any] = []
+
+    def seconds(self) -> float:
+        return self.now
+
+    def callLater(self, delay: float, call: Any, *args: object) -> None:
+        assert delay == 0
+        self.calls.append((call, args))
+
+    def turn(self) -> None:
+        calls, self.calls = self.calls, []
+        for call, args in calls:
+            call(*args)
+
+
+class Steps:
+    """Takes some steps, of ``seconds`` each, and leaves its name for each of them."""
+
+    def __init__(self, case: TurnsTests, name: str, count: int, seconds: float) -> None:
+        self.case, self.name, self.count, self.seconds = case, name, count, seconds
+
+    def step(self) -> bool:
+        self.case.clock.now += self.seconds
+        self.case.done += self.name
+        self.count -= 1
+        return self.count > 0
+
+
+class TurnsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = TurnByTurn()
+        self.turns = Turns()
+        self.done = ""
+
+    def begin(self, worker: Any) -> None:
+        self.turns.begin(worker, cast(IReactorTime, self.clock))
+
+    def steps(self, name: str, count: int, share: float) -> None:
+        """Begin something of ``count`` steps, each of which takes that share of the budget."""
+        self.begin(Steps(self, name, count, BUDGET * share))
+
+    def test_what_fits(self) -> None:
+        """What fits into the budget is done at once; a turn is begun when half of it is used up."""
+        self.steps("a", 2, 0.25)
+        self.assertEqual((self.done, self.clock.calls), ("aa", []))
+        self.steps("b", 1, 0.25)
+        self.assertEqual((self.done, len(self.clock.calls)), ("aab", 1))
+        self.clock.turn()
+        self.steps("c", 4, 0.25)
+        self.assertEqual(self.done, "aabcccc")
+
+    def test_one_budget_for_all(self) -> None:
+        """Many that begin in one turn have one budget between them, and one step is too much."""
+        for name in "abcd":
+            self.steps(name, 2, 0.375)
+        self.assertEqual(self.done, "aab")
+        self.clock.turn()
+        self.assertEqual(self.done, "aabbcd")
+        self.clock.turn()
+        self.assertEqual(self.done, "aabbcdcd")
+        self.assertEqual(self.clock.calls, [])
+
+    def test_rotation(self) -> None:
+        """Those that wait do a step each, also beside one that has very much to do."""
+        self.steps("a", 1000, 1)
+        self.steps("b", 2, 1)
+        for _ in range(5):
+            self.clock.turn()
+        self.assertEqual(self.done, "aababa")
+
+    def test_order(self) -> None:
+        """One that comes while others wait does nothing before them."""
+        self.steps("a", 2, 1)
+        self.clock.now += 1
+        self.steps("b", 1, 0)
+        self.assertEqual(self.done, "a")
+        self.clock.turn()
+        self.clock.turn()
+        self.assertEqual((self.done, self.clock.calls), ("aab", []))
+
+    def test_begun_by_another(self) -> None:
+        """What a step begins gets its turn, and there is one call for all that wait."""
+        case = self
+
+        class Begins(Steps):
+            def step(self) -> bool:
+                case.steps("b", 2, 1)
+                return super().step()
+
+        self.steps("a", 2, 1)
+        self.begin(Begins(self, "c", 1, 0))
+        for _ in range(5):
+            self.clock.turn()
+            self.assertLessEqual(len(self.clock.calls), 1)
+        self.assertEqual((sorted(self.done), self.clock.calls), (list("aabbc"), []))
