@@ -138,6 +138,18 @@ def test_no_pause(accepts: Accepting, number: int) -> None:
     assert accepts.log == []
 
 
+def test_failure_in_a_pause(accepts: Accepting) -> None:
+    """An accept that fails during a pause, as at a stop, does not make the pause longer."""
+    accepts.error = OSError(errno.ENFILE, "")
+    accepts.turns()
+    accepts.clock.advance(PAUSE / 2)
+    accepts.port.doRead()
+    accepts.error = None
+    accepts.clock.advance(PAUSE / 2)
+    accepts.turns()
+    assert len(accepts.factory.connections) == 1
+
+
 def test_stop_in_a_pause(accepts: Accepting) -> None:
     """A port that stops while it pauses leaves no timer behind."""
     accepts.error = OSError(errno.ENFILE, "")
