@@ -111,6 +111,9 @@ class Drop(Enum):
 class Opened:
     """A connection was accepted and is served.
 
+    Or it was left unused before its TLS handshake or PROXY header: then :class:`Closed` follows
+    at once.
+
     :ivar peer: the peer's address.
     :ivar tls: whether the connection is encrypted.
     """
@@ -136,8 +139,8 @@ class Closed:
     :ivar bytes: bytes received from the peer.
     :ivar seconds: seconds from :class:`Opened` to now.
     :ivar unsent: of these bytes, how many never reached the kernel for sending.
-        Always 0 where the ending is finished, idle or drained. What the kernel still held when the
-        connection was reset is not included: a part of it may have been on its way.
+        Always 0 where the ending is finished, idle, drained or unused. What the kernel still held
+        when the connection was reset is not included: a part of it may have been on its way.
     :ivar peer: the peer's address.
     :ivar tls: whether the connection was encrypted.
     """
