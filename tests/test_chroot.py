@@ -73,7 +73,16 @@ def loaded_fixture(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reserve = type("", (), {"reserve": lambda _: loaded.append(os.devnull)})()
     monkeypatch.setattr(tcp, "_reservedFD", reserve)
     monkeypatch.setattr(chroot.codecs, "lookup", loaded.append)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     return loaded
+
+
+def test_without_rights(root: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without root's rights, which chroot(2) needs, one line says so."""
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    with pytest.raises(CannotServe, match="needs root's rights: leave it out, or use sudo"):
+        prepare(options(root))
+    assert loaded == []
 
 
 def test_without_chroot(loaded: list[str]) -> None:

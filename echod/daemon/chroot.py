@@ -7,6 +7,7 @@ a device that is first used later is not to be found in the new root.
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ def prepare(twistd: Mapping[str, Any] | None) -> None:
 
 def check(root: Path, twistd: Mapping[str, Any]) -> None:
     """Raise CannotServe where ``root`` lacks what twistd opens in it; its errors are tracebacks."""
+    if os.geteuid() != 0:
+        raise CannotServe(
+            f"--chroot {root}: chroot(2) needs root's rights: leave it out, or use sudo"
+        )
     if not root.is_dir():
         raise CannotServe(f"--chroot {root}: there is no such directory: make it first")
     pid_file, uid = twistd["pidfile"], twistd["uid"]
