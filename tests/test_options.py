@@ -185,6 +185,25 @@ class OptionsTests(SynchronousTestCase):
             refusal = self.assertRaises(CannotServe, options.parseOptions, [argument])
             self.assertEqual(refusal.why, f"{said}; see twistd -n echod --help")
 
+    def test_pid_file(self) -> None:
+        """A pid file that twistd cannot write is refused in one line, unless there is a chroot."""
+        for arguments, refused in (
+            (["--pidfile", "/no/such/directory/pid"], True),
+            (["--pidfile", "/no/such/directory/pid", "--chroot", "/"], False),
+            (["--pidfile", self.mktemp()], False),
+            (["--pidfile", __file__], False),
+            (["--pidfile="], False),
+        ):
+            options = Options()
+            options.parent = ServerOptions()
+            options.parent.parseOptions(["-n", *arguments])
+            if refused:
+                refusal = self.assertRaises(CannotServe, options.parseOptions, [])
+                self.assertIn("--pidfile /no/such/directory/pid: no file can be", refusal.why)
+                self.assertIn("or none (--pidfile=)", refusal.why)
+            else:
+                options.parseOptions([])
+
     def test_table(self) -> None:
         """Each row of the table is an option, and each option has a row."""
         options = Options()

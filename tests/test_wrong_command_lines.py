@@ -127,6 +127,8 @@ LINES: dict[str, str] = {
     "echod --port 0 --interface 192.0.2.1": "this machine has no such address",
     "echod --port 0 --metrics tcp:0:interface=192.0.2.1": "this machine has no such address",
     "echod --port 0 --interface fe80::1": "fe80::1",
+    "twistd -n --pidfile /no/such/directory/x echod": "choose another place, or none (--pidfile=)",
+    "twistd -n --logfile /no/such/directory/x echod": "--logfile /no/such/directory/x: ",
     "twistd -n echod --port {port}": "address already in use",
 }
 """Command lines, and a part of what is said of each."""

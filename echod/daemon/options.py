@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getopt
+import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,23 @@ class AddressInUse(CannotServe):
         super().__init__(f"{option}: {why}")
         self.option = option
         self.address = address
+
+
+def check_pid_file(twistd: Mapping[str, Any]) -> None:
+    """Check that twistd can write its pid file: it would fail with a traceback.
+
+    :param twistd: the options of twistd.
+    :raises CannotServe: if it cannot.
+    """
+    file = twistd["pidfile"]
+    if not file or twistd["chroot"]:
+        return
+    path = os.path.abspath(file)
+    if not os.access(path if os.path.exists(path) else os.path.dirname(path), os.W_OK):
+        raise CannotServe(
+            f"--pidfile {file}: no file can be written there: "
+            "choose another place, or none (--pidfile=)"
+        )
 
 
 class Options(usage.Options):
@@ -135,6 +153,7 @@ class Options(usage.Options):
                 "--interface :: takes IPv4 as well (ipv6(7), IPV6_V6ONLY): leave out 0.0.0.0"
             )
         if self.parent is not None:
+            check_pid_file(self.parent)
             try:
                 self.log_file = log_file(self.parent)
             except ValueError as error:  # about an option of twistd's own

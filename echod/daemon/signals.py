@@ -31,7 +31,7 @@ class Signals:
     """
 
     def __init__(self, reactor: Any) -> None:
-        self.hasten: Callable[[], object] = int
+        self.hasten: Callable[[], object] = lambda: None
         self._reactor = reactor
         self._reload: Callable[[], object] | None = None
         self._received = self._running = self._hastened = False
