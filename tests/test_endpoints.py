@@ -50,6 +50,10 @@ class EchoListenerTests(SynchronousTestCase):
         ):
             self.assertIs(type(self.listener(description)), kind)
 
+    def test_tls_of_twisted(self) -> None:
+        """Twisted's own tls: is refused: it has no half-close, and listens where nobody asked."""
+        self.assertIn("echo over TLS is ssl:PORT:", self.refused("tls:0"))
+
     def test_metrics_over_tls(self) -> None:
         """Metrics over Twisted's own TLS endpoint are on loopback, too, by default."""
         with tempfile.TemporaryDirectory() as directory:
