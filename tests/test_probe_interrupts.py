@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from echod.probe.interrupts import SIGNALS, handled
 
 
-@pytest.fixture(autouse=True)
-def defaults() -> Iterator[None]:
-    """Have the default action for both, as in a process that has just started."""
-    before = [signal.signal(number, signal.SIG_DFL) for number in SIGNALS]
-    yield
-    for number, handler in zip(SIGNALS, before, strict=True):
-        signal.signal(number, handler)
+@contextmanager
+def answered_by(handler: signal.Handlers) -> Iterator[None]:
+    """Have ``handler`` for both signals for a while.
+
+    No fixture does so: pytest-twisted may start its reactor after that, with handlers of its own.
+    """
+    before = [signal.signal(number, handler) for number in SIGNALS]
+    try:
+        yield
+    finally:
+        for number, each in zip(SIGNALS, before, strict=True):
+            signal.signal(number, each)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_stop(number: signal.Signals) -> None:
     """Once a run has begun, each signal stops it, and the end has its default action again."""
     stopped: list[int] = []
-    with handled(lambda: True, lambda: stopped.append(1)):
-        signal.raise_signal(number)
-        signal.raise_signal(number)
+    with answered_by(signal.SIG_DFL):
+        with handled(lambda: True, lambda: stopped.append(1)):
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_DFL
     assert stopped == [1, 1]
-    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -38,7 +45,7 @@ def test_die(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "signal.raise_signal", lambda each: raised.append((each, signal.getsignal(each)))
     )
-    with handled(lambda: False, lambda: pytest.fail("was stopped")):
+    with answered_by(signal.SIG_DFL), handled(lambda: False, lambda: pytest.fail("was stopped")):
         send(number)
     assert raised == [(number, signal.SIG_DFL)]
 
@@ -54,7 +61,7 @@ def test_continue() -> None:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_ignored(number: signal.Signals) -> None:
     """One that the shell has it ignore stays ignored: a command behind ``&`` in a script."""
-    signal.signal(number, signal.SIG_IGN)
-    with handled(lambda: True, lambda: pytest.fail("was stopped")):
-        signal.raise_signal(number)
-    assert signal.getsignal(number) == signal.SIG_IGN
+    with answered_by(signal.SIG_IGN):
+        with handled(lambda: True, lambda: pytest.fail("was stopped")):
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_IGN
