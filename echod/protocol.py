@@ -352,7 +352,7 @@ class Echo(Protocol):
         if isinstance(below, FileDescriptor) and below.disconnected:
             if unsent(below):
                 cut_off(below)
-            elif has_unread(below):
+            elif getattr(self.transport, "held", False) or has_unread(below):
                 self._ending = Ending.LOST
                 cut_off(below)
 

@@ -17,6 +17,7 @@ import pytest
 from OpenSSL import SSL
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
@@ -1032,6 +1033,23 @@ def test_end_while_records_wait(authority: Authority, ending: Ending) -> None:
         assert client.read() == data[:49]
     scene.network.advance(100)
     assert scene.network.getDelayedCalls() == []
+
+
+def test_reactor_stops_while_records_wait(authority: Authority) -> None:
+    """When the reactor stops, a connection whose records wait is reset: the reply is not whole."""
+    scene = SlowScene(authority)
+    client = scene.client()
+
+    def act(echo: Echo) -> None:
+        if len(scene.seen) == 50:
+            below: Any = beneath(echo.transport)
+            below.doWrite()  # nothing is unsent
+            below.connectionLost(connectionDone)  # as each of them, when it stops
+
+    scene.act = act  # type: ignore[method-assign]
+    client.send(tiny_records(client, 200)[1])
+    assert client.peer.ended == "RST"
+    assert scene.events.endings == [Ending.LOST]
 
 
 def test_failure_in_a_later_turn(authority: Authority, log: list[LogEvent]) -> None:
