@@ -728,11 +728,12 @@ def test_written_too_late(authority: Authority) -> None:
     """What an application writes when the connection is gone is dropped, as without TLS."""
     scene = Scene(authority)
     client = scene.client()
-    transport = scene.echo.transport
+    transport: Any = scene.echo.transport
     client.peer.abort()
     scene.network.settle()
     transport.write(b"more")
     transport.writeSequence([b"more"])
+    transport.finish()
     transport.loseConnection()
     assert scene.events.endings == [Ending.UNUSED]
 
