@@ -68,9 +68,7 @@ def echo_listener(
             reactor, description, passed
         )
         return secure
-    if (
-        kind == "tls"
-    ):  # Twisted's, which knows no half-close, and takes what follows for a directory
+    if kind == "tls":  # Twisted's has no half-close, and takes what follows for a directory
         raise CannotServe(f"{said}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
     if kind == "systemd":
         return systemd_listener(reactor, description, said, passed, datagrams)
