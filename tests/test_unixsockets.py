@@ -158,6 +158,7 @@ def test_no_socket(path: Path) -> None:
         ("unix:/run/x:mode=1777", "mode= is a number from 0 to 777"),
         ("unix:/run/x:mode=689", "mode= is a number from 0 to 777"),
         ("unix:/run/x:backlog=-1", "backlog= is a number from 0 to 2147483647"),
+        (f"unix:/run/x:backlog={'9' * 5000}", "backlog= is a number from 0 to 2147483647"),
         ("unix:/run/x:lockfile=yes", "lockfile= is a number from 0 to 1"),
         ("unix:/run/x:owner=me", "that is too much"),
         ("unix:/run/x:660:5:0:1", "that is too much"),

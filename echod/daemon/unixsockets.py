@@ -113,7 +113,7 @@ class UNIXListener:
 
 def number(name: str, text: str, base: int, most: int) -> int:
     """Return the number ``text``; raise ValueError if it is none, or above ``most``."""
-    if not re.fullmatch(f"[0-{base - 1}]+", text) or int(text, base) > most:
+    if not re.fullmatch(f"[0-{base - 1}]{{1,18}}", text) or int(text, base) > most:
         raise ValueError(f"{name}= is a number from 0 to {most:{'o' if base == 8 else 'd'}}")
     return int(text, base)
 
