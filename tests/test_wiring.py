@@ -29,10 +29,11 @@ from echod.daemon.passed import PassedListener
 from echod.daemon.secure import TLSListener
 from echod.daemon.signals import STOP
 from echod.daemon.unixsockets import UNIXListener
-from echod.daemon.wiring import take
+from echod.daemon.wiring import connection_limit, take
 from echod.events import Reason, Refused
 from echod.factory import descriptors_left
 from tests.authority import Authority
+from tests.support import reactor_of_kind
 
 FIRST = 900
 """Where sockets are passed, in the place of 3: no other descriptor of the tests is so high."""
@@ -152,6 +153,14 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertEqual(self.make()._connection_limit(), descriptors_left())
         self.patch(resource, "getrlimit", lambda which: (30, 30))
         self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), 1)
+
+    def test_more_than_select(self) -> None:
+        """The warning names the lower of the two limits, select(2) or RLIMIT_NOFILE."""
+        reactor = reactor_of_kind("select")
+        for descriptors, limit in ((20_000, "select(2)"), (100, "RLIMIT_NOFILE")):
+            self.patch(resource, "getrlimit", lambda which, most=descriptors: (most, most))
+            self.assertEqual(connection_limit(5000, reactor, 0), descriptors_left(reactor))
+            self.assertIn(f"--max-connections 5000: {limit} ", self.warnings()[-1])
 
     def test_endpoints(self) -> None:
         """--listen is understood before anything starts."""

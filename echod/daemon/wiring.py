@@ -7,7 +7,6 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
 
 from echod.clock import use_monotonic_time
@@ -129,21 +128,19 @@ def connection_limit(asked: int | None, reactor: object, spare: int) -> int:
     :param reactor: watches their descriptors.
     :param spare: descriptors that something else needs.
     """
-    left = max(1, descriptors_left(reactor) - spare)
+    of_reactor = descriptors_left(reactor)
+    left = max(1, of_reactor - spare)
     if asked is None or asked <= left:
         return asked or left
+    limit, remedy = "RLIMIT_NOFILE", "raise it (ulimit -n, or LimitNOFILE= of systemd)"
+    if of_reactor < descriptors_left():
+        limit, remedy = "select(2)", "choose another reactor"
     log.warn(
         "--max-connections {asked}: {limit} leaves room for {left} only; {remedy}",
         asked=asked,
         left=left,
-        **(
-            {"limit": "select(2)", "remedy": "choose another reactor"}
-            if isinstance(reactor, SelectReactor)
-            else {
-                "limit": "RLIMIT_NOFILE",
-                "remedy": "raise it (ulimit -n, or LimitNOFILE= of systemd)",
-            }
-        ),
+        limit=limit,
+        remedy=remedy,
     )
     return left
 
