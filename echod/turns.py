@@ -62,15 +62,17 @@ class Turns:
         self._scheduled = False
         self._left = BUDGET
         began = clock.seconds()
-        while self._waiting and self._left > 0:
-            worker = self._waiting.popleft()
-            if worker.step():
-                self._waiting.append(worker)
-            now = clock.seconds()
-            self._left -= now - began
-            began = now
-        if self._waiting:
-            self._schedule(clock)
+        try:
+            while self._waiting and self._left > 0:
+                worker = self._waiting.popleft()
+                if worker.step():
+                    self._waiting.append(worker)
+                now = clock.seconds()
+                self._left -= now - began
+                began = now
+        finally:  # an exception (MemoryError) must not keep the others waiting for ever
+            if self._waiting:
+                self._schedule(clock)
 
     def _schedule(self, clock: IReactorTime) -> None:
         if not self._scheduled:

@@ -95,6 +95,17 @@ class TurnsTests(SynchronousTestCase):
         self.clock.turn()
         self.assertEqual((self.done, self.clock.calls), ("aab", []))
 
+    def test_exception(self) -> None:
+        """An exception in one step does not keep the others from their turns."""
+        self.steps("a", 1, 1)
+        failing = Steps(self, "b", 2, 0)
+        self.patch(failing, "step", self.fail)
+        self.begin(failing)
+        self.steps("c", 2, 0)
+        self.assertRaises(self.failureException, self.clock.turn)
+        self.clock.turn()
+        self.assertEqual((self.done, self.clock.calls), ("acc", []))
+
     def test_begun_by_another(self) -> None:
         """What a step begins gets its turn, and there is one call for all that wait."""
         case = self
