@@ -62,10 +62,11 @@ class Arrival(Protocol):
     @resets_on_error
     def connectionMade(self) -> None:
         """Set the socket's options, and start the handshake timeout."""
-        set_options(self.transport)
         factory = self._factory
         factory.arriving.add(self)
         self._accepted = factory.clock_for(self.transport).seconds()
+        factory.use_reactor_of(self.transport)
+        set_options(self.transport)
         if factory.verbose:
             tell(factory.observer, Accepted(self._peer, self.tls))
         if factory.handshake_timeout is not None:

@@ -282,6 +282,12 @@ class EchoFactory(Factory):
         elif reactor is not self._reactor:
             raise ValueError("this factory serves on another reactor: make a factory for each")
 
+    def use_reactor_of(self, transport: ITransport) -> None:
+        """Serve on the reactor of ``transport``: see :meth:`use_reactor`."""
+        reactor = getattr(transport, "reactor", None)  # a test double may have none
+        if reactor is not None and reactor is not self._reactor:
+            self.use_reactor(reactor)
+
     def clock_for(self, transport: IStreamTransport) -> IReactorTime:
         """Return the factory's clock, or else that of the reactor that serves ``transport``."""
         if self.clock is None:
@@ -324,9 +330,7 @@ class EchoFactory(Factory):
 
     def connection_opened(self, echo: Echo) -> None:
         """Count ``echo`` in. :class:`Echo` calls this."""
-        reactor = getattr(echo.transport, "reactor", None)  # a test double may have none
-        if reactor is not None and reactor is not self._reactor:
-            self.use_reactor(reactor)
+        self.use_reactor_of(echo.transport)
         if self.idle_timeout is not None:
             self.watch(echo)
         peer = echo.peer

@@ -130,11 +130,12 @@ def test_second_network() -> None:
             MemoryNetwork().server_endpoint().listen(again)
 
 
-def test_second_reactor() -> None:
-    """A connection that a second reactor brings is not served."""
+@pytest.mark.parametrize("kind", [lambda factory: factory, ProxyFactory])
+def test_second_reactor(kind: Callable[[EchoFactory], Any]) -> None:
+    """A connection that a second reactor brings is not served, and no header is waited for."""
     factory = EchoFactory()
     MemoryNetwork().server_endpoint().listen(factory)
-    protocol = factory.buildProtocol(None)
+    protocol = kind(factory).buildProtocol(None)
     transport = StringTransport()
     transport.reactor = MemoryNetwork()
     protocol.makeConnection(transport)

@@ -265,6 +265,19 @@ async def test_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @run
+async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose socket takes no options is reset, and counted as one without a byte."""
+    ends = ProxyEnds(version=2)
+    served = Served(ends)
+    await ends.listen(served.factory)
+    monkeypatch.setattr("echod.arrival.set_options", fail)
+    assert await end_of_new(ends) == "RST"
+    assert served.events.endings == [Ending.UNUSED]
+    assert not served.factory.arriving
+    await ends.stop()
+
+
+@run
 async def test_tls_context() -> None:
     """Where a handshake cannot be begun, the connection is reset."""
     ends = TCP4Ends()
