@@ -63,7 +63,7 @@ class SignalsTests(SynchronousTestCase):
 
     def send(self, *numbers: int) -> None:
         for number in numbers:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     def test_log_file(self) -> None:
         """SIGUSR1 opens the log file again, in the reactor's thread, each time."""

@@ -206,6 +206,7 @@ def test_fast_path() -> None:
         f"{fastpath.SIZE:,} bytes",
         f"{fastpath.MOST // MIB} MiB",
         f"{MAX_OWED // 1024} KiB",
+        f"{fastpath.UNCHECKED // 1024} KiB",
         f"{fastpath.LINGER * 1000} ms",
         f"{fastpath.CROWD} descriptors",
     }
