@@ -29,14 +29,25 @@ def check_interface(text: str) -> str:
             raise ValueError(
                 f"takes a link-local address with its link, as in {text}%eth0, not {text!r}"
             )
-    elif not zone.isdecimal():
-        try:
-            socket.if_nametoindex(zone)
-        except OSError:
-            raise ValueError(
-                f"takes a link of this machine after the % (ip link lists them), not {zone!r}"
-            ) from None
+    elif not address.is_link_local:
+        raise ValueError(f"takes a link after link-local addresses only, not {text!r}")
+    elif not is_link(zone):
+        raise ValueError(
+            f"takes a link of this machine after the % (ip link lists them), not {zone!r}"
+        )
     return text
+
+
+def is_link(zone: str) -> bool:
+    """Return whether this machine has a link of that name, or of that number."""
+    try:
+        if zone.isdecimal():
+            socket.if_indextoname(int(zone))
+        else:
+            socket.if_nametoindex(zone)
+    except (OSError, OverflowError, ValueError):  # ValueError: int() takes 4300 digits at most
+        return False
+    return True
 
 
 def overlap(one: IAddress, other: IAddress) -> bool:
