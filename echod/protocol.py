@@ -416,10 +416,8 @@ class Echo(Protocol):
         elif not unacknowledged(below):
             below.connectionLost(connectionDone)
         else:
-            clock, longer = (
-                self.factory.clock_for(self.transport),
-                min(2 * delay, DELIVERY_CHECKS[1]),
-            )
+            clock = self.factory.clock_for(self.transport)
+            longer = min(2 * delay, DELIVERY_CHECKS[1])
             self._next_check = clock.callLater(delay, self._check_delivery, longer)
 
     def look(self, now: float) -> bool:
