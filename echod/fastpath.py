@@ -208,7 +208,7 @@ class FastPath:
                 self._served[descriptor].fail()
         finally:
             self._echoed += MOST - left
-            if self._echoed > UNCHECKED:
+            if served and self._echoed > UNCHECKED:
                 self._echoed = -math.inf  # not again until busy() is called
                 self._on_traffic()
 

@@ -288,6 +288,26 @@ async def test_tls_context() -> None:
     await ends.stop()
 
 
+@run
+async def test_no_timer_left() -> None:
+    """Where the only connection ends on the fast path, no timer is left to look at it."""
+    ends = TCP4Ends()
+    served = Served(ends)
+    await ends.listen(served.factory)
+    peer = await served.peer()
+    for count in (1, 2, 3):
+        peer.send(b"?")
+        await ends.until(peer.when_received(count))
+    [echo] = served.factory.connections
+    assert echo.fast_path is not None
+    echo.send = fail  # type: ignore[method-assign]
+    peer.stall()
+    peer.send(bytes(16 * MIB))
+    await served.settled(lambda: not served.factory.connections)
+    assert ends.clock.getDelayedCalls() == []
+    await ends.stop()
+
+
 class FactoryTests(SynchronousTestCase):
     def test_build_protocol(self) -> None:
         """Each factory refuses what it cannot build: Twisted would close with FIN."""
