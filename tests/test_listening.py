@@ -368,6 +368,13 @@ class ExplainTests(SynchronousTestCase):
         line = explain(OSError(errno.EROFS, os.strerror(errno.EROFS)))
         self.assertIn("read-only file system: choose a writable directory; under echod.ser", line)
 
+    def test_descriptors(self) -> None:
+        """Where the process has no descriptor left, the line names the limit to raise."""
+        line = explain(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        self.assertEqual(
+            line, "too many open files: raise the limit (ulimit -n, or LimitNOFILE= of systemd)"
+        )
+
     def test_lock(self) -> None:
         """Twisted's lock of a UNIX socket says so itself."""
         error = CannotListenError(None, b"/run/x", "Cannot acquire lock")

@@ -37,6 +37,7 @@ ADVICE: Final = {
     errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file a writable directory",
     errno.EADDRINUSE: "stop what listens there (ss -lp shows it), or choose another",
     errno.EADDRNOTAVAIL: "this machine has no such address (ip address lists those it has)",
+    errno.EMFILE: "raise the limit (ulimit -n, or LimitNOFILE= of systemd)",
     errno.ENODEV: "this machine has no such link (ip link lists those it has)",
     errno.ENOENT: "its directory must exist",
     errno.EROFS: "choose a writable directory; under echod.service, name the path in echod.socket",
