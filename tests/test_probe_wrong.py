@@ -186,6 +186,7 @@ def test_wrong(answer: Any, arguments: str, said: str) -> None:
         (f"{'a' * 70}:7", "no such name: each part of a name has 1 to 63 characters"),
         ("a..b:7", "no such name: each part of a name has 1 to 63 characters"),
         ("[::1%none]:7", "there is no interface none"),
+        ("[::1%lo]:7", "an interface after the address is for link-local addresses only"),
     ],
 )
 def test_not_reached(answer: Any, target: str, said: str) -> None:

@@ -90,6 +90,7 @@ def check_address(said: str, address: str) -> None:
 
 
 NO_NAME: Final = "no such name: each part of a name has 1 to 63 characters"
+ONLY_LOCAL: Final = "an interface after the address is for link-local addresses only: leave it out"
 
 
 def resolve(reactor: Any, target: Target) -> Deferred[list[tuple[int, Address]]]:
@@ -111,7 +112,10 @@ def resolve(reactor: Any, target: Target) -> Deferred[list[tuple[int, Address]]]
             told = socket.getaddrinfo(target.host, target.port, type=kind)
         except (OSError, UnicodeError) as error:  # UnicodeError: of Python's own IDNA
             zone = str(target.host).partition("%")[2]
-            why = f"there is no interface {zone}" if zone else NO_NAME
+            why = NO_NAME
+            if zone:
+                is_there = any(zone == name for _, name in socket.if_nameindex())
+                why = ONLY_LOCAL if is_there else f"there is no interface {zone}"
             known = isinstance(error, OSError) and not zone
             failure = Failure(error if known else socket.gaierror(socket.EAI_NONAME, why))
             reactor.callFromThread(tell, found.errback, failure)
