@@ -46,7 +46,8 @@ class Reply:
     def __init__(self, received: bytes) -> None:
         head, _, rest = received.partition(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
-        self.status = int(status.split()[1])
+        _, code, self.reason = status.split(" ", 2)
+        self.status = int(code)
         self.headers = {name.lower(): value for name, value in (x.split(": ", 1) for x in lines)}
         length = int(self.headers.get("content-length", 0))
         self.body, self.rest = rest[:length].decode(), rest[length:]
@@ -132,7 +133,7 @@ def test_host_on_loopback(name: str) -> None:
 def test_rebound_host(name: str) -> None:
     """A name that a web page has pointed at loopback reads nothing (DNS rebinding)."""
     reply = Site(host="127.0.0.1", bound="127.0.0.1").ask(name)
-    assert reply.status == 421
+    assert (reply.status, reply.reason) == (421, "Misdirected Request")
     assert "echod_" not in reply.body
     assert name == "" or name not in reply.body
 

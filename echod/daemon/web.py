@@ -94,7 +94,7 @@ class Answer(Request):
         accept = b",".join(self.requestHeaders.getRawHeaders(b"Accept", []))
         content_type, body = "text/plain; charset=utf-8", b"not found\n"
         if not self.channel.knows_host(self.requestHeaders.getRawHeaders(b"Host", [])):
-            self.setResponseCode(421)
+            self.setResponseCode(421, b"Misdirected Request")  # RFC 9110 15.5.20
             body = b"ask for localhost, or for an IP address of this machine\n"
         elif page is None:
             self.setResponseCode(404)
