@@ -120,10 +120,10 @@ class EchoListenerTests(SynchronousTestCase):
         for rest, why in (
             ("systemd", "it has no name="),
             ("systemd:", "it has no name="),
-            ("systemd:a", "it knows no 'a'"),
+            ("systemd:a", "there is no parameter 'a'"),
             ("systemd:name=", "name= is empty"),
             ("systemd:name=a:name=a", "it has name= twice"),
-            ("systemd:domain=INET:index=0", "it knows no 'domain=INET'"),
+            ("systemd:domain=INET:index=0", "there is no parameter 'domain=INET'"),
         ):
             for description in (rest, f"haproxy:{rest}"):
                 line = self.refused(description, Passed(999, "a"))

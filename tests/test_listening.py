@@ -180,7 +180,7 @@ class UDPListenerTests(SynchronousTestCase):
         for description, why in (
             ("udp:x", "a port takes a whole number from 0 to 65535, not 'x'"),
             ("udp:65536", "a port takes a whole number from 0 to 65535, not '65536'"),
-            ("udp:7:127.0.0.1", "it knows no '127.0.0.1'"),
+            ("udp:7:127.0.0.1", "there is no parameter '127.0.0.1'"),
             ("udp:7:interface=", "interface= is empty"),
             ("udp:7:interface=127.0.0.1:interface=127.0.0.2", "it has interface= twice"),
             (
@@ -332,8 +332,8 @@ class TCPDescriptionTests(SynchronousTestCase):
             ("tcp:7:backlog=", "backlog= is empty"),
             ("tcp:7:interface=localhost", "interface= takes an IPv4 or IPv6 address"),
             ("tcp:7:backlog=many", "backlog= takes a whole number from 0 to 2147483647"),
-            ("tcp:1:192.0.2.1:3:4", "it knows no '4'"),
-            ("tcp:7:foo=bar", "it knows no 'foo=bar'"),
+            ("tcp:1:192.0.2.1:3:4", "there is no parameter '4'"),
+            ("tcp:7:foo=bar", "there is no parameter 'foo=bar'"),
             ("tcp:7:port=8", "it has port= twice"),
             ("tcp6:7:interface=127.0.0.1", "interface= takes an IPv6 address for tcp6:"),
             (r"tcp6:7:interface=fe80\:\:1", "with its link, as in fe80::1%eth0"),

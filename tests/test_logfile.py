@@ -84,9 +84,9 @@ def test_left_to_twistd(directory: Path) -> None:
 def test_no_such_file(directory: Path) -> None:
     """What cannot be logged to is one line, before anything listens."""
     for path, why in (
-        (f"{directory}/none/log", "No such file or directory"),
-        (f"{directory}", "Is a directory"),
-        ("-", "is standard output, which a service in the background has not"),
+        (f"{directory}/none/log", "no such file or directory: name a file to append to"),
+        (f"{directory}", "is a directory: name a file to append to"),
+        ("-", "is standard output, which a service in the background does not have"),
     ):
         options = Options()
         options.parent = twistd("logfile", path)
@@ -121,7 +121,10 @@ def test_reopened(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(old) == 2
     events: list[LogEvent] = [json.loads(line) for line in middle]
     assert [event["event"] for event in events] == ["reopened", "third", "not-reopened", "fifth"]
-    assert (events[2]["level"], events[2]["why"]) == ("error", "Is a directory")
+    assert (events[2]["level"], events[2]["why"]) == (
+        "error",
+        "Is a directory",
+    )
 
 
 def wait_until(happened: Callable[[], object], what: str = "") -> None:

@@ -194,7 +194,7 @@ def test_short_name(said: str, name: str) -> None:
 
 def test_long_path() -> None:
     """A path that no UNIX socket can have is refused, and not by Twisted, which cannot."""
-    assert refused(f"unix:/{'x' * 107}").endswith(": a path has 107 bytes at the most")
+    assert refused(f"unix:/{'x' * 107}").endswith(": a path has 107 bytes at most")
     assert parse_target(f"unix:/{'x' * 106}").endpoint(Clock())
 
 

@@ -155,7 +155,7 @@ WRONG = [
     ("ping unix:", "has to be host:port"),
     ("ping unix:a:b", "has to be unix:PATH"),
     ("ping unix:a=b", "has to be unix:PATH"),
-    ("ping unix:" + "x" * 108, "a path has 107 bytes at the most"),
+    ("ping unix:" + "x" * 108, "a path has 107 bytes at most"),
     ("ping tls:h", "has to be tls:HOST:PORT"),
     ("ping tls:h:7:trustRoot=keys", "has to be tls:HOST:PORT"),
     ("ping tls:h:7:trustRoots=none", "/none': no such file or directory"),

@@ -100,15 +100,18 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
         ("ssl:²:privateKey=a:certKey=b", "from 0 to 65535, not '\\xb2'"),
         ("ssl:7", "it has no privateKey="),
         ("ssl:7:privateKey=a", "it has no certKey="),
-        ("ssl:7:privateKey=a:certKey=b:dhParameters=c", "it knows no 'dhParameters=c'"),
-        ("ssl:7:key.pem:cert.pem", "it knows no 'key.pem'"),
+        ("ssl:7:privateKey=a:certKey=b:dhParameters=c", "there is no parameter 'dhParameters=c'"),
+        ("ssl:7:key.pem:cert.pem", "there is no parameter 'key.pem'"),
         ("ssl:7:privateKey=a:certKey=", "certKey= is empty"),
         ("ssl:7:privateKey=a:certKey=b:privateKey=c", "it has privateKey= twice"),
         ("ssl:7:privateKey=a:certKey=b:interface=eth0", "interface= takes an IPv4 or"),
         ("ssl:systemd:privateKey=a:certKey=b", "it has no name="),
         ("ssl:SYSTEMD:name=tls:certKey=b", "it has no privateKey="),
-        ("ssl:systemd:name=tls:privateKey=a:certKey=b:interface=::1", "it knows no 'interface="),
-        ("ssl:systemd:domain=INET:index=0", "it knows no 'domain=INET'"),
+        (
+            "ssl:systemd:name=tls:privateKey=a:certKey=b:interface=::1",
+            "there is no parameter 'interface=",
+        ),
+        ("ssl:systemd:domain=INET:index=0", "there is no parameter 'domain=INET'"),
     ],
 )
 def test_wrong_arguments(description: str, says: str) -> None:

@@ -108,7 +108,7 @@ LINES: dict[str, str] = {
     "echod --listen udp:x": f"a port {NUMBER} 'x'",
     "echod --listen udp:65536": f"a port {NUMBER} '65536'",
     "echod --listen udp:0:interface=192.0.2.1": "this machine has no such address",
-    "echod --listen udp:7:backlog=3": "it knows no 'backlog=3'",
+    "echod --listen udp:7:backlog=3": "there is no parameter 'backlog=3'",
     "echod --listen udp:7:interface=localhost": "interface= takes an IPv4 or IPv6 address",
     "echod --listen ssl:0": "it has no privateKey=",
     "echod --listen ssl:0:privateKey=pem:certKey=pem": "pem: there is no private key (PEM) in it",

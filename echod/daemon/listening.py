@@ -294,7 +294,7 @@ def add_value(
 ) -> None:
     """Add the value of one part of a description; raise ValueError where it is none."""
     if name not in names:
-        raise ValueError(f"it knows no {part!r}")
+        raise ValueError(f"there is no parameter {part!r}")
     if not value:
         raise ValueError(f"{name}= is empty")
     if name in values:

@@ -46,14 +46,14 @@ class LogFile:
         self.observer = make(self._file)
 
     def reopen(self) -> None:
-        """Open the path again, and go on there; where that fails, go on in the file of before."""
+        """Open the path again, and go on there; where that fails, go on in the old file."""
         try:
             with open(self._path, "ab") as new:
                 os.dup2(new.fileno(), self._file.fileno(), inheritable=False)
         except OSError as error:
             log.error(
                 "received SIGUSR1, but {path} cannot be opened: {why}; the log goes on in the "
-                "file of before",
+                "old file",
                 event="not-reopened",
                 path=self._path,
                 why=error.strerror,
@@ -84,12 +84,13 @@ def log_file(twistd: MutableMapping[str, Any]) -> LogFile | None:
         return None
     if path == "-":
         raise ValueError(
-            "--logfile - is standard output, which a service in the background has not: "
+            "--logfile - is standard output, which a service in the background does not have: "
             "add -n, or name a file"
         )
     try:
         opened = LogFile(path or DEFAULT, FORMATS[logger])
     except OSError as error:
-        raise ValueError(f"--logfile {path or DEFAULT}: {error.strerror}") from None
+        why = str(error.strerror).lower()
+        raise ValueError(f"--logfile {path or DEFAULT}: {why}: name a file to append to") from None
     twistd["logger"] = None
     return opened

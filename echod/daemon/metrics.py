@@ -1,8 +1,8 @@
 """What happened, in numbers: counted as it is told, summed when somebody asks.
 
 The numbers are plain Python. What makes metrics of them is prometheus_client, the
-extra ``metrics``; nothing else of echod imports it, so that who does not ask for
-metrics does not need it.
+extra ``metrics``; nothing else of echod imports it, so that a
+daemon without --metrics does not need it.
 """
 
 from __future__ import annotations

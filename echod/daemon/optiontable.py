@@ -14,7 +14,7 @@ from echod.durations import parse_duration
 
 PORT: Final = 65432
 MOST: Final = 1_000_000_000
-"""The greatest limit on connections: no machine has so many descriptors."""
+"""The greatest limit on connections: no machine has that many descriptors."""
 
 NUMBER: Final = re.compile(r"[0-9]+\.?[0-9]*(e[+-]?[0-9]{1,3})?|\.[0-9]+", re.IGNORECASE | re.ASCII)
 GENERAL: Final = "Other options"

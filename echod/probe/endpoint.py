@@ -93,12 +93,12 @@ def endpoint_of(reactor: Any, said: str) -> IStreamClientEndpoint:
         raise BadTarget(f"TARGET {said!r} {why_not(error, kind, given)}") from error
     path = getattr(endpoint, "_path", "")  # of a UNIX socket, which Twisted trips over
     if len(os.fsencode(path)) > LONGEST_PATH:
-        raise BadTarget(f"TARGET {said!r}: a path has {LONGEST_PATH} bytes at the most")
+        raise BadTarget(f"TARGET {said!r}: a path has {LONGEST_PATH} bytes at most")
     return cast("IStreamClientEndpoint", endpoint)
 
 
 def why_not(error: Exception, kind: str, given: Sequence[str]) -> str:
-    """Return what is wrong with an endpoint, in the words of the one who has typed it.
+    """Return what is wrong with an endpoint, in the user's terms.
 
     What Twisted raises tells of its functions and their parameters.
     """

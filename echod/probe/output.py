@@ -41,12 +41,12 @@ def prepare(*files: TextIO | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` as one line that a terminal shows as it is, whatever somebody has typed."""
+    """Return ``text`` as one line that a terminal shows as it is, whatever the user typed."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def discard(file: TextIO) -> None:
-    """Lead a file nowhere: what is still in its buffer would fail once more when Python ends."""
+    """Redirect a file to /dev/null: flushing its buffer would fail again when Python ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)

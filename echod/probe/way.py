@@ -29,7 +29,7 @@ class Way:
     :ivar protocol: ``tcp``, ``udp``, or the type of an endpoint.
     :ivar looks_up: whether the time to connect has that to look up a name in it, as it has where
         Twisted's endpoints do both.
-    :ivar moved: is told of an address that refuses datagrams, and of the next.
+    :ivar moved: called with an address that refuses datagrams, and the next one.
     :ivar errors: what went wrong, by the words of :mod:`echod.probe.failures`.
     """
 
