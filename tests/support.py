@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import gc
 import itertools
 import os
 import shutil
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from importlib import import_module
@@ -49,6 +51,7 @@ from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from echod.daemon.certificates import Certificates
@@ -585,6 +588,23 @@ class Daemon:
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def expect_failing_binds(case: SynchronousTestCase) -> None:
+    """Have ports fail to listen in a test without a warning in another one.
+
+    Where bind fails, some releases of Twisted leave the socket to the garbage collector, which
+    comes at the end of this test, and not in the midst of the next.
+    """
+
+    def collect() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+        gc.enable()
+
+    gc.disable()
+    case.addCleanup(collect)
 
 
 def passing(*sockets: socket.socket, names: str) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import socket
 import tempfile
-import warnings
 from typing import Any
 from unittest import mock
 
@@ -33,7 +31,7 @@ from echod.daemon.listening import (
 from echod.daemon.options import CannotServe
 from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
-from tests.support import now, reactor_of_kind
+from tests.support import expect_failing_binds, now, reactor_of_kind
 
 
 class FakePort:
@@ -211,14 +209,7 @@ class UDPListenerTests(SynchronousTestCase):
 
 class EndpointListenerTests(SynchronousTestCase):
     def setUp(self) -> None:
-        # Where bind fails, Twisted leaves the socket to the garbage collector: not now.
-        gc.disable()
-
-    def tearDown(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
-        gc.enable()
+        expect_failing_binds(self)
 
     def listener(self, description: str) -> Any:
         from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen

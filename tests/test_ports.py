@@ -26,7 +26,7 @@ from echod.daemon.options import CannotServe
 from echod.daemon.ports import Ports
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
-from tests.support import Peers, now
+from tests.support import Peers, expect_failing_binds, now
 
 
 class Listener:
@@ -141,6 +141,7 @@ class PortsTests(SynchronousTestCase):
     def test_own_clash(self) -> None:
         """Where echod itself listens already, the error says so, and names the other address."""
         self.patch(listening.log, "observer", self.log.append)
+        expect_failing_binds(self)
 
         def clash(*descriptions: str) -> str:
             ports = Ports(
