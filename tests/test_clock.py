@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import TimeoutError as TimedOut
@@ -204,6 +204,7 @@ def calls_made(
         )
     )
 )
+@example(deeds=[("call", 0, 1.0), ("call", 0, 1.0), ("cancel", 1, 0.0)])
 def test_as_twisted_does(deeds: list[tuple[str, int, float]]) -> None:
     """Calls are made, moved and cancelled as by Twisted's own clock."""
     reactor, twisted = Clock(), Clock()
