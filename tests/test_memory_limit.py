@@ -23,15 +23,23 @@ def test_drain_without_memory() -> None:
         owed = bytes(1 << 20)
         for client in clients:
             client.setblocking(False)
+        sent = dict.fromkeys(clients, 0)
         until = time.monotonic() + 2
         while time.monotonic() < until:
             for client in clients:
                 with suppress(BlockingIOError):
-                    client.send(owed)
+                    sent[client] += client.send(owed)
         resource.prlimit(daemon.process.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
         daemon.terminate(signal.SIGTERM)
         assert daemon.process.wait(TIMEOUT) is not None
+        resets = 0
         for client in clients:
             client.settimeout(TIMEOUT)
-            with client, pytest.raises(ConnectionResetError):
-                receive_all(client)
+            with client:
+                try:
+                    received = len(receive_all(client))
+                except ConnectionResetError:
+                    resets += 1
+                else:  # on a busy machine, little is sent, and the kernel takes all of it
+                    assert received == sent[client]
+        assert resets
