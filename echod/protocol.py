@@ -79,9 +79,9 @@ QUIET: Final = 0.2
 """Seconds without a byte that make a quiet moment, at which a drain may close."""
 
 FIRST_BYTE: Final = 1.0
-"""Seconds since its start within which a drain does not close a connection that has not sent a
-byte: the first one may be on its way. Nearly every round trip is shorter; it is TCP's first
-retransmission timeout, too (RFC 6298 2.1)."""
+"""Seconds since its start within which a drain does not close a connection over TLS or behind a
+proxy that has not sent a byte: the first one may be on its way. Nearly every round trip is
+shorter; it is TCP's first retransmission timeout, too (RFC 6298 2.1)."""
 
 LOOKS: Final = 8
 """How often a connection is looked at within a timeout. One look to see it begin, and
@@ -420,6 +420,12 @@ class Echo(Protocol):
             longer = min(2 * delay, DELIVERY_CHECKS[1])
             self._next_check = clock.callLater(delay, self._check_delivery, longer)
 
+    def _awaits_first_byte(self, now: float) -> bool:
+        """Return whether the first byte may be on its way, behind a handshake or a PROXY header."""
+        if self.received or now - self._opened >= FIRST_BYTE:
+            return False
+        return self.named is not None or encrypted(self.transport)
+
     def look(self, now: float) -> bool:
         """Look whether a timeout is over, or a quiet moment has come, and act on it.
 
@@ -449,8 +455,7 @@ class Echo(Protocol):
                 return False
         elif not self._closing:
             over = None
-            begun = self.received > 0 or now - self._opened >= FIRST_BYTE
-            if leaving and begun and still >= QUIET:
+            if leaving and still >= QUIET and not self._awaits_first_byte(now):
                 over = Ending.DRAINED
             elif factory.idle_timeout is not None and still >= factory.idle_timeout:
                 over = Ending.IDLE

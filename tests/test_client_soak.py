@@ -123,6 +123,7 @@ def figures(printed: str) -> dict[str, float]:
 IN_A_NETWORK_OF_ITS_OWN = """
 import os, subprocess, sys
 from echod.probe.commands import run
+from echod.probe.options import parse
 from tests.mirrors import Mirror
 
 os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -149,7 +150,7 @@ with Mirror("plain") as tcp, Mirror("plain", "--udp") as udp:
             os.dup2(quiet, 2)
             status = 100
             try:
-                status = run(commands[number % len(commands)])
+                status = run(parse(commands[number % len(commands)]))
             finally:
                 os._exit(status)
         running[pid] = number % len(commands)

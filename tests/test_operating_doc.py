@@ -275,7 +275,7 @@ def test_numbers() -> None:
         f"silent for {service['WatchdogSec'][0]} s (``WatchdogSec=``)",
         f"{ports['Backlog'][0]} for each port (``Backlog=``)",
         f"it has sent nothing for {QUIET} s",
-        f"A new connection has {FIRST_BYTE:g} s for its first byte",
+        f"A new connection over TLS or behind a proxy has {FIRST_BYTE:g} s for its first byte",
         f"reset after {options()['drain-timeout']:g} s (``--drain-timeout``)",
         f"({starts} starts in {seconds} s, ``StartLimitBurst=``)",
         f"costs the process {MAX_OWED // 1024} KiB at most",
