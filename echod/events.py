@@ -239,6 +239,8 @@ def tell_each(*observers: Observer) -> Observer:
     """
     for observer in observers:
         check_callable("tell_each", observer, "callables that take one event")
+    if len(observers) == 1:
+        return observers[0]
 
     def tell_them(event: Event) -> None:
         failure: Exception | None = None

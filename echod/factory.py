@@ -160,9 +160,9 @@ class EchoFactory(Factory):
     @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
-        refusal = self.refusal(addr)
-        if refusal is not None:
-            return refusal
+        reason = Reason.DRAINING if self.draining else self._limit_that_meets(addr)
+        if reason is not None:
+            return self._refusal(reason, addr, tls=False)
         if self.verbose:
             tell(self.observer, Accepted(addr))
         return self._echo()
@@ -172,12 +172,11 @@ class EchoFactory(Factory):
 
         :param leaving: whether a drain has begun since it came, and is to close it too.
         """
-        if leaving:
-            refusal = self._refusal(self._limit_that_meets(peer), peer, tls)
-        else:
-            refusal = self.refusal(peer, tls=tls)
-        if refusal is not None:
-            return refusal
+        reason = self._limit_that_meets(peer)
+        if self.draining and not leaving:
+            reason = Reason.DRAINING
+        if reason is not None:
+            return self._refusal(reason, peer, tls=tls)
         echo = self._echo()
         if leaving:
             self.leaving.add(echo)
@@ -191,12 +190,12 @@ class EchoFactory(Factory):
         :param is_peer: whether ``addr`` is whom the limit for one peer is for, and no proxy.
         :param tls: whether the connection is encrypted, or going to be.
         """
-        limit = self._limit_that_meets(addr if is_peer else None)
-        return self._refusal(Reason.DRAINING if self.draining else limit, addr, tls)
+        reason = self._limit_that_meets(addr if is_peer else None)
+        if self.draining:
+            reason = Reason.DRAINING
+        return None if reason is None else self._refusal(reason, addr, tls=tls)
 
-    def _refusal(self, reason: Reason | None, peer: IAddress | None, tls: bool) -> Refusal | None:
-        if reason is None:
-            return None
+    def _refusal(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> Refusal:
         self.refused(reason, peer, tls=tls)
         return Refusal()
 
@@ -364,7 +363,8 @@ class EchoFactory(Factory):
                 log.failure("a connection fails")
         if not self.connections:
             self._forget_next_look()
-        self.see_whether_drained()
+        if self._drained:
+            self.see_whether_drained()
 
     def count(self, peer: IAddress | None) -> str | None:
         """Count one more connection of ``peer``, and return what to :meth:`discount` later."""

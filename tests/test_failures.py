@@ -312,7 +312,7 @@ class FactoryTests(SynchronousTestCase):
     def test_build_protocol(self) -> None:
         """Each factory refuses what it cannot build: Twisted would close with FIN."""
         echo = EchoFactory(clock=Clock())
-        self.patch(echo, "refusal", fail)
+        self.patch(echo, "_limit_that_meets", fail)
         for factory in (echo, ProxyFactory(echo), TLSFactory(echo, fail)):
             self.assertIsInstance(factory.buildProtocol(None), Refusal)
         self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 3)
