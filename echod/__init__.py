@@ -30,7 +30,7 @@ __all__ = [
     "Reason",
     "Refused",
     "__version__",
-    "tell_each",
+    "broadcast",
 ]
 
 # Stated here alone: setup.cfg reads it from the source, without importing Twisted.
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # as in typing, which takes ten milliseconds
 
 if TYPE_CHECKING:
-    from echod.client import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
+    from echod.client.protocol import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
     from echod.events import (
         Accepted,
         Closed,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         Opened,
         Reason,
         Refused,
-        tell_each,
+        broadcast,
     )
     from echod.factory import EchoFactory
     from echod.protocol import Echo

@@ -224,7 +224,7 @@ def ignore(event: Event) -> None:
     """Observe nothing: the observer of who gives none."""
 
 
-def tell(observer: Observer, event: Event) -> None:
+def notify(observer: Observer, event: Event) -> None:
     """Tell ``observer``; that it fails is logged, and costs nobody a byte or an answer."""
     try:
         observer(event)
@@ -232,13 +232,13 @@ def tell(observer: Observer, event: Event) -> None:
         log.failure("the observer failed at {told}", told=event)
 
 
-def tell_each(*observers: Observer) -> Observer:
+def broadcast(*observers: Observer) -> Observer:
     """Return an observer that notifies each of ``observers``, even when one of them fails.
 
     :raises TypeError: for an observer that cannot be called.
     """
     for observer in observers:
-        check_callable("tell_each", observer, "callables that take one event")
+        check_callable("broadcast", observer, "callables that take one event")
     if len(observers) == 1:
         return observers[0]
 

@@ -33,7 +33,6 @@ from echod.arguments import (
     check_whole,
     unless_none,
 )
-from echod.arrival import Arrival
 from echod.clock import clock_of
 from echod.durations import LONGEST, SHORTEST
 from echod.events import (
@@ -46,12 +45,12 @@ from echod.events import (
     Reason,
     Refused,
     ignore,
-    tell,
+    notify,
 )
 from echod.fastpath import UNCHECKED, FastPath, kernel_socket
-from echod.kernel import beneath, cut_off, encrypted
+from echod.handshake import PendingConnection
 from echod.protocol import (
-    LOOKS,
+    CHECKS_PER_TIMEOUT,
     QUIET,
     Echo,
     IStreamTransport,
@@ -59,6 +58,7 @@ from echod.protocol import (
     refuses_on_error,
     reset,
 )
+from echod.transport import beneath, cut_off, encrypted
 from echod.turns import Turns
 
 log = Logger(namespace="echod")
@@ -147,7 +147,7 @@ class EchoFactory(Factory):
         self.turns = Turns()
         self.connections: set[Echo] = set()
         self.leaving: set[Echo] = set()
-        self.arriving: set[Arrival] = set()
+        self.arriving: set[PendingConnection] = set()
         self._of_peer: Counter[str | None] = Counter()
         self._drained: list[Deferred[None]] = []
         self._deadline: IDelayedCall | None = None
@@ -164,11 +164,11 @@ class EchoFactory(Factory):
         if reason is not None:
             return self._refusal(reason, addr, tls=False)
         if self.verbose:
-            tell(self.observer, Accepted(addr))
+            notify(self.observer, Accepted(addr))
         return self._echo()
 
     def welcome(self, peer: IAddress | None, *, leaving: bool, tls: bool) -> Protocol:
-        """Serve a connection that has arrived, or refuse it. :class:`Arrival` calls this.
+        """Serve a connection that has arrived, or refuse it. :class:`PendingConnection` calls this.
 
         :param leaving: whether a drain has begun since it came, and is to close it too.
         """
@@ -205,13 +205,13 @@ class EchoFactory(Factory):
         return echo
 
     def refused(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> None:
-        """Notify the observer that a connection is not served. :class:`Arrival` calls this."""
+        """Notify the observer that a connection is not served."""
         self._notify(Refused(reason, peer, tls))
 
     def left_unused(self, peer: IAddress, seconds: float, *, tls: bool) -> None:
         """Notify the observer of a connection that ended before its first byte.
 
-        :class:`Arrival` calls this.
+        :class:`PendingConnection` calls this.
 
         :param seconds: from accept to now.
         """
@@ -220,7 +220,7 @@ class EchoFactory(Factory):
     def _notify(self, *events: Event) -> None:
         try:
             for event in events:
-                tell(self.observer, event)
+                notify(self.observer, event)
         finally:
             self.see_whether_drained()
 
@@ -336,7 +336,7 @@ class EchoFactory(Factory):
         if self.max_connections_per_peer is not None:
             echo.key = self.count(peer)
         self.connections.add(echo)
-        tell(self.observer, Opened(peer, encrypted(echo.transport)))
+        notify(self.observer, Opened(peer, encrypted(echo.transport)))
         if echo in self.leaving:
             # No look at all the others, who may be as many as those who still arrive.
             soon = self.clock_for(echo.transport).seconds() + QUIET
@@ -357,7 +357,7 @@ class EchoFactory(Factory):
             echo.key = None
         try:
             if opened and closed is not None:
-                tell(self.observer, closed)
+                notify(self.observer, closed)
         except BaseException:  # such as SystemExit; a drain may wait for this connection
             with suppress(BaseException):
                 log.failure("a connection fails")
@@ -392,7 +392,7 @@ class EchoFactory(Factory):
 
     def _look_every(self) -> float | None:
         timeouts = (self.stall_timeout, self.idle_timeout)
-        periods = [timeout / LOOKS for timeout in timeouts if timeout is not None]
+        periods = [timeout / CHECKS_PER_TIMEOUT for timeout in timeouts if timeout is not None]
         if self.leaving:
             periods.append(QUIET)
         return min(periods, default=None)
@@ -406,7 +406,7 @@ class EchoFactory(Factory):
             try:
                 clock = self.clock_for(echo.transport)
                 # An observer that hears of one ending may end others.
-                echo.watched = echo in self.connections and echo.look(clock.seconds())
+                echo.watched = echo in self.connections and echo.check_timeouts(clock.seconds())
             except BaseException:  # which must not keep the others from their time
                 echo.fail()
         still = next((echo for echo in self.connections if echo.watched), None)
@@ -419,7 +419,7 @@ class EchoFactory(Factory):
                 self._next_look.cancel()
             self._next_look = None
 
-    def _all_that_leave(self) -> list[Echo | Arrival]:
+    def _all_that_leave(self) -> list[Echo | PendingConnection]:
         return [*self.leaving, *(arrival for arrival in self.arriving if arrival.leaving)]
 
     def _set_deadline(self, deadline: float, clock: IReactorTime) -> None:
@@ -441,7 +441,7 @@ class EchoFactory(Factory):
                 self._give_up(each)
         self.see_whether_drained()
 
-    def _give_up(self, each: Echo | Arrival) -> None:
+    def _give_up(self, each: Echo | PendingConnection) -> None:
         """Forget a connection that cannot be reset by its transport, and reset it without."""
         with suppress(BaseException):
             cut_off(each.transport)
@@ -452,7 +452,7 @@ class EchoFactory(Factory):
             self.see_whether_drained()
 
     def see_whether_drained(self) -> None:
-        """Finish the drain if nobody is left. :class:`Arrival` calls this, too."""
+        """Finish the drain if nobody is left. :class:`PendingConnection` calls this, too."""
         if not self._drained or self.leaving or any(each.leaving for each in self.arriving):
             return
         if self._deadline is not None:

@@ -6,7 +6,7 @@ The rules that this file keeps:
 - The peer's end of sending (half-close) is not the end of the connection:
   everything owed is sent first, then FIN.
 - A peer that sends and does not read is not read from either. What is owed and
-  not yet taken by the kernel stays below :data:`MAX_OWED` bytes.
+  not yet taken by the kernel stays below :data:`MAX_BUFFERED` bytes.
 - A reply that is cut short ends in RST, never in FIN: no peer can mistake a part
   for the whole.
 - Nothing is closed in the face of bytes that have already arrived.
@@ -43,18 +43,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.events import Closed, Ending, HalfClosed, tell
+from echod.events import Closed, Ending, HalfClosed, notify
 from echod.fastpath import UNCHECKED, send_now
-from echod.kernel import (
+from echod.transport import (
     beneath,
+    buffered,
     cut_off,
     encrypted,
+    has_unread_input,
     is_broken,
-    owed,
+    kernel_send_queue,
     receive_urgent_inline,
     refuse_descriptors,
-    unacknowledged,
-    unread,
     unsent,
 )
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from echod.factory import EchoFactory
     from echod.fastpath import FastPath
 
-MAX_OWED: Final = 256 * 1024
+MAX_BUFFERED: Final = 256 * 1024
 """Bytes. Twisted stops the reading when more than 64 KiB are owed, and one read adds 64 KiB
 at most; what the fast path hands back, when nothing is owed, is less than 256 KiB."""
 
@@ -83,7 +83,7 @@ FIRST_BYTE: Final = 1.0
 proxy that has not sent a byte: the first one may be on its way. Nearly every round trip is
 shorter; it is TCP's first retransmission timeout, too (RFC 6298 2.1)."""
 
-LOOKS: Final = 8
+CHECKS_PER_TIMEOUT: Final = 8
 """How often a connection is looked at within a timeout. One look to see it begin, and
 one to see it end: a timeout is late by a quarter at most, and never early; in return no
 byte costs a clock reading."""
@@ -118,8 +118,8 @@ def set_options(transport: IStreamTransport) -> None:
         # Most connections: the system calls alone take less time than the methods around them.
         set_option = transport.socket.setsockopt
         set_option(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return
     receive_urgent_inline(transport)
     if isinstance(transport, Connection):
@@ -180,7 +180,7 @@ def has_unread(below: FileDescriptor) -> bool:
     """Return whether something that the peer has sent is not read, and was to be."""
     try:
         # What arrives after the application has closed the connection is not answered.
-        return not below.disconnecting and unread(below)
+        return not below.disconnecting and has_unread_input(below)
     except OSError:
         return False
 
@@ -200,7 +200,7 @@ class Echo(Protocol):
 
     :ivar named: the peer's address that a proxy has told, if one has.
     :ivar counted: bytes received so far, but for those on the fast path since it is there.
-    :ivar watched: whether the factory calls :meth:`look` now and then; the factory's own.
+    :ivar watched: whether the factory calls :meth:`check_timeouts` now and then; the factory's own.
     :ivar fast_path: what serves it in place of its transport, if anything; the fast path's own.
     :ivar key: what the factory counts it under; the factory's own.
     """
@@ -272,7 +272,7 @@ class Echo(Protocol):
             if not self._closing:
                 if self.factory.verbose:
                     half_closed = HalfClosed(self.received, self.peer, encrypted(self.transport))
-                    tell(self.factory.observer, half_closed)
+                    notify(self.factory.observer, half_closed)
                 self._close(Ending.FINISHED if self.received else Ending.UNUSED)
         except BaseException:
             fail(self.transport)
@@ -302,7 +302,7 @@ class Echo(Protocol):
     def _sum_up(self, reason: Failure) -> Closed:
         received = self.received
         # Below Twisted's own TLS it is encrypted, and may be more than was received.
-        left = min(owed(self.transport), received)
+        left = min(buffered(self.transport), received)
         # Where the transport hides half-close, or what it holds, an end that the peer
         # made says nothing of what it has received.
         known = (
@@ -404,7 +404,7 @@ class Echo(Protocol):
     def _finish(self) -> None:
         """Close, all being sent: at once, or when the peer has taken what the kernel holds."""
         below: Any = beneath(self.transport)
-        if self.counted <= MAX_ORPHANED or unacknowledged(below) <= MAX_ORPHANED:
+        if self.counted <= MAX_ORPHANED or kernel_send_queue(below) <= MAX_ORPHANED:
             # What loseConnection comes to, but now and not in the next turn of the
             # reactor, in which bytes could arrive and make a reset of it.
             below.connectionLost(connectionDone)
@@ -421,7 +421,7 @@ class Echo(Protocol):
         below: Any = beneath(self.transport)
         if is_broken(below):
             lose(below)
-        elif not unacknowledged(below):
+        elif not kernel_send_queue(below):
             below.connectionLost(connectionDone)
         else:
             clock = self.factory.clock_for(self.transport)
@@ -434,7 +434,7 @@ class Echo(Protocol):
             return False
         return self.named is not None or encrypted(self.transport)
 
-    def look(self, now: float) -> bool:
+    def check_timeouts(self, now: float) -> bool:
         """Look whether a timeout is over, or a quiet moment has come, and act on it.
 
         A time is over when the connection has been found unchanged for that long.
@@ -447,12 +447,12 @@ class Echo(Protocol):
         leaving = self in factory.leaving
         held, received = 0, self.received
         if self._closing or received - self._delivered > UNCHECKED:
-            held = unacknowledged(self.transport)
+            held = kernel_send_queue(self.transport)
             if not held:
                 self._delivered = received
         # A drain leaves to the kernel what a close would.
         owes = self._paused or unsent(self.transport) > 0 or held > leaving * MAX_ORPHANED
-        seen = self._sight(owes)
+        seen = self._progress(owes)
         if seen != self._seen:
             self._seen, self._since = seen, now
         still = now - self._since
@@ -469,7 +469,7 @@ class Echo(Protocol):
                 over = Ending.IDLE
             if over is not None:
                 try:
-                    waiting = unread(self.transport)
+                    waiting = has_unread_input(self.transport)
                 except OSError:
                     lose(self.transport)
                     return False
@@ -481,7 +481,7 @@ class Echo(Protocol):
         self._seen = None
         return False
 
-    def _sight(self, owes: bool) -> tuple[bool, int]:
+    def _progress(self, owes: bool) -> tuple[bool, int]:
         """Return something that changes when the peer does what it is waited for."""
         if not owes:
             # Over TLS, who is in the midst of a record talks too.
@@ -489,7 +489,7 @@ class Echo(Protocol):
         # Wait for the peer to read. Twisted alone would not do: the kernel asks for
         # more only when a good part of megabytes of buffer is free again, which
         # takes a slow but honest reader minutes.
-        held = unsent(self.transport) + unacknowledged(self.transport)
+        held = unsent(self.transport) + kernel_send_queue(self.transport)
         # Over TLS, what is held grows by more than what is received.
         return (True, getattr(self.transport, "given", self.received) - held)
 

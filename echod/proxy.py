@@ -17,9 +17,9 @@ from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from echod.arguments import check_type
-from echod.arrival import Arrival
-from echod.events import HeaderRead, Reason, tell
+from echod.events import HeaderRead, Reason, notify
 from echod.factory import EchoFactory
+from echod.handshake import PendingConnection
 from echod.protocol import Echo, refuses_on_error, resets_on_error
 
 LINE: Final = b"PROXY "
@@ -129,7 +129,7 @@ def _unix_address(padded: bytes) -> IAddress:
 
 
 @implementer(IHalfCloseableProtocol)
-class ProxyArrival(Arrival):
+class ProxyArrival(PendingConnection):
     """One connection of a proxy, until its header is read.
 
     On a plain TCP or UNIX transport, which then goes to who serves it: nothing stays between.
@@ -160,7 +160,7 @@ class ProxyArrival(Arrival):
         peer, size = header
         if self._factory.verbose:
             proxy = self.transport.getPeer()
-            tell(self._factory.observer, HeaderRead(proxy, proxy if peer is None else peer))
+            notify(self._factory.observer, HeaderRead(proxy, proxy if peer is None else peer))
         protocol = self.arrived(self._peer if peer is None else peer)
         if protocol is not None:
             if isinstance(protocol, Echo):

@@ -111,7 +111,7 @@ class MemorySocket:
         return self.options.get((level, option), 0)
 
     @property
-    def unacknowledged(self) -> int:
+    def kernel_send_queue(self) -> int:
         """Bytes sent that the other end has not read: SIOCOUTQ, as unix(7) has it."""
         return len(self.other._incoming)
 

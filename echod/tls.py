@@ -32,12 +32,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.arguments import check_callable, check_type
-from echod.arrival import Arrival
-from echod.events import HandshakeDone, Reason, tell
+from echod.events import HandshakeDone, Reason, notify
 from echod.factory import EchoFactory
 from echod.fastpath import send_now
-from echod.kernel import unsent
+from echod.handshake import PendingConnection
 from echod.protocol import Echo, refuses_on_error, resets_on_error
+from echod.transport import unsent
 
 RECORD: Final = 16 * 1024
 """Bytes of the largest part that TLS encrypts by itself (RFC 8446 5.1)."""
@@ -64,7 +64,7 @@ ALERT_TIME: Final = 1.0
 """Seconds that a peer has to read the alert of a failed handshake, until it is reset."""
 
 
-class TLSArrival(Arrival):
+class TLSArrival(PendingConnection):
     """One connection, until its handshake is done."""
 
     transport: TLSTransport  # type: ignore[assignment]  # has the methods of what it wraps
@@ -86,7 +86,7 @@ class TLSArrival(Arrival):
     def shaken(self) -> None:
         """Have it served: the handshake is done, and no byte of the peer's has come."""
         if self._factory.verbose:
-            tell(self._factory.observer, self.transport.negotiated(self.age()))
+            notify(self._factory.observer, self.transport.negotiated(self.age()))
         protocol = self.arrived(self._peer)
         if protocol is not None:
             self.transport.wrappedProtocol = protocol
@@ -269,7 +269,7 @@ class TLSTransport(ProtocolWrapper):
         return self.taken == self._taken_by_handshake
 
     @property
-    def owed(self) -> int:
+    def buffered(self) -> int:
         """Bytes that were written, and not all given to the kernel: in pieces of 16 KiB at most."""
         self._forget_sent()
         return self._written - self._gone

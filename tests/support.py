@@ -54,14 +54,14 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from echod.daemon.certificates import Certificates
-from echod.daemon.passed import Passed
+from echod.certificates import Certificates
+from echod.daemon.listeners.systemd import PassedSocket
 from echod.events import Closed, Ending, Event, HandshakeDone, HeaderRead, Refused
 from echod.factory import EchoFactory
-from echod.kernel import beneath, refuse_descriptors
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.tls import TLSFactory
+from echod.transport import beneath, refuse_descriptors
 from tests.authority import Authority
 
 TIMEOUT = 20.0
@@ -355,11 +355,11 @@ class TLSContext:
     serverConnectionForTLS = clientConnectionForTLS
 
 
-def passed_on(sock: socket.socket, name: str = "echod.socket") -> Passed:
+def passed_on(sock: socket.socket, name: str = "echod.socket") -> PassedSocket:
     """Pass a copy of a socket's descriptor, which belongs to its receiver from then on."""
     descriptor = os.dup(sock.fileno())
     os.set_inheritable(descriptor, True)
-    return Passed(descriptor, name)
+    return PassedSocket(descriptor, name)
 
 
 def proxy_header(version: int, host: str, port: int) -> bytes:

@@ -6,6 +6,6 @@ To read it in this order: ``options`` and ``wiring`` (what is asked for), ``list
 """
 
 from echod.daemon.options import Options
-from echod.daemon.wiring import makeService
+from echod.daemon.tap import makeService
 
 __all__ = ["Options", "makeService"]

@@ -20,7 +20,8 @@ from echod.daemon.options import CannotServe
 def prepare(twistd: Mapping[str, Any] | None) -> None:
     """Load what is needed after chroot(2); without ``--chroot``, do nothing.
 
-    ``tests/test_chroot.py`` fails for a module or file that is first looked for after chroot(2).
+    ``tests/programs/test_chroot.py`` fails for a module or file that is first looked for after
+    chroot(2).
 
     :param twistd: the options of twistd; ``None``: twistd does not run the service.
     :raises CannotServe: where the directory lacks a file that twistd itself opens in it.

@@ -24,10 +24,10 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from echod import __version__
-from echod.datagram import EchoDatagrams
 from echod.events import Closed, Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.kernel import owed
+from echod.transport import buffered
+from echod.udp import EchoDatagrams
 
 TWISTED: Final = version("twisted")
 
@@ -97,7 +97,7 @@ def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
     received, unsent = tally.received, tally.unsent
     for echo in factory.connections:
         received += echo.received
-        unsent += owed(echo.transport)
+        unsent += buffered(echo.transport)
     # Below TLS that is not echod's own it is encrypted, and grows by more than what is received.
     tally.sent = max(tally.sent, received - unsent)
     return received, tally.sent

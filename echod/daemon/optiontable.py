@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from echod.daemon.interfaces import check_interface
-from echod.datagram import LEAST_RATE, MOST_RATE
+from echod.daemon.listeners.interfaces import check_interface
 from echod.durations import parse_duration
+from echod.udp import LEAST_RATE, MOST_RATE
 
 PORT: Final = 65432
 MOST: Final = 1_000_000_000

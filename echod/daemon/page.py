@@ -11,8 +11,8 @@ from twisted.web.template import Tag, flattenString, tags
 
 from echod import __version__
 from echod.daemon.metrics import Tally, transferred
-from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
+from echod.udp import EchoDatagrams
 
 TITLE: Final = f"echod {__version__}"
 

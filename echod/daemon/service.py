@@ -12,8 +12,8 @@ from twisted.internet.interfaces import IAddress, IReactorCore
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
-from echod.daemon.notify import Notifier
-from echod.daemon.ports import Ports
+from echod.daemon.listeners.group import Ports
+from echod.daemon.sdnotify import Notifier
 from echod.factory import EchoFactory
 
 log = Logger(namespace="echod")

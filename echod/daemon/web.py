@@ -26,9 +26,9 @@ from zope.interface import implementer
 
 from echod.daemon.metrics import Tally, registry
 from echod.daemon.page import facts, html, text
-from echod.datagram import EchoDatagrams
 from echod.factory import EchoFactory
 from echod.protocol import IStreamTransport, reset
+from echod.udp import EchoDatagrams
 
 MAX_CONNECTIONS: Final = 16
 """HTTP connections at once. One more takes the place of the one that is unused longest."""

@@ -1,6 +1,6 @@
 """Goes through the life of the units, inside the booted system, and writes down what happened.
 
-Nothing is judged here: each scenario returns facts, which tests/test_systemd.py reads from
+Nothing is judged here: each scenario returns facts, which tests/systemd/test_units.py reads from
 ``/probe/facts.json``. Only the standard library is there.
 """
 

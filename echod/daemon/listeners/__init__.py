@@ -1,0 +1,1 @@
+"""Where the daemon listens: one module for each kind of listener."""

@@ -1,0 +1,159 @@
+"""What the tests of ``echod-client`` share: a service in memory, and the client in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
+
+from echod.client.commands import Console, perform
+from echod.client.connector import Connector
+from echod.client.options import parse
+from echod.client.reactor import PreciseReactor
+from echod.client.target import Target
+from echod.testing import MemoryNetwork
+from tests.authority import Authority
+from tests.support import Daemon
+
+
+class MemoryTarget(Target):
+    """A target in a network in memory."""
+
+    def endpoint(self, reactor: Any) -> IStreamClientEndpoint:
+        endpoint: IStreamClientEndpoint = reactor.client_endpoint()
+        return endpoint
+
+
+def memory_way(network: MemoryNetwork, timeout: float = 10.0) -> Connector:
+    return Connector(network, MemoryTarget("memory:"), timeout)
+
+
+class Service(Protocol):
+    """An echo that answers what comes at ``now`` when the factory's ``answers(now)`` has come."""
+
+    transport: Any
+    factory: Any
+
+    def dataReceived(self, data: bytes) -> None:
+        network, answers = self.factory.network, self.factory.answers
+        now = network.seconds()
+        network.callLater(max(0.0, answers(now) - now), self.answer, data)
+
+    def answer(self, data: bytes) -> None:
+        self.transport.write(self.factory.change(data))
+
+
+class Services(Factory):
+    """Builds these, and knows them."""
+
+    protocol = Service
+    noisy = False
+
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        answers: Callable[[float], float] = lambda now: now,
+        change: Callable[[bytes], bytes] = lambda data: data,
+    ) -> None:
+        self.network, self.answers, self.change = network, answers, change
+        self.made: list[Any] = []
+        network.server_endpoint().listen(self)
+
+    def buildProtocol(self, addr: Any) -> Any:
+        self.made.append(super().buildProtocol(addr))
+        return self.made[-1]
+
+
+@contextmanager
+def silent_port() -> Iterator[str]:
+    """Yield a TARGET on loopback that does not answer who connects: its backlog is full."""
+    with socket.socket() as listening, ExitStack() as stack:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(3):  # more than that takes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+class Terminal(io.StringIO):
+    """A file that takes itself for a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Outcome(NamedTuple):
+    """What came of a command."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def told(self) -> Any:
+        return json.loads(self.out)
+
+
+def echod_client(
+    *arguments: object,
+    out: Any = None,
+    err: Any = None,
+    prepare: Callable[[PreciseReactor], object] = lambda _: None,
+) -> Outcome:
+    """Run ``echod-client`` in this process, in a reactor of its own.
+
+    :param prepare: is given that reactor before it runs.
+    """
+    out = io.StringIO() if out is None else out
+    err = io.StringIO() if err is None else err
+    options = parse([str(each) for each in arguments])
+    reactor: Any = PreciseReactor()
+    prepare(reactor)
+    status = perform(reactor, options, Console(options.command, out, err))
+    printed = out.getvalue() if isinstance(out, io.StringIO) else ""
+    complained = err.getvalue() if isinstance(err, io.StringIO) else ""
+    return Outcome(status, printed, complained)
+
+
+def lines(*arguments: object) -> list[str]:
+    """Return what it prints in this process, where all comes back right."""
+    status, out, err = echod_client(*arguments)
+    assert (status, err) == (0, "")
+    return out.splitlines()
+
+
+MS = r"\d+\.\d{3}"
+FEW = rf"min {MS}, mean {MS}, p50 {MS}, p90 {MS}, p99 {MS}, max {MS} ms"
+
+
+def matches(printed: list[str], *patterns: str) -> None:
+    assert len(printed) == len(patterns), printed
+    for line, pattern in zip(printed, patterns, strict=True):
+        assert re.fullmatch(pattern, line), (line, pattern)
+
+
+@contextmanager
+def tls_target() -> Iterator[str]:
+    """Serve echo by TLS, and yield a TARGET that trusts it."""
+    with tempfile.TemporaryDirectory() as directory:
+        authority = Authority(Path(directory))
+        key, certificate = authority.issue("server")
+        roots = Path(directory) / "roots"
+        roots.mkdir()
+        (roots / "authority.pem").write_bytes(Path(authority.file).read_bytes())
+        listen = f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"
+        with Daemon("--listen", listen) as daemon:
+            yield f"tls:localhost:{daemon.tls_port}:trustRoots={roots}"

@@ -1,0 +1,469 @@
+"""The commands of ``echod-client``, from their options to what they say, in this process."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+
+from echod.client import main
+from echod.client.interrupts import SIGNALS
+from echod.client.reactor import PreciseReactor
+from tests.client.memory import (
+    FEW,
+    MS,
+    Terminal,
+    echod_client,
+    lines,
+    matches,
+    silent_port,
+    tls_target,
+)
+from tests.programs.mirrors import Mirror
+from tests.support import Daemon
+
+
+@pytest.fixture(scope="module")
+def mirror() -> Iterator[Mirror]:
+    with Mirror("plain") as running:
+        yield running
+
+
+@pytest.fixture
+def target(mirror: Mirror) -> str:
+    return f"127.0.0.1:{mirror.port}"
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[str]:
+    with tls_target() as target:
+        yield target
+
+
+def test_udp_ping() -> None:
+    """By UDP there is no connection, and the summary has what only UDP can do to a message."""
+    with Mirror("plain", "--udp") as mirror:
+        printed = lines("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 1)
+    matches(
+        printed,
+        r"echo of udp:\S+ \(\S+\) by udp, 64 bytes a message",
+        rf"seq=0 {MS} ms",
+        "",
+        r"--- udp:\S+ ---",
+        "1 sent, 1 received, 0 lost, 0 late, 0 damaged, 0 duplicated, 0 reordered",
+        rf"round trip: {FEW}",
+    )
+
+
+def test_ping(target: str) -> None:
+    """It says whom it has reached and how long that took, a line a probe, and the summary."""
+    matches(
+        lines("ping", target, "-c", 2, "-i", 0.01),
+        rf"echo of {target} \({target}\) by tcp, 64 bytes a message",
+        rf"connected in {MS} ms",
+        rf"seq=0 {MS} ms",
+        rf"seq=1 {MS} ms",
+        "",
+        f"--- {target} ---",
+        "2 sent, 2 received, 0 lost, 0 late, 0 damaged",
+        rf"round trip: {FEW}; jitter {MS} ms",
+    )
+
+
+def test_load(target: str) -> None:
+    """It says what was asked, what came of it, and of which kind the loop was."""
+    printed = lines("load", target, "-C", 2, "-d", 0.2, "-r", 50)
+    assert printed[0] == f"load on {target} ({target}) by tcp, 64 bytes a message, 2 connections"
+    assert re.fullmatch(rf"connected: 2 of 2: {FEW}", printed[1])
+    assert printed[2] == "10 sent, 10 received, 0 lost, 0 late, 0 damaged"
+    assert printed[3].startswith("throughput: ")
+    assert printed[4].startswith("open loop: ")
+    assert re.fullmatch(rf"latency: .*, p99.9 {MS}, p99.99 {MS}, max {MS} ms", printed[5])
+
+
+def test_without_matplotlib(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plot needs an extra of its own, and that is told before the run."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "echod.client.plot", raising=False)
+    status, out, err = echod_client("load", target, "--plot", "x.svg")
+    assert (status, out) == (2, "")
+    assert err == (
+        "echod-client load: --plot needs matplotlib, which is not installed: "
+        "install echod with its extra plot\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["echod.client.plot", "echod.client.commands"])
+def test_broken_installation(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing for another reason is not blamed on an extra."""
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(sys, "argv", ["echod-client", "load", target, "--plot", "x.svg"])
+    run = main.main if name == "echod.client.commands" else with_plot
+    with pytest.raises(ModuleNotFoundError):
+        run()
+
+
+def with_plot() -> None:
+    echod_client(*sys.argv[1:])
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Leave this process's own answer to Ctrl-C as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_main(target: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """The command runs in this process too, where nobody has installed a reactor yet."""
+    monkeypatch.setattr("echod.client.commands.installReactor", lambda _: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main.main(["ping", target, "-c", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["received"] == 1
+
+
+def test_main_without_output(target: str, capsys: Any, monkeypatch: Any) -> None:
+    """Without standard output there is nothing to do."""
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main.main(["ping", target, "-c", "1"]) == 2
+    assert capsys.readouterr().err == "echod-client ping: standard output is closed\n"
+
+
+def test_main_without_errors(target: str, capsys: Any, monkeypatch: Any) -> None:
+    """Who has closed standard error is told nothing, not in the midst of the output either."""
+    monkeypatch.setattr("echod.client.commands.installReactor", lambda _: None)
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main.main(["load", target, "-d", "0.1", "-r", "10", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["received"] == 1
+    sys.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--plot", "{}/x.svg", "--compare", "{}/none"),
+            "--compare {}/none: no such file or directory",
+        ),
+        (("--plot", "{}/x.svg", "--compare", "{}/bad"), "--compare {}/bad: "),
+        (("--plot", "{}/none/x.svg"), "--plot {}/none/x.svg: no file can be written there"),
+        (("-C", "1000000"), "--connections 1000000 is more than RLIMIT_NOFILE allows here: "),
+    ],
+)
+def test_unusable(target: str, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    """What cannot be done is told in one line before the run, with status 2."""
+    (tmp_path / "bad").write_text("{}")
+    given = [each.format(tmp_path) for each in arguments]
+    status, out, err = echod_client("load", target, *given)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"echod-client load: {said.format(tmp_path)}")
+    assert err.count("\n") == 1
+
+
+def test_plot_in_place_of_another(target: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """A file that is there is looked at itself, before the run: its directory is not enough."""
+    plot = tmp_path / "x.svg"
+    plot.touch()
+    monkeypatch.setattr("os.access", lambda path, _: path != str(plot))
+    outcome = echod_client("load", target, "--plot", plot)
+    said = f"echod-client load: --plot {plot}: no file can be written there\n"
+    assert outcome == (2, "", said)
+
+
+def test_plot(target: str, tmp_path: Path) -> None:
+    """A run is drawn, over an earlier one that --json has written."""
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(echod_client("load", target, "-d", 0.1, "--json").out)
+    for name in ("both.svg", "both.png"):
+        plot = tmp_path / name
+        lines("load", target, "-d", 0.1, "-r", 100, "--plot", plot, "--compare", earlier)
+        assert plot.stat().st_size > 10_000
+
+
+def test_plot_that_fails(target: str, tmp_path: Path) -> None:
+    """A plot that cannot be written any more does not take the summary with it."""
+    plot = tmp_path / "x.svg"
+    plot.symlink_to("/dev/full")
+    status, out, err = echod_client("load", target, "-d", 0.1, "-r", 100, "--plot", plot)
+    assert status == 1
+    assert "10 sent, 10 received" in out
+    assert err == f"echod-client load: --plot {plot}: no space left on device\n"
+
+
+def test_in_a_terminal(target: str) -> None:
+    """In a terminal there is a histogram; in another encoding, of other signs."""
+    out = Terminal()
+    echod_client("ping", target, "-c", 2, "-i", 0.01, out=out)
+    assert "█" in out.getvalue()
+
+
+def test_unix() -> None:
+    """So is a UNIX socket."""
+    with Daemon("--listen", "unix:echo.socket", "--quiet") as daemon:
+        path = Path(daemon.directory.name) / "echo.socket"
+        printed = lines("ping", f"unix:{path}", "-c", 1)
+        load = echod_client("load", f"unix:{path}", "-d", 0.1, "-C", 2, "--json")
+    assert printed[0] == f"echo of unix:{path} ({path}) by unix, 64 bytes a message"
+    assert load.told["ok"]
+
+
+@pytest.fixture
+def its_own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Have Twisted's TLS ask the client's reactor, and not the one of this process."""
+    return lambda reactor: monkeypatch.setattr(
+        "twisted.protocols.tls._get_default_clock", lambda: reactor
+    )
+
+
+@pytest.mark.parametrize("command", [("ping", "-c", 2, "-i", 0.01), ("load", "-d", 0.1, "-C", 2)])
+def test_tls(tls: str, command: Any, its_own_clock: Any) -> None:
+    """TLS, with its handshake."""
+    status, out, err = echod_client(*command, tls, prepare=its_own_clock)
+    assert (status, err) == (0, "")
+    assert "TLS handshake" in out
+    name = tls.partition(":trustRoots")[0]
+    assert f"on {name} (" in out if command[0] == "load" else f"--- {name} ---" in out
+    assert "trustRoots" not in out
+
+
+def test_no_tls_there(target: str, its_own_clock: Any) -> None:
+    """A service that does not speak TLS ends the handshake."""
+    outcome = echod_client("ping", f"tls:{target}", "-c", 1, prepare=its_own_clock)
+    assert outcome.status == 1
+    assert outcome.err.startswith(f"echod-client ping: {target}: TLS fails: ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("plain", "TLS fails: "), ("silent", "no answer in time\n")]
+)
+def test_empty_pipe_without_tls(kind: str, said: str, its_own_clock: Any) -> None:
+    """That there is no TLS shows in an empty pipe, too."""
+    with Mirror(kind) as mirror, standard(b""):
+        target = f"127.0.0.1:{mirror.port}"
+        outcome = echod_client("pipe", f"tls:{target}", "-W", 0.3, prepare=its_own_clock)
+    assert outcome.status == 1
+    assert outcome.err.startswith(f"echod-client pipe: {target}: {said}")
+
+
+@pytest.mark.parametrize("source", [b"", b"hello" * 100_000])
+def test_tls_pipe(tls: str, source: bytes, its_own_clock: Any) -> None:
+    """A pipe over TLS is whole, and may be empty."""
+    with standard(source) as out:
+        assert echod_client("pipe", tls, prepare=its_own_clock) == (0, "", "")
+        out.seek(0)
+        assert out.read() == source
+
+
+def test_interrupted(target: str) -> None:
+    """A reactor that is told to stop lets the command finish first."""
+    status, out, _ = echod_client(
+        *("ping", target, "-i", 0.01), prepare=lambda reactor: reactor.callLater(0.1, reactor.stop)
+    )
+    assert status == 0
+    assert re.search(r"\d+ sent, \d+ received, 0 lost", out)
+
+
+def test_rate_without_end(target: str) -> None:
+    """Where more are asked for than can ever leave, those leave that can."""
+    status, out, err = echod_client(
+        *("load", target, "-r", 1e9, "-d", "250000h", "--json"),
+        prepare=lambda reactor: reactor.callLater(0.2, reactor.stop),
+    )
+    assert (status, err) == (0, "")
+    assert json.loads(out)["client_was_bottleneck"]
+
+
+def test_interrupted_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is interrupted before there is a connection has nothing to say, and does not wait."""
+    monkeypatch.setattr("echod.client.connector.resolve", lambda *_: Deferred())
+    outcome = echod_client(
+        *("ping", "127.0.0.1:7"), prepare=lambda reactor: reactor.callLater(0.05, reactor.stop)
+    )
+    assert outcome == (1, "", "")
+
+
+def test_nobody_reads(target: str) -> None:
+    """Standard output that nobody reads ends the command."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as out:
+        status, _, err = echod_client("ping", target, "-i", 0.01, out=out)
+    assert (status, err) == (1, "echod-client ping: standard output: broken pipe\n")
+
+
+def test_nobody_reads_anything(target: str) -> None:
+    """Nor is it told to anybody where standard error has gone the same way."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as out, open(os.dup(writing), "w") as err:
+        status, _, _ = echod_client("ping", target, "-i", 0.01, out=out, err=err)
+    assert status == 1
+
+
+@pytest.mark.parametrize("way", ["", "tcp:", "tls:"])
+def test_nobody_answers(connector: str) -> None:
+    """Where nobody answers, each connection but the first few is not even tried."""
+    with silent_port() as target:
+        began = time.monotonic()
+        outcome = echod_client("load", f"{connector}{target}", "-C", 1000, "-W", 0.5)
+    assert time.monotonic() - began < 5
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err.endswith("1,000 connections could not be made: no answer in time\n")
+
+
+def test_second_address_for_all(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first address says nothing, all connections go to the second."""
+    with silent_port() as silent:
+        ports = [int(each.partition(":")[2]) for each in (silent, target)]
+        found = [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
+        monkeypatch.setattr("echod.client.connector.resolve", lambda *_: succeed(found))
+        outcome = echod_client("load", target, "-C", 20, "-d", 0.1, "-W", 1, "--json")
+    assert (outcome.status, outcome.told["errors"]) == (0, {})
+    assert outcome.told["connections_made"] == 20
+
+
+def test_lost_in_a_closed_loop() -> None:
+    """What a lost datagram does to a closed loop is told."""
+    with Mirror("silent", "--udp") as mirror:
+        _, out, _ = echod_client("load", f"udp:127.0.0.1:{mirror.port}", "-d", 0.15, "-W", 0.1)
+    assert "each lost datagram has stopped its socket for 0.1 s: with --rate, none does" in out
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal(target: str, number: int) -> None:
+    """A signal ends a run in order, and more than one does no harm."""
+    before = signal.signal(number, signal.SIG_DFL)
+
+    def twice(reactor: Any) -> None:
+        for _ in range(2):
+            reactor.callLater(0.1, os.kill, os.getpid(), number)
+
+    status, out, err = echod_client("ping", target, "-i", 0.01, "-c", 1000, prepare=twice)
+    assert signal.signal(number, before) == signal.SIG_DFL
+    assert (status, err) == (0, "")
+    assert " sent, " in out
+    assert "1,000 sent" not in out
+
+
+def no_descriptor(*_: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize(
+    "name", ["echod.client.commands.PreciseReactor", "echod.client.channels.select.epoll"]
+)
+def test_no_descriptors(name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where RLIMIT_NOFILE leaves not even the first few descriptors, a line says so."""
+    reactor = PreciseReactor()
+    monkeypatch.setattr("echod.client.commands.PreciseReactor", lambda: reactor)
+    monkeypatch.setattr("echod.client.commands.installReactor", lambda _: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr(name, no_descriptor)
+    assert main.main(["ping", "127.0.0.1:7"]) == 2
+    said = "echod-client ping: too many open files: raise the limit (ulimit -n)\n"
+    assert capsys.readouterr().err == said
+
+
+def test_impatience(target: str) -> None:
+    """Who sends a second signal is not answered by a traceback."""
+
+    def twice(reactor: Any) -> None:
+        reactor.callLater(0.05, reactor.stop)
+        reactor.callLater(0.05, reactor.stop)
+
+    status, _, err = echod_client("ping", target, "-i", 0.01, prepare=twice)
+    assert (status, err) == (0, "")
+
+
+def test_no_such_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that cannot be one is one line."""
+    for command in ("ping", "load"):
+        status, out, err = echod_client(command, f"{'a' * 70}:7")
+        assert (status, out) == (1, "")
+        assert err.count("\n") == 1
+        assert f"{'a' * 70}:7: " in err
+
+
+def test_live_line(target: str) -> None:
+    """A line lives while a load runs, and is taken away."""
+    err = Terminal()
+    echod_client("load", target, "-d", 1.2, "-r", 20, err=err)
+    assert "20/s, p99 " in err.getvalue()
+
+
+@contextmanager
+def standard(source: bytes) -> Iterator[Any]:
+    """Have this process's standard input and output be files, for a while."""
+    before = os.dup(0), os.dup(1)
+    with tempfile.TemporaryFile() as reading, tempfile.TemporaryFile() as writing:
+        reading.write(source)
+        reading.seek(0)
+        os.dup2(reading.fileno(), 0)
+        os.dup2(writing.fileno(), 1)
+        try:
+            yield writing
+        finally:
+            for number, descriptor in enumerate(before):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("err", [Terminal, io.StringIO])
+def test_pipe(target: str, options: tuple[str, ...], err: Any) -> None:
+    """A pipe, with what it says in a terminal, in a pipe and in JSON."""
+    with standard(b"hello" * 100_000) as out:
+        outcome = echod_client("pipe", target, *options, err=err())
+        out.seek(0)
+        assert out.read() == b"hello" * 100_000
+    assert outcome.status == 0
+    assert ("100%" in outcome.err) == (err is Terminal and not options)
+    assert ('"ok": true' in outcome.err) == bool(options)
+
+
+def test_pipe_that_fails() -> None:
+    """What a pipe says when it fails."""
+    with Mirror("close", "--after", 100) as mirror, standard(bytes(1000)):
+        outcome = echod_client("pipe", f"127.0.0.1:{mirror.port}")
+    assert outcome.status == 1
+    assert "0 of 1,000 bytes came out" in outcome.err
+
+
+def test_more_descriptors(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The soft limit is raised where the hard one allows it."""
+    limits: list[Any] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: (10, 1000))
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    assert echod_client("load", target, "-d", 0.05, "-r", 100).status == 0
+    assert limits == [(1000, 1000)]
+
+
+def test_a_bug(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody has thought of is told as it is, and ends the command with status 1."""
+
+    async def fail(_: object) -> None:
+        raise RuntimeError("never thought of")
+
+    told: list[str] = []
+    monkeypatch.setattr("echod.client.ping.Ping.run", fail)
+    monkeypatch.setattr("echod.client.commands.log.failure", told.append)
+    assert echod_client("ping", target).status == 1
+    assert told == ["echod-client fails"]

@@ -1,0 +1,147 @@
+"""What went wrong, in one word and in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import pytest
+import service_identity
+from OpenSSL import SSL
+from service_identity.exceptions import DNSMismatch
+from service_identity.hazmat import DNS_ID
+from twisted.internet import defer, error
+from twisted.internet.error import getConnectError
+from twisted.python.failure import Failure
+
+from echod.client.errors import (
+    CLOSED,
+    FAILED,
+    NOT_SENT,
+    NUMBERS,
+    REFUSED,
+    RESET,
+    TIMED_OUT,
+    TLS,
+    TOO_LONG,
+    UNREACHABLE,
+    UNRESOLVED,
+    kind_of,
+    line_of,
+    number_of,
+    of_file,
+)
+
+CLOSED_LINE = "the service has closed the connection"
+CERTIFICATE = [("SSL routines", "", "certificate verify failed")]
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "line"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), REFUSED, "connection refused"),
+        (OSError(errno.ENETUNREACH, "x"), UNREACHABLE, "network is unreachable"),
+        (OSError(errno.EHOSTUNREACH, "x"), UNREACHABLE, "no route to host"),
+        (FileNotFoundError(errno.ENOENT, "x"), UNREACHABLE, "no such file or directory"),
+        (PermissionError(errno.EACCES, "x"), UNREACHABLE, "permission denied"),
+        (PermissionError(errno.EPERM, "x"), UNREACHABLE, "operation not permitted"),
+        (TimeoutError(errno.ETIMEDOUT, "x"), TIMED_OUT, "no answer in time"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), RESET, "connection reset"),
+        (BrokenPipeError(errno.EPIPE, "x"), RESET, "connection reset"),
+        (OSError(errno.EMSGSIZE, "x"), TOO_LONG, "message too long"),
+        (BlockingIOError(errno.EAGAIN, "x"), NOT_SENT, "resource temporarily unavailable"),
+        (OSError(errno.ENOBUFS, "x"), NOT_SENT, "no buffer space available"),
+        (OSError(errno.EMFILE, "x"), FAILED, "too many open files"),
+        (OSError("no number"), FAILED, "no number"),
+    ],
+    ids=lambda value: getattr(value, "strerror", None) and errno.errorcode[value.errno],
+)
+def test_kernel(what: OSError, kind: str, line: str) -> None:
+    """What the kernel says, by its error number."""
+    assert (kind_of(what), line_of(what)) == (kind, line)
+    assert number_of(what) == what.errno
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+def test_connect(number: int) -> None:
+    """What Twisted raises where no connection could be made is what the kernel has said."""
+    what = getConnectError(OSError(number, os.strerror(number)))
+    told = OSError(number, os.strerror(number))
+    assert number_of(what) == number
+    assert kind_of(what) == kind_of(told) == NUMBERS[number]
+    assert line_of(what) == line_of(told)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "line"),
+    [
+        (error.ConnectionDone(), CLOSED, CLOSED_LINE),
+        (error.ConnectionLost(), RESET, "connection reset"),
+        (error.ConnectionAborted(), TIMED_OUT, "no answer in time"),
+        (error.TimeoutError(), TIMED_OUT, "no answer in time"),
+        (error.TCPTimedOutError(errno.ETIMEDOUT, "x"), TIMED_OUT, "no answer in time"),
+        (defer.TimeoutError(3.0, "Deferred"), TIMED_OUT, "no answer in time"),
+        (TimeoutError(), TIMED_OUT, "no answer in time"),
+        (error.ConnectingCancelledError(None), TIMED_OUT, "no answer in time"),
+        (error.ConnectError(), FAILED, "An error occurred while connecting."),
+        (error.ConnectError("not a number", "x\ny"), FAILED, None),
+        (error.ConnectBindError(-2, "no such name"), FAILED, "Couldn't bind: -2: no such name."),
+        (ValueError("two\n  lines"), FAILED, "two lines"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), UNRESOLVED, None),
+        (socket.gaierror(socket.EAI_AGAIN, "Try again"), UNRESOLVED, "Try again"),
+    ],
+    ids=repr,
+)
+def test_python_and_twisted(what: Exception, kind: str, line: str | None) -> None:
+    """What Python and Twisted say, by its class; a line is one line."""
+    assert kind_of(what) == kind
+    assert line is None or line_of(what) == line
+    assert line_of(what)
+    assert "\n" not in line_of(what)
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        (SSL.Error(CERTIFICATE), "TLS fails: certificate verify failed"),
+        (SSL.Error([*CERTIFICATE, ("", "", "no luck")]), "TLS fails: certificate verify failed,"),
+        (SSL.Error([]), "TLS fails: the connection has ended"),
+        (SSL.SysCallError(-1, "Unexpected EOF"), "TLS fails: "),
+        (SSL.ZeroReturnError(), "TLS fails: the connection has ended"),
+    ],
+    ids=repr,
+)
+def test_tls(what: Exception, line: str) -> None:
+    """What OpenSSL says is its own words, and so is what is wrong with a certificate's names."""
+    assert kind_of(what) == TLS
+    assert line_of(what).startswith(line)
+    assert "\n" not in line_of(what)
+
+
+def test_certificate_of_another() -> None:
+    """A certificate for another name is called that, and one without a name by its own words."""
+    mismatch = DNSMismatch(DNS_ID("localhost"))
+    what = service_identity.VerificationError(errors=[mismatch])
+    assert (kind_of(what), line_of(what)) == (TLS, "TLS fails: the certificate is for another name")
+    nameless = service_identity.CertificateError("It has\nno name.")
+    assert (kind_of(nameless), line_of(nameless)) == (TLS, "TLS fails: It has no name.")
+
+
+def test_failure() -> None:
+    """A Failure is as the exception in it."""
+    reason = Failure(ConnectionRefusedError(errno.ECONNREFUSED, "x"))
+    assert (kind_of(reason), line_of(reason)) == (REFUSED, "connection refused")
+
+
+def test_number() -> None:
+    """What is of neither the kernel nor a connection has no error number."""
+    for what in (ValueError(5), error.ConnectError("5"), error.ConnectionDone()):
+        assert number_of(what) is None
+
+
+def test_file() -> None:
+    """What is wrong with a file is told as a shell tells it."""
+    with pytest.raises(OSError, match="No such file") as raised:
+        open("/no/such/file")  # noqa: SIM115
+    assert of_file(raised.value) == "no such file or directory"

@@ -1,0 +1,185 @@
+"""How long it took: percentiles beside those of the sorted samples themselves."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echod.client.histogram import STEP, Histogram
+
+DAY = 24 * 3600.0
+
+PERCENTS = (0.001, 0.1, 1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99, 99.999, 100)
+
+random_ = random.Random(862)
+
+# In seconds, as they come: a cache that hits or not, a queue, a clock that ticks.
+RECORDED = {
+    "one": [0.00123],
+    "two": [0.001, 0.1],
+    "six": [0.001, 0.002, 0.003, 0.004, 0.005, 0.006],
+    "all equal": [0.000_25] * 1000,
+    "bimodal": [random_.gauss(at, at / 20) for at in [0.000_05] * 900 + [0.04] * 100],
+    "exponential": [random_.expovariate(1000) for _ in range(10_000)],
+    "heavy tail": [0.0001 * random_.paretovariate(0.7) for _ in range(10_000)],
+    "by the step": [STEP * number for number in range(3000)],
+    "one outlier": [0.0001] * 9_999 + [60.0],
+}
+
+
+def of(samples: Sequence[float]) -> Histogram:
+    times = Histogram()
+    times.record(samples)
+    return times
+
+
+def nearest_rank(samples: Sequence[float], percent: float) -> float:
+    """Return the sample that is the percentile, by the definition, without rounding errors."""
+    rank = math.ceil(Fraction(repr(percent)) * len(samples) / 100)
+    return sorted(samples)[rank - 1]
+
+
+def check(times: Histogram, samples: Sequence[float], percent: float) -> None:
+    exact, told = nearest_rank(samples, percent), times.percentile(percent)
+    assert exact - 0.51 * STEP <= told <= exact * 1.001 + STEP, (percent, exact, told)
+
+
+@pytest.mark.parametrize("samples", RECORDED.values(), ids=RECORDED)
+def test_percentiles(samples: list[float]) -> None:
+    """A percentile is that of the samples themselves, by nearest rank, or a thousandth more."""
+    times = of(samples)
+    for percent in PERCENTS:
+        check(times, samples, percent)
+
+
+DURATION = st.one_of(
+    st.floats(0, DAY),
+    st.floats(0, 0.01),
+    st.integers(0, 20).map(lambda steps: steps * STEP),  # so that some are equal
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(DURATION, min_size=1, max_size=100),
+    st.lists(st.integers(1, 100_000).map(lambda each: each / 1000), min_size=1, max_size=5),
+)
+def test_percentiles_of_anything(samples: list[float], percents: list[float]) -> None:
+    """Whatever the samples and the percentile."""
+    times = of(samples)
+    for percent in percents:
+        check(times, samples, percent)
+    told = [times.percentile(percent) for percent in sorted(percents)]
+    assert told == sorted(told)
+    assert times.least <= told[0]
+    assert told[-1] <= times.percentile(100) <= times.most
+
+
+def test_few() -> None:
+    """No percentile is between two samples: the median of two is the first, of six the third."""
+    assert of([1.0, 3.0]).percentile(50) == pytest.approx(1.0, rel=0.001)
+    assert of([1.0, 3.0]).percentile(50.1) == 3.0
+    six = of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert six.percentile(50) == pytest.approx(3.0, rel=0.001)
+    assert six.percentile(90) == 6.0
+
+
+@given(st.lists(DURATION, min_size=1))
+def test_exact(samples: list[float]) -> None:
+    """Count, mean, least and most are exact."""
+    times = of(samples)
+    assert times.count == len(samples)
+    assert times.mean == pytest.approx(math.fsum(samples) / len(samples), rel=1e-12)
+    assert (times.least, times.most) == (min(samples), max(samples))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(DURATION, max_size=20), max_size=5))
+def test_together(parts: list[list[float]]) -> None:
+    """What was recorded in parts, or apart and then added, is as what was recorded at once."""
+    at_once = of([each for part in parts for each in part])
+    in_parts, added = Histogram(), Histogram()
+    for part in parts:
+        in_parts.record(part)
+        apart = of(part)
+        added.add(apart)
+        assert apart.count == len(part)  # as before
+    for times in (in_parts, added):
+        assert (times.count, times.least, times.most) == (
+            at_once.count,
+            at_once.least,
+            at_once.most,
+        )
+        assert times.total == pytest.approx(at_once.total)
+        for percent in (1, 50, 99):
+            assert times.percentile(percent) == at_once.percentile(percent)
+
+
+def test_buckets_together() -> None:
+    """So are the buckets."""
+    samples = RECORDED["bimodal"]
+    added = of(samples[:300])
+    added.add(of(samples[300:]))
+    assert added.buckets() == of(samples).buckets()
+
+
+def test_none() -> None:
+    """Of nothing there is nothing: no count, no mean, no percentile, no bucket."""
+    times = Histogram()
+    times.record([])
+    times.add(Histogram())
+    assert (times.count, times.total, times.mean, times.most) == (0, 0, 0, 0)
+    assert times.least == inf
+    assert times.percentile(50) == 0
+    assert times.buckets() == []
+
+
+def test_beyond_a_day() -> None:
+    """What takes longer than a day counts as that, but in mean, least and most."""
+    times = of([3 * DAY])
+    assert times.mean == times.least == times.most == times.percentile(50) == 3 * DAY
+    times.record([1.0, 5 * DAY, 7 * DAY])
+    assert times.percentile(75) == pytest.approx(DAY, rel=0.001)
+    assert times.percentile(25) == pytest.approx(1.0, rel=0.001)
+    assert (times.count, times.most) == (4, 7 * DAY)
+    assert times.buckets()[-1] == (pytest.approx(DAY, rel=0.001), 3)
+
+
+def test_below_zero() -> None:
+    """What took less than no time counts as no time, but in mean and least."""
+    times = of([-1.0, 2.0])
+    assert times.percentile(50) == 0
+    assert (times.mean, times.least, times.most) == (0.5, -1.0, 2.0)
+    assert times.buckets()[0] == (0.0, 1)
+
+
+def test_no_time() -> None:
+    """What took no time is counted."""
+    times = of([0.0, 0.0])
+    assert (times.count, times.percentile(99), times.buckets()) == (2, 0.0, [(0.0, 2)])
+
+
+def test_nearest_step() -> None:
+    """A time is that of the nearest tenth of a microsecond, not of the one below."""
+    [(seconds, count)] = of([0.99 * STEP, 1.01 * STEP]).buckets()
+    assert (seconds, count) == (STEP, 2)
+
+
+@settings(max_examples=10, deadline=None)  # to read all that there may be takes a while
+@given(st.lists(DURATION))
+def test_buckets(samples: list[float]) -> None:
+    """Buckets are in order, none of them is empty, and together they hold each sample once."""
+    buckets = of(samples).buckets()
+    assert [seconds for seconds, _ in buckets] == sorted({seconds for seconds, _ in buckets})
+    assert all(count > 0 for _, count in buckets)
+    assert sum(count for _, count in buckets) == len(samples)
+    every = [seconds for seconds, count in buckets for _ in range(count)]
+    for seconds, sample in zip(every, sorted(samples), strict=True):
+        assert sample - 0.51 * STEP <= seconds <= sample * 1.001 + STEP

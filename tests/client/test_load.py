@@ -1,0 +1,392 @@
+"""``load`` in memory, where time is a clock's, and what is to come out is known on paper."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from echod.client.channels import EpollReader, StreamChannel
+from echod.client.connector import Connector
+from echod.client.load import Interval, Load, Usage, usage
+from echod.client.report import lines_of_load, of_load
+from echod.factory import EchoFactory
+from echod.testing import MemoryNetwork
+from tests.client.memory import MemoryTarget, Services, memory_way
+from tests.support import Peers
+
+
+class Run:
+    """A load in memory."""
+
+    def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
+        self.network = network
+        self.told: list[Interval] = []
+        options = {"size": 64, "connections": 1, "duration": 10.0, "rate": None, **options}
+        use = options.pop("use", [Usage(0.0, 0.0), Usage(0.0, 0.0)])
+        self.load = Load(
+            memory_way(network, timeout), tell=self.told.append, use=iter(use).__next__, **options
+        )
+        self.done = False
+        Deferred.fromCoroutine(self._run())
+        network.settle()
+
+    async def _run(self) -> None:
+        await self.load.run()
+        self.done = True
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is not 0."""
+        names = ("received", "lost", "late", "damaged", "unexpected", "under_way")
+        told = of_load(self.load)
+        assert told["sent"] == sum(told[each] for each in names if each != "unexpected")
+        return {name: told[name] for name in ("sent", *names) if told[name]}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return of_load(self.load)
+
+    @property
+    def lines(self) -> str:
+        return "\n".join(lines_of_load(self.load))
+
+
+@pytest.fixture
+def network() -> MemoryNetwork:
+    return MemoryNetwork()
+
+
+def frozen(now: float) -> float:
+    """Return when a service answers that freezes for 1 s in every 10 s."""
+    return now if now % 10 >= 1 else now - now % 10 + 1
+
+
+def exact(values: list[float], percent: float) -> float:
+    return sorted(values)[ceil(percent * len(values) / 100) - 1]
+
+
+@pytest.mark.parametrize("percent", [50, 90, 95, 99, 99.9])
+def test_freeze_in_an_open_loop(network: MemoryNetwork, percent: float) -> None:
+    """All that should have left while the service stood still counts with the time it waited."""
+    Services(network, frozen)
+    run = Run(network, duration=11.0, rate=100.0, connections=4)
+    network.advance(12)
+    on_paper = [frozen(number / 100) - number / 100 for number in range(1100)]
+    assert run.counts == {"sent": 1100, "received": 1100}
+    assert run.load.tally.times.percentile(percent) == pytest.approx(
+        exact(on_paper, percent), rel=0.01, abs=1e-6
+    )
+    assert run.values["loop"] == "open"
+    assert "open loop: 100.0 messages a second left, of 100.0 asked for" in run.lines
+
+
+def test_freeze_in_a_closed_loop(network: MemoryNetwork) -> None:
+    """A closed loop asks nothing meanwhile: its p99 does not show the freeze, and it says so."""
+    Services(network, lambda now: frozen(now + 0.01))
+    run = Run(network, duration=11.0, connections=4)
+    network.advance(13)
+    assert run.load.tally.times.percentile(99) == pytest.approx(0.01, rel=0.01)
+    assert run.values["latency_seconds"]["max"] == pytest.approx(1.0, rel=0.02)
+    assert run.values["loop"] == "closed"
+    assert "closed loop" in run.lines
+
+
+def test_rate(network: MemoryNetwork) -> None:
+    """What was asked for, what left, what came back, and how late it left."""
+    EchoFactoryAt(network)
+    run = Run(network, duration=2.0, rate=50.0, connections=3)
+    network.advance(3)
+    told = run.values
+    assert run.done
+    assert told["sent"] == told["received"] == 100
+    assert told["asked_messages_per_second"] == told["sent_messages_per_second"] == 50.0
+    assert told["messages_per_second"] == 50.0
+    assert told["bytes_per_second"] == 50.0 * 64
+    assert told["scheduling_error_seconds"]["max"] == pytest.approx(0, abs=1e-9)
+    assert told["connections_made"] == 3
+    assert told["ok"]
+    assert [channel.sent for channel in run.load.channels] == [34, 33, 33]
+
+
+class EchoFactoryAt:
+    """A real echo service."""
+
+    def __init__(self, network: MemoryNetwork, **options: Any) -> None:
+        network.server_endpoint().listen(EchoFactory(clock=network, **options))
+
+
+def test_closed_loop(network: MemoryNetwork) -> None:
+    """Each connection sends when the reply to its last message has come."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=1.05, connections=2)
+    network.advance(2)
+    assert run.counts == {"sent": 22, "received": 22}
+    # Of these, ten on each connection came back while messages were sent.
+    assert run.values["messages_per_second"] == pytest.approx(20 / 1.05, rel=1e-4)
+    assert run.values["asked_messages_per_second"] is None
+
+
+def test_intervals(network: MemoryNetwork) -> None:
+    """Each second is told of, with what came back in it; a short rest belongs to the last."""
+    Services(network, lambda now: now + 0.25)
+    run = Run(network, duration=2.0, rate=4.0)
+    network.advance(5)
+    told = run.values["intervals"]
+    assert [(each["start_seconds"], each["seconds"]) for each in told] == [(0, 1), (1, 1)]
+    assert [each["messages"] for each in told] == [3, 5]
+    assert told[0]["p50_seconds"] == told[0]["max_seconds"] == 0.25
+
+
+def test_many_intervals(network: MemoryNetwork) -> None:
+    """Of a second that is over little is kept: a long run takes no more memory than a short one."""
+    Services(network)
+    run = Run(network, duration=300.0, rate=1.0)
+    network.advance(100)
+    tracemalloc.start()
+    network.advance(198)
+    gc.collect()
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(run.load.intervals) == 298
+    assert grown < 1_000_000
+
+
+def test_a_second_without_a_reply(network: MemoryNetwork) -> None:
+    """In a second in which nothing comes back there are no times."""
+    Services(network, lambda now: max(now, 2.5))
+    run = Run(network, duration=1.0, rate=4.0)
+    network.advance(5)
+    assert [each["messages"] for each in run.values["intervals"]] == [0, 0, 4]
+    assert run.values["intervals"][0]["p99_seconds"] is None
+    assert run.values["latency_seconds"]["max"] == 2.5
+
+
+def test_late(network: MemoryNetwork) -> None:
+    """A reply after the timeout is late, and counts with the time that it took."""
+    Services(network, lambda now: max(now, 2.0))
+    run = Run(network, duration=1.0, rate=2.0, timeout=1.75)
+    network.advance(5)
+    assert run.counts == {"sent": 2, "received": 1, "late": 1}
+    assert not run.values["ok"]
+
+
+def test_reply_while_closing(network: MemoryNetwork) -> None:
+    """What comes when the summary is made is lost, as it says there."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, duration=0.1, rate=10.0, timeout=0.5)
+    [peer] = peers.peers
+    peer.stall()  # and so it does not see that the client finishes
+    network.advance(0.7)
+    peer.send(bytes(peer.received))
+    network.advance(1.1)
+    assert run.done
+    assert run.counts == {"sent": 1, "lost": 1}
+
+
+def test_silent(network: MemoryNetwork) -> None:
+    """A service that says nothing is not waited for longer than a timeout; it is called silent."""
+    Services(network, lambda now: now + 1000)
+    run = Run(network, duration=1.0, connections=3, timeout=2.0)
+    network.advance(2.9)
+    assert not run.done
+    network.advance(0.2)
+    assert run.done
+    assert run.counts == {"sent": 3, "lost": 3}
+    assert run.values["connections_silent"] == 3
+    assert "silent: 3 connections, on which nothing came back" in run.lines
+    assert "latency" not in run.lines
+
+
+def test_refused(network: MemoryNetwork) -> None:
+    """Where no connection can be made, each is counted, and nothing is sent."""
+    run = Run(network, connections=3)
+    assert run.done
+    assert run.values["errors"] == {"refused": 3}
+    assert run.values["failure"] == "connection refused"
+    assert run.values["connections_made"] == 0
+    assert run.values["messages_per_second"] == 0
+    assert run.values["intervals"] == run.told == []
+    assert not run.values["ok"]
+
+
+def test_some_refused(network: MemoryNetwork) -> None:
+    """Those that can be made are used, where others cannot."""
+    EchoFactoryAt(network, max_connections=2)
+    run = Run(network, connections=3, duration=1.0, rate=10.0)
+    network.advance(2)
+    told = run.values
+    assert told["received"] == told["sent"] == 10
+    assert told["errors"] == {"reset": 1}
+    assert not told["ok"]
+    assert "errors: reset 1" in run.lines
+
+
+@pytest.mark.parametrize("rate", [None, 10.0])
+def test_all_end(network: MemoryNetwork, rate: float | None) -> None:
+    """When the service has ended all connections, the run is over."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, connections=2, rate=rate)
+    network.advance(0.05)
+    for peer in peers.peers:
+        peer.abort()
+    network.settle()
+    assert run.done
+    assert run.values["errors"] == {"reset": 2}
+    assert run.counts["lost"] == run.counts["sent"]
+    assert run.load.sending < 1
+
+
+def test_one_of_two_ends(network: MemoryNetwork) -> None:
+    """When the service ends one connection, the messages go to the others."""
+    services = Services(network)
+    run = Run(network, connections=2, rate=10.0, duration=2.0)
+    network.advance(0.95)
+    services.made[0].transport.abortConnection()
+    network.advance(3)
+    assert run.counts == {"sent": 20, "received": 20}
+    assert run.values["errors"] == {"reset": 1}
+
+
+class SlowWay(Connector):
+    """A way on which the second connection takes a second."""
+
+    made = 0
+
+    async def channel(self, sockets: EpollReader) -> StreamChannel:
+        self.made += 1
+        if self.made == 2:
+            await deferLater(self.reactor, 1.0)
+        return await super().channel(sockets)
+
+
+def test_one_ends_before_it_begins(network: MemoryNetwork) -> None:
+    """A connection that has ended while the others were made is not used."""
+    services = Services(network, lambda now: now + 0.1)
+    connector = SlowWay(network, MemoryTarget("memory:"), 10.0)
+    load = Load(connector, 64, connections=2, duration=0.95, rate=None, tell=lambda _: None)
+    Deferred.fromCoroutine(load.run())
+    network.advance(0.5)
+    services.made[0].transport.abortConnection()
+    network.advance(3)
+    told = of_load(load)
+    assert told["sent"] == told["received"] == 10
+    assert told["errors"] == {"reset": 1}
+
+
+def test_damaged(network: MemoryNetwork) -> None:
+    """A message with a wrong byte is damaged, and the next one leaves all the same."""
+    Services(network, lambda now: now + 0.1, change=lambda data: b"!" + data[1:])
+    run = Run(network, duration=0.95)
+    network.advance(2)
+    assert run.counts["damaged"] >= 9  # but for a byte that happened to be that
+    assert run.values["damaged_bytes"] == run.counts["damaged"]
+
+
+def test_stop(network: MemoryNetwork) -> None:
+    """At Ctrl-C there is a whole summary of what has been."""
+    Services(network, lambda now: now + 0.3)
+    run = Run(network, duration=100.0, rate=10.0)
+    network.advance(2.05)
+    run.load.stop()
+    network.settle()
+    assert run.done
+    assert run.counts == {"sent": 21, "received": 18, "under_way": 3}
+    assert run.values["duration_seconds"] == pytest.approx(2.05)
+    assert run.values["ok"]
+
+
+def test_stop_while_connecting(network: MemoryNetwork) -> None:
+    """At Ctrl-C before anything was sent there is nothing to say, and nothing to wait for."""
+    connector = SlowWay(network, MemoryTarget("memory:"), 10.0)
+    load = Load(connector, 64, connections=2, duration=1.0, rate=None, tell=lambda _: None)
+    done: list[None] = []
+    Deferred.fromCoroutine(load.run()).addCallback(done.append)
+    assert not done
+    load.stop()
+    network.settle()
+    assert done
+    assert of_load(load)["sent"] == of_load(load)["connections_made"] == 0
+    assert of_load(load)["errors"] == {"refused": 1}  # by whom it was refused before
+
+
+def busy(cpu: float, waited: float) -> Iterator[Usage]:
+    yield Usage(1.0, 1.0)
+    yield Usage(1.0 + cpu, 1.0 + waited)
+
+
+def test_bottleneck_in_a_closed_loop(network: MemoryNetwork) -> None:
+    """A client that was always busy, or waited for a processor, says that it may be the limit."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=2.0, use=busy(1.5, 0.4))
+    network.advance(3)
+    assert run.values["client_processor_fraction"] == 0.75
+    assert run.values["client_waited_fraction"] == 0.2
+    assert run.values["client_was_bottleneck"]
+    assert "bottleneck: it ran for 75% of the time, and waited for a processor for 20%" in run.lines
+
+
+def test_no_bottleneck(network: MemoryNetwork) -> None:
+    """A client that was not always busy was not the limit."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=2.0, use=busy(1.0, 0.4))
+    network.advance(3)
+    assert not run.values["client_was_bottleneck"]
+    assert "bottleneck" not in run.lines
+
+
+class SlowClock(MemoryNetwork):
+    """A machine on which nobody wakes in time."""
+
+    def __init__(self, late: float) -> None:
+        super().__init__()
+        self.late = late
+
+    def callLater(self, delay: float, *arguments: Any, **more: Any) -> Any:
+        return super().callLater(delay + self.late * bool(delay), *arguments, **more)
+
+
+def test_bottleneck_in_an_open_loop() -> None:
+    """A client whose messages leave late says so: it has measured itself."""
+    network = SlowClock(0.002)
+    Services(network)
+    run = Run(network, duration=2.0, rate=10.0)
+    network.advance(3)
+    assert run.values["scheduling_error_seconds"]["p50"] == pytest.approx(0.002, rel=0.01)
+    # And each counts from when it should have left.
+    assert run.values["latency_seconds"]["p50"] >= 0.002
+    assert run.values["client_was_bottleneck"]
+    assert "one message in a hundred left 2.0" in run.lines
+
+
+def test_too_slow_for_its_rate() -> None:
+    """Where not all messages could leave, it says how many."""
+    network = SlowClock(0.6)
+    Services(network)
+    run = Run(network, duration=2.0, rate=3.0)
+    network.advance(5)
+    assert run.values["sent_messages_per_second"] < 3
+    assert "of 3.0 messages a second could leave" in run.lines
+
+
+def test_usage() -> None:
+    """What this process has had of the machine only grows."""
+    before = usage()
+    assert sum(range(100_000))
+    after = usage()
+    assert after.cpu > before.cpu
+    assert after.waited >= before.waited >= 0
+
+
+def test_usage_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that does not say how long a process waited says 0."""
+    monkeypatch.setattr("echod.client.load.SCHEDSTAT", "/nonexistent")
+    assert usage().waited == 0.0

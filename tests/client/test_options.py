@@ -1,0 +1,275 @@
+"""The command line of echod-client, and the one line that answers what it does not take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from echod.client.options import parse
+from echod.client.target import Target
+
+Capture = pytest.CaptureFixture[str]
+
+HERE = Target("h:7", False, "h", 7)
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "pipe": {"timeout": 10.0, "json": False},
+    "ping": {
+        "timeout": 10.0,
+        "json": False,
+        "count": None,
+        "interval": 1.0,
+        "size": 64,
+        "dont_fragment": False,
+    },
+    "load": {
+        "timeout": 10.0,
+        "json": False,
+        "connections": 1,
+        "size": 64,
+        "duration": 10.0,
+        "rate": None,
+        "plot": None,
+        "compare": [],
+    },
+}
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_defaults(command: str) -> None:
+    """By default a ping has no end, a load lasts ten seconds in a closed loop."""
+    options = vars(parse([command, "h:7"]))
+    assert options == {"command": command, "target": HERE, **DEFAULTS[command]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ("pipe -W 2.5", "timeout", 2.5),
+        ("pipe --timeout=1e3", "timeout", 1000.0),
+        ("pipe -W 1500ms", "timeout", 1.5),
+        ("load -W 2M", "timeout", 120.0),
+        ("ping --json", "json", True),
+        ("ping -c 3", "count", 3),
+        ("ping --count 4611686018427387904", "count", 1 << 62),
+        ("ping -i 0.001", "interval", 0.001),
+        ("ping --interval 60", "interval", 60.0),
+        ("ping -i 1ms", "interval", 0.001),
+        ("ping -i .5s", "interval", 0.5),
+        ("ping -s 1", "size", 1),
+        ("ping --size 0001400", "size", 1400),
+        ("load -C 1048576", "connections", 1 << 20),
+        ("load --connections 2", "connections", 2),
+        ("load -s 134217728", "size", 1 << 27),
+        ("load -d 0.5", "duration", 0.5),
+        ("load --duration 3600", "duration", 3600.0),
+        ("load -d 2h", "duration", 7200.0),
+        ("load -d 250000h", "duration", 9e8),
+        ("load -r 0.5", "rate", 0.5),
+        ("load --rate 1e6", "rate", 1_000_000.0),
+        ("load --plot a.SVG", "plot", "a.SVG"),
+        ("load --plot /tmp/a.png", "plot", "/tmp/a.png"),
+    ],
+)
+def test_values(arguments: str, name: str, value: object) -> None:
+    """Each option has its value's own type; the others are as by default."""
+    command, *others = arguments.split()
+    options = vars(parse([command, *others, "h:7"]))
+    assert options == {"command": command, "target": HERE, **DEFAULTS[command], name: value}
+    assert type(options[name]) is type(value)
+
+
+def test_compare() -> None:
+    """--compare may be repeated, and begins anew with each command line."""
+    arguments = ["load", "h:7", "--plot", "a.svg", "--compare", "b", "--compare", "c"]
+    for _ in range(2):
+        assert parse(arguments).compare == ["b", "c"]
+    assert parse(["load", "h:7"]).compare == []
+
+
+def test_dont_fragment() -> None:
+    """--dont-fragment is for UDP."""
+    assert parse(["ping", "udp:h:7", "--dont-fragment"]).dont_fragment is True
+
+
+@pytest.mark.parametrize("size", ["16", "65507"])
+def test_sizes_by_udp(size: str) -> None:
+    """A datagram has room for its marks, and not more than there is in an IPv4 packet."""
+    assert parse(["load", "udp:h:7", "-s", size]).size == int(size)
+
+
+def refused(capsys: Capture, *arguments: str) -> str:
+    """Return the line that a command line is refused with."""
+    with pytest.raises(SystemExit) as raised:
+        parse(arguments)
+    assert raised.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    line = err[:-1]
+    assert line.isprintable()
+    assert line.startswith("echod-client")
+    return line
+
+
+WHOLE = ("0", "-1", "1.5", "many", "", " 1", "1_0", "1e3", "٣", "9" * 5000, "0" * 19 + "9" * 20)
+TIME = "a duration from 1ms to 250000h, such as 250ms, 30s, 10m or 2h"
+TIMES = ("0", "-1", "nan", "soon", "", "1,5", "0.0009", "1e-320", "inf", "1e308", "250001h", "5d")
+RATE = "a number of messages a second from 0.001 to 1000000000"
+RATES = ("0", "-1", "nan", "soon", "", "1,5", "1e-320", "inf", "1e308", "1000000001", "10/s")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "takes", "bad"),
+    [
+        ("ping", "-c/--count", "a whole number from 1 to 4611686018427387904", WHOLE),
+        ("ping", "-s/--size", "a whole number from 1 to 134217728", (*WHOLE, "134217729")),
+        ("load", "-s/--size", "a whole number from 1 to 134217728", (*WHOLE, "134217729")),
+        ("load", "-C/--connections", "a whole number from 1 to 1048576", (*WHOLE, "1048577")),
+        ("ping", "-i/--interval", TIME, TIMES),
+        ("pipe", "-W/--timeout", TIME, TIMES),
+        ("ping", "-W/--timeout", TIME, TIMES),
+        ("load", "-d/--duration", TIME, TIMES),
+        ("load", "-r/--rate", RATE, RATES),
+        ("load", "--plot", "a file that ends in .svg or .png", ("", "a", "a.pdf", "a.svg.gz")),
+    ],
+)
+def test_bad_values(
+    capsys: Capture, command: str, name: str, takes: str, bad: tuple[str, ...]
+) -> None:
+    """A value that makes no sense is answered with the option, what it takes, and the value."""
+    for value in bad:
+        long = name.rpartition("/")[2]
+        line = refused(capsys, command, "h:7", f"{long}={value}")
+        assert line == (
+            f"echod-client {command}: argument {name}: takes {takes}, not {value!r}; "
+            f"see echod-client {command} --help"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("load udp:h:7 -s 15", "load: --size takes 16 to 65507 by UDP, not 15"),
+        ("ping udp:h:7 -s 65508", "ping: --size takes 16 to 65507 by UDP, not 65508"),
+        ("pipe udp:h:7", "pipe: a pipe needs every byte, in order, which UDP does not promise"),
+        ("ping h:7 --dont-fragment", "ping: --dont-fragment is for udp: targets"),
+        ("ping unix:/x --dont-fragment", "ping: --dont-fragment is for udp: targets"),
+        ("load h:7 --compare a", "load: --compare is for --plot FILE"),
+        ("ping h:0", "ping: TARGET 'h:0': a port is from 1 to 65535, not '0'"),
+        ("load ::1:7", "load: TARGET '::1:7' has to be host:port"),
+    ],
+)
+def test_together(capsys: Capture, arguments: str, why: str) -> None:
+    """What does not go together, and a TARGET that is none, is told what is wrong with it."""
+    assert refused(capsys, *arguments.split()).startswith(f"echod-client {why}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("", "pipe | ping | load"),
+        ("pong h:7", "'pong'"),
+        ("ping", "TARGET"),
+        ("ping h:7 -c", "--count"),
+        ("ping h:7 --prot 7", "--prot"),
+        ("ping h:7 --time 7", "--time"),
+        ("ping h:7 stray things", "takes one TARGET; leave out 'stray'"),
+        ("pipe h:7 --count 5", "--count"),
+        ("load h:7 --interval 5", "--interval"),
+        ("-4 ping h:7", "there is no option -4"),
+        ("ping -4 h:7", "there is no option -4"),
+        ("ping h:7 -6", "there is no option -6"),
+        ("ping -4", "there is no option -4"),
+        ("ping -x", "there is no option -x"),
+        ("ping -vc 3 h:7", "there is no option -vc"),
+        ("ping -c 3 --deadline 5 h:7", "there is no option --deadline"),
+        ("ping --deadline=5 h:7", "there is no option --deadline;"),
+        ("ping -c3 --json -W2 -q h:7", "there is no option -q"),
+        ("--quiet ping h:7", "there is no option --quiet"),
+        ("ping -- -4", "TARGET '-4' has to be host:port"),
+        ("ping -", "TARGET '-' has to be host:port"),
+        ("ping -c -5 h:7", "not '-5'"),
+        ("ping h:7 --json=5", "--json"),
+    ],
+)
+def test_unknown(capsys: Capture, arguments: str, named: str) -> None:
+    """What is unknown, shortened, missing or one too many is named."""
+    assert named in refused(capsys, *arguments.split())
+
+
+@pytest.mark.parametrize("stray", ["--foo\nbar", "x\x1b[2J", "\udcff"])
+def test_unprintable(capsys: Capture, stray: str) -> None:
+    """An argument that is not printable is shown in a printable way, on one line."""
+    for arguments in (["ping", "h:7", stray], ["ping", stray], [stray]):
+        refused(capsys, *arguments)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(), st.sampled_from(["count", "interval", "size", "timeout", "dont-fragment"]))
+def test_any_text(capsys: Capture, value: str, name: str) -> None:
+    """Whatever a value is, it is taken or answered with one line, printable as it is."""
+    arguments = ["ping", "h:7", f"--{name}={value}"]
+    try:
+        parse(arguments)
+    except SystemExit:
+        capsys.readouterr()
+        refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("command", [[], ["pipe"], ["ping"], ["load"]])
+def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    """--help tells what TARGET may be, each exit status, and each option, in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as raised:
+        parse([*command, "--help"])
+    assert not raised.value.code
+    out, err = capsys.readouterr()
+    assert err == ""
+    told = " ".join(out.split())
+    assert "TARGET is host:port, [IPv6 address]:port, udp:host:port, or" in told
+    assert "Exit status: 0, everything came back right; 1, something was" in told
+    assert "2, the command line was wrong" in told
+    for name in DEFAULTS.get("".join(command), {}):
+        assert f"--{name.replace('_', '-')}" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_version(capsys: Capture) -> None:
+    """--version tells echod's version."""
+    with pytest.raises(SystemExit) as raised:
+        parse(["--version"])
+    assert not raised.value.code
+    name, _, number = capsys.readouterr().out.partition(" ")
+    assert name == "echod-client"
+    assert number[0].isdecimal()
+
+
+def test_help_that_nobody_takes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where --help cannot be written, a line says why, and the status is 1."""
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        with pytest.raises(SystemExit) as raised:
+            parse(["ping", "--help"])
+    assert raised.value.code == 1
+    said = "echod-client ping: standard output: no space left on device\n"
+    assert capsys.readouterr().err == said
+
+
+def test_no_help_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is there a traceback where standard error cannot be written either."""
+    with open("/dev/full", "w") as full, open("/dev/full", "w") as error:
+        monkeypatch.setattr("sys.stdout", full)
+        monkeypatch.setattr("sys.stderr", error)
+        with pytest.raises(SystemExit) as raised:
+            parse(["--version"])
+    assert raised.value.code == 1
+
+
+def test_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without arguments of its own it takes those of the process."""
+    monkeypatch.setattr("sys.argv", ["x", "ping", "h:7", "-c", "3"])
+    assert parse(None).count == 3

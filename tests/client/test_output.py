@@ -1,0 +1,68 @@
+"""What standard output and error can show, by the locale."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from echod.client.output import discard, initial_environment, is_plain, prepare, printable
+
+
+@pytest.mark.parametrize(
+    ("environment", "plain"),
+    [
+        ({}, True),
+        ({"LANG": "C"}, True),
+        ({"LANG": "POSIX"}, True),
+        ({"LC_ALL": "C", "LANG": "de_DE.UTF-8"}, True),
+        ({"LC_CTYPE": "C", "LANG": "de_DE.UTF-8"}, True),
+        ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "de_DE.UTF-8"}, False),
+        ({"LC_CTYPE": "de_DE.UTF-8", "LANG": "C"}, False),
+        ({"LC_ALL": "C.UTF-8", "LANG": "C"}, False),
+        ({"LC_ALL": "C", "PYTHONIOENCODING": "utf-8"}, False),
+        ({"LC_ALL": "C", "PYTHONUTF8": "1"}, False),
+    ],
+)
+def test_is_plain(environment: dict[str, str], plain: bool) -> None:
+    """The first of LC_ALL, LC_CTYPE and LANG that is set says what can be shown."""
+    assert is_plain(environment) is plain
+
+
+def test_initial_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is the one that the process was started with, if /proc is there."""
+    file = tmp_path / "environ"
+    file.write_bytes(b"LC_CTYPE=C\0ODD=a=\xff\0junk\0")
+    monkeypatch.setattr("echod.client.output.INITIAL", str(file))
+    assert initial_environment() == {"LC_CTYPE": "C", "ODD": "a=\udcff"}
+    monkeypatch.setattr("echod.client.output.INITIAL", str(tmp_path / "none"))
+    assert initial_environment() is os.environ
+
+
+@pytest.mark.parametrize(
+    ("plain", "shown"), [(True, b"\\u2588\\udcff"), (False, b"\xe2\x96\x88\\udcff")]
+)
+def test_prepare(plain: bool, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the locale C everything else is escaped; elsewhere, what has no encoding."""
+    monkeypatch.setattr("echod.client.output.is_plain", lambda _: plain)
+    written = io.BytesIO()
+    file = io.TextIOWrapper(written, encoding="utf-8")
+    prepare(file, None, io.StringIO())
+    print("█\udcff", end="", file=file, flush=True)
+    assert written.getvalue() == shown
+
+
+def test_printable() -> None:
+    """What would move the cursor, or has no encoding, is escaped."""
+    assert printable("é \n\x1b[2J\udcff") == r"é \n\x1b[2J\udcff"
+
+
+def test_discard() -> None:
+    """What a file has not taken does no harm when it is closed."""
+    with open("/dev/full", "w") as file:
+        file.write("lost")
+        discard(file)
+    assert not sys.stdout.closed

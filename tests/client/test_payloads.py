@@ -1,0 +1,222 @@
+"""What is sent, and what is known of it when it comes back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echod.client.options import LARGEST
+from echod.client.payloads import (
+    LONGEST,
+    MANY,
+    POOL,
+    SHORTEST,
+    Datagrams,
+    contents,
+    differences,
+)
+
+
+@pytest.mark.parametrize("size", [8, 64, 1000, LONGEST])
+def test_contents(size: int) -> None:
+    """The messages have the size asked for, and are all different."""
+    messages = contents(size)
+    assert len(messages) == MANY
+    assert {len(each) for each in messages} == {size}
+    assert len(set(messages)) == MANY
+
+
+def test_contents_of_another_run() -> None:
+    """No message is one of another run's."""
+    assert not set(contents(64)) & set(contents(64))
+
+
+@pytest.mark.parametrize("size", [POOL // 8, POOL, POOL + 1, 1 << 28])
+def test_large_contents(size: int) -> None:
+    """Large messages are fewer, to spare memory, but two at the least, which differ."""
+    messages = contents(size)
+    assert len(messages) == len(set(messages)) == max(2, POOL // size)
+    assert {len(each) for each in messages} == {size}
+
+
+def test_largest_contents() -> None:
+    """The largest messages that the command line takes can be made."""
+    assert [len(each) for each in contents(LARGEST)] == [LARGEST, LARGEST]
+
+
+def test_empty_contents() -> None:
+    """What is between the ends of the shortest datagram is nothing."""
+    assert set(contents(0)) == {b""}
+
+
+def naive(left: bytes, right: bytes) -> int:
+    size = max(len(left), len(right))
+    return sum(left[at : at + 1] != right[at : at + 1] for at in range(size))
+
+
+@given(st.binary(max_size=50), st.binary(max_size=50))
+def test_differences(left: bytes, right: bytes) -> None:
+    """Each byte that differs counts once, and what one has more than the other, too."""
+    assert differences(left, right) == differences(right, left) == naive(left, right)
+    assert differences(left, left) == 0
+
+
+@given(st.binary(max_size=200), st.data())
+def test_few_differences(message: bytes, data: st.DataObject) -> None:
+    """Likewise where nearly all is right, zeros at the start included."""
+    damaged = bytearray(bytes(3) + message)
+    for at in data.draw(st.sets(st.integers(0, len(damaged) - 1), max_size=5)):
+        damaged[at] ^= data.draw(st.integers(1, 255))
+    right = bytes(3) + message
+    assert differences(bytes(damaged), right) == naive(damaged, right)
+
+
+SIZES = (SHORTEST, SHORTEST + 1, 64, 1400, LONGEST)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_find(size: int) -> None:
+    """A datagram that comes back is known by its number, whichever was sent last."""
+    datagrams = Datagrams(size)
+    built = [datagrams.build(number) for number in range(3 * MANY)]
+    assert {len(each) for each in built} == {size}
+    assert len(set(built)) == len(built)
+    for number, each in enumerate(built):
+        for near in (number, number + 1, len(built), number + 100_000):
+            assert datagrams.find(each, near) == (number, 0)
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("near", [6, 1_000_000])
+def test_one_byte_damaged(near: int, flip: int) -> None:
+    """Wherever one byte is wrong, it is that datagram, with one byte wrong."""
+    datagrams = Datagrams(100)
+    right = datagrams.build(5)
+    for at in range(len(right)):
+        wrong = bytearray(right)
+        wrong[at] ^= flip
+        assert datagrams.find(bytes(wrong), near) == (5, 1), at
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_one_byte_of_the_shortest_damaged(flip: int) -> None:
+    """Of the shortest datagram too, but whether its first or its last number is wrong is unknown.
+
+    There is nothing between them that could tell.
+    """
+    datagrams = Datagrams(SHORTEST)
+    right = datagrams.build(5)
+    for at in range(len(right)):
+        wrong = bytearray(right)
+        wrong[at] ^= flip
+        found = datagrams.find(bytes(wrong), 6)
+        assert found is not None
+        assert found[1] == 1, at
+        if at % 8 < 4 or found[0] == 5:
+            assert found == (5, 1), at
+
+
+@given(st.integers(0, 1 << 40), st.data())
+def test_bytes_damaged(number: int, data: st.DataObject) -> None:
+    """Any number of wrong bytes is counted exactly, while one of the two ends is right."""
+    datagrams = Datagrams(64)
+    right = datagrams.build(number)
+    first = data.draw(st.sampled_from([0, 8]))
+    places = st.sets(st.integers(first, first + 64 - 8 - 1), min_size=1)
+    wrong = bytearray(right)
+    places_damaged = data.draw(places)
+    for at in places_damaged:
+        wrong[at] ^= data.draw(st.integers(1, 255))
+    assert datagrams.find(bytes(wrong), number + 1) == (number, len(places_damaged))
+
+
+def test_both_ends_damaged() -> None:
+    """Without an end that is right, it is still known where most of it is right."""
+    datagrams = Datagrams(64)
+    wrong = bytearray(datagrams.build(5))
+    wrong[0] ^= 1
+    wrong[-8] ^= 1
+    assert datagrams.find(bytes(wrong), 6) == (5, 2)
+    for at in range(8, 48):
+        wrong[at] ^= 1
+    assert datagrams.find(bytes(wrong), 6) is None
+
+
+@pytest.mark.parametrize("size", [SHORTEST, 17, 64])
+def test_truncated(size: int) -> None:
+    """What is missing counts as wrong; without an end that is whole it is nobody's."""
+    datagrams = Datagrams(size)
+    right = datagrams.build(5)
+    for left in range(size):
+        found = datagrams.find(right[:left], 6)
+        assert found == ((5, size - left) if left >= 8 else None), left
+
+
+def test_start_cut_off() -> None:
+    """What lacks its start is known by its end, and all that is out of its place is wrong."""
+    datagrams = Datagrams(64)
+    right = datagrams.build(5)
+    for left in range(8, 64):
+        found = datagrams.find(right[-left:], 6)
+        assert found == (5, naive(right, right[-left:])), left
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_extended(more: bytes) -> None:
+    """What is there besides counts as wrong, and so does what that has moved."""
+    datagrams = Datagrams(64)
+    right = datagrams.build(5)
+    assert datagrams.find(right + more, 6) == (5, len(more))
+    found = datagrams.find(more + right, 6)
+    assert found == (5, naive(right, more + right))
+
+
+@given(st.binary(max_size=100))
+def test_strangers(data: bytes) -> None:
+    """What was never sent is nobody's, and the empty datagram, too."""
+    assert Datagrams(64).find(data, 6) is None
+
+
+def test_another_socket() -> None:
+    """A datagram of another socket's, or of an earlier run's, is nobody's."""
+    datagrams, other = Datagrams(64), Datagrams(64)
+    for number in range(100):
+        assert datagrams.find(other.build(number), 6) is None
+
+
+def test_like_none_of_these() -> None:
+    """With the right ends and another's contents it is that one, with those bytes wrong."""
+    datagrams = Datagrams(64)
+    right = datagrams.build(5)
+    wrong = bytearray(right)
+    wrong[8:56] = bytes(each ^ 0x55 for each in right[8:56])
+    assert datagrams.find(bytes(wrong), 6) == (5, 48)
+
+
+@given(st.integers(-1000, 1000), st.integers(-1000, 1000), st.integers(1, 3))
+def test_more_than_32_bits(offset: int, distance: int, times: int) -> None:
+    """The number may be one that the datagram has no room for: the nearest is meant."""
+    datagrams = Datagrams(64)
+    number = times * (1 << 32) + offset
+    assert datagrams.find(datagrams.build(number), number + distance) == (number, 0)
+
+
+def test_not_below_zero() -> None:
+    """Of what would be before the first datagram, nothing is known."""
+    datagrams = Datagrams(64)
+    assert datagrams.find(datagrams.build((1 << 32) - 1), 5) is None
+
+
+def test_ends_of_two() -> None:
+    """With the start of one and the end of another it is the one that it is more like."""
+    datagrams = Datagrams(200)
+    source = random.Random(7)
+    for _ in range(50):
+        one, other = source.sample(range(MANY), 2)
+        cut = source.choice([30, 170])
+        mixed = datagrams.build(one)[:cut] + datagrams.build(other)[cut:]
+        expected = one if cut > 100 else other
+        assert datagrams.find(mixed, MANY) == (expected, naive(mixed, datagrams.build(expected)))

@@ -1,0 +1,288 @@
+"""``ping`` in memory, where time is a clock's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from echod.client.ping import Ping, Probe
+from echod.client.report import is_right, lines_of_ping, of_ping
+from echod.testing import MemoryNetwork, Peer
+from echod.transport import unsent
+from tests.client.memory import Services, memory_way
+from tests.support import Peers
+
+
+class Run:
+    """A ping in memory."""
+
+    def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
+        self.network = network
+        self.probes: list[Probe] = []
+        options = {"size": 64, "interval": 1.0, "count": 3, **options}
+        self.ping = Ping(memory_way(network, timeout), tell=self.probes.append, **options)
+        self.done = False
+        Deferred.fromCoroutine(self._run())
+        network.settle()
+
+    async def _run(self) -> None:
+        await self.ping.run()
+        self.done = True
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is not 0."""
+        names = ("received", "lost", "late", "damaged", "damaged_bytes", "unexpected", "under_way")
+        told = of_ping(self.ping)
+        assert told["sent"] == sum(
+            told[each] for each in names if each[-5:] not in ("bytes", "ected")
+        )
+        return {name: told[name] for name in names if told[name]}
+
+
+@pytest.fixture
+def network() -> MemoryNetwork:
+    return MemoryNetwork()
+
+
+def test_all_right(network: MemoryNetwork) -> None:
+    """Each message leaves at its time, and comes back; then the connection is closed politely."""
+    services = Services(network, lambda now: now + 0.25)
+    run = Run(network)
+    network.advance(2.2)
+    assert [probe.number for probe in run.probes] == [0, 1]
+    assert not run.done
+    network.advance(0.1)
+    assert run.probes == [Probe(number, 0.25, 0, late=False) for number in range(3)]
+    assert run.done
+    assert run.counts == {"received": 3}
+    assert is_right(run.ping)
+    assert of_ping(run.ping)["round_trip_seconds"] == {
+        **dict.fromkeys(("min", "mean", "p50", "p90", "p99", "max"), 0.25),
+        "jitter": 0.0,
+    }
+    assert not services.made[0].transport.connected
+
+
+def test_at_their_times(network: MemoryNetwork) -> None:
+    """A message leaves at its time, whether or not the last has come back."""
+    Services(network, lambda now: 5.0)
+    run = Run(network, count=4)
+    network.advance(10)
+    assert [round(probe.seconds, 6) for probe in run.probes] == [5.0, 4.0, 3.0, 2.0]
+    assert of_ping(run.ping)["round_trip_seconds"]["jitter"] == 1.0
+    assert is_right(run.ping)
+
+
+def test_late(network: MemoryNetwork) -> None:
+    """A reply after the timeout is late, and its time counts with the others."""
+    Services(network, lambda now: max(4.0, now))
+    run = Run(network, timeout=3.0)
+    network.advance(10)
+    assert [probe.late for probe in run.probes] == [True, False, False]
+    assert run.counts == {"received": 2, "late": 1}
+    assert not is_right(run.ping)
+    assert of_ping(run.ping)["round_trip_seconds"]["max"] == 4.0
+
+
+def test_lost(network: MemoryNetwork) -> None:
+    """What never comes is lost; it is waited for as long as a timeout, from the last message on."""
+    Services(network, lambda now: now + 1000)
+    run = Run(network, timeout=2.0)
+    network.advance(3.9)
+    assert not run.done
+    network.advance(1.2)
+    assert run.done
+    assert run.counts == {"lost": 3}
+    assert of_ping(run.ping)["round_trip_seconds"]["min"] is None
+    assert list(lines_of_ping(run.ping)) == [
+        "--- memory: ---",
+        "3 sent, 0 received, 3 lost, 0 late, 0 damaged",
+    ]
+
+
+def test_damaged(network: MemoryNetwork) -> None:
+    """A wrong byte is damage to its message, and to no other."""
+    Services(network, change=lambda data: bytes([data[0] ^ 1]) + data[1:-1] + bytes([data[-1] ^ 1]))
+    run = Run(network)
+    network.advance(3)
+    assert run.counts == {"damaged": 3, "damaged_bytes": 6}
+    assert [probe.damaged for probe in run.probes] == [2, 2, 2]
+    assert "3 damaged (6 bytes)" in list(lines_of_ping(run.ping))[1]
+
+
+def test_unexpected(network: MemoryNetwork) -> None:
+    """Bytes that nobody sent are counted by themselves."""
+    services = Services(network)
+    run = Run(network, count=2)
+    services.made[0].transport.write(b"!")
+    network.settle()
+    assert run.ping.tally.unexpected == 1
+    network.advance(3)
+    assert run.counts == {"received": 2, "unexpected": 1}
+    assert "1 byte unexpected" in list(lines_of_ping(run.ping))[1]
+    assert not is_right(run.ping)
+
+
+@pytest.mark.parametrize(("end", "word"), [("finish", "closed"), ("abort", "reset")])
+def test_ended_early(network: MemoryNetwork, end: str, word: str) -> None:
+    """A connection that the service ends is the end: what was under way is lost."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, count=None)
+    network.advance(2)
+    getattr(peers.peers[0], end)()
+    network.settle()
+    assert run.done
+    assert run.counts == {"lost": 3}
+    assert run.ping.errors == {word: 1}
+    assert list(lines_of_ping(run.ping))[-1] == f"errors: {word} 1"
+
+
+def test_ended_after_the_last(network: MemoryNetwork) -> None:
+    """Who ends the connection while the last replies are waited for has lost these."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, count=1)
+    peers.peers[0].abort()
+    network.settle()
+    assert run.done
+    assert run.counts == {"lost": 1}
+
+
+def test_stop(network: MemoryNetwork) -> None:
+    """At Ctrl-C all that is under way is neither lost nor waited for."""
+    Services(network, lambda now: now + 1.5)
+    run = Run(network, count=None, timeout=5.0)
+    network.advance(4)
+    run.ping.stop()
+    network.settle()
+    assert run.done
+    assert run.counts == {"received": 3, "under_way": 2}
+    assert is_right(run.ping)
+    assert "2 still under way" in list(lines_of_ping(run.ping))[1]
+
+
+def test_damaged_after_the_end(network: MemoryNetwork) -> None:
+    """What comes while the connection is closed is what it was said to be, and not told of."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, count=1)
+    run.ping.stop()
+    peers.peers[0].send(bytes(64))
+    network.settle()
+    network.advance(2)
+    assert run.done
+    assert run.counts == {"under_way": 1}
+    assert run.probes == []
+
+
+def test_stop_with_lost(network: MemoryNetwork) -> None:
+    """What has had its time at Ctrl-C is lost."""
+    Services(network, lambda now: now + 1000)
+    run = Run(network, count=None, timeout=1.5)
+    network.advance(4)
+    run.ping.stop()
+    run.ping.stop()
+    network.settle()
+    assert run.counts == {"lost": 3, "under_way": 2}
+
+
+def test_stop_at_the_end(network: MemoryNetwork) -> None:
+    """Ctrl-C ends the wait for the last reply, too."""
+    Services(network, lambda now: now + 1000)
+    run = Run(network, count=1)
+    run.ping.stop()
+    network.settle()
+    assert run.done
+    assert run.counts == {"under_way": 1}
+
+
+def test_refused(network: MemoryNetwork) -> None:
+    """Without a service there is one line that says so."""
+    run = Run(network)
+    assert run.done
+    assert run.ping.errors == {"refused": 1}
+    assert run.ping.failure == "connection refused"
+    assert not is_right(run.ping)
+
+
+def test_who_does_not_close(network: MemoryNetwork) -> None:
+    """A service that does not finish when the client has is not waited for long."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, count=1)
+    peer: Peer = peers.peers[0]
+    peer.send(bytes(peer.received))
+    peer.stall()  # and so it never sees that the client has finished
+    network.settle()
+    assert not run.done
+    network.advance(1.1)
+    assert run.done
+    assert run.counts == {"received": 1}
+    assert run.ping.errors == {}
+
+
+def test_more_than_fits(network: MemoryNetwork) -> None:
+    """Messages for which there is no room wait, and count from when they should have left."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, count=20, size=100_000, interval=0.1)
+    peer: Peer = peers.peers[0]
+    peer.stall()
+    network.advance(5)
+    assert run.ping.sent == 20
+    assert unsent(run.ping.stream.transport) < 300_000
+    seen = 0
+    peer.resume()
+    for _ in range(1000):
+        network.settle()
+        peer.send(bytes(peer.received[seen:]))
+        seen = len(peer.received)
+        if run.done:
+            break
+    assert run.counts == {"received": 20}
+    assert run.probes[0].seconds == pytest.approx(5.0)
+    assert run.probes[-1].seconds == pytest.approx(5.0 - 1.9)
+
+
+def test_standing_still(network: MemoryNetwork) -> None:
+    """After Ctrl-Z and fg, what should have left meanwhile does not leave all at once."""
+    Services(network)
+    run = Run(network, count=100)
+    network.advance(5.5)
+    network.rightNow += 60
+    network.advance(92)
+    assert not run.done
+    network.advance(1)
+    assert run.done
+    # Six had left before, and the last of the sixty is late by half a second only.
+    assert run.counts == {"received": 100}
+    assert of_ping(run.ping)["skipped"] == 59
+    assert "skipped: 59 messages, since this program stood still" in lines_of_ping(run.ping)
+    assert is_right(run.ping)
+
+
+def test_many(network: MemoryNetwork) -> None:
+    """Of many replies, the times are summed up now and then."""
+    Services(network)
+    run = Run(network, count=5000, interval=0.001)
+    network.advance(4.5)
+    assert run.ping.tally.received == 4096
+    network.advance(1)
+    assert run.counts == {"received": 5000}
+
+
+def test_stop_at_the_beginning(network: MemoryNetwork) -> None:
+    """Who is interrupted when it has just connected sends nothing."""
+    Services(network)
+    ping = Ping(memory_way(network), 64, interval=1.0, count=3, tell=lambda _: None)
+    ping.began = lambda _: ping.stop()
+    done: list[None] = []
+    Deferred.fromCoroutine(ping.run()).addCallback(done.append)
+    network.settle()
+    assert done
+    assert of_ping(ping)["sent"] == 0
+    assert of_ping(ping)["failure"] is None

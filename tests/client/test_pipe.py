@@ -1,0 +1,400 @@
+"""``pipe``: files on both sides, and a service between them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import random
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from echod.client.connector import Connector
+from echod.client.pipe import MOST, Pipe
+from echod.client.reactor import PreciseReactor
+from echod.client.report import of_pipe
+from echod.client.target import parse_target
+from tests.programs.mirrors import Mirror
+from tests.support import TIMEOUT
+
+
+class Run:
+    """A pipe in a reactor of its own."""
+
+    def __init__(self, target: str, source: int, sink: int, timeout: float = 10.0) -> None:
+        self.reactor: Any = PreciseReactor()
+        self.counted: list[int] = []
+        connector = Connector(self.reactor, parse_target(target), timeout)
+        self.pipe = Pipe(connector, source, sink, self.counted.append)
+
+    def run(self) -> Pipe:
+        async def main() -> None:
+            try:
+                await self.pipe.run()
+            finally:
+                self.reactor.stop()
+
+        failures: list[Any] = []
+        self.reactor.callWhenRunning(
+            lambda: Deferred.fromCoroutine(main()).addErrback(failures.append)
+        )
+        self.reactor.run(installSignalHandlers=False)
+        assert not failures
+        assert sum(self.counted) == self.pipe.received
+        return self.pipe
+
+
+@pytest.fixture
+def mirror(request: pytest.FixtureRequest) -> Iterator[Mirror]:
+    with Mirror(*getattr(request, "param", ("plain",))) as running:
+        yield running
+
+
+def noise(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+def file_with(data: bytes) -> Any:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the test's own
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def through(mirror: Mirror, data: bytes, timeout: float = 10.0) -> tuple[Pipe, bytes]:
+    """Send what is in a file through it into another file, and return what is there then."""
+    with file_with(data) as source, tempfile.TemporaryFile() as sink:
+        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno(), timeout)
+        pipe = run.run()
+        sink.seek(0)
+        return pipe, sink.read()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 3_000_001])
+def test_files(mirror: Mirror, size: int) -> None:
+    """All of a file comes out, byte by byte, and then the connection is closed."""
+    data = noise(size)
+    pipe, came = through(mirror, data)
+    assert came == data
+    assert (pipe.sent, pipe.received, pipe.failure) == (size, size, "")
+    assert of_pipe(pipe)["ok"]
+    assert mirror.stop() == {"bytes": size, "connections": 1}
+
+
+def pair(kind: str) -> tuple[int, int]:
+    """Return what is written to, and what that is read from."""
+    if kind == "pipe":
+        reading, writing = os.pipe()
+        return writing, reading
+    left, right = socket.socketpair()
+    return left.detach(), right.detach()
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.close(descriptor)
+
+
+def read_all(descriptor: int, into: list[bytes]) -> None:
+    while part := os.read(descriptor, 1 << 16):
+        into.append(part)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize("cannot_open", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_pipes(
+    mirror: Mirror, kind: str, cannot_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes by a pipe or a socket, and goes to one whose reader is slower, is all there.
+
+    Also where standard output cannot be opened once more, as after su(1).
+    """
+    if cannot_open:
+
+        def refuse(*_: object) -> int:
+            raise PermissionError
+
+        monkeypatch.setattr("echod.client.pipe.open_again", refuse)
+    data = noise(2_000_000)
+    feed, source = pair(kind)
+    sink, drain = pair(kind)
+    came: list[bytes] = []
+    threads = [
+        threading.Thread(target=write_all, args=(feed, data)),
+        threading.Thread(target=read_all, args=(drain, came)),
+    ]
+    for thread in threads:
+        thread.start()
+    pipe = Run(f"127.0.0.1:{mirror.port}", source, sink).run()
+    assert os.get_blocking(sink)
+    os.close(source)
+    os.close(sink)
+    for thread in threads:
+        thread.join()
+    assert pipe.failure == ""
+    assert b"".join(came) == data
+
+
+def test_no_room(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full pipe that cannot be opened once more blocks nobody: Ctrl-C ends it all the same."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr("echod.client.pipe.open_again", refuse)
+    sink, drain = pair("pipe")
+    os.set_blocking(sink, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(sink, bytes(4096))
+    os.set_blocking(sink, True)
+    rescue = threading.Timer(TIMEOUT / 2, os.read, (drain, 1 << 20))
+    rescue.start()
+    with file_with(b"hello") as source:
+        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink)
+        run.reactor.callLater(0.1, run.pipe.stop)
+        assert run.run().failure == "interrupted"
+    assert run.pipe.seconds < TIMEOUT / 4
+    rescue.cancel()
+    os.close(sink)
+    os.close(drain)
+
+
+def test_slow_reader(mirror: Mirror) -> None:
+    """Nobody who reads: what is under way and what waits stays bounded, until somebody does."""
+    data = noise(3 * MOST)
+    sink, drain = pair("pipe")
+    came: list[bytes] = []
+    reader = threading.Thread(target=read_all, args=(drain, came))
+    with file_with(data) as source:
+        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink, timeout=0.2)
+        most: list[int] = []
+
+        def look() -> None:
+            most.append(run.pipe.sent)
+            if len(most) > 2 and most[-1] == most[-3] and not reader.ident:
+                reader.start()
+            else:
+                run.reactor.callLater(0.3, look)
+
+        run.reactor.callLater(0, look)
+        pipe = run.run()
+    os.close(sink)
+    reader.join()
+    # It stood still for longer than the timeout, but not because of the service.
+    assert most[-1] <= 2 * MOST + (1 << 20)
+    assert pipe.failure == ""
+    assert b"".join(came) == data
+
+
+@pytest.mark.parametrize(
+    ("mirror", "said"),
+    [
+        (("damage", "--every", 100_000), "byte 99999: sent "),
+        (("swallow", "--after", 100_000), "byte 100000: sent "),
+        (("close", "--after", 100_000), "the service has closed the connection"),
+        (("reset", "--after", 100_000), "connection reset"),
+        (("extra", "--after", 1_000_000), "more came back than was sent"),
+        (("silent",), "the service has closed the connection"),
+    ],
+    indirect=["mirror"],
+)
+def test_faults(mirror: Mirror, said: str) -> None:
+    """A service that does not give back what it got is found out, and nothing wrong comes out."""
+    data = noise(1_000_000)
+    pipe, came = through(mirror, data, timeout=0.3)
+    assert pipe.failure.startswith(said)
+    assert data.startswith(came)
+    assert not of_pipe(pipe)["ok"]
+    # A connection ends once, whatever was under way on it; and was not, where it was given up.
+    ends = {"close": {"closed": 1}, "reset": {"reset": 1}, "silent": {"closed": 1}}
+    assert pipe.connector.errors == ends.get(mirror.command[3], {})
+    assert pipe.written == len(came)
+
+
+def test_silent() -> None:
+    """A service that says nothing is waited for no longer than the timeout."""
+    feed, source = pair("pipe")
+    sink, drain = pair("pipe")
+    os.write(feed, b"hello")
+    with Mirror("silent") as mirror:
+        pipe = Run(f"127.0.0.1:{mirror.port}", source, sink, timeout=0.3).run()
+    for descriptor in (feed, source, sink, drain):
+        os.close(descriptor)
+    assert pipe.failure == "nothing has come back for 0.3 s"
+    assert pipe.connector.errors == {}
+    assert 0.3 <= pipe.seconds < 1
+
+
+def test_not_given_up_before_its_time() -> None:
+    """The timeout is from when something is owed, however long nothing was before."""
+    feed, source = pair("pipe")
+    pipe: Any = Run("127.0.0.1:7", source, source, timeout=8.0).pipe
+    pipe.clock, pipe._client = Clock(), SilentClient()
+    pipe._look()
+    pipe.clock.advance(0.9)
+    pipe._take(b"hello")
+    pipe.clock.advance(7.9)
+    pipe._look()
+    assert pipe.failure == ""
+    pipe.clock.advance(0.2)
+    pipe._look()
+    assert pipe.failure == "nothing has come back for 8 s"
+    pipe._input.read(False)
+    os.close(feed)
+    os.close(source)
+
+
+class SilentClient:
+    """A client to which nothing comes back."""
+
+    received = 0
+    transport = StringTransport()
+
+    def echo(self, _: bytes) -> Deferred[bytes]:
+        return Deferred()
+
+
+def test_idle_service_ends(mirror: Mirror) -> None:
+    """When the service goes while there is nothing to send, that is told at once."""
+    feed, source = pair("pipe")
+    sink, drain = pair("pipe")
+    run = Run(f"127.0.0.1:{mirror.port}", source, sink)
+    run.reactor.callLater(0.1, mirror.process.kill)
+    pipe = run.run()
+    for descriptor in (feed, source, sink, drain):
+        os.close(descriptor)
+    assert pipe.failure in ("the service has closed the connection", "connection reset")
+
+
+def test_stop(mirror: Mirror) -> None:
+    """It can be interrupted."""
+    feed, source = pair("pipe")
+    sink, drain = pair("pipe")
+    run = Run(f"127.0.0.1:{mirror.port}", source, sink)
+    run.reactor.callLater(0.05, run.pipe.stop)
+    assert run.run().failure == "interrupted"
+    for descriptor in (feed, source, sink, drain):
+        os.close(descriptor)
+
+
+def test_who_does_not_finish() -> None:
+    """A service that has sent all back, and does not finish, has still sent all back."""
+
+    def serve() -> None:
+        peer, _ = listening.accept()
+        with peer:
+            peer.sendall(peer.recv(100))
+            ended.wait(20)
+
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve)
+        server.start()
+        with file_with(b"hello") as source, tempfile.TemporaryFile() as sink:
+            target = f"127.0.0.1:{listening.getsockname()[1]}"
+            pipe = Run(target, source.fileno(), sink.fileno(), timeout=0.2).run()
+        ended.set()
+        server.join()
+    assert (pipe.received, pipe.failure) == (5, "")
+
+
+def test_stop_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not even waited for a name."""
+    monkeypatch.setattr("echod.client.connector.resolve", lambda *_: Deferred())
+    with file_with(b"abc") as source, file_with(b"") as sink:
+        run = Run("127.0.0.1:7", source.fileno(), sink.fileno())
+        run.reactor.callLater(0.05, run.pipe.stop)
+        began = time.monotonic()
+        assert run.run().failure == "interrupted"
+    assert run.pipe.connector.errors == {}
+    assert time.monotonic() - began < 5
+
+
+def test_stop_before_it_is_connected() -> None:
+    """Also before there is a connection."""
+    with Mirror("plain") as mirror, file_with(b"abc") as source, file_with(b"") as sink:
+        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno())
+        run.pipe.stop()
+        assert run.run().failure == "interrupted"
+
+
+def test_bad_input(mirror: Mirror) -> None:
+    """Standard input that cannot be read is told of."""
+    source = os.open("/", os.O_RDONLY)
+    with tempfile.TemporaryFile() as sink:
+        pipe = Run(f"127.0.0.1:{mirror.port}", source, sink.fileno()).run()
+    os.close(source)
+    assert pipe.failure == "standard input: is a directory"
+
+
+def test_others_read(mirror: Mirror) -> None:
+    """Where another has read what there was, standard input is waited for again."""
+    feed, source = pair("pipe")
+    os.set_blocking(source, False)
+    with tempfile.TemporaryFile() as sink:
+        run = Run(f"127.0.0.1:{mirror.port}", source, sink.fileno())
+
+        def go_on() -> None:
+            if not run.pipe._input._reading:
+                run.reactor.callLater(0.01, go_on)
+                return
+            run.pipe._input.doRead()
+            os.write(feed, b"hello")
+            os.close(feed)
+
+        run.reactor.callLater(0, go_on)
+        pipe = run.run()
+    os.close(source)
+    assert (pipe.received, pipe.failure) == (5, "")
+
+
+def test_full_disk(mirror: Mirror) -> None:
+    """Standard output that takes no more is told of."""
+    with file_with(b"abc") as source, open("/dev/full", "wb") as sink:
+        pipe = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno()).run()
+    assert pipe.failure == "standard output: no space left on device"
+    assert (pipe.received, pipe.written) == (3, 0)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_reader_goes(mirror: Mirror, kind: str, size: int) -> None:
+    """A reader that goes away is told of: at once, or when there is no more room."""
+    sink, drain = pair(kind)
+    with file_with(noise(size)) as source:
+        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink)
+        if size == 10:
+            os.close(drain)
+        else:
+            run.reactor.callLater(0.3, os.close, drain)
+        pipe = run.run()
+    os.close(sink)
+    assert pipe.failure in (
+        "standard output: broken pipe",
+        "standard output: connection reset by peer",
+    )
+
+
+def test_terminal(mirror: Mirror) -> None:
+    """A terminal as standard output stays one that blocks, for the shell that shares it."""
+    leader, follower = pty.openpty()
+    with file_with(b"hello\n") as source:
+        pipe = Run(f"127.0.0.1:{mirror.port}", source.fileno(), follower).run()
+    assert pipe.failure == ""
+    assert os.read(leader, 100) == b"hello\r\n"
+    assert os.get_blocking(follower)
+    os.close(leader)
+    os.close(follower)

@@ -1,0 +1,197 @@
+"""``load --plot``: files that can be looked at, of runs that --json has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from twisted.internet.task import Clock
+
+from echod.client.connector import Connector
+from echod.client.histogram import Histogram
+from echod.client.load import Interval, Load
+from echod.client.plot import draw, label, load_run, over_time, points
+from echod.client.report import of_load
+from echod.client.target import parse_target
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def an_interval(start: float, **times: float | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"start_seconds": start, "seconds": 1.0}
+    for name in ("p50", "p99", "max"):
+        found[f"{name}_seconds"] = times.get(name)
+    return found
+
+
+RUN: dict[str, Any] = {
+    "command": "load",
+    "target": "echo.example:7",
+    "connections": 2,
+    "size_bytes": 64,
+    "asked_messages_per_second": None,
+    "latency_histogram": [[0.001, 90], [0.002, 9], [0.01, 1]],
+    "intervals": [
+        an_interval(0.0, p50=0.001, p99=0.002, max=0.01),
+        an_interval(1.0),
+        an_interval(2.0, p50=0.002, p99=0.003, max=0.004),
+    ],
+}
+
+LOST = {**RUN, "latency_histogram": [], "intervals": [an_interval(0.0)]}
+
+
+def comments(file: Path) -> list[str]:
+    """Return what is written in a plot: matplotlib says it beside the shapes of the letters."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    root = ElementTree.parse(file, parser).getroot()
+    assert root.tag == f"{SVG}svg"
+    comment: Any = ElementTree.Comment
+    return [str(each.text).strip() for each in root.iter(comment)]
+
+
+def test_svg(tmp_path: Path) -> None:
+    """An SVG has the percentiles, the figures of each second, and what run that is."""
+    file = tmp_path / "a.svg"
+    draw([RUN], str(file))
+    told = comments(file)
+    assert label(RUN) in told
+    for each in ("p50", "p99", "max", "99.99 %", "latency, ms", "seconds since the beginning"):
+        assert each in told, each
+
+
+def test_several(tmp_path: Path) -> None:
+    """Several runs are drawn over each other, each with its name, also one that lost all."""
+    other = {**RUN, "asked_messages_per_second": 1234.5, "target": "unix:/a$b$"}
+    file = tmp_path / "a.svg"
+    draw([RUN, other, {**LOST, "target": "lost.example:7"}], str(file))
+    told = comments(file)
+    for each in ("echo.example:7", "unix:/a$b$", "lost.example:7"):
+        assert any(line.startswith(each) for line in told), each
+    assert told.count("p50") == 1
+
+
+def test_short_label() -> None:
+    """A legend has no room for the files of a TARGET."""
+    run = {**RUN, "target": "tls:echo.example:7:trustRoots=/etc/ssl/ours"}
+    assert label(run) == "tls:echo.example:7, 2 x 64 B, closed loop"
+
+
+def test_png(tmp_path: Path) -> None:
+    """A PNG is one, whatever the case of its name."""
+    for name in ("a.PNG", ".png"):
+        file = tmp_path / name
+        draw([RUN], str(file))
+        assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize(
+    "run", [LOST, {**LOST, "intervals": []}, {**LOST, "latency_histogram": [[0.0, 3]]}]
+)
+def test_nothing_to_draw(tmp_path: Path, run: dict[str, Any]) -> None:
+    """A run of which nothing came back, or in no time, has a plot: an empty one."""
+    file = tmp_path / "a.svg"
+    draw([run], str(file))
+    assert label(run) in comments(file)
+
+
+def test_no_place(tmp_path: Path) -> None:
+    """Where there is no place for it, the kernel's own error says why."""
+    with pytest.raises(FileNotFoundError):
+        draw([LOST], str(tmp_path / "no" / "a.svg"))
+
+
+def test_points() -> None:
+    """Each latency is drawn from how many replies one took that long, to how many one took longer.
+
+    Of the longest there is half a one that took longer: there is no place at infinity.
+    """
+    x, y = points(RUN)
+    assert x == [1.0, 10.0, 10.0, 100.0, 100.0, 200.0]
+    assert y == [1.0, 1.0, 2.0, 2.0, 10.0, 10.0]
+    assert points(LOST) == ([], [])
+
+
+def test_over_time() -> None:
+    """Each interval's figure is drawn in its middle, and there is none where nothing came back."""
+    assert over_time(RUN, "max_seconds") == ([0.5, 2.5], [10.0, 4.0])
+    assert over_time(LOST, "max_seconds") == ([], [])
+
+
+def test_label() -> None:
+    """A run is called by where it went, and how."""
+    assert label(RUN) == "echo.example:7, 2 x 64 B, closed loop"
+    open_loop = {**RUN, "asked_messages_per_second": 12500.0}
+    assert label(open_loop) == "echo.example:7, 2 x 64 B, open loop, 12,500/s"
+
+
+def test_any_name(tmp_path: Path) -> None:
+    """A name that is no UTF-8 is drawn all the same."""
+    file = tmp_path / "a.svg"
+    draw([{**RUN, "target": "unix:/\udcff", "file": "\udcfe.json"}], str(file))
+    assert any(line.startswith(r"\udcfe.json: unix:/\udcff, 2 x") for line in comments(file))
+
+
+def test_underscore(tmp_path: Path) -> None:
+    """A run whose file begins with an underscore has its place in the legend, too."""
+    file = tmp_path / "a.svg"
+    draw([{**RUN, "file": "_a.json"}, RUN], str(file))
+    assert any(line.startswith("_a.json: echo.example:7, ") for line in comments(file))
+
+
+def test_load_run(tmp_path: Path) -> None:
+    """What --json has written is read back, and can be drawn."""
+    connector = Connector(Clock(), parse_target("h:7"), 1.0)
+    load = Load(connector, 64, connections=1, duration=1.0, rate=None, tell=lambda _: None)
+    times = Histogram()
+    times.record([0.001, 0.002])
+    load.tally.times.add(times)
+    load.intervals = [Interval.of(0.0, 1.0, times), Interval.of(1.0, 1.0, Histogram())]
+    told = of_load(load)
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(told))
+    assert load_run(str(file)) == {**told, "file": str(file)}
+    assert label(load_run(str(file))).startswith(f"{file}: h:7, ")
+    draw([load_run(str(file))], str(tmp_path / "a.svg"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[]",
+        "{}",
+        "3",
+        "null",
+        '"latency_histogram"',
+        "",
+        "{",
+        "{}\n{}",
+        "[" * 100_000,
+        "\udcff\udcfe",
+        "\udc89PNG",
+        json.dumps({**RUN, "latency_histogram": [[1]]}),
+        json.dumps({**RUN, "latency_histogram": [[0.1, 0]]}),
+        json.dumps({**RUN, "latency_histogram": [[0.1, "x"]]}),
+        json.dumps({**RUN, "intervals": [{"max_seconds": 1}]}),
+        json.dumps({**RUN, "intervals": [{**an_interval(0.0, max=1.0), "p50_seconds": {}}]}),
+        json.dumps({**RUN, "asked_messages_per_second": "x"}),
+        json.dumps({name: value for name, value in RUN.items() if name != "target"}),
+    ],
+)
+def test_no_run(tmp_path: Path, written: str) -> None:
+    """Something else is refused, such as what ping --json has written, or a picture."""
+    file = tmp_path / "run.json"
+    file.write_bytes(written.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match="no run that load --json has written"):
+        load_run(str(file))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    """A file that is not there, or none, is the kernel's own error."""
+    with pytest.raises(FileNotFoundError):
+        load_run(str(tmp_path / "no.json"))
+    with pytest.raises(IsADirectoryError):
+        load_run(str(tmp_path))

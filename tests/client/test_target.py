@@ -1,0 +1,397 @@
+"""TARGET: what it may be, and the way from a name to addresses and sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import HostnameAddress, IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import Clock
+
+from echod.client.endpoint import BadTarget
+from echod.client.errors import UNRESOLVED, kind_of
+from echod.client.reactor import PreciseReactor
+from echod.client.target import (
+    MTU_DISCOVER,
+    PMTUDISC_DO,
+    Target,
+    name_of,
+    parse_target,
+    resolve,
+    udp_socket,
+)
+from tests.authority import Authority
+from tests.support import ROOT, TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("said", "udp", "host", "port"),
+    [
+        ("localhost:7", False, "localhost", 7),
+        ("192.0.2.1:65535", False, "192.0.2.1", 65535),
+        ("[2001:db8::1]:7", False, "2001:db8::1", 7),
+        ("[fe80::1%eth0]:7", False, "fe80::1%eth0", 7),
+        ("[echo.example]:7", False, "echo.example", 7),
+        ("udp:localhost:00007", True, "localhost", 7),
+        ("udp:[::1]:7", True, "::1", 7),
+        ("UDP:localhost:7", True, "localhost", 7),
+        ("tcp:7", False, "tcp", 7),
+        ("udp:7", False, "udp", 7),
+        ("é.example:7", False, "é.example", 7),
+    ],
+)
+def test_host_and_port(said: str, udp: bool, host: str, port: int) -> None:
+    """A host, a name or an address, has a port; with udp: before it, of UDP."""
+    assert parse_target(said) == Target(said, udp, host, port)
+
+
+@pytest.mark.parametrize("said", ["unix:/run/x", "tls:localhost:7", "TCP:localhost:7", "tcp:a:b=c"])
+def test_endpoint(said: str) -> None:
+    """What else has a word and a colon before it is left to Twisted."""
+    assert parse_target(said) == Target(said)
+    assert parse_target(said).host is None
+
+
+def refused(said: str) -> str:
+    with pytest.raises(BadTarget) as raised:
+        parse_target(said).endpoint(Clock())
+    line = str(raised.value)
+    assert line.startswith(f"TARGET {said!r}")
+    assert line.isprintable()
+    return line
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "0065536", "9" * 5000, "0" * 5000 + "7"])
+def test_bad_port(port: str) -> None:
+    """A port that cannot be one is named."""
+    assert refused(f"localhost:{port}").endswith(f": a port is from 1 to 65535, not {port!r}")
+    assert refused(f"udp:[::1]:{port}").endswith(f": a port is from 1 to 65535, not {port!r}")
+
+
+@pytest.mark.parametrize(
+    "said", ["", "localhost", ":7", "[]:7", "[::1:7", "::1]:7", "udp:", "udp:localhost", "udp::7"]
+)
+def test_no_target(said: str) -> None:
+    """What is none is told what it may be."""
+    assert "host:port, [IPv6 address]:port, udp:host:port or a Twisted client" in refused(said)
+
+
+@pytest.mark.parametrize("said", ["::1:7", "::1", "udp:::1:7", "2001:db8::1:7"])
+def test_without_brackets(said: str) -> None:
+    """An IPv6 address without brackets is told that it needs them."""
+    assert refused(said).endswith("; an IPv6 address goes in brackets")
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("[fe80::1]:7", "a link-local address needs its interface, as in [fe80::1%eth0]"),
+        ("udp:[fe80::1]:7", "a link-local address needs its interface, as in [fe80::1%eth0]"),
+        ("[::zz]:7", "'::zz' is no IPv6 address"),
+        ("udp:[1:2]:7", "'1:2' is no IPv6 address"),
+        ("[::1%]:7", "'::1%' is no IPv6 address"),
+    ],
+)
+def test_in_brackets(said: str, why: str) -> None:
+    """In brackets is an IPv6 address, one of a link with its zone (RFC 4007)."""
+    assert refused(said) == f"TARGET {said!r}: {why}"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("nosuch:x", "has a type of endpoint that there is not: 'nosuch'; a port is a number"),
+        ("localhost:http", "has a type of endpoint that there is not: 'localhost'; a port is"),
+        ("tcp:localhost", "has to be tcp:HOST:PORT"),
+        ("tcp:localhost:7:9", "has to be tcp:HOST:PORT"),
+        ("tcp:port=7", "has to be tcp:HOST:PORT"),
+        ("tcp::7", "has to be tcp:HOST:PORT"),
+        ("ssl:localhost", "has to be ssl:HOST:PORT[:caCertsDir=DIRECTORY]"),
+        ("TLS:localhost", "has to be tls:HOST:PORT[:trustRoots=DIRECTORY]"),
+        ("tls:localhost:7:trustroots=/etc", "has to be tls:HOST:PORT[:trustRoots=DIRECTORY]"),
+        ("tls:localhost:7:timeout=soon", "has to be tls:HOST:PORT[:trustRoots=DIRECTORY]"),
+        ("unix:/run/x:timeout=soon", "has to be unix:PATH"),
+        ("unix:/run/a=b", r"has to be unix:PATH, with a \ before each colon and = of the path"),
+        (
+            "tls:localhost:7:trustRoots=/no/such",
+            "names a file that cannot be read: '/no/such': no such file or directory",
+        ),
+        (
+            "tls:localhost:7:certificate=/:privateKey=/",
+            "names a file that cannot be read: '/': is a directory",
+        ),
+    ],
+)
+def test_no_endpoint(said: str, why: str) -> None:
+    """What is no endpoint is told what it has to be, in the words of a command line."""
+    assert refused(said).startswith(f"TARGET {said!r} {why}")
+
+
+@pytest.mark.parametrize("said", ["tcp:h:http", "tcp:h:70000", "tls:h:-7", "ssl:host=h:port=0"])
+def test_bad_port_of_endpoint(said: str) -> None:
+    """A port is checked at once, and not when it is connected to."""
+    port = re.split("[:=]", said)[-1]
+    assert refused(said) == f"TARGET {said!r}: a port is from 1 to 65535, not {port!r}"
+
+
+@pytest.mark.parametrize("option", ["tls:localhost:7:trustRoots", "ssl:localhost:7:caCertsDir"])
+@pytest.mark.parametrize("name", ["roots", "a:b"])
+def test_key_among_certificates(option: str, name: str, tmp_path: Path) -> None:
+    """A directory of certificates that holds a key is named, with the file."""
+    authority = Authority(tmp_path)
+    key, _ = authority.issue("server")
+    roots = tmp_path / name
+    roots.mkdir()
+    shutil.copy(authority.file, roots / "a.pem")
+    shutil.copy(key, roots / "b.pem")
+    said = f"{option}={str(roots).replace(':', chr(92) + ':')}"
+    assert refused(said) == (
+        f"TARGET {said!r} names a file that TLS cannot use: '{roots}/b.pem' is no certificate; "
+        "a directory of these has no other .pem files"
+    )
+
+
+def test_certificate_without_key(tmp_path: Path) -> None:
+    """A client's certificate needs its key."""
+    authority = Authority(tmp_path)
+    assert refused(f"tls:localhost:7:certificate={authority.file}").endswith(
+        " names a file that TLS cannot use: a certificate and its private key are needed, "
+        "each in PEM"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("localhost:7", "localhost:7"),
+        ("udp:[::1]:7", "udp:[::1]:7"),
+        ("unix:/run/x", "unix:/run/x"),
+        (r"unix:/run/a\=b", r"unix:/run/a\=b"),
+        ("unix:path=/run/x:timeout=3", "unix:path=/run/x"),
+        ("tls:localhost:7:trustRoots=/etc/ssl/ours", "tls:localhost:7"),
+        (r"tls:\:\:1:7:timeout=3:trustRoots=/etc/a\:b", r"tls:\:\:1:7"),
+        ("tcp:host=localhost:port=7:timeout=3", "tcp:host=localhost:port=7"),
+    ],
+)
+def test_short_name(said: str, name: str) -> None:
+    """In headings and legends, a TARGET is where it leads, without the files for TLS."""
+    assert parse_target(said).name == name
+
+
+def test_long_path() -> None:
+    """A path that no UNIX socket can have is refused, and not by Twisted, which cannot."""
+    assert refused(f"unix:/{'x' * 107}").endswith(": a path has 107 bytes at most")
+    assert parse_target(f"unix:/{'x' * 106}").endpoint(Clock())
+
+
+def test_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the parser of a plugin raises, no exception is quoted."""
+
+    def fail(why: Exception) -> Callable[..., Any]:
+        def parse(*_: object) -> Any:
+            raise why
+
+        return parse
+
+    for error in (KeyError(), ValueError("a\n  b"), TypeError("_parse() takes 3")):
+        monkeypatch.setattr("echod.client.endpoint.clientFromString", fail(error))
+        assert refused("odd:x").endswith(" is nothing that the odd endpoint takes")
+
+
+@given(st.text())
+def test_any_text(said: str) -> None:
+    """Whatever TARGET is, it is one or refused in a line that is printable as it is."""
+    with contextlib.suppress(BadTarget):
+        assert parse_target(said).said == said
+        return
+    assert "\n" not in refused(said)
+
+
+def test_endpoint_of() -> None:
+    """The endpoint is that of the description."""
+    reactor = PreciseReactor()
+    assert isinstance(Target("unix:/run/x").endpoint(reactor), UNIXClientEndpoint)
+    assert isinstance(Target("tcp:localhost:7").endpoint(reactor), TCP4ClientEndpoint)
+    assert IStreamClientEndpoint.providedBy(Target("tls:localhost:7").endpoint(reactor))
+
+
+def test_tls_that_twisted_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Twisted could not import, it has no name for: then TLS is what is missing."""
+    monkeypatch.delattr("twisted.internet.endpoints.optionsForClientTLS")
+    assert refused("tls:localhost:7").endswith(
+        " needs TLS, which is not installed: install echod with its extra tls"
+    )
+
+
+@pytest.mark.parametrize("missing", ["OpenSSL", "cryptography"])
+def test_without_tls(missing: str) -> None:
+    """Without pyOpenSSL tls: is refused in a line that names the extra; others need it not."""
+    program = (
+        "import sys; sys.modules[sys.argv[1]] = None\n"
+        "from twisted.internet.task import Clock\n"
+        "from echod.client.endpoint import BadTarget\n"
+        "from echod.client.target import Target\n"
+        "print(type(Target('unix:/run/x').endpoint(Clock())).__name__)\n"
+        "for said in 'tls:localhost:7', 'ssl:localhost:7':\n"
+        "    try: Target(said).endpoint(Clock())\n"
+        "    except BadTarget as error: print(error)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, missing],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=True,
+        cwd=ROOT,
+    )
+    why = "needs TLS, which is not installed: install echod with its extra tls"
+    assert ended.stdout.splitlines() == [
+        "UNIXClientEndpoint",
+        f"TARGET 'tls:localhost:7' {why}",
+        f"TARGET 'ssl:localhost:7' {why}",
+    ]
+
+
+class Threads:
+    """As much of a reactor as a thread talks to."""
+
+    def __init__(self) -> None:
+        self._calls: queue.Queue[Callable[[], object]] = queue.Queue()
+
+    def callFromThread(self, act: Callable[..., object], *arguments: object) -> None:
+        self._calls.put(lambda: act(*arguments))
+
+    def wait(self) -> None:
+        """Do what the next thread asks for."""
+        self._calls.get(timeout=TIMEOUT)()
+
+
+def resolved(said: str) -> Any:
+    """Return addresses, or the exception."""
+    reactor, told = Threads(), []
+    resolve(reactor, parse_target(said)).addBoth(told.append)
+    assert told == []  # not before the reactor has its turn
+    reactor.wait()
+    [what] = told
+    return getattr(what, "value", what)
+
+
+def test_resolve() -> None:
+    """An address is its own, in its family, with the port."""
+    assert resolved("127.0.0.1:7") == [(socket.AF_INET, ("127.0.0.1", 7))]
+    assert resolved("udp:127.0.0.1:7") == [(socket.AF_INET, ("127.0.0.1", 7))]
+    assert resolved("[::1]:7") == [(socket.AF_INET6, ("::1", 7, 0, 0))]
+
+
+LONG = "a" * 70
+
+
+@pytest.mark.parametrize(
+    "host", ["no-such-host.invalid", LONG, f"{LONG}.invalid", "é" * 70, "a..b", "[::1%nosuch]"]
+)
+def test_no_such_name(host: str) -> None:
+    """A name that has no address, or cannot be one, is unresolved, whatever Python makes of it."""
+    why = resolved(f"{host}:7")
+    assert isinstance(why, socket.gaierror)
+    assert kind_of(why) == UNRESOLVED
+    assert why.strerror
+    assert "idna" not in why.strerror
+    assert ("%" in host) == (why.strerror == "there is no interface nosuch")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", LONG])
+def test_resolved_too_late(host: str) -> None:
+    """An answer for which nobody waits any more is none, and does no harm."""
+    reactor, told = Threads(), []
+    found: Deferred[Any] = resolve(reactor, parse_target(f"{host}:7"))
+    found.addErrback(told.append)
+    found.cancel()
+    reactor.wait()
+    [failure] = told
+    failure.trap(CancelledError)
+
+
+def test_resolve_in_time() -> None:
+    """With a timeout, that is what is told after it."""
+    clock, reactor, told = Clock(), Threads(), []
+    found = resolve(reactor, parse_target("127.0.0.1:7")).addTimeout(3.0, clock)
+    found.addErrback(told.append)
+    clock.advance(3.0)
+    assert kind_of(told[0]) == "timed_out"
+    reactor.wait()
+    assert len(told) == 1
+
+
+FAMILIES = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whole", [False, True])
+def test_udp_socket(family: int, whole: bool) -> None:
+    """A UDP socket has the service alone as its other end, never blocks, and fragments or not."""
+    with socket.socket(family, socket.SOCK_DGRAM) as service:
+        service.bind((FAMILIES[family], 0))
+        with contextlib.closing(udp_socket(family, service.getsockname(), whole)) as sock:
+            assert sock.getpeername() == service.getsockname()
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+            assert (sock.getsockopt(*MTU_DISCOVER[family]) == PMTUDISC_DO) is whole
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_larger_than_the_interface(whole: bool) -> None:
+    """Whole, a datagram larger than the MTU is refused; loopback's is 65536, headers included."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as service:
+        service.bind(("::1", 0))
+        with contextlib.closing(udp_socket(socket.AF_INET6, service.getsockname(), whole)) as sock:
+            data = bytes(65_527)  # which with its headers is 65,575
+            if whole:
+                with pytest.raises(OSError, match="too long"):
+                    sock.send(data)
+            else:
+                assert sock.send(data) == len(data)
+
+
+def test_no_way() -> None:
+    """A socket that can send nothing there is closed (ResourceWarning), and says why."""
+    with pytest.raises(OSError, match=r"denied|not permitted|unreachable"):
+        udp_socket(socket.AF_INET, ("255.255.255.255", 7), False)  # broadcast, not asked for
+
+
+def test_name_of() -> None:
+    """An address is written as TARGET has it."""
+    assert name_of(IPv4Address("TCP", "192.0.2.1", 7)) == "192.0.2.1:7"
+    assert name_of(IPv6Address("TCP", "2001:db8::1", 7)) == "[2001:db8::1]:7"
+    assert name_of(("192.0.2.1", 7)) == "192.0.2.1:7"
+    assert name_of(("2001:db8::1", 7, 0, 0)) == "[2001:db8::1]:7"
+
+
+def test_name_of_zone() -> None:
+    """A link-local address has the interface with it, or its number where there is none by now."""
+    lo = socket.if_nametoindex("lo")
+    assert name_of(("fe80::1", 7, 0, lo)) == "[fe80::1%lo]:7"
+    assert name_of(("fe80::1", 7, 0, 1 << 30)) == f"[fe80::1%{1 << 30}]:7"
+    assert name_of(IPv6Address("TCP", "fe80::1", 7, 0, lo)) == "[fe80::1%lo]:7"
+    assert name_of(IPv6Address("TCP", "fe80::1%lo", 7, 0, lo)) == "[fe80::1%lo]:7"  # Twisted's own
+
+
+def test_name_of_others(tmp_path: Path) -> None:
+    """A UNIX socket is its path, and what is neither is shown somehow."""
+    assert name_of(UNIXAddress(bytes(tmp_path / "x"))) == str(tmp_path / "x")
+    assert name_of(UNIXAddress(b"/run/\xff")) == "/run/\N{REPLACEMENT CHARACTER}"
+    assert name_of(UNIXAddress(None)) == "UNIXAddress(None)"
+    assert "localhost" in name_of(HostnameAddress(b"localhost", 7))

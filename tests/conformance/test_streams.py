@@ -1,0 +1,594 @@
+"""What a peer can rely on, over every kind of stream: in memory, TCP, UNIX, TLS, behind a proxy.
+
+The same tests run over the in-memory network of :mod:`echod.testing` and over real
+sockets. That is what shows that the former tells the truth.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from OpenSSL import SSL
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import Clock
+
+from echod.client.protocol import EchoClientFactory, EchoIncomplete, EchoMismatch
+from echod.events import Accepted, Closed, Ending, HalfClosed, HandshakeDone, Opened, Reason
+from echod.protocol import FIRST_BYTE, MAX_BUFFERED
+from echod.transport import unsent
+from tests.support import (
+    REACTORS,
+    MemoryEnds,
+    Peers,
+    ProxyEnds,
+    Served,
+    TCP4Ends,
+    TCP6Ends,
+    TLSEnds,
+    UNIXEnds,
+)
+
+MIB = 1 << 20
+
+run = pytest_twisted.ensureDeferred
+
+
+KINDS = [
+    (MemoryEnds, {}),
+    *((TCP4Ends, {"kind": kind, "fast_path": fast}) for kind in REACTORS for fast in (True, False)),
+    *((ends, {"fast_path": fast}) for ends in (TCP6Ends, UNIXEnds) for fast in (True, False)),
+    *((TLSEnds, {"kind": kind}) for kind in REACTORS),
+    (TLSEnds, {"kind": "epoll", "version": SSL.TLS1_2_VERSION}),
+    *(
+        (ProxyEnds, {"version": each, "fast_path": fast})
+        for each in (1, 2)
+        for fast in (True, False)
+    ),
+    *((ProxyEnds, {"version": 2, "kind": kind}) for kind in REACTORS if kind != "epoll"),
+]
+
+
+@pytest.fixture(
+    params=KINDS, ids=lambda kind: "-".join([kind[0].__name__, *map(str, kind[1].values())])
+)
+def ends(request: pytest.FixtureRequest) -> Any:
+    kind, options = request.param
+    return kind(**options)
+
+
+@pytest_twisted.async_yield_fixture
+async def serve(ends: Any) -> AsyncIterator[Any]:
+    """A function that serves with the options of the factory that it is given."""
+    started: list[Served] = []
+
+    async def start(**options: Any) -> Served:
+        served = Served(ends, **options)
+        await ends.listen(served.factory)
+        started.append(served)
+        return served
+
+    yield start
+    for served in started:
+        for peer in served.peers:
+            peer.abort()
+        left = served.factory.drain(0)
+        await ends.advance(1)
+        await ends.until(left)
+    await ends.stop()
+
+
+@run
+async def test_every_byte_comes_back(serve: Any, ends: Any) -> None:
+    """Whatever the sizes are in which it was sent, the same bytes come back in order."""
+    peer = await (await serve()).peer()
+    chance = random.Random(862)
+    sent = b""
+    for size in (1, 0, 2, 64 * 1024, 64 * 1024 + 1, 3, MIB):
+        part = chance.randbytes(size)
+        peer.send(part)
+        sent += part
+    await ends.until(peer.when_received(len(sent)))
+    assert peer.received == sent
+    assert peer.ended is None
+
+
+@run
+async def test_half_close_at_once(serve: Any, ends: Any) -> None:
+    """A peer that sends 6 bytes and finishes at once gets them all, then FIN."""
+    served = await serve()
+    peer = await served.peer()
+    peer.send(b"hello\n")
+    peer.finish()
+    await ends.until(peer.when_ended())
+    assert (peer.received, peer.ended) == (b"hello\n", "FIN")
+    await served.settled(lambda: served.events.endings == [Ending.FINISHED])
+    assert served.events.closed[0].bytes == 6
+    assert served.events.closed[0].unsent == 0
+
+
+@run
+async def test_half_close_without_a_byte(serve: Any, ends: Any) -> None:
+    """A peer that only finishes gets only FIN."""
+    peer = await (await serve()).peer()
+    peer.finish()
+    await ends.until(peer.when_ended())
+    assert (peer.received, peer.ended) == (b"", "FIN")
+
+
+@run
+async def test_half_close_with_much_owed(serve: Any, ends: Any) -> None:
+    """What is owed when the peer finishes is delivered whole, also when it reads late."""
+    served = await serve()
+    peer = await served.peer()
+    sent = random.Random(862).randbytes(8 * MIB)
+    peer.stall()
+    peer.send(sent)
+    peer.finish()
+    await ends.turn()
+    peer.resume()
+    await ends.until(peer.when_ended())
+    assert peer.ended == "FIN"
+    assert peer.received == sent
+    await ends.advance(1)  # until it is seen that the peer has taken what the kernel held
+    await served.settled(lambda: served.events.endings == [Ending.FINISHED])
+
+
+@run
+async def test_urgent_data(serve: Any, ends: Any) -> None:
+    """Urgent data comes back in order, as any other byte does: on its own, and before the end."""
+    peer = await (await serve()).peer()
+    for count in (1, 2, 3):
+        ends.send_urgent(peer, b"abc")
+        await ends.until(peer.when_received(3 * count))
+    ends.send_urgent(peer, b"def")
+    ends.send_unseen(peer, b"ghi")
+    ends.send_urgent(peer, b"j")
+    peer.finish()
+    await ends.until(peer.when_ended())
+    assert (peer.received, peer.ended) == (b"abc" * 3 + b"defghij", "FIN")
+
+
+@run
+async def test_client_of_urgent_replies(ends: Any) -> None:
+    """The client takes urgent data of the service's for what it is: a part of the reply."""
+    service = Peers()
+    await ends.listen(service)
+    client = await ends.connect(EchoClientFactory(ends.clock))
+    reply = client.echo(b"abcdef")
+    while not service.peers:
+        await ends.turn()
+    [peer] = service.peers
+    await ends.until(peer.when_received(6))
+    await ends.turn()  # for the session tickets of TLS to leave first
+    ends.send_urgent(peer, b"abc")
+    ends.send_urgent(peer, b"def")
+    assert await ends.until(reply) == b"abcdef"
+    closed = client.close()
+    await ends.until(peer.when_ended())
+    await ends.until(closed)
+    await ends.stop()
+
+
+@run
+async def test_back_pressure(serve: Any, ends: Any) -> None:
+    """Of a peer that does not read, no more than 256 KiB are taken and held.
+
+    Its neighbour is served meanwhile, and it gets all of it when it reads.
+    """
+    served = await serve()
+    flood = await served.peer()
+    [echo] = served.factory.connections
+    sent = random.Random(862).randbytes(16 * MIB)
+    flood.stall()
+    flood.send(sent)
+    neighbour = await served.peer()
+    most = 0
+    for count in range(1, 200):
+        neighbour.send(b"?")
+        await ends.until(neighbour.when_received(count))
+        most = max(most, unsent(echo.transport))
+    assert 0 < most < MAX_BUFFERED
+    assert echo.received < len(sent)
+    flood.resume()
+    await ends.until(flood.when_received(len(sent)))
+    assert flood.received == sent
+
+
+@run
+async def test_reset_by_the_peer(serve: Any, ends: Any) -> None:
+    """A reset in mid-transfer ends that connection as lost, and disturbs no other."""
+    served = await serve()
+    peer, neighbour = await served.peer(), await served.peer()
+    peer.stall()
+    peer.send(bytes(16 * MIB))
+    await ends.turn()
+    peer.abort()
+    await served.settled(lambda: served.events.endings == [Ending.LOST])
+    assert served.events.closed[0].unsent <= served.events.closed[0].bytes
+    neighbour.send(b"still here")
+    await ends.until(neighbour.when_received(10))
+    assert neighbour.received == b"still here"
+
+
+@run
+@pytest.mark.parametrize("leave", ["finish", "abort"])
+async def test_health_check(serve: Any, ends: Any, leave: str) -> None:
+    """A peer that leaves without having sent a byte ends as unused, by FIN or by RST."""
+    served = await serve()
+    peer = await served.peer()
+    getattr(peer, leave)()
+    await served.settled(lambda: served.events.endings == [Ending.UNUSED])
+    assert [type(event) for event in served.events] == [Opened, Closed]
+    assert (served.events.closed[0].bytes, served.events.closed[0].unsent) == (0, 0)
+
+
+@run
+async def test_opened_then_closed(serve: Any, ends: Any) -> None:
+    """The observer is told of the opening with the peer, and of the end with the time it took."""
+    served = await serve()
+    peer = await served.peer()
+    await ends.advance(1.5)
+    peer.finish()
+    await served.settled(lambda: len(served.events) == 2)
+    opened, closed = served.events
+    assert isinstance(opened, Opened)
+    assert isinstance(closed, Closed)
+    assert closed.peer == opened.peer
+    assert closed.seconds == pytest.approx(1.5)
+    assert served.factory.connections == set()
+
+
+@run
+async def test_verbose(serve: Any, ends: Any) -> None:
+    """Verbose, the observer is notified of each step, in order, with the client's address."""
+    served = await serve(verbose=True)
+    peer = await served.peer()
+    peer.send(b"hello")
+    await ends.until(peer.when_received(5))
+    assert isinstance(served.events[-1], Opened)  # the connection is open, the steps are known
+    peer.finish()
+    await served.settled(lambda: served.events.endings == [Ending.FINISHED])
+    accepted, *begun, opened, half_closed, closed = served.events
+    assert isinstance(accepted, Accepted)
+    assert [type(event) for event in begun] == ends.begins_with
+    assert half_closed == HalfClosed(5, opened.peer, opened.tls)
+    tls = HandshakeDone in ends.begins_with
+    assert [event.tls for event in (accepted, opened, closed)] == [tls] * 3
+    assert all(event.peer == opened.peer for event in (*begun, closed))
+
+
+@run
+async def test_too_many_connections(serve: Any, ends: Any) -> None:
+    """Over the limit a connection is reset; when one has left, the next is served."""
+    served = await serve(max_connections=2)
+    first, second = await served.peer(), await served.peer()
+    assert await served.refused() == ("RST" if ends.knows_reset else "FIN")
+    assert [event.reason for event in served.events.refused] == [Reason.MAX_CONNECTIONS]
+    second.finish()
+    await served.settled(lambda: len(served.factory.connections) == 1)
+    fourth = await served.peer()
+    for peer in (first, fourth):
+        peer.send(b"inside")
+        await ends.until(peer.when_received(6))
+        assert peer.received == b"inside"
+
+
+@run
+async def test_too_many_connections_of_one_peer(serve: Any, ends: Any) -> None:
+    """One address gets so many connections and no more; UNIX peers have no address."""
+    served = await serve(max_connections_per_peer=1)
+    await served.peer()
+    if ends.knows_addresses:
+        assert await served.refused() == "RST"
+        assert [event.reason for event in served.events.refused] == [
+            Reason.MAX_CONNECTIONS_PER_PEER
+        ]
+        served.peers[0].finish()
+        await served.settled(lambda: not served.factory.connections)
+    second = await served.peer()
+    second.send(b"inside")
+    await ends.until(second.when_received(6))
+    assert second.received == b"inside"
+
+
+@run
+async def test_idle_timeout(serve: Any, ends: Any) -> None:
+    """Without a byte for the idle timeout a connection is closed with FIN, not before."""
+    served = await serve(idle_timeout=10)
+    peer = await served.peer()
+    for count in range(1, 4):
+        await ends.advance(9)
+        peer.send(b".")
+        await ends.until(peer.when_received(count))
+    assert peer.ended is None
+    await ends.advance(13)
+    await ends.until(peer.when_ended())
+    assert (peer.received, peer.ended) == (b"...", "FIN")
+    await served.settled(lambda: served.events.endings == [Ending.IDLE])
+    assert 37 <= served.events.closed[0].seconds <= 40
+
+
+@run
+@pytest.mark.parametrize("ending", [Ending.IDLE, Ending.DRAINED])
+async def test_nothing_is_closed_on_bytes_that_arrived(
+    serve: Any, ends: Any, ending: Ending
+) -> None:
+    """Bytes that wait in the kernel when the time is over, unseen, are still echoed."""
+    served = await serve(idle_timeout=10)
+    peer = await served.peer()
+    if ending is Ending.DRAINED:
+        served.factory.drain(100)
+    ends.send_unseen(peer, b"just in time")
+    for _ in range(8):  # the time passes, but the reactor does not get to read
+        Clock.advance(ends.clock, 10)
+    await ends.until(peer.when_received(12))
+    assert (peer.received, peer.ended) == (b"just in time", None)
+    await ends.advance(20)
+    await served.settled(lambda: served.events.endings == [ending])
+
+
+@run
+@pytest.mark.parametrize("ending", [Ending.IDLE, Ending.DRAINED])
+async def test_reset_that_a_timeout_meets(serve: Any, ends: Any, ending: Ending) -> None:
+    """A connection that the peer has reset is lost, also if a timeout finds out first.
+
+    A UNIX peer that has gone away has just finished (unix(7)).
+    """
+    served = await serve(idle_timeout=10)
+    peer = await served.peer()
+    peer.send(b"x")
+    await ends.until(peer.when_received(1))
+    if ending is Ending.DRAINED:
+        served.factory.drain(100)
+    ends.reset_unseen(peer)
+    for _ in range(8):  # the time passes, but the reactor does not get to read
+        Clock.advance(ends.clock, 10)
+    wanted = Ending.LOST if ends.knows_reset else ending
+    await served.settled(lambda: served.events.endings == [wanted])
+
+
+@run
+async def test_stall_timeout(serve: Any, ends: Any) -> None:
+    """A peer that does not read what it is owed is reset after the stall timeout."""
+    served = await serve(stall_timeout=40)
+    peer = await served.peer()
+    peer.stall()
+    peer.send(bytes(16 * MIB))
+    await ends.advance(39)
+    assert served.events.endings == []
+    await served.stalled(13)
+    assert served.events.closed[0].unsent > 0
+    peer.resume()
+    await ends.until(peer.when_ended())
+    assert peer.ended == "RST"
+    assert len(peer.received) < 16 * MIB
+
+
+@run
+async def test_stalled_after_it_finished(serve: Any, ends: Any) -> None:
+    """A peer that finishes, and then does not read the rest, is reset too."""
+    served = await serve(stall_timeout=40)
+    peer = await served.peer()
+    # what the kernels hold between the two differs: send until more would not fit
+    size = 64 * 1024
+    peer.stall()
+    [echo] = served.factory.connections
+    while not unsent(echo.transport):
+        peer.send(bytes(size))
+        await ends.turn()
+    peer.finish()
+    await served.stalled(60)
+
+
+@run
+async def test_slow_is_not_stalled(serve: Any, ends: Any) -> None:
+    """A peer that reads now and then is not reset, although much is always owed to it.
+
+    The kernel takes no more from the service until a third of megabytes of buffer is
+    free; that the peer reads can be seen long before. Not at once: its kernel tells of
+    room in large steps (RFC 9293 3.8.6.2.2). Within the timeout it reads 640 KiB.
+    """
+    served = await serve(stall_timeout=30)
+    peer = await served.peer()
+    peer.stall()
+    sent = random.Random(862).randbytes(16 * MIB)
+    peer.send(sent)
+    await ends.advance(5)
+    for _ in range(30):
+        await ends.until(peer.read(64 * 1024))
+        await ends.advance(3)
+    assert served.events.endings == []
+    peer.resume()
+    await ends.until(peer.when_received(len(sent)))
+    assert peer.received == sent
+
+
+@run
+async def test_drain_closes_the_idle(serve: Any, ends: Any) -> None:
+    """In a drain, idle connections get FIN, and who comes is refused."""
+    served = await serve()
+    peers = [await served.peer() for _ in range(5)]
+    await ends.advance(FIRST_BYTE)
+    drained = served.factory.drain(10)
+    assert await served.refused() == ("RST" if ends.knows_reset else "FIN")
+    assert [event.reason for event in served.events.refused] == [Reason.DRAINING]
+    await ends.advance(0.5)
+    await ends.until(drained)
+    await ends.until(gatherResults([peer.when_ended() for peer in peers]))
+    assert [peer.ended for peer in peers] == ["FIN"] * 5
+    assert served.events.endings == [Ending.DRAINED] * 5
+
+
+@run
+async def test_drain_waits_for_the_first_byte(serve: Any, ends: Any) -> None:
+    """In a drain, a new connection over TLS or behind a proxy has a second for its first byte."""
+    served = await serve()
+    peer = await served.peer()
+    drained = served.factory.drain(10)
+    if not isinstance(ends, TLSEnds | ProxyEnds):  # a plain one has had its round trip: SYN, ACK
+        await ends.advance(0.5)
+        await ends.until(drained)
+        assert served.events.endings == [Ending.DRAINED]
+        return
+    await ends.advance(FIRST_BYTE - 0.1)
+    peer.send(b"?")
+    await ends.until(peer.when_received(1))
+    assert not drained.called
+    await ends.advance(0.5)
+    await ends.until(drained)
+    await ends.until(peer.when_ended())
+    assert (bytes(peer.received), peer.ended) == (b"?", "FIN")
+    assert served.events.endings == [Ending.DRAINED]
+
+
+@run
+async def test_drain_waits_for_a_quiet_moment(serve: Any, ends: Any) -> None:
+    """In a drain, who is talking goes on until it is silent for 0.2 s."""
+    served = await serve()
+    peer = await served.peer()
+    drained = served.factory.drain(100)
+    for count in range(1, 30):
+        peer.send(b"?")
+        await ends.until(peer.when_received(count))
+        await ends.advance(0.15)
+    assert peer.ended is None
+    assert not drained.called
+    await ends.advance(0.5)
+    await ends.until(drained)
+    assert len(peer.received) == 29
+    assert served.events.endings == [Ending.DRAINED]
+
+
+@run
+async def test_drain_delivers_what_is_owed(serve: Any, ends: Any) -> None:
+    """In a drain, a slow reader gets every byte that it is owed, then FIN."""
+    served = await serve()
+    peer = await served.peer()
+    sent = random.Random(862).randbytes(16 * MIB)  # more than the kernels hold
+    peer.stall()
+    peer.send(sent)
+    peer.finish()
+    [echo] = served.factory.connections
+    # Else the next moment, which is long by the clock, may be taken for a quiet one.
+    await served.settled(lambda: unsent(echo.transport) > 0)
+    drained = served.factory.drain(100)
+    await ends.advance(5)
+    peer.resume()
+    await ends.until(peer.when_ended())
+    assert peer.received == sent
+    assert peer.ended == "FIN"
+    await ends.advance(1)  # until it is seen that the peer has taken what the kernel held
+    await ends.until(drained)
+    assert served.events.endings == [Ending.FINISHED]
+
+
+@run
+async def test_drain_resets_at_the_deadline(serve: Any, ends: Any) -> None:
+    """What is left at the deadline of a drain is reset: never a FIN on a short reply."""
+    served = await serve()
+    peer = await served.peer()
+    peer.stall()
+    peer.send(bytes(16 * MIB))
+    [echo] = served.factory.connections
+    await served.settled(lambda: unsent(echo.transport) > 0)
+    drained = served.factory.drain(5)
+    await ends.advance(4)
+    assert not drained.called
+    await ends.advance(1.1)
+    await ends.until(drained)
+    assert served.events.endings == [Ending.ABORTED]
+    peer.resume()
+    await ends.until(peer.when_ended())
+    assert peer.ended == "RST"
+    assert len(peer.received) < 16 * MIB
+
+
+@run
+async def test_abort_by_the_application(serve: Any, ends: Any) -> None:
+    """An application that aborts a connection sees it end as aborted, the peer a reset."""
+    served = await serve()
+    peer = await served.peer()
+    [echo] = served.factory.connections
+    echo.abort()
+    await ends.until(peer.when_ended())
+    assert peer.ended == ("RST" if ends.knows_reset else "FIN")
+    await served.settled(lambda: served.events.endings == [Ending.ABORTED])
+
+
+@run
+async def test_client_echo(serve: Any, ends: Any) -> None:
+    """The client gets back what it sent, many calls at once, in order, of any length."""
+    served = await serve()
+    client = await ends.connect(EchoClientFactory(ends.clock))
+    chance = random.Random(862)
+    said = [chance.randbytes(size) for size in (1, 8 * MIB, 0, 3, 100_000)]
+    replies = await ends.until(gatherResults([client.echo(data) for data in said]))
+    assert replies == said
+    await ends.until(client.close())
+    await served.settled(lambda: served.events.endings == [Ending.FINISHED])
+    assert served.events.closed[0].bytes == sum(map(len, said))
+
+
+@run
+async def test_client_close_waits_for_replies(serve: Any, ends: Any) -> None:
+    """close() lets the calls under way come to their end."""
+    await serve()
+    client = await ends.connect(EchoClientFactory(ends.clock))
+    reply = client.echo(bytes(4 * MIB))
+    closed = client.close()
+    assert await ends.until(reply) == bytes(4 * MIB)
+    await ends.until(closed)
+
+
+@run
+@pytest.mark.parametrize("end", ["finish", "abort"])
+async def test_client_of_a_service_that_ends_early(ends: Any, end: str) -> None:
+    """Where the connection ends early, the client says how many bytes are missing."""
+    service = Peers()
+    await ends.listen(service)
+    client = await ends.connect(EchoClientFactory(ends.clock))
+    reply, next_reply = client.echo(b"0123456789"), client.echo(b"abc")
+    while not service.peers:
+        await ends.turn()
+    [peer] = service.peers
+    await ends.until(peer.when_received(13))
+    peer.send(b"0123")
+    while client.received < 4:
+        await ends.turn()
+    getattr(peer, end)()
+    for call, missing in ((reply, 6), (next_reply, 3)):
+        with pytest.raises(EchoIncomplete) as caught:
+            await ends.until(call)
+        assert caught.value.missing == missing
+    await ends.stop()
+
+
+@run
+async def test_client_of_a_service_that_changes_a_byte(ends: Any) -> None:
+    """Where another byte comes back, the client says where, what it is, and what it should be."""
+    service = Peers()
+    await ends.listen(service)
+    client = await ends.connect(EchoClientFactory(ends.clock))
+    replies = [client.echo(b"0123456789"), client.echo(b"abcdef"), client.echo(b"ghi")]
+    while not service.peers:
+        await ends.turn()
+    [peer] = service.peers
+    await ends.until(peer.when_received(19))
+    peer.send(b"0123456789ab-def")
+    assert await ends.until(replies[0]) == b"0123456789"
+    with pytest.raises(EchoMismatch) as caught:
+        await ends.until(replies[1])
+    assert (caught.value.offset, caught.value.expected, caught.value.received) == (
+        2,
+        b"cdef",
+        b"-def",
+    )
+    with pytest.raises(EchoIncomplete) as incomplete:
+        await ends.until(replies[2])
+    assert incomplete.value.missing == 3
+    await ends.until(peer.when_ended())
+    await ends.stop()

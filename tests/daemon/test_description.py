@@ -1,0 +1,133 @@
+"""What ``--listen`` describes becomes the right listener, or one clear line."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactor
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon.listeners.description import ProxyListener, echo_listener, metrics_listener
+from echod.daemon.listeners.systemd import PassedListener, PassedSocket
+from echod.daemon.listeners.tcp import TCPListener, UDPListener
+from echod.daemon.listeners.unix import UNIXListener
+from echod.daemon.options import CannotServe
+from echod.factory import EchoFactory
+from echod.proxy import ProxyFactory
+from echod.udp import EchoDatagrams
+from tests.authority import Authority
+from tests.support import now, passed_on
+
+
+class EchoListenerTests(SynchronousTestCase):
+    def listener(self, description: str, *passed: PassedSocket) -> Any:
+        self.reactor: Any = MemoryReactor()
+        self.passed = [*passed]
+        return echo_listener(self.reactor, EchoDatagrams(Clock()), description, self.passed)
+
+    def refused(self, description: str, *passed: PassedSocket) -> str:
+        line = str(self.assertRaises(CannotServe, self.listener, description, *passed))
+        said = f"--listen {description!r}: "
+        self.assertIn(said, line)
+        return line.partition(said)[2]
+
+    def test_kinds(self) -> None:
+        """Each kind of endpoint has its listener, in whatever case it is written."""
+        for description, kind in (
+            ("tcp:7", TCPListener),
+            (r"tcp6:7:interface=\:\:1", TCPListener),
+            ("udp:7", UDPListener),
+            ("UDP:7", UDPListener),
+            ("unix:/run/x", UNIXListener),
+            ("UNIX:/run/x:mode=660", UNIXListener),
+            ("haproxy:tcp:7", ProxyListener),
+            ("HAProxy:TCP6:7", ProxyListener),
+            ("haproxy:unix:/run/x", ProxyListener),
+        ):
+            self.assertIs(type(self.listener(description)), kind)
+
+    def test_tls_of_twisted(self) -> None:
+        """Twisted's own tls: is refused: it has no half-close, and listens where nobody asked."""
+        self.assertIn("echo over TLS is ssl:PORT:", self.refused("tls:0"))
+
+    def test_metrics_over_tls(self) -> None:
+        """Metrics over Twisted's own TLS endpoint are on loopback, too, by default."""
+        with tempfile.TemporaryDirectory() as directory:
+            key, certificate = Authority(Path(directory)).issue("server")
+            files = f"privateKey={key}:certKey={certificate}"
+            for more, interface in (
+                ("", "127.0.0.1"),
+                (":interface=192.0.2.1", "192.0.2.1"),
+            ):
+                reactor = MemoryReactor()
+                listener = metrics_listener(reactor, f"ssl:9862:{files}{more}", "--metrics")
+                now(listener.listen(EchoFactory()))
+                self.assertEqual(reactor.sslServers[0][4], interface)
+            for more in (":interface=", ":interface=127.0.0.1:interface="):
+                line = str(
+                    self.assertRaises(
+                        CannotServe, metrics_listener, reactor, f"ssl:9862:{files}{more}", "--x"
+                    )
+                )
+                self.assertIn("--x: interface= is empty: ", line)
+            file = f"{directory}/\\:interface=192.0.2.1"
+            Path(file.replace("\\", "")).write_bytes(Path(key).read_bytes())
+            description = f"ssl:9862:privateKey={file}:certKey={certificate}"
+            now(metrics_listener(reactor, description, "--metrics").listen(EchoFactory()))
+            self.assertEqual(reactor.sslServers[-1][4], "127.0.0.1")
+
+    def test_behind_a_proxy(self) -> None:
+        """Behind haproxy: it listens as without, and reads the header first."""
+        listener = self.listener("haproxy:tcp:7:interface=192.0.2.1:backlog=5")
+        self.assertFalse(listener.passed)
+        now(listener.listen(EchoFactory()))
+        [(port, factory, backlog, interface)] = self.reactor.tcpServers
+        self.assertEqual((port, backlog, interface), (7, 5, "192.0.2.1"))
+        self.assertIsInstance(factory, ProxyFactory)
+
+    def test_not_behind_a_proxy(self) -> None:
+        """What would not see the header first cannot stand behind haproxy:."""
+        for behind in ("", "ssl:7", "udp:7", "haproxy:tcp:7", "quic:7"):
+            self.assertIn("haproxy: goes before one of ", self.refused(f"haproxy:{behind}"))
+
+    def test_systemd(self) -> None:
+        """What systemd passed is served by its name, behind a proxy too, and is taken."""
+        for description in ("systemd:name=a", "HAProxy:SystemD:name=a"):
+            with socket.create_server(("127.0.0.1", 0)) as sock:
+                listener = self.listener(description, passed_on(sock, "a"), PassedSocket(999, "b"))
+            self.assertEqual(self.passed, [PassedSocket(999, "b")])
+            self.assertEqual((listener.passed, listener.tls), (True, False))
+            inner = getattr(listener, "_listener", listener)
+            self.assertIsInstance(inner, PassedListener)
+            inner._sockets[0].close()
+
+    def test_systemd_datagrams(self) -> None:
+        """A datagram socket is served by its name, but for no header goes before a datagram."""
+        for description in ("systemd:name=a", "haproxy:systemd:name=a"):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                passed = passed_on(sock, "a")
+            if description.startswith("haproxy:"):
+                self.assertIn("(a) is a datagram socket: ", self.refused(description, passed))
+            else:
+                self.listener(description, passed)._sockets[0].close()
+
+    def test_wrong_systemd(self) -> None:
+        """A description with anything wrong is answered with what is, and with what it takes."""
+        for rest, why in (
+            ("systemd", "it has no name="),
+            ("systemd:", "it has no name="),
+            ("systemd:a", "there is no parameter 'a'"),
+            ("systemd:name=", "name= is empty"),
+            ("systemd:name=a:name=a", "it has name= twice"),
+            ("systemd:domain=INET:index=0", "there is no parameter 'domain=INET'"),
+        ):
+            for description in (rest, f"haproxy:{rest}"):
+                line = self.refused(description, PassedSocket(999, "a"))
+                takes = "it takes systemd:name=NAME, for all sockets of that name"
+                self.assertEqual(line, f"{why}; {takes}")
+            line = self.refused("haproxy:systemd:name=b", PassedSocket(999, "a"))
+            self.assertTrue(line.startswith("systemd passed no socket with the name 'b' ("))

@@ -1,0 +1,178 @@
+"""Ports that open and close together."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.task import Clock
+from twisted.internet.tcp import Port as TCPPort
+from twisted.logger import LogEvent, formatEvent
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon.listeners import group as module
+from echod.daemon.listeners import tcp as listening
+from echod.daemon.listeners.accepting import log_not_accepted
+from echod.daemon.listeners.description import stream_listener
+from echod.daemon.listeners.group import Ports
+from echod.daemon.logs import RateLimitedSummary
+from echod.daemon.options import CannotServe
+from echod.factory import EchoFactory
+from echod.testing import MemoryNetwork
+from tests.support import Peers, expect_failing_binds, now
+
+
+class Listener:
+    """Gives out the ports that it is given."""
+
+    def __init__(self, *ports: Any, passed: bool = False, tls: bool = False) -> None:
+        self.ports = ports
+        self.passed = passed
+        self.tls = tls
+
+    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        return self.ports
+
+
+class PortsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        self.log: list[LogEvent] = []
+        self.patch(module.log, "observer", self.log.append)
+        self.reactor = reactor
+        self.factory = EchoFactory(clock=Clock())
+        self.failures = RateLimitedSummary(Clock(), log_not_accepted)
+
+    def opened(self, port: Any, passed: bool = False) -> Ports:
+        ports = Ports(self.factory, [Listener(port, passed=passed)], self.failures)
+        now(ports.open())
+        return ports
+
+    def clients(self, count: int) -> tuple[Any, list[socket.socket]]:
+        """Return a port of the kernel, and clients that nobody has accepted yet."""
+        port: Any = TCPPort(0, self.factory, 300, "127.0.0.1", self.reactor)
+        port.startListening()
+        self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
+        self.addCleanup(port.stopReading)
+        address = ("127.0.0.1", port.getHost().port)
+        clients = [socket.create_connection(address) for _ in range(count)]
+        for client in clients:
+            self.addCleanup(client.close)
+        return port, clients
+
+    def test_addresses(self) -> None:
+        """Where it listens is in the log, and can be asked."""
+        network = MemoryNetwork()
+        port = self.successResultOf(network.server_endpoint().listen(Peers()))
+        ports = self.opened(port)
+        self.assertEqual(ports.addresses, ["tcp 192.0.2.1:7"])
+        self.assertEqual(
+            [formatEvent(event) for event in self.log], ["listening on tcp 192.0.2.1:7"]
+        )
+        self.successResultOf(ports.close())
+        self.assertEqual(ports.addresses, [])
+        ports.accept_waiting()
+        self.failureResultOf(network.client_endpoint().connect(Peers()))
+
+    def test_addresses_with_tls(self) -> None:
+        """A port with TLS says so."""
+        network = MemoryNetwork()
+        port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
+        ports = Ports(self.factory, [Listener(port, tls=True)], self.failures)
+        now(ports.open())
+        self.assertEqual(ports.addresses, ["tls 192.0.2.1:7"])
+
+    def test_accept_waiting(self) -> None:
+        """Connections that nobody has accepted yet are, before the port is closed."""
+        port, clients = self.clients(200)
+        self.opened(port).accept_waiting()
+        self.assertEqual(len(self.factory.connections), 200)
+        for echo in list(self.factory.connections):
+            echo.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[attr-defined]
+        self.assertEqual([client.recv(1) for client in clients], [b""] * 200)
+
+    def test_flood(self) -> None:
+        """Clients that never end do not hold up the stop: some are enough."""
+        self.patch(module, "BACKLOG", 1)
+        port, _ = self.clients(150)
+        self.opened(port).accept_waiting()
+        self.assertEqual(len(self.factory.connections), 100)  # what Twisted accepts at once
+        for echo in list(self.factory.connections):
+            echo.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[attr-defined]
+
+    def test_passed(self) -> None:
+        """What systemd holds too, it keeps for the next process."""
+        port, _ = self.clients(1)
+        self.opened(port, passed=True).accept_waiting()
+        self.assertEqual(len(self.factory.connections), 0)
+
+    def test_accept_fails(self) -> None:
+        """Connections that cannot be accepted do not hold up the stop."""
+        port, _ = self.clients(2)
+        ports = self.opened(port)
+        with mock.patch("socket.socket.accept", side_effect=OSError(errno.ENFILE, "")) as accept:
+            ports.accept_waiting()
+        self.assertEqual(accept.call_count, 1)
+        self.assertTrue(port.socket.failed)
+
+    def test_other_ports(self) -> None:
+        """A port that is no descriptor holds nothing that is known of."""
+        network = MemoryNetwork()
+        port = self.successResultOf(network.server_endpoint().listen(Peers()))
+        self.opened(port).accept_waiting()
+
+    def test_port_that_is_closed(self) -> None:
+        """A port that the reactor has closed, because it failed, is no obstacle to a stop."""
+        port = TCPPort(0, self.factory, 5, "127.0.0.1", self.reactor)
+        port.startListening()
+        ports = self.opened(port)
+        port.stopReading()
+        port.connectionLost(Failure(ConnectionDone()))
+        ports.accept_waiting()
+
+    def test_own_clash(self) -> None:
+        """Where echod itself listens already, the error says so, and names the other address."""
+        self.patch(listening.log, "observer", self.log.append)
+        expect_failing_binds(self)
+
+        def clash(*descriptions: str) -> str:
+            ports = Ports(
+                self.factory,
+                [stream_listener(self.reactor, each, each) for each in descriptions],
+                self.failures,
+            )
+            self.addCleanup(self.reactor.iterate, 0)
+            self.addCleanup(ports.close)
+            return str(self.assertRaises(CannotServe, lambda: now(ports.open())))
+
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            free = other.getsockname()[1]
+        line = clash(f"tcp:{free}", f"tcp6:{free}")
+        self.assertIn(f"tcp6:{free}: echod itself listens on tcp 0.0.0.0:{free} already: ", line)
+        self.assertIn(
+            "leave out one of the two (IPv6 on all addresses, [::], takes IPv4 too)", line
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            path = f"unix:{directory}/socket"
+            line = clash(path, path)
+            self.assertIn(f"{path}: echod itself listens on unix {directory}/socket already", line)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            free = other.getsockname()[1]
+            line = clash("tcp:0:interface=127.0.0.1", f"tcp:{free}:interface=127.0.0.1")
+            self.assertIn("address already in use: stop what listens there", line)
+
+    def test_port_that_does_not_stop(self) -> None:
+        """A port that fails to stop is logged, and is nobody else's failure."""
+        network = MemoryNetwork()
+        port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
+        port.stopListening = lambda: 1 / 0
+        self.successResultOf(self.opened(port).close())
+        self.assertEqual(formatEvent(self.log[-1]), "a port does not stop listening")

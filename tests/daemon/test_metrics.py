@@ -1,0 +1,274 @@
+"""The numbers that Prometheus reads, in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import CollectorRegistry
+from twisted.internet.address import IPv4Address
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon.metrics import Tally, registry, transferred
+from echod.events import (
+    Accepted,
+    Closed,
+    Drop,
+    Ending,
+    HalfClosed,
+    HeaderRead,
+    Opened,
+    Reason,
+    Refused,
+)
+from echod.factory import EchoFactory
+from echod.testing import MemoryNetwork, Peer
+from echod.udp import DatagramEcho, EchoDatagrams
+from tests.support import Peers
+from tests.unit.test_udp import FakeTransport
+
+PEER = IPv4Address("TCP", "192.0.2.1", 40000)
+
+
+class Counted:
+    """An EchoFactory in memory that is counted, and peers that connect to it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.network = MemoryNetwork()
+        self.tally = Tally()
+        self.factory = EchoFactory(clock=self.network, observer=self.tally, **options)
+        self.datagrams = EchoDatagrams(self.network, self.tally)
+        self.registry: CollectorRegistry = registry(self.tally, self.factory, self.datagrams)
+        self.network.server_endpoint().listen(self.factory)
+        self.peers = Peers()
+
+    def connect(self) -> Peer:
+        self.network.client_endpoint().connect(self.peers)
+        return self.peers.peers[-1]
+
+    def get(self, name: str, **labels: str) -> float:
+        value = self.registry.get_sample_value(name, labels)
+        assert value is not None, f"there is no {name} {labels}"
+        return value
+
+
+class MetricsTests(SynchronousTestCase):
+    def test_a_clean_run(self) -> None:
+        """After a clean run, what is received and sent is what the clients count."""
+        served = Counted(max_connections=100)
+        for count in range(10):
+            peer = served.connect()
+            peer.send(b"x" * 1000 * (count + 1))
+            peer.finish()
+        served.network.settle()
+        returned = sum(len(peer.received) for peer in served.peers.peers)
+        self.assertEqual(returned, 55_000)
+        for name, value in (
+            ("echod_received_bytes_total", returned),
+            ("echod_sent_bytes_total", returned),
+            ("echod_connections_accepted_total", 10),
+            ("echod_connections_open", 0),
+            ("echod_connections_max", 100),
+            ("echod_connection_duration_seconds_count", 10),
+        ):
+            self.assertEqual(served.get(name), value, name)
+        self.assertEqual(served.get("echod_connections_closed_total", ending="finished"), 10)
+
+    def test_open_connections(self) -> None:
+        """Bytes of connections that are open count at once, and not only when they end."""
+        served = Counted()
+        for _ in range(3):
+            served.connect().send(b"x" * 700)
+        served.network.settle()
+        self.assertEqual(served.get("echod_connections_open"), 3)
+        self.assertEqual(served.get("echod_received_bytes_total"), 2100)
+        self.assertEqual(served.get("echod_sent_bytes_total"), 2100)
+        self.assertEqual(served.get("echod_connection_duration_seconds_count"), 0)
+
+    def test_owed(self) -> None:
+        """What the kernel has not taken is received and not sent, also when it is lost."""
+        served = Counted(stall_timeout=10)
+        peer = served.connect()
+        peer.stall()
+        peer.send(b"x" * 1_000_000)
+        served.network.settle()
+        received = served.get("echod_received_bytes_total")
+        self.assertGreater(received, 64 * 1024)
+        self.assertEqual(served.get("echod_sent_bytes_total"), 64 * 1024)
+        served.network.advance(20)
+        self.assertEqual(served.get("echod_connections_closed_total", ending="stalled"), 1)
+        self.assertEqual(served.get("echod_received_bytes_total"), received)
+        self.assertEqual(served.get("echod_sent_bytes_total"), 64 * 1024)
+
+    def test_all_there_from_the_start(self) -> None:
+        """Each ending and each reason is a series from the start, at 0: rates miss no first one."""
+        served = Counted()
+        for ending in Ending:
+            self.assertEqual(served.get("echod_connections_closed_total", ending=ending.value), 0)
+        for reason in Reason:
+            self.assertEqual(served.get("echod_connections_refused_total", reason=reason.value), 0)
+        for drop in Drop:
+            self.assertEqual(served.get("echod_datagrams_dropped_total", reason=drop.value), 0)
+
+    def test_datagrams(self) -> None:
+        """Datagrams are counted, those answered and those not."""
+        served = Counted()
+        protocol = DatagramEcho(served.datagrams)
+        transport: Any = FakeTransport()
+        protocol.makeConnection(transport)
+        for port in (50000, 50000, 7):
+            protocol.datagramReceived(b"hello", ("192.0.2.1", port))
+        for name, value in (
+            ("echod_datagrams_answered_total", 2),
+            ("echod_datagrams_answered_bytes_total", 10),
+            ("echod_datagrams_kernel_dropped_total", 0),
+        ):
+            self.assertEqual(served.get(name), value, name)
+        self.assertEqual(served.get("echod_datagrams_dropped_total", reason="low-port"), 1)
+
+    def test_refused(self) -> None:
+        """Who is refused is counted by reason, and is not among the accepted."""
+        served = Counted(max_connections=1)
+        for _ in range(3):
+            served.connect()
+        served.network.settle()
+        self.assertEqual(served.get("echod_connections_refused_total", reason="max-connections"), 2)
+        self.assertEqual(served.get("echod_connections_accepted_total"), 1)
+
+    def test_durations(self) -> None:
+        """Durations fall into buckets, a bound into its own."""
+        served = Counted()
+        for seconds in (0.0005, 0.001, 0.5, 3600.0, 1e9):
+            served.tally(Opened(PEER))
+            served.tally(Closed(Ending.FINISHED, 0, seconds, 0, PEER))
+        name = "echod_connection_duration_seconds"
+        for bound, count in (
+            ("0.001", 2),
+            ("0.1", 2),
+            ("1.0", 3),
+            ("600.0", 3),
+            ("3600.0", 4),
+            ("604800.0", 4),
+            ("+Inf", 5),
+        ):
+            self.assertEqual(served.get(f"{name}_bucket", le=bound), count, bound)
+        self.assertEqual(served.get(f"{name}_count"), 5)
+        self.assertEqual(served.get(f"{name}_sum"), 0.0005 + 0.001 + 0.5 + 3600.0 + 1e9)
+
+    def test_health_checks(self) -> None:
+        """Health checks have a series of their own, and no part in ``lost`` or the durations."""
+        served = Counted()
+        for leave in (Peer.finish, Peer.abort, Peer.finish):
+            leave(served.connect())
+        served.network.settle()
+        closed = "echod_connections_closed_total"
+        self.assertEqual(served.get(closed, ending="unused"), 3)
+        self.assertEqual(sum(served.tally.closed.values()), 3)
+        self.assertEqual(served.get("echod_connections_accepted_total"), 3)
+        self.assertEqual(served.get("echod_connection_duration_seconds_count"), 0)
+        self.assertEqual(served.get("echod_connection_duration_seconds_sum"), 0)
+
+    def test_steps(self) -> None:
+        """The steps of a connection, which a verbose factory reports, count nothing."""
+        served = Counted()
+        before = vars(served.tally).copy()
+        for event in (Accepted(PEER), HalfClosed(5, PEER), HeaderRead(PEER, PEER)):
+            served.tally(event)
+        self.assertEqual(vars(served.tally), before)
+
+    def test_no_label_of_a_peers(self) -> None:
+        """However many peers come, and from wherever, there are no more series than at first."""
+        served = Counted()
+        before = {sample_key(sample) for sample in samples(served)}
+        for number in range(100):
+            peer = IPv4Address("TCP", f"198.51.100.{number}", 1000 + number)
+            served.tally(Opened(peer))
+            served.tally(Refused(Reason.DRAINING, peer))
+            served.tally(Closed(Ending.LOST, 5, 1.0, 0, peer))
+        self.assertEqual({sample_key(sample) for sample in samples(served)}, before)
+
+    def test_names(self) -> None:
+        """Ours are echod's, the rest tells of the process and of Python; no _created series."""
+        families = text_string_to_metric_families(exposition(Counted()))
+        names = {family.name for family in families}
+        ours = {name for name in names if name.startswith("echod_")}
+        self.assertEqual(
+            ours,
+            {
+                "echod_build_info",
+                "echod_connection_duration_seconds",
+                "echod_connections_accepted",
+                "echod_connections_closed",
+                "echod_connections_max",
+                "echod_connections_open",
+                "echod_connections_refused",
+                "echod_datagrams_answered",
+                "echod_datagrams_answered_bytes",
+                "echod_datagrams_dropped",
+                "echod_datagrams_kernel_dropped",
+                "echod_received_bytes",
+                "echod_sent_bytes",
+            },
+        )
+        self.assertEqual({name.partition("_")[0] for name in names - ours}, {"process", "python"})
+
+
+def exposition(served: Counted) -> str:
+    encode, _ = choose_encoder("")
+    return encode(served.registry).decode()
+
+
+def samples(served: Counted) -> list[Any]:
+    return [sample for metric in served.registry.collect() for sample in metric.samples]
+
+
+def sample_key(sample: Any) -> tuple[Any, ...]:
+    return (sample.name, *sorted(sample.labels.items()))
+
+
+DEEDS = st.one_of(
+    st.just(("connect", 0)),
+    st.tuples(st.just("send"), st.integers(0, 100_000)),
+    st.tuples(st.sampled_from(["stall", "resume", "finish", "abort"]), st.just(0)),
+    st.tuples(st.just("wait"), st.integers(0, 20)),
+    st.tuples(st.just("drain"), st.integers(0, 5)),
+)
+
+
+@given(st.lists(st.tuples(DEEDS, st.integers(0, 3)), max_size=40))
+def test_never_back(deeds: list[tuple[tuple[str, int], int]]) -> None:
+    """Whatever happens, no counter goes back, none is sent that was not received, and what
+    peers have got was sent.
+    """
+    served = Counted(max_connections=3, idle_timeout=15, stall_timeout=10)
+    got, sent_by_peers, before = 0, 0, (0, 0)
+    for (deed, number), which in deeds:
+        peer = served.peers.peers[-1 - which] if which < len(served.peers.peers) else None
+        if deed == "connect":
+            served.connect()
+        elif deed == "wait":
+            served.network.advance(number)
+        elif deed == "drain":
+            served.factory.drain(number)
+        elif peer is not None and peer.ended is None and peer.transport.connected:
+            if deed == "send":
+                peer.send(b"x" * number)
+                sent_by_peers += number
+            else:
+                getattr(peer, deed)()
+        served.network.settle()
+        received, sent = now = transferred(served.tally, served.factory)
+        got = sum(len(peer.received) for peer in served.peers.peers)
+        assert before[0] <= received <= sent_by_peers
+        assert before[1] <= sent <= received
+        assert got <= sent
+        before = now
+    for peer in served.peers.peers:
+        peer.resume()
+    served.network.settle()
+    tally = served.tally
+    assert tally.accepted == sum(tally.closed.values()) + len(served.factory.connections)
+    assert tally.accepted + sum(tally.refused.values()) == len(served.peers.peers)

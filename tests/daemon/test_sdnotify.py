@@ -1,0 +1,226 @@
+"""What systemd hears."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, LogLevel, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon import sdnotify as notify
+from echod.daemon.options import CannotServe
+from echod.daemon.sdnotify import Notifier, notifier
+from echod.events import Closed, Ending, Opened, Reason, Refused
+
+PEER = IPv4Address("TCP", "192.0.2.1", 40000)
+OPENED = Opened(PEER)
+CLOSED = Closed(Ending.FINISHED, 5, 1.0, 0, PEER)
+
+
+class NotifierTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.log: list[LogEvent] = []
+        self.patch(notify.log, "observer", self.log.append)
+        self.clock = Clock()
+        self.connections = 0
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "notify")
+        self.systemd = self.listen(self.path)
+
+    def listen(self, where: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(sock.close)
+        sock.setblocking(False)
+        sock.bind(where)
+        return sock
+
+    def count(self) -> int:
+        return self.connections
+
+    def open(self, notifier: Notifier, more: int = 1) -> None:
+        self.connections += more
+        notifier(OPENED if more > 0 else CLOSED)
+
+    def heard(self) -> list[str]:
+        """Return the datagrams since the last call."""
+        datagrams = []
+        while True:
+            try:
+                datagrams.append(self.systemd.recv(4096).decode())
+            except BlockingIOError:
+                return datagrams
+
+    def fill(self) -> int:
+        """Send systemd more than it can hold."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            for count in range(10_000):
+                try:
+                    sock.sendto(b"X=1", self.path)
+                except BlockingIOError:
+                    return count
+        raise AssertionError("it holds everything")
+
+    def test_a_life(self) -> None:
+        """Ready, then how many are connected, then stopping, and how many are left."""
+        notifier = Notifier(self.clock, self.count, self.path)
+        self.assertEqual(self.heard(), [])
+        notifier.ready()
+        self.assertEqual(self.heard(), ["READY=1\nSTATUS=0 connections open"])
+        self.clock.advance(1)
+        self.open(notifier)
+        self.assertEqual(self.heard(), ["STATUS=1 connection open"])
+        self.clock.advance(1)
+        notifier.stopping()
+        self.assertEqual(self.heard(), ["STOPPING=1\nSTATUS=draining, 1 connection open"])
+        self.open(notifier, -1)
+        self.clock.advance(1)
+        self.assertEqual(self.heard(), ["STATUS=draining, 0 connections open"])
+        self.clock.advance(1)
+        notifier.ready()
+        self.assertEqual(self.heard(), ["READY=1\nSTATUS=0 connections open"])
+
+    def test_once_a_second(self) -> None:
+        """A flood of connections is one word a second, and the last word is right."""
+        notifier = Notifier(self.clock, self.count, self.path)
+        notifier.ready()
+        self.clock.advance(1)
+        self.heard()
+        for _ in range(1000):
+            self.open(notifier)
+            self.clock.advance(0.001)
+        self.clock.advance(1)
+        self.assertEqual(self.heard(), ["STATUS=1 connection open", "STATUS=1000 connections open"])
+        self.clock.advance(1)
+        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_only_what_changed(self) -> None:
+        """What comes and goes within a second, or is refused, is no news."""
+        notifier = Notifier(self.clock, self.count, self.path)
+        notifier.ready()
+        self.clock.advance(1)
+        self.open(notifier)
+        self.heard()
+        self.open(notifier, -1)
+        self.open(notifier)
+        notifier(Refused(Reason.MAX_CONNECTIONS, PEER))
+        self.clock.advance(10)
+        self.assertEqual(self.heard(), [])
+
+    def test_watchdog(self) -> None:
+        """It is alive twice in the watchdog's time, from when it is ready, in a drain too."""
+        notifier = Notifier(self.clock, self.count, self.path, watchdog=30)
+        self.clock.advance(100)
+        self.assertEqual(self.heard(), [])
+        notifier.ready()
+        self.assertEqual(self.heard()[1:], ["WATCHDOG=1"])
+        self.clock.advance(14.9)
+        self.assertEqual(self.heard(), [])
+        self.clock.advance(0.1)
+        self.assertEqual(self.heard(), ["WATCHDOG=1"])
+        notifier.stopping()
+        notifier.ready()
+        self.heard()
+        self.clock.advance(15)
+        self.assertEqual(self.heard().count("WATCHDOG=1"), 1)
+
+    def test_abstract(self) -> None:
+        """The socket's name may be in the abstract namespace."""
+        self.systemd = self.listen(f"\0{self.path}@")
+        Notifier(self.clock, self.count, f"@{self.path}@").ready()
+        self.assertEqual(self.heard(), ["READY=1\nSTATUS=0 connections open"])
+
+    def test_busy(self) -> None:
+        """What systemd is too busy to hear it hears later, and the daemon does not wait."""
+        filled = self.fill()
+        notifier = Notifier(self.clock, self.count, self.path)
+        notifier.ready()
+        self.open(notifier)
+        self.clock.advance(5)
+        self.assertEqual(len(self.heard()), filled)
+        self.clock.advance(1)
+        self.assertEqual(self.heard(), ["READY=1\nSTATUS=1 connection open"])
+        self.assertEqual(self.log, [])
+
+    def test_busy_without_news(self) -> None:
+        """So it is where the number of connections has not changed."""
+        notifier = Notifier(self.clock, self.count, self.path, watchdog=20)
+        notifier.ready()
+        self.clock.advance(5)
+        self.heard()
+        filled = self.fill()
+        self.clock.advance(5)
+        self.assertEqual(len(self.heard()), filled)
+        self.clock.advance(1)
+        self.assertEqual(self.heard(), ["WATCHDOG=1"])
+
+    def test_gone(self) -> None:
+        """That systemd is gone is one warning, and no reason to stop; it may come back."""
+        self.systemd.close()
+        notifier = Notifier(self.clock, self.count, self.path, watchdog=2)
+        notifier.ready()
+        for _ in range(10):
+            self.open(notifier)
+            self.clock.advance(1)
+        [event] = self.log
+        self.assertEqual(event["log_level"], LogLevel.warn)
+        self.assertIn(f"NOTIFY_SOCKET={self.path}: ", formatEvent(event))
+        os.unlink(self.path)
+        self.systemd = self.listen(self.path)
+        self.clock.advance(1)
+        self.assertEqual(self.heard(), ["WATCHDOG=1"])
+        self.systemd.close()
+        self.clock.advance(1)
+        self.assertEqual(len(self.log), 2)
+
+    def test_nobody(self) -> None:
+        """Without an address nothing happens."""
+        notifier = Notifier(self.clock, self.count)
+        notifier.ready()
+        self.open(notifier)
+        notifier.stopping()
+        self.clock.advance(10)
+        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_odd_address(self) -> None:
+        """An address with a newline in it makes no line of its own."""
+        Notifier(self.clock, self.count, "/no\nwhere\x1b[31m").ready()
+        [event] = self.log
+        self.assertIn(r"NOTIFY_SOCKET=/no\nwhere\x1b[31m: ", formatEvent(event))
+
+
+class EnvironmentTests(SynchronousTestCase):
+    def made(self, **environ: str) -> Any:
+        return notifier(Clock(), int, environ, 862)
+
+    def test_nothing(self) -> None:
+        """Without NOTIFY_SOCKET nobody is told, whatever else is set."""
+        for environ in ({}, {"NOTIFY_SOCKET": ""}, {"WATCHDOG_USEC": "x"}):
+            self.assertIsNone(self.made(**environ).address)
+
+    def test_watchdog(self) -> None:
+        """The watchdog's time is microseconds, and may be for another process."""
+        for environ, seconds in (
+            ({}, None),
+            ({"WATCHDOG_USEC": "30000000"}, 30.0),
+            ({"WATCHDOG_USEC": "1", "WATCHDOG_PID": "862"}, 0.000001),
+            ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "863"}, None),
+        ):
+            made = self.made(NOTIFY_SOCKET="@x", **environ)
+            self.assertEqual((made.address, made._watchdog), ("@x", seconds))
+
+    def test_no_time(self) -> None:
+        """What is no time is refused in one line."""
+        for given in ("", "0", "-5", "x", "1.5", " 1", "\N{SUPERSCRIPT TWO}", "9" * 400):
+            error = self.assertRaises(
+                CannotServe, self.made, NOTIFY_SOCKET="@x", WATCHDOG_USEC=given
+            )
+            self.assertIn("WATCHDOG_USEC=", str(error))

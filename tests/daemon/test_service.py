@@ -1,0 +1,242 @@
+"""The order of a life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon import service
+from echod.daemon.listeners import group as ports
+from echod.daemon.listeners.accepting import log_not_accepted
+from echod.daemon.listeners.group import Ports
+from echod.daemon.logs import RateLimitedSummary
+from echod.daemon.options import CannotServe
+from echod.daemon.service import EchoService
+from echod.events import Ending
+from echod.factory import EchoFactory
+from echod.testing import MemoryNetwork
+from tests.support import Peers, Recorder
+
+
+class MemoryListener:
+    """Listens in memory, when it may."""
+
+    passed = False
+    tls = False
+
+    def __init__(self, network: MemoryNetwork, port: int = 7) -> None:
+        self.network = network
+        self.port = port
+        self.may = Deferred[None]()
+
+    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        await self.may
+        return [await self.network.server_endpoint(self.port).listen(factory)]
+
+
+class FakeReactor:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.running: list[Callable[[], object]] = []
+
+    def stop(self) -> None:
+        self.told.append("stop")
+
+    def iterate(self, delay: float) -> None:
+        self.told.append("iterate")
+
+    def callWhenRunning(self, function: Callable[[], object]) -> None:
+        self.running.append(function)
+
+
+class FakeNotifier:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def ready(self) -> None:
+        self.told.append("ready")
+
+    def stopping(self) -> None:
+        self.told.append("stopping")
+
+
+class EchoServiceTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.log: list[LogEvent] = []
+        for module in (service, ports):
+            self.patch(module.log, "observer", self.log.append)
+        self.network = MemoryNetwork()
+        self.reactor: Any = FakeReactor()
+        self.events = Recorder()
+        self.factory = EchoFactory(clock=self.network, observer=self.events)
+        self.listeners = [MemoryListener(self.network, port) for port in (7, 8, 80)]
+        self.notifier: Any = FakeNotifier()
+        self.page = Peers()
+        failures = RateLimitedSummary(Clock(), log_not_accepted)
+        self.service = EchoService(
+            reactor=self.reactor,
+            factory=self.factory,
+            echo=Ports(self.factory, self.listeners[:2], failures),
+            others=[Ports(self.page, self.listeners[2:], failures, "metrics")],
+            drain_timeout=10,
+            notifier=self.notifier,
+            connection_limit=lambda: 100,
+        )
+
+    def lines(self) -> list[str]:
+        return [formatEvent(event) for event in self.log]
+
+    def start(self) -> None:
+        for listener in self.listeners:
+            listener.may.callback(None)
+        self.service.privilegedStartService()
+        self.service.startService()
+
+    def connect(self, port: int = 7) -> Any:
+        return self.successResultOf(self.network.client_endpoint(port).connect(Peers()))
+
+    def test_listening(self) -> None:
+        """When it has started it listens everywhere, once, and has said exactly where."""
+        self.start()
+        self.assertEqual(
+            self.lines(),
+            [
+                "listening on tcp 192.0.2.1:7",
+                "listening on tcp 192.0.2.1:8",
+                "metrics on tcp 192.0.2.1:80",
+            ],
+        )
+        for port in (7, 8):
+            peer = self.connect(port)
+            peer.send(b"hello")
+            self.network.settle()
+            self.assertEqual(peer.received, b"hello")
+
+    def test_started_without_privileges(self) -> None:
+        """It listens too where nobody has called privilegedStartService."""
+        for listener in self.listeners:
+            listener.may.callback(None)
+        self.service.startService()
+        self.assertEqual(len(self.lines()), 3)
+
+    def test_ready(self) -> None:
+        """It is ready when everything listens and the reactor runs, and not before."""
+        self.service.privilegedStartService()
+        self.service.startService()
+        for listener in self.listeners:
+            self.assertEqual(self.reactor.running, [])
+            listener.may.callback(None)
+        self.assertEqual(self.notifier.told, [])
+        [running] = self.reactor.running
+        running()
+        self.assertEqual(self.notifier.told, ["ready"])
+
+    def test_others_stop_last(self) -> None:
+        """It is stopping when the drain begins, in which the status page can still be read."""
+        self.start()
+        self.connect()
+        stopped = self.service.stopService()
+        self.assertEqual(self.notifier.told, ["stopping"])
+        self.connect(80)
+        self.network.advance(1)
+        self.successResultOf(stopped)
+        self.failureResultOf(self.network.client_endpoint(80).connect(Peers()))
+
+    def test_stop(self) -> None:
+        """When it stops: no more listening, a drain, and then it is over; it can start again."""
+        self.start()
+        peer = self.connect()
+        stopped = self.service.stopService()
+        self.assertIn("draining, for 10 s at most: open connections: 1", self.lines())
+        self.failureResultOf(self.network.client_endpoint().connect(Peers()))
+        self.assertNoResult(stopped)
+        self.network.advance(1)
+        self.successResultOf(stopped)
+        self.assertEqual(peer.ended, "FIN")
+        self.assertEqual(self.events.endings, [Ending.DRAINED])
+        self.service.startService()
+        self.connect().send(b"hello")
+
+    def test_stop_of_which_a_step_fails(self) -> None:
+        """Whatever fails at a stop is logged, and the rest of the stop is done."""
+
+        def fail() -> None:
+            raise MemoryError
+
+        self.start()
+        peer = self.connect()
+        self.patch(self.notifier, "stopping", fail)
+        stopped = self.service.stopService()
+        self.network.advance(1)
+        self.successResultOf(stopped)
+        self.assertIn("a step of the stop fails", self.lines())
+        self.assertEqual(peer.ended, "FIN")
+        self.failureResultOf(self.network.client_endpoint(80).connect(Peers()))
+
+    def test_hasten(self) -> None:
+        """A drain that is hastened does not wait for connections."""
+        self.start()
+        peer = self.connect()
+        peer.stall()
+        peer.send(bytes(1 << 20))
+        self.network.settle()
+        stopped = self.service.stopService()
+        self.network.advance(1)
+        self.assertNoResult(stopped)
+        self.service.hasten()
+        self.network.settle()
+        self.successResultOf(stopped)
+        self.assertEqual(self.events.endings, [Ending.ABORTED])
+
+    def test_hasten_before_the_stop(self) -> None:
+        """Hastened before the drain begins, the service waits for no connection in it."""
+        self.start()
+        peer = self.connect()
+        peer.stall()
+        peer.send(bytes(1 << 20))
+        self.network.settle()
+        self.service.hasten()
+        self.assertEqual(self.events.endings, [])
+        stopped = self.service.stopService()
+        self.network.advance(0)
+        self.successResultOf(stopped)
+        self.assertEqual(self.events.endings, [Ending.ABORTED])
+
+    def test_cannot_listen(self) -> None:
+        """Where it cannot listen everywhere it listens nowhere, and does not start."""
+        self.network.server_endpoint(80).listen(EchoFactory())
+        for listener in self.listeners:
+            listener.may.callback(None)
+        self.assertRaises(CannotListenError, self.service.privilegedStartService)
+        for port in (7, 8):
+            self.failureResultOf(self.network.client_endpoint(port).connect(Peers()))
+        self.assertEqual(self.reactor.told, ["iterate"])
+        self.assertEqual(self.reactor.running, [])
+
+    def test_cannot_listen_later(self) -> None:
+        """An endpoint that fails when the reactor runs already stops it, and says why."""
+        self.service.privilegedStartService()
+        self.service.startService()
+        self.listeners[0].may.errback(CannotServe("no luck"))
+        self.assertEqual(self.lines(), ["cannot serve: no luck"])
+        self.assertEqual(self.reactor.told, ["stop"])
+
+    def test_stop_while_starting(self) -> None:
+        """To stop while an endpoint takes its time is no error."""
+        self.service.startService()
+        self.successResultOf(self.service.stopService())
+        for listener in self.listeners:
+            listener.may.callback(None)
+        self.assertEqual(self.lines(), [])
+        self.assertEqual(self.reactor.told, [])
+
+    def test_stop_before_start(self) -> None:
+        """To stop what was never started is no error."""
+        self.successResultOf(self.service.stopService())

@@ -1,0 +1,236 @@
+"""Sockets from systemd."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.address import UNIXAddress
+from twisted.internet.endpoints import clientFromString
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, LogLevel, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.client.protocol import EchoClientFactory
+from echod.daemon.listeners import systemd as module
+from echod.daemon.listeners.systemd import PassedListener, PassedSocket, adopt, passed, take_named
+from echod.daemon.options import CannotServe
+from echod.factory import EchoFactory
+from echod.udp import EchoDatagrams
+from tests.support import now, passed_on, reactor_of_kind, turn
+
+
+class PassedTests(SynchronousTestCase):
+    def refused(self, environ: Mapping[str, str]) -> str:
+        line = str(self.assertRaises(CannotServe, passed, environ, 862))
+        self.assertTrue(line.startswith("twistd echod: ") and line.isprintable(), line)
+        return line
+
+    def test_nothing(self) -> None:
+        """Without systemd nothing is passed."""
+        self.assertEqual(passed({}, 862), [])
+
+    def test_named(self) -> None:
+        """Descriptors begin at 3, and each has its name."""
+        environ = {"LISTEN_PID": "862", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "echod.socket:metrics"}
+        self.assertEqual(
+            passed(environ, 862), [PassedSocket(3, "echod.socket"), PassedSocket(4, "metrics")]
+        )
+
+    def test_unnamed(self) -> None:
+        """A passer that gives no names is understood too."""
+        self.assertEqual(
+            passed({"LISTEN_PID": "862", "LISTEN_FDS": "1"}, 862), [PassedSocket(3, "unknown")]
+        )
+
+    def test_half(self) -> None:
+        """Some of the variables without the others are refused."""
+        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            self.assertIn(f"{name}=1: LISTEN_PID and LISTEN_FDS", self.refused({name: "1"}))
+
+    def test_for_another_process(self) -> None:
+        """What was meant for another process is refused, with what to do about it."""
+        for pid in ("863", "", "x"):
+            line = self.refused({"LISTEN_PID": pid, "LISTEN_FDS": "1"})
+            self.assertIn(f"LISTEN_PID={pid} LISTEN_FDS=1: the sockets are for another", line)
+            self.assertIn("exec", line)
+
+    def test_count(self) -> None:
+        """The count is a whole number, 1 at least."""
+        for count in ("0", "-1", "x", "", "1.5", " 1", "\N{ARABIC-INDIC DIGIT TWO}", "9" * 9):
+            line = self.refused({"LISTEN_PID": "862", "LISTEN_FDS": count})
+            self.assertIn("LISTEN_FDS is a whole number of 1 or more", line)
+
+    def test_names_that_do_not_fit(self) -> None:
+        """There are as many names as descriptors."""
+        for names, count in (("a:b:c", 3), ("a", 1), ("", 1)):
+            line = self.refused({"LISTEN_PID": "862", "LISTEN_FDS": "2", "LISTEN_FDNAMES": names})
+            self.assertIn(f"LISTEN_FDNAMES={names}: {count} names for 2 descriptors", line)
+
+
+class AdoptTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.log: list[LogEvent] = []
+        self.patch(module.log, "observer", self.log.append)
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "echo")
+
+    def listening(self, family: int, address: Any, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """Return a socket as systemd holds it."""
+        sock = socket.socket(family, kind)
+        self.addCleanup(sock.close)
+        sock.bind(address)
+        if kind != socket.SOCK_DGRAM:
+            sock.listen()
+        return sock
+
+    def refused(self, sock: socket.socket) -> str:
+        return str(self.assertRaises(CannotServe, adopt, [passed_on(sock)]))
+
+    def test_datagram(self) -> None:
+        """Where no datagrams can be served, a datagram socket is left out, and the log says so."""
+        stream = self.listening(socket.AF_INET, ("127.0.0.1", 0))
+        datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
+        [sock] = adopt([passed_on(datagram), passed_on(stream)])
+        sock.close()
+        [event] = self.log
+        self.assertEqual(event["log_level"], LogLevel.warn)
+        self.assertIn("is a datagram socket, and is not served", formatEvent(event))
+        self.assertEqual(adopt([passed_on(datagram)]), [])
+
+    def test_datagrams(self) -> None:
+        """Else it answers; after a stop it is there still, for the next."""
+        datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
+        reactor = reactor_of_kind("epoll")
+        datagrams = EchoDatagrams(Clock())
+        [sock] = adopt([passed_on(datagram)], datagrams=True)
+        self.addCleanup(sock.close)
+        listener = PassedListener(reactor, [sock], datagrams)
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(client.close)
+        client.connect(datagram.getsockname())
+        for _ in range(2):
+            client.send(b"hello")
+            [port] = now(listener.listen(EchoFactory()))
+            turn(reactor)
+            self.assertEqual(client.recv(9, socket.MSG_DONTWAIT), b"hello")
+            port.stopListening()
+
+    def test_not_listening(self) -> None:
+        """What Accept=yes passes is refused, and the line says so."""
+        for sock in socket.socketpair():
+            self.addCleanup(sock.close)
+            self.assertIn("(echod.socket) does not listen: its unit needs", self.refused(sock))
+
+    def test_other_kinds(self) -> None:
+        """Sockets of other kinds are refused."""
+        sock = self.listening(socket.AF_UNIX, self.path, socket.SOCK_SEQPACKET)
+        self.assertIn("is no socket of TCP or UDP, and no UNIX stream", self.refused(sock))
+
+    def test_no_socket(self) -> None:
+        """So is what is no socket, or is not there."""
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, writing)
+        [descriptor] = [PassedSocket(reading, "fifo")]
+        error = self.assertRaises(CannotServe, adopt, [descriptor])
+        self.assertIn("(fifo) is no socket: socket operation on non-socket", str(error))
+        os.close(reading)
+        error = self.assertRaises(CannotServe, adopt, [descriptor])
+        self.assertIn("(fifo) is no socket: bad file descriptor", str(error))
+
+
+class TakeNamedTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        for sock in self.sockets:
+            self.addCleanup(sock.close)
+
+    def test_all_of_a_name(self) -> None:
+        """One listener serves all sockets of the name, and they are taken."""
+        one, other, two = self.sockets
+        passed = [passed_on(one, "a"), passed_on(other, "b"), passed_on(two, "a")]
+        rest = passed[1:2]
+        listener = take_named("a", passed, reactor_of_kind("epoll"), "--listen")
+        self.assertEqual(passed, rest)
+        ports = now(listener.listen(EchoFactory()))
+        self.assertEqual(
+            [port.getHost().port for port in ports],
+            [sock.getsockname()[1] for sock in (one, two)],
+        )
+        for port in ports:
+            port.stopListening()
+        for sock in (*listener._sockets, *adopt(rest)):
+            sock.close()
+
+    def test_no_such_name(self) -> None:
+        """A name that no socket has is refused, in a line that names those there are."""
+        for names, left in (((), "none"), (("b", "b", "c"), "b, c")):
+            passed = [PassedSocket(3, name) for name in names]
+            error = self.assertRaises(CannotServe, take_named, "a", passed, None, "--listen x")
+            self.assertIn("--listen x: systemd passed no socket with the name 'a' (", str(error))
+            self.assertTrue(str(error).endswith(f"or another option takes it; left: {left}"))
+
+    def test_datagrams_of_a_name(self) -> None:
+        """A datagram socket among them is refused where it cannot be served, and else is served."""
+        for datagrams in (None, EchoDatagrams(Clock())):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                passed = [passed_on(self.sockets[0], "a"), passed_on(sock, "a")]
+            if datagrams is None:
+                error = self.assertRaises(CannotServe, take_named, "a", passed, None, "--listen")
+                self.assertIn("(a) is a datagram socket: give it a socket unit of", str(error))
+            else:
+                listener = take_named("a", passed, None, "--listen", datagrams)
+                self.assertEqual(len(listener._sockets), 2)
+                for opened in listener._sockets:
+                    opened.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, "abstract"])
+@pytest_twisted.ensureDeferred
+async def test_served(family: Any, tmp_path: Path) -> None:
+    """It is served, who came before that too; after a stop it listens still, for the next.
+
+    The file of a UNIX socket stays, as it was.
+    """
+    from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+    path = tmp_path / "echo"
+    where: Any = {"abstract": f"\0{path}", socket.AF_UNIX: str(path)}.get(family)
+    with socket.socket(socket.AF_UNIX if where else family) as systemd:
+        systemd.bind(where or ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        systemd.listen()
+        if family == socket.AF_UNIX:
+            path.chmod(0o600)
+        host = r"\:\:1" if family == socket.AF_INET6 else "127.0.0.1"
+        clients = clientFromString(
+            reactor, f"unix:{where}" if where else f"tcp:{host}:{systemd.getsockname()[1]}"
+        )
+        [sock] = adopt([passed_on(systemd)])
+        assert not sock.get_inheritable()
+        listener = PassedListener(reactor, [sock])
+        assert listener.passed
+        for _ in range(2):
+            factory = EchoFactory()
+            early = await clients.connect(EchoClientFactory())
+            [port] = await listener.listen(factory)
+            assert factory.numPorts == 1
+            late = await clients.connect(EchoClientFactory())
+            if where:
+                assert port.getHost() == UNIXAddress(os.fsencode(where))
+            for client in (early, late):
+                assert await client.echo(b"hello") == b"hello"
+                await client.close()
+            await port.stopListening()
+            await factory.drain(1)
+            assert factory.numPorts == 0
+        sock.close()
+        if family == socket.AF_UNIX:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -1,0 +1,338 @@
+"""What the command line and systemd ask for, as a service."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from twisted.application.service import Application, IService, IServiceMaker
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
+from twisted.plugin import IPlugin, getPlugins
+from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface.verify import verifyObject
+
+from echod.clock import clock_of
+from echod.daemon import makeService, signals
+from echod.daemon import sdnotify as notify
+from echod.daemon import tap as wiring
+from echod.daemon.listeners import description as endpoints
+from echod.daemon.listeners import systemd as passed
+from echod.daemon.listeners import tls as secure
+from echod.daemon.listeners.description import ProxyListener
+from echod.daemon.listeners.systemd import PassedListener
+from echod.daemon.listeners.tcp import TCPListener, UDPListener
+from echod.daemon.listeners.tls import TLSListener
+from echod.daemon.listeners.unix import UNIXListener
+from echod.daemon.options import CannotServe, Options
+from echod.daemon.signals import STOP
+from echod.daemon.tap import connection_limit, take
+from echod.events import Reason, Refused
+from echod.factory import descriptors_left
+from tests.authority import Authority
+from tests.support import reactor_of_kind
+
+FIRST = 900
+"""Where sockets are passed, in the place of 3: no other descriptor of the tests is so high."""
+
+
+class TakeTests(SynchronousTestCase):
+    def test_taken(self) -> None:
+        """Variables are taken, so that no child inherits them; others are left alone."""
+        environ = {"NOTIFY_SOCKET": "@x", "OTHER": "1"}
+        self.assertEqual(take(environ, ["NOTIFY_SOCKET", "LISTEN_FDS"]), {"NOTIFY_SOCKET": "@x"})
+        self.assertEqual(environ, {"OTHER": "1"})
+
+    def test_taken_by_twisted(self) -> None:
+        """What Twisted has removed from the environment is known all the same."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        started = Path(directory.name, "environ")
+        started.write_bytes(b"OTHER=1\0LISTEN_FDS=2\0ODD\0EMPTY=\0EQUAL=a=b\0\xff=\xff\0")
+        names = ["LISTEN_FDS", "EMPTY", "EQUAL"]
+        self.assertEqual(
+            take({}, names, str(started)), {"LISTEN_FDS": "2", "EMPTY": "", "EQUAL": "a=b"}
+        )
+
+    def test_not_known(self) -> None:
+        """Where the kernel does not tell, what is left in the environment counts."""
+        self.assertEqual(take({"LISTEN_FDS": "2"}, ["LISTEN_FDS"], "/nowhere"), {"LISTEN_FDS": "2"})
+
+
+class MakeServiceTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        for number in STOP:
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        # The reactor is not this test's own, and may run for others.
+        self.patch(reactor, "addSystemEventTrigger", lambda *_: None)
+        self.log: list[LogEvent] = []
+        for module in (wiring, signals):
+            self.patch(module.log, "observer", self.log.append)
+
+    def make(self, *arguments: str) -> Any:
+        options = Options()
+        options.parseOptions(list(arguments))
+        return makeService(options)
+
+    def warnings(self) -> list[str]:
+        return [formatEvent(event) for event in self.log if event["log_level"] is LogLevel.warn]
+
+    def pass_sockets(self, **names: int) -> None:
+        """Pass a listening socket for each name, as systemd would."""
+        sockets = [socket.socket() for _ in names]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+        for number, sock in enumerate(sockets, FIRST):
+            os.dup2(sock.fileno(), number)
+            sock.close()
+        self.patch(passed, "FIRST", FIRST)
+        os.environ["LISTEN_PID"] = str(os.getpid())
+        os.environ["LISTEN_FDS"] = str(len(names))
+        os.environ["LISTEN_FDNAMES"] = ":".join(names)
+
+    def listeners(self, service: Any) -> tuple[list[type], list[type]]:
+        """Return the kinds of listener for echo, and for the metrics."""
+        echo = service._echo._listeners
+        others = [listener for ports in service._others for listener in ports._listeners]
+        for listener in (*echo, *others):
+            if isinstance(listener, PassedListener):
+                for sock in listener._sockets:
+                    sock.close()
+        return [type(listener) for listener in echo], [type(listener) for listener in others]
+
+    def test_service(self) -> None:
+        """What twistd gets is a service, with the limits of the command line."""
+        made = self.make("--max-connections", "3", "--idle-timeout", "7", "--quiet")
+        self.assertTrue(verifyObject(IService, made))
+        self.assertEqual(made._factory.max_connections, 3)
+        self.assertEqual(made._factory.idle_timeout, 7)
+        self.assertEqual(made._factory.stall_timeout, 60)
+        self.assertEqual(self.listeners(made), ([TCPListener], []))
+        self.assertEqual(self.warnings(), [])
+
+    def test_log_file(self) -> None:
+        """Twistd logs by the observer of the log file, which SIGUSR1 opens again."""
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        options = Options()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        options.parent = ServerOptions()
+        options.parent["logfile"] = os.path.join(directory.name, "log")
+        options.parseOptions([])
+        assert options.log_file is not None
+        self.addCleanup(options.log_file.close)
+        application: Any = Application("echod")
+        makeService(options).setServiceParent(application)
+        self.assertIs(application.getComponent(ILogObserver), options.log_file.observer)
+        self.assertTrue(callable(signal.getsignal(signal.SIGUSR1)))
+        plain: Any = Application("echod")
+        self.make().setServiceParent(plain)
+        self.assertIs(plain.getComponent(ILogObserver, None), None)
+
+    def test_clock(self) -> None:
+        """The reactor follows CLOCK_MONOTONIC, whatever timers there are besides echod's."""
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        self.make()
+        self.assertIs(clock_of(reactor), reactor)
+
+    def test_more_than_the_descriptors(self) -> None:
+        """More connections than there are descriptors are not promised, and it says so."""
+        self.patch(resource, "getrlimit", lambda which: (100, 100))
+        made = self.make("--max-connections", "5000")
+        self.assertEqual(made._connection_limit(), descriptors_left())
+        [warning] = self.warnings()
+        self.assertIn("--max-connections 5000: RLIMIT_NOFILE", warning)
+        self.assertEqual(self.make()._connection_limit(), descriptors_left())
+        self.patch(resource, "getrlimit", lambda which: (30, 30))
+        self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), 1)
+
+    def test_more_than_select(self) -> None:
+        """The warning names the lower of the two limits, select(2) or RLIMIT_NOFILE."""
+        reactor = reactor_of_kind("select")
+        for descriptors, limit in ((20_000, "select(2)"), (100, "RLIMIT_NOFILE")):
+            self.patch(resource, "getrlimit", lambda which, most=descriptors: (most, most))
+            self.assertEqual(connection_limit(5000, reactor, 0), descriptors_left(reactor))
+            self.assertIn(f"--max-connections 5000: {limit} ", self.warnings()[-1])
+
+    def test_endpoints(self) -> None:
+        """--listen is understood before anything starts."""
+        made = self.make("--listen", "tcp:0", "--listen", "unix:/run/x")
+        self.assertEqual(self.listeners(made), ([TCPListener, UNIXListener], []))
+        self.assertRaises(CannotServe, self.make, "--listen", "tcp:http")
+
+    def test_passed(self) -> None:
+        """Sockets that systemd passes are served in place of the default."""
+        self.pass_sockets(a=1, b=2)
+        made = self.make()
+        self.assertEqual(len(made._echo._listeners[0]._sockets), 2)
+        self.assertEqual(self.listeners(made), ([PassedListener], []))
+        self.assertEqual([name for name in os.environ if name.startswith("LISTEN_")], [])
+
+    def test_passed_and_said(self) -> None:
+        """Where the command line says where to listen, a socket passed is served too."""
+        for arguments, kind in (
+            (["--port", "0"], TCPListener),
+            (["--interface", "127.0.0.1"], TCPListener),
+            (["--listen", "tcp:0"], TCPListener),
+        ):
+            self.pass_sockets(a=1)
+            self.assertEqual(self.listeners(self.make(*arguments)), ([kind, PassedListener], []))
+
+    def test_passed_by_name(self) -> None:
+        """A --listen takes all sockets of a name; the others are served as they are."""
+        self.pass_sockets(a=1, b=2)
+        made = self.make("--listen", "haproxy:systemd:name=b")
+        [behind, rest] = made._echo._listeners
+        self.assertIsInstance(behind, ProxyListener)
+        self.assertIsInstance(rest, PassedListener)
+        for sock in (*behind._listener._sockets, *rest._sockets):
+            sock.close()
+
+    def test_passed_by_the_name_of_all(self) -> None:
+        """Where a --listen takes all that was passed, that is all: there is no default port."""
+        self.pass_sockets(a=1)
+        self.assertEqual(
+            self.listeners(self.make("--listen", "systemd:name=a")), ([PassedListener], [])
+        )
+
+    def test_passed_for_tls(self) -> None:
+        """A socket with the name tls that no option names is refused, with what to add."""
+        self.pass_sockets(tls=1)
+        self.addCleanup(os.close, FIRST)
+        error = self.assertRaises(CannotServe, self.make)
+        self.assertIn(f"descriptor {FIRST} (tls) is for TLS, and no option says", str(error))
+        self.assertIn("add --listen ssl:systemd:name=tls:privateKey=FILE:", str(error))
+
+    def test_systemd_is_told(self) -> None:
+        """Under systemd the connections are told to it; else nobody is asked for that."""
+        self.assertEqual(self.make()._notifier.address, None)
+        self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": "/nowhere"})
+        made = self.make()
+        told: list[Any] = []
+        self.patch(notify.Notifier, "__call__", lambda notifier, event: told.append(notifier))
+        made._factory.observer(Refused(Reason.MAX_CONNECTIONS, None))
+        self.assertEqual(told, [made._notifier])
+
+    def test_metrics(self) -> None:
+        """Metrics are served where the option says, and on a socket that was passed for them."""
+        self.pass_sockets(metrics=1)
+        made = self.make("--metrics", "tcp:0")
+        self.assertEqual(self.listeners(made), ([TCPListener], [PassedListener, TCPListener]))
+        room = descriptors_left()
+        self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), room - 16)
+        error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:x")
+        self.assertIn("--metrics 'tcp:x': a port takes ", str(error))
+        made = self.make("--metrics", "unix:/run/x")
+        self.assertEqual(self.listeners(made)[1], [UNIXListener])
+        for description in ("haproxy:tcp:9862", "stdio:", "quic:7", "9862"):
+            error = self.assertRaises(CannotServe, self.make, "--metrics", description)
+            self.assertIn("metrics are served on tcp:, tcp6:, unix: or ssl:, ", str(error))
+        for description in ("systemd:domain=INET:index=0", "SYSTEMD:domain=INET:index=0"):
+            error = self.assertRaises(CannotServe, self.make, "--metrics", description)
+            self.assertIn("with the name metrics (FileDescriptorName=)", str(error))
+
+    def test_datagrams(self) -> None:
+        """A datagram socket is served, but for one of the metrics."""
+        for name, served in (("a", PassedListener), (passed.METRICS, TCPListener)):
+            self.pass_sockets(**{name: 1})
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                os.dup2(sock.fileno(), FIRST)
+            self.assertEqual(self.listeners(self.make()), ([served], []))
+
+    def test_listen_udp(self) -> None:
+        """An endpoint that begins with udp: is a UDP port, beside others."""
+        made = self.make("--listen", "udp:0", "--listen", "tcp:0", "--listen", "UDP:0")
+        self.assertEqual(self.listeners(made)[0], [UDPListener, TCPListener, UDPListener])
+
+    def test_broken_extra(self) -> None:
+        """What else is missing is not called the extra."""
+
+        def missing(name: str) -> None:
+            raise ModuleNotFoundError("broken", name="sys")
+
+        self.patch(endpoints, "import_module", missing)
+        self.assertRaises(ModuleNotFoundError, self.make, "--metrics", "tcp:0")
+        self.assertRaises(ModuleNotFoundError, self.make, "--listen", "ssl:0")
+
+    def test_metrics_without_the_extra(self) -> None:
+        """Without prometheus_client metrics are refused, in a line that names the extra."""
+        with mock.patch.dict(sys.modules):
+            for name in list(sys.modules):
+                if name.startswith(("prometheus_client.", "echod.daemon.web", "echod.daemon.metr")):
+                    del sys.modules[name]
+            sys.modules["prometheus_client"] = None  # type: ignore[assignment]
+            error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:0")
+        self.assertRegex(str(error), "need prometheus-client, .* echod with its extra metrics$")
+
+    def secure(self) -> str:
+        """Return a description of a port with TLS, with its files."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        key, certificate = Authority(Path(directory.name)).issue("server")
+        return f"ssl:0:privateKey={key}:certKey={certificate}"
+
+    def test_tls(self) -> None:
+        """A port with TLS is echod's own, and the time of a handshake is the option's."""
+        made = self.make("--listen", self.secure(), "--handshake-timeout", "3")
+        self.assertEqual(self.listeners(made), ([TLSListener], []))
+        self.assertEqual(made._factory.handshake_timeout, 3)
+
+    def test_tls_without_the_extra(self) -> None:
+        """Without pyOpenSSL or cryptography TLS is refused, in a line that names the extra."""
+        for module, package in (("OpenSSL", "pyOpenSSL"), ("cryptography", "cryptography")):
+            with mock.patch.dict(sys.modules):
+                for name in ("echod.daemon.listeners.tls", "echod.certificates", "echod.tls"):
+                    sys.modules.pop(name, None)
+                sys.modules[module] = None  # type: ignore[assignment]
+                error = self.assertRaises(CannotServe, self.make, "--listen", "ssl:0")
+            self.assertRegex(str(error), f"needs {package}, .* echod with its extra tls$")
+
+    def hangup(self, *arguments: str) -> list[Any]:
+        """Make the service, send SIGHUP to it, and return what it has the reactor call."""
+        from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+
+        called: list[Any] = []
+        self.patch(reactor, "callFromThread", lambda *call: called.append(call))
+        self.made = self.make(*arguments)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return called
+
+    def test_hangup_with_tls(self) -> None:
+        """With TLS, SIGHUP loads the certificates, and does not stop the service."""
+        self.patch(secure.log, "observer", self.log.append)
+        [[reload]] = self.hangup("--listen", self.secure())
+        reload()
+        self.assertEqual([event["event"] for event in self.log], ["reloaded"])
+
+    def test_hangup(self) -> None:
+        """Without TLS, SIGHUP stops the service, and where it stops already hastens that."""
+        [[stop, number]] = self.hangup()
+        self.assertEqual(number, signal.SIGHUP)
+        self.assertEqual(self.made._drain_timeout, 10)
+        with mock.patch("twisted.internet.reactor.stop", side_effect=ReactorNotRunning):
+            stop(number)
+        self.assertEqual(self.made._drain_timeout, 0)
+
+    def test_plugin(self) -> None:
+        """What twistd finds is one echod, with these options and this service."""
+        found = [
+            plugin
+            for plugin in getPlugins(IPlugin)
+            if IServiceMaker.providedBy(plugin) and plugin.tapname == "echod"
+        ]
+        [plugin] = found
+        self.assertIs(plugin.options, Options)
+        self.assertIs(plugin.makeService, makeService)

@@ -1,0 +1,671 @@
+"""docs/operating.rst tells the truth, as far as that shows without systemd.
+
+How the document is read: an ``sh`` block is commands, an ``ini`` block a drop-in whose first line
+is its path, a ``yaml`` block the configuration of Prometheus, a ``json`` block lines of the log, a
+``text`` block the status page. A definition list is lines of the log: what is in capitals differs,
+and the classifier is the priority. ``tests/systemd/test_units.py`` runs the installation.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
+
+import pytest
+from docutils import nodes
+
+from echod.daemon import logs, web
+from echod.daemon import sdnotify as notify
+from echod.daemon.command import Command
+from echod.daemon.listeners.tcp import ON_LOOPBACK
+from echod.daemon.options import PORT, Options
+from echod.events import Ending, Reason
+from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET
+from tests.docs.test_all import blocks, literals, section, tree
+from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
+
+# The client is no part of the daemon, and has no log.
+SOURCES = sorted(set((ROOT / "echod").rglob("*.py")) - set((ROOT / "echod").glob("probe/*.py")))
+
+pytestmark = pytest.mark.once
+
+DOCUMENT = tree(ROOT / "docs" / "operating.rst")
+TEXT = " ".join((ROOT / "docs" / "operating.rst").read_text().split())
+ALERTS = ROOT / "docs" / "alerts.yml"
+
+UNITS = {path.name: path for path in (ROOT / "systemd").iterdir()}
+
+SHELL = blocks(DOCUMENT, "sh")
+DROP_INS = blocks(DOCUMENT, "ini")
+
+JOURNAL = (sys.executable, "-m", "echod", "--logger", "echod.daemon.logs.journal")
+JSON = (*JOURNAL, "--logger", "echod.daemon.logs.json_lines")
+
+
+def needs(program: str, package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        shutil.which(program) is None,
+        reason=f"there is no {program}: the Debian package {package} has it",
+    )
+
+
+def run(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, and return what it printed."""
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=TIMEOUT, check=False, **options
+    )
+
+
+def unit(name: str, text: str | None = None) -> dict[str, list[str]]:
+    """Return the settings of a unit, or of a part of one: for each name, all its values."""
+    settings: dict[str, list[str]] = {}
+    for line in (text or UNITS[name].read_text()).splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith(("#", ";")):
+            settings.setdefault(key, []).append(value)
+    return settings
+
+
+def settings() -> dict[str, list[str]]:
+    """Return the settings of all the units."""
+    merged: dict[str, list[str]] = {}
+    for name in UNITS:
+        for key, values in unit(name).items():
+            merged.setdefault(key, []).extend(values)
+    return merged
+
+
+def cells(title: str) -> list[list[Any]]:
+    """Return the cells of each row of the table in the section of that title."""
+    [body] = section(DOCUMENT, title).findall(nodes.tbody)
+    return [list(row.children) for row in body.findall(nodes.row)]
+
+
+def rows(title: str) -> list[list[str]]:
+    """Return their texts."""
+    return [[cell.astext() for cell in row] for row in cells(title)]
+
+
+def options_in(text: str) -> list[str]:
+    """Return the words of OPTIONS in a drop-in, or in the comment of a unit."""
+    return [word for said in re.findall(r'"OPTIONS=([^"]*)"', text) for word in shlex.split(said)]
+
+
+def options(*more: str) -> Command:
+    """Return the options of the unit's command, with ``more`` in the place of its $OPTIONS."""
+    [command] = unit("echod.service")["ExecStart"]
+    _, *words, last = shlex.split(command)
+    assert last == "$OPTIONS", "what is said last, counts"
+    parsed = Command()
+    parsed.parseOptions([*words, *more])
+    return parsed
+
+
+# Commands.
+
+
+def test_every_block_is_tested() -> None:
+    """There is no literal block of another kind than those that are tested here."""
+    kinds = {block["classes"][-1] for block in DOCUMENT.findall(nodes.literal_block)}
+    assert kinds == {"sh", "ini", "json", "text", "yaml"}
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("block", SHELL)
+def test_commands(block: str, shell: str) -> None:
+    """The commands are such, for sh and bash, as root, and name files and units that there are."""
+    parsed = run(shell, "-n", input=block)
+    assert (parsed.returncode, parsed.stderr) == (0, "")
+    assert "sudo" not in block
+    for path in re.findall(r"(?<!\S)systemd/\S+", block):
+        assert list(ROOT.glob(path)), path
+    for name in re.findall(r"\bechod(?:-\w+)?\.(?:service|socket)\b", block):
+        assert name in UNITS
+
+
+def test_the_installation() -> None:
+    """The first block installs every unit, and starts the one that starts the others.
+
+    An upgrade does the same, in an environment that is there, and restarts the service.
+    """
+    install = SHELL[0].splitlines()
+    [upgrade] = [block.splitlines() for block in SHELL if "--upgrade" in block]
+    [copy] = [line for line in install if line.startswith("cp ")]
+    pattern, where = copy.split()[1:]
+    assert {path.name for path in ROOT.glob(pattern)} == set(UNITS)
+    assert where == "/etc/systemd/system/"
+    assert install[-1] == "systemctl enable --now echod.socket"
+    assert upgrade[-1] == "systemctl restart echod.service"
+    assert upgrade[:1] + upgrade[2:-1] == install[:1] + install[3:-1]
+    [command] = unit("echod.service")["ExecStart"]
+    assert install[1] == "python3 -m venv /opt/echod"
+    assert command.startswith("/opt/echod/bin/echod ")
+    assert install[3].startswith("/opt/echod/bin/twistd --help")
+
+
+@needs("ss", "iproute2")
+def test_count_connections() -> None:
+    """The command of «When connections are refused» counts the connections of each client."""
+    [command] = [block for block in SHELL if block.startswith("ss ")]
+    with Daemon("--port", "0") as daemon:
+        port, clients = daemon.port, [daemon.connect() for _ in range(3)]
+        with daemon.connect("::1"):
+            counted = run("sh", "-c", command.replace(str(PORT), str(port))).stdout
+        for client in clients:
+            client.close()
+    assert [line.split() for line in counted.splitlines()] == [["1", "[::1]"], ["3", "127.0.0.1"]]
+
+
+# Units.
+
+
+@needs("systemd-analyze", "systemd")
+@pytest.mark.parametrize("block", ["", *DROP_INS])
+def test_drop_ins(block: str, tmp_path: Path) -> None:
+    """The units, with each drop-in, are such that systemd has nothing to say about them."""
+    assert verified(block, tmp_path) == (0, [])
+
+
+def verified(block: str, directory: Path) -> tuple[int, list[str]]:
+    """Return what systemd-analyze says of the units with a drop-in of a document."""
+    for name, path in UNITS.items():
+        # Its program is not installed here, and need not be.
+        content = path.read_text().replace("/opt/echod/bin/echod", "/bin/true")
+        (directory / name).write_text(content)
+    if block:
+        match = re.match(r"# /etc/systemd/system/(\S+)\.d/override\.conf\n\[\w+\]\n", block)
+        assert match, "the first line is not a path"
+        assert match[1] in UNITS
+        drop_in = directory / f"{match[1]}.d"
+        drop_in.mkdir()
+        (drop_in / "override.conf").write_text(block)
+    verified = run(
+        "systemd-analyze",
+        "verify",
+        *(directory / name for name in UNITS),
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{directory}:"},
+    )
+    # Of others, which are this machine's, it may have.
+    said = [line for line in verified.stderr.splitlines() if "echod" in line]
+    return verified.returncode, said
+
+
+@pytest.mark.parametrize(
+    "block", [*filter(options_in, DROP_INS), UNITS["echod.service"].read_text()]
+)
+def test_options_of_drop_ins(block: str) -> None:
+    """The options in a drop-in, and in the unit's comment, are those of ``echod``.
+
+    They listen on what systemd passes alone, and a drain has less time than that gives the stop.
+    """
+    given = options(*options_in(block))
+    assert all(re.match("(haproxy|ssl):systemd:", said) for said in given["listen"])
+    assert (given["port"], given["interface"]) == (options()["port"], [])
+    assert given["metrics"] is None
+    stop = unit("echod.service", block).get(
+        "TimeoutStopSec", unit("echod.service")["TimeoutStopSec"]
+    )
+    assert given["drain-timeout"] < float(stop[-1])
+
+
+def test_json_drop_in() -> None:
+    """The drop-in for JSON has another kind of log, which takes the place of the unit's."""
+    [block] = [block for block in DROP_INS if "--logger" in block]
+    assert options()["logger"] == "echod.daemon.logs.journal"
+    assert options(*options_in(block))["logger"] == "echod.daemon.logs.json_lines"
+    # Or else each line of JSON were an error, as what comes past the log is in the unit.
+    assert unit("echod.service", block)["SyslogLevel"] == ["info"]
+
+
+def test_limits() -> None:
+    """The table of limits has the units' values, and the defaults of the command line."""
+    given = options()
+    words = {"never": None, "no limit": None, "what LimitNOFILE=\nleaves": None}
+    table = rows("Options")
+    assert table
+    for name, default, _ in table:
+        if name.startswith("--"):
+            value = given[name.removeprefix("--")]
+            assert (words[default] if default in words else float(default)) == value, name
+        else:
+            assert {*settings()[name.removesuffix("=")]} == {default}, name
+    limits = {row[0] for row in table}
+    assert limits >= {f"--{option.name}" for option in Options.topics["Limits and timeouts"]}
+    assert limits >= {"TimeoutStopSec=", "WatchdogSec=", "TimeoutAbortSec=", "LimitNOFILE="}
+    [refused] = section(DOCUMENT, "Options").findall(nodes.bullet_list)
+    assert literals(refused) >= {reason.value for reason in Reason}
+
+
+def test_each_option_is_named() -> None:
+    """No option of the command line is left out."""
+    names = {option.name for topic in Options.topics.values() for option in topic}
+    for name in names - {"version", "help"}:
+        assert f"``--{name}" in TEXT, name
+
+
+def test_settings_are_there() -> None:
+    """What the text calls a setting, ``Name=``, is one of the units or of a drop-in."""
+    known = set(settings()).union(*(unit("", block) for block in DROP_INS))
+    # What the units of echod do not have, and what is journald's.
+    known |= {"Accept", "AcceptFileDescriptors", "RateLimitBurst"}
+    for name in re.findall(r"``([A-Z][a-z]\w+)=", TEXT):
+        assert name in known, name
+
+
+def test_numbers() -> None:
+    """The numbers in the text are those of the code and of the units."""
+    service, ports = unit("echod.service"), unit("echod.socket")
+    [metrics] = unit("echod-metrics.socket")["ListenStream"]
+    starts, seconds = service["StartLimitBurst"][0], service["StartLimitIntervalSec"][0]
+    for said in (
+        f"**systemd holds the ports**, {' and '.join(ports['ListenStream'])}, and no process runs",
+        f"for people at ``/``, on {metrics}. They need",
+        f"silent for {service['WatchdogSec'][0]} s (``WatchdogSec=``)",
+        f"{ports['Backlog'][0]} for each port (``Backlog=``)",
+        f"it has sent nothing for {QUIET} s",
+        f"A new connection over TLS or behind a proxy has {FIRST_BYTE:g} s for its first byte",
+        f"reset after {options()['drain-timeout']:g} s (``--drain-timeout``)",
+        f"({starts} starts in {seconds} s, ``StartLimitBurst=``)",
+        f"costs the process {MAX_BUFFERED // 1024} KiB at most",
+        f"there are {web.MAX_CONNECTIONS} HTTP connections at most",
+        f"each has {web.TIMEOUT:g} s for each request",
+    ):
+        assert said in TEXT, said
+    assert notify.EVERY == 1, "«a second old at most»"
+    assert logs.INTERVAL == 1, "«one such line a second at most»"
+    assert service["RestartPreventExitStatus"][0].startswith("1 "), "«ends with exit status 1»"
+    assert "PYTHONFAULTHANDLER=1" in service["Environment"], "«the journal shows where it hung»"
+    assert metrics.partition(":")[0] == ON_LOOPBACK["tcp"]
+
+
+# The journal.
+
+
+class Line(NamedTuple):
+    """A line of the log, as the document has it."""
+
+    term: str
+    priority: str
+    meaning: str
+
+    def fits(self, line: str) -> bool:
+        """Tell whether ``line`` is one of these."""
+        parts = re.split(r"\b([A-Z]{3,})\b", self.term)
+        parts[1::2] = [word if word in KEPT else None for word in parts[1::2]]
+        return bool(
+            re.fullmatch("".join(re.escape(p) if p is not None else ".+" for p in parts), line)
+        )
+
+
+KEPT = {"PROXY", "UDP", "SIGTERM"}
+"""Words in capitals that stand for themselves."""
+
+
+def log_lines() -> list[Line]:
+    found = []
+    for title in ("Lines that want somebody", "Lines of a good life"):
+        for item in section(DOCUMENT, title).findall(nodes.definition_list_item):
+            [term, classifier, meaning] = item.children
+            found.append(Line(term.astext(), classifier.astext(), meaning.astext()))
+    return found
+
+
+LINES = log_lines()
+
+PRIORITIES = {"7": "debug", "6": "info", "4": "warning", "3": "error", "2": "critical"}
+"""The names of journalctl, by number."""
+
+
+class Call(NamedTuple):
+    """A call of ``log`` in the source."""
+
+    level: str
+    texts: list[str]
+    fields: dict[str, ast.expr]
+
+
+def calls() -> Iterator[Call]:
+    """Yield each call of a logger in echod."""
+    for path in SOURCES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id.endswith("log")
+            ):
+                said = node.args[0]
+                either = [said.body, said.orelse] if isinstance(said, ast.IfExp) else [said]
+                module = vars(importlib.import_module(name))
+                yield Call(
+                    node.func.attr,
+                    [eval(ast.unparse(each), module) for each in either],  # constants
+                    {str(word.arg): word.value for word in node.keywords},
+                )
+
+
+def names_of_event(call: Call) -> list[str]:
+    """Return what ``event`` of a call can be: where it is no constant, the names of ports."""
+    event = call.fields.get("event", ast.Constant("message"))
+    return [str(event.value)] if isinstance(event, ast.Constant) else ["listening", "metrics"]
+
+
+def test_each_line_of_echod_is_explained() -> None:
+    """Each line that the source logs is in the document once, with its priority; no other is."""
+    levels = {"warn": "warning", "failure": "critical"}
+    explained = set()
+    for call in calls():
+        for text in call.texts:
+            for event in names_of_event(call):
+                filled = re.sub("{.*?}", "1", text.replace("{event}", event))
+                fitting = [line for line in LINES if line.fits(filled)]
+                assert len(fitting) == 1, (filled, fitting)
+                assert levels.get(call.level, call.level) in fitting[0].priority, fitting
+                explained.add(fitting[0].term)
+    last = "echod: WHY"  # printed, not logged: see test_line_of_a_start_that_fails
+    assert {line.term for line in LINES} == explained | TWISTEDS | {last}
+    assert len(LINES) == len({line.term for line in LINES})
+    # No call has another form.
+    source = "".join(path.read_text() for path in SOURCES)
+    assert len(re.findall(r"\blog\.\w+\(", source)) == len(list(calls())) > 10
+
+
+TWISTEDS = {
+    "Unhandled Error",
+    "twistd VERSION (PYTHON PYTHONVERSION) starting up.",
+    "reactor class: REACTOR.",
+    "FACTORY starting on PORT",
+    "(TYPE Port PORT Closed)",
+    "Main loop terminated.",
+    "Server Shut Down.",
+}
+"""The lines that Twisted logs."""
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def client(sock: socket.socket) -> socket.socket:
+    return socket.create_connection(sock.getsockname(), TIMEOUT)
+
+
+def exchange(sock: socket.socket) -> None:
+    with client(sock) as connection:
+        connection.sendall(b"hello")
+        connection.shutdown(socket.SHUT_WR)
+        assert receive_all(connection) == b"hello"
+
+
+@contextlib.contextmanager
+def used(daemon: Daemon, sock: socket.socket) -> Iterator[socket.socket]:
+    """Have one client served and gone, the next one served, and one more refused."""
+    exchange(sock)
+    daemon.wait_for("finished")
+    with client(sock) as served:
+        served.sendall(b"x")
+        assert served.recv(1) == b"x"
+        with pytest.raises(ConnectionResetError), client(sock) as refused:
+            refused.recv(1)
+        yield served
+
+
+def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
+    """A daemon that is started, used, disturbed and stopped logs nothing that is not explained."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
+        socket.create_server(("127.0.0.1", 0)) as metrics,
+        Daemon(
+            *("--max-connections", "1"),
+            command=JOURNAL,
+            env={**os.environ, "NOTIFY_SOCKET": "/nowhere/notify"},
+            **passing(listening, datagram, metrics, names="echod.socket:metrics:metrics"),
+        ) as daemon,
+    ):
+        with used(daemon, listening) as served:
+            daemon.terminate()
+            assert receive_all(served) == b""
+        daemon.wait()
+    logged = []
+    for line in daemon.lines:
+        match = re.fullmatch(r"<(\d)>(.*)", line)
+        assert match, line
+        fitting = [each for each in LINES if each.fits(match[2])]
+        assert fitting, line
+        assert PRIORITIES[match[1]] in {each.priority for each in fitting}, line
+        logged += fitting
+    for term in ("NOTIFY_SOCKET", "PASSED is a datagram", "refused 1", "draining", "metrics on"):
+        assert any(line.term.startswith(term) for line in logged), term
+    assert {line.term for line in logged} >= TWISTEDS - {"Unhandled Error"}
+
+
+def test_line_of_a_start_that_fails(listening: socket.socket) -> None:
+    """Why it cannot serve is one line without a priority, and exit status 1."""
+    daemon = Daemon("--no-such", command=JOURNAL, **passing(listening, names="echod.socket"))
+    assert daemon.wait() == 1
+    daemon.directory.cleanup()
+    [line] = daemon.lines
+    [explained] = [each for each in LINES if each.fits(line)]
+    # systemd gives it that of SyslogLevel= (systemd.exec(5)).
+    assert unit("echod.service")["SyslogLevel"] == ["err"]
+    assert "error" in explained.priority
+
+
+def test_endings() -> None:
+    """What the end of a connection means is there for each ending."""
+    [closed] = [line for line in LINES if line.fits("closed 1: 1, 1 bytes in 1 s")]
+    assert all(ending.value in closed.meaning for ending in Ending)
+
+
+# JSON.
+
+
+def test_json_fields() -> None:
+    """The table has each event, and the fields that the source gives it."""
+    logged = {"message": {"message"}}
+    for call in calls():
+        for event in names_of_event(call):
+            if event != "message":
+                logged.setdefault(event, set()).update(set(call.fields) - {"event"})
+    documented = {name.astext(): literals(fields) for name, fields in cells("As JSON")}
+    documented["dropped"] = documented["refused"]  # «likewise»
+    assert documented == logged
+    named = literals(section(DOCUMENT, "As JSON"))
+    assert named >= {level.name for level in logs.PRIORITIES}
+
+
+@pytest.fixture
+def json_lines(listening: socket.socket) -> list[str]:
+    """The log, as JSON, of a daemon that has done what the example shows."""
+    options = ("--max-connections", "1")
+    daemon = Daemon(*options, command=JSON, **passing(listening, names="echod.socket"))
+    with contextlib.closing(daemon), used(daemon, listening):
+        daemon.wait_for('"refused"')
+    return daemon.lines
+
+
+def test_json_example(json_lines: list[str]) -> None:
+    """The example is what a daemon writes, but for times, ports and durations."""
+
+    def normal(line: str) -> str:
+        line = re.sub(r'("time": )"\d{4}(-\d\d){2}T(\d\d:){2}\d\d\.\d{6}\+00:00"', r"\1TIME", line)
+        line = re.sub(r'("seconds": )\d\.\d{1,6}', r"\1SECONDS", line)
+        return re.sub(r"(127\.0\.0\.1:)\d+", r"\1PORT", line)
+
+    [example] = blocks(DOCUMENT, "json")
+    written = [line for line in json_lines if '"bytes": 5' in line or '"refused"' in line]
+    assert [normal(line) for line in written] == [normal(line) for line in example.splitlines()]
+
+
+@needs("jq", "jq")
+def test_json_command(json_lines: list[str]) -> None:
+    """``jq`` finds what the command asks for, whatever is between the lines."""
+    [command] = [block for block in SHELL if " jq " in block]
+    journal = "\n".join(["Started echod.service.", *json_lines, "Fatal Python error: Aborted"])
+    found = run("sh", "-c", command.partition(" | ")[2], input=journal)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert [json.loads(line)["event"] for line in found.stdout.splitlines()] == ["refused"]
+
+
+# Metrics.
+
+
+@pytest.fixture
+def page() -> Iterator[str]:
+    """The address of the metrics of a daemon that has done what the status page shows."""
+    options = ("--max-connections", "100", "--max-connections-per-peer", "1")
+    with Daemon("--port", "0", "--metrics", "tcp:0", *options) as daemon:
+        for _ in range(2):
+            with daemon.connect() as connection:
+                connection.sendall(b"hello")
+                connection.shutdown(socket.SHUT_WR)
+                assert receive_all(connection) == b"hello"
+        daemon.wait_for("finished", 2)
+        with daemon.connect() as one, daemon.connect("::1") as other:
+            for each in (one, other):
+                each.sendall(b"x")
+                assert each.recv(1) == b"x"
+            with pytest.raises(ConnectionResetError), daemon.connect() as refused:
+                refused.recv(1)
+            yield "http://" + daemon.wait_for("metrics on tcp")[0].rpartition(" ")[2]
+
+
+def fetch(url: str, **headers: str) -> str:
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as reply:
+        body: bytes = reply.read()
+    return body.decode()
+
+
+def test_status_page(page: str) -> None:
+    """The status page that is shown is the daemon's, but for its version, ports and times."""
+    [example] = [block for block in blocks(DOCUMENT, "text") if block.startswith("echod ")]
+
+    def normal(text: str) -> list[str]:
+        text = re.sub(r"^echod \S+", "echod VERSION", text.strip())
+        text = re.sub(r":\d{4,5}\n", ":PORT\n", text)
+        return re.sub(r"(since|up for) +\S+", r"\1", text).splitlines()
+
+    assert normal(fetch(f"{page}/")) == normal(example)
+    assert fetch(f"{page}/", Accept="text/html").startswith("<!DOCTYPE html>")
+
+
+def test_metrics(page: str) -> None:
+    """The table has each metric, with its type and its labels, and no other."""
+    exposed: dict[str, tuple[str, set[str]]] = {}
+    for line in fetch(f"{page}/metrics").splitlines():
+        if line.startswith("# TYPE "):
+            name, kind = line.split()[2:]
+            exposed[name] = (kind, set())
+        elif not line.startswith("#"):
+            exposed[name][1].update(re.findall(r'(\w+)="', line))
+    documented = {
+        name.astext(): (kind.astext(), literals(meaning), meaning.astext())
+        for name, kind, meaning in cells("Metrics")
+    }
+    assert {name: kind for name, (kind, *_) in documented.items()} == {
+        name: kind for name, (kind, _) in exposed.items()
+    }
+    for name, (_, labels) in exposed.items():
+        if documented[name][2] == "likewise":
+            continue  # as the one above
+        assert documented[name][1] >= labels, name
+    assert documented["echod_connections_closed_total"][1] == {"ending", *map(value, Ending)}
+    assert documented["echod_connections_refused_total"][1] == {"reason", *map(value, Reason)}
+
+
+def value(member: Ending | Reason) -> str:
+    return str(member.value)
+
+
+@needs("promtool", "prometheus")
+def test_prometheus_configuration(tmp_path: Path) -> None:
+    """Prometheus takes the configuration, and the alerts beside it."""
+    [configuration] = blocks(DOCUMENT, "yaml")
+    (tmp_path / "prometheus.yml").write_text(configuration)
+    shutil.copy(ALERTS, tmp_path)
+    checked = run("promtool", "check", "config", "prometheus.yml", cwd=tmp_path)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "3 rules found" in checked.stdout
+    assert f'targets: ["{unit("echod-metrics.socket")["ListenStream"][0]}"]' in configuration
+
+
+# Alerts.
+
+
+def test_alerts(page: str) -> None:
+    """The table has each alert and its severity; what each goes by, there is."""
+    text = ALERTS.read_text()
+    alerts = re.findall(r"- alert: (\w+)\n(?:.*\n)*?.* severity: (\w+)\n", text)
+    assert [(name, severity) for name, severity, _ in rows("Alerts")] == alerts
+    assert len(alerts) == 3
+    exposed = fetch(f"{page}/metrics")
+    metrics = set(re.findall(r"\b(?:echod|process)_\w+", text))
+    assert len(metrics) == 4
+    for name in metrics:
+        assert f"\n{name}" in exposed, name
+    [configuration] = blocks(DOCUMENT, "yaml")
+    [job] = re.findall(r"job_name: (\w+)", configuration)
+    assert set(re.findall(r'job="(\w+)"', text)) == {job}
+    assert set(re.findall(r'reason!?="([\w-]+)"', text)) <= {reason.value for reason in Reason}
+
+
+def promtool_test(directory: Path, rules: str) -> subprocess.CompletedProcess[str]:
+    """Run the tests of the alerts over ``rules``."""
+    (directory / "docs").mkdir()
+    (directory / "tests").mkdir()
+    (directory / "docs" / "alerts.yml").write_text(rules)
+    shutil.copy(ROOT / "tests" / "alerts_test.yml", directory / "tests")
+    return run("promtool", "test", "rules", "tests/alerts_test.yml", cwd=directory)
+
+
+@needs("promtool", "prometheus")
+def test_alerts_fire(tmp_path: Path) -> None:
+    """Each alert fires when it should, and only then: promtool's own tests pass."""
+    checked = run("promtool", "check", "rules", ALERTS)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    tested = promtool_test(tmp_path, ALERTS.read_text())
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@needs("promtool", "prometheus")
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        ("for: 2m", "for: 30s"),
+        ("for: 2m", "for: 10m"),
+        ("for: 1m", "for: 15s"),
+        (' or absent(up{job="echod"})', ""),
+        ('up{job="echod"} == 0', "up == 0"),
+        ('{reason!="draining"}', ""),
+        ('{reason!="draining"}', '{reason!="max-connections"}'),
+        ("[10m]", "[1h]"),
+        ("> 0.9", "> 0.95"),
+        ("> 0.9", "> 0.8"),
+        ("> 2", "> 3"),
+        ("> 2", "> 1"),
+        ("[1h]", "[2h]"),
+        ('process_start_time_seconds{job="echod"}', "process_start_time_seconds"),
+    ],
+)
+def test_alerts_that_are_different(said: str, instead: str, tmp_path: Path) -> None:
+    """Another threshold, or another time, is something that promtool's tests notice."""
+    rules = ALERTS.read_text()
+    assert said in rules
+    tested = promtool_test(tmp_path, rules.replace(said, instead, 1))
+    assert "FAILED" in tested.stderr, tested.stdout + tested.stderr

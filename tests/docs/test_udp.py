@@ -1,0 +1,195 @@
+"""docs/udp.rst tells the truth: its tables are those of the code, and its examples run.
+
+How the document is read: an ``sh`` block is a command, the ``ini`` block a drop-in whose first
+line is its path, the ``python`` block an application that lacks nothing but ``reactor.run()``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from docutils import nodes
+from twisted.internet.task import Clock
+
+from echod.daemon.options import PORT, Options
+from echod.events import Drop
+from echod.udp import (
+    BURST,
+    LONGEST,
+    PAUSE,
+    RATE,
+    SOURCES,
+    TOTAL_RATE,
+    DatagramEcho,
+    DatagramPort,
+    EchoDatagrams,
+)
+from tests.docs.test_all import blocks, literals, run_application, section, tree
+from tests.docs.test_operating import needs, verified
+from tests.support import ROOT, TIMEOUT, Daemon
+
+PATH = ROOT / "docs" / "udp.rst"
+DOCUMENT = tree(PATH)
+TEXT = " ".join(PATH.read_text().split())
+
+SERVE, TRY = blocks(DOCUMENT, "sh")
+
+
+def rows(title: str) -> list[list[str]]:
+    """Return the texts of the cells of the table in the section of that title."""
+    [body] = section(DOCUMENT, title).findall(nodes.tbody)
+    return [[cell.astext() for cell in row] for row in body.findall(nodes.row)]
+
+
+def test_every_block_is_tested() -> None:
+    """There is no literal block of another kind than those that are tested here."""
+    kinds = {block["classes"][-1] for block in DOCUMENT.findall(nodes.literal_block)}
+    assert kinds == {"sh", "ini", "python"}
+
+
+def test_reasons() -> None:
+    """The table has each reason for which a datagram is not answered, and no other."""
+    found = [reason for reason, _ in rows("What does not come back")]
+    assert sorted(found) == sorted(drop.value for drop in Drop)
+
+
+def test_rates() -> None:
+    """The table has each option of UDP and its default, which embedded is the same."""
+    options = Options()
+    options.parseOptions([])
+    found = {name.removeprefix("--"): float(default) for name, default, _ in rows("The rates")}
+    assert found == {name: options[name] for name in options if name.startswith("udp-")}
+    assert found == {"udp-rate": RATE, "udp-total-rate": TOTAL_RATE, "udp-longest": LONGEST}
+
+
+@pytest.mark.parametrize(
+    ("said", "is_so"),
+    [
+        ("when it has been silent for a second", BURST == 1),
+        ("never pauses for half a second", PAUSE == 0.5),
+        ("An hour, so that", LONGEST == 3600),
+        (f"{SOURCES:,} sources are remembered", True),
+        ("0 to 65,507 bytes (65,527 over IPv6)", True),
+        ("from a port below 1024", True),
+        ("from port 2049", True),
+    ],
+)
+def test_numbers(said: str, is_so: bool) -> None:
+    """The numbers of the text are those of the code; those of RFCs are in test_datagram.py."""
+    assert said in TEXT
+    assert is_so
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("block", [SERVE, TRY])
+def test_commands(block: str, shell: str) -> None:
+    """The commands are such, for sh and bash."""
+    parsed = subprocess.run(
+        [shell, "-n"], input=block, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert (parsed.returncode, parsed.stderr) == (0, "")
+
+
+def served() -> Daemon:
+    """Return a daemon with the options of the document, but any port."""
+    twistd, foreground, echod, *options = shlex.split(SERVE)
+    assert (twistd, foreground, echod) == ("twistd", "-n", "echod")
+    assert any(str(PORT) in option for option in options)
+    return Daemon(*(option.replace(str(PORT), "0") for option in options))
+
+
+def test_serves() -> None:
+    """The first command serves UDP on both loopbacks, and TCP beside it."""
+    with served() as daemon:
+        for where in ("udp 127.0.0.1:", "udp [::1]:", "tcp 127.0.0.1:"):
+            daemon.wait_for(f"listening on {where}")
+
+
+@pytest.mark.skipif(not shutil.which("socat"), reason="socat is not installed; .ci/run does it")
+def test_try_it() -> None:
+    """The second command prints what it sends."""
+    assert str(PORT) in TRY
+    with served() as daemon:
+        port = daemon.wait_for("listening on udp 127.0.0.1")[0].rpartition(":")[2]
+        ended = subprocess.run(
+            ["sh", "-c", TRY.replace(str(PORT), port)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("hello", "", 0)
+
+
+@pytest.mark.parametrize("description", [r"udp:0:interface=127.0.0.1", r"udp:0:interface=\:\:1"])
+def test_interface(description: str) -> None:
+    """``interface=`` takes an address, whose colons have a backslash before them."""
+    assert "``udp:PORT:interface=ADDRESS``" in TEXT
+    assert r"``\:\:`` all of IPv6" in TEXT
+    with Daemon("--listen", description) as daemon:
+        address = "[::1]" if "\\" in description else "127.0.0.1"
+        [line] = daemon.wait_for("listening on")
+        assert f"listening on udp {address}:" in line
+
+
+@needs("systemd-analyze", "systemd")
+def test_drop_in(tmp_path: Path) -> None:
+    """The units, with the drop-in, are such that systemd has nothing to say about them."""
+    [block] = blocks(DOCUMENT, "ini")
+    assert verified(block, tmp_path) == (0, [])
+
+
+ASK = """
+import socket
+from twisted.internet.threads import deferToThread
+
+[number] = datagrams.rules.own_ports
+
+def ask():
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last,
+    ):
+        last.bind(("127.0.0.2", 0))
+        for sock in [client] * 15 + [last]:
+            sock.connect(("127.0.0.1", number))
+            sock.send(b"hello")
+        last.recv(99)  # so those before it are done
+
+def done(result):
+    print(result, datagrams.answered, datagrams.bytes)
+    reactor.stop()
+
+reactor.callWhenRunning(lambda: deferToThread(ask).addBoth(done))
+reactor.run()
+"""
+
+
+def test_embedding_example(tmp_path: Path) -> None:
+    """The application answers at its rate, and its observer is told of each other datagram."""
+    [block] = blocks(DOCUMENT, "python")
+    ended = run_application(f"{block}\n{ASK}", tmp_path)
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    *dropped, last = ended.stdout.splitlines()
+    counted = re.fullmatch(r"None (\d+) (\d+)", last)
+    assert counted
+    answered = int(counted[1]) - 1
+    assert 10 <= answered < 15  # some more than a second's, if that takes long
+    assert int(counted[2]) == 5 * (answered + 1)
+    assert len(dropped) == 15 - answered
+    assert all(re.match(r"Dropped\(drop=<Drop\.SOURCE_RATE: .*'127\.0\.0\.1'", x) for x in dropped)
+
+
+def test_embedding_parts() -> None:
+    """What the document names of the classes is there."""
+    named = literals(section(DOCUMENT, "To embed"))
+    assert {"EchoDatagrams", "answered", "bytes", "Dropped(drop, peer)"} <= named
+    assert {"DatagramPort(reactor, sock, datagrams)", "startListening()"} <= named
+    assert DatagramPort.startListening
+    assert DatagramEcho.__name__ in blocks(DOCUMENT, "python")[0]
+    assert {"answered", "bytes"} <= vars(EchoDatagrams(Clock())).keys()

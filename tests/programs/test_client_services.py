@@ -1,0 +1,206 @@
+"""The client against real services, good ones and those with one known fault, counted exactly."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.memory import echod_client
+from tests.programs.mirrors import Mirror
+
+pytestmark = pytest.mark.once
+
+COUNTS = ("lost", "late", "damaged", "duplicated", "reordered", "unexpected", "under_way")
+
+
+def wrong(told: dict[str, Any]) -> dict[str, int]:
+    """Return what is not 0 of what is not right."""
+    return {name: told[name] for name in COUNTS if told[name]}
+
+
+def at(mirror: Mirror, udp: bool = False) -> str:
+    return f"{'udp:' if udp else ''}127.0.0.1:{mirror.port}"
+
+
+@pytest.mark.parametrize("udp", [False, True])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ping", "-c", 5, "-i", 0.001),
+        ("load", "-d", 0.2, "-C", 3),
+        ("load", "-d", 0.2, "-C", 3, "-r", 200),
+    ],
+)
+def test_right(command: tuple[Any, ...], udp: bool) -> None:
+    """From a service that does what it is to do, all comes back, and the exit status is 0."""
+    with Mirror("plain", *["--udp"] * udp) as mirror:
+        outcome = echod_client(*command, at(mirror, udp), "--json")
+        counted = mirror.stop()
+    told = outcome.told
+    assert (outcome.status, outcome.err, wrong(told), told["errors"]) == (0, "", {}, {})
+    assert told["sent"] == told["received"] > 0
+    assert told["protocol"] == ("udp" if udp else "tcp")
+    assert counted["bytes"] == told["sent"] * 64
+
+
+@pytest.mark.parametrize("udp", [False, True])
+def test_damage(udp: bool) -> None:
+    """Each damaged byte is counted, and each message that has one."""
+    with Mirror("damage", "--every", 1000, *["--udp"] * udp) as mirror:
+        outcome = echod_client("load", at(mirror, udp), "-d", 0.3, "-C", 2, "-s", 300, "--json")
+        counted = mirror.stop()
+    told = outcome.told
+    assert outcome.status == 1
+    assert counted["bytes"] == told["sent"] * 300
+    assert told["damaged_bytes"] == counted["damaged"] > 10
+    # No two of a message's 300 bytes are a thousand apart.
+    assert wrong(told) == {"damaged": counted["damaged"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "count"),
+    [
+        ("drop", "lost", "dropped"),
+        ("duplicate", "duplicated", "duplicated"),
+        ("reorder", "reordered", "reordered"),
+    ],
+)
+def test_datagrams(kind: str, name: str, count: str) -> None:
+    """What UDP may do to a datagram is counted under its name, exactly."""
+    with Mirror(kind, "--udp", "--every", 100) as mirror:
+        outcome = echod_client(
+            # Slowly: the kernel holds what comes while the mirror waits for a busy core.
+            *("load", at(mirror, udp=True), "-d", 2.08, "-r", 500, "-W", 1, "--json")
+        )
+        counted = mirror.stop()
+    told = outcome.told
+    assert counted["datagrams"] == told["sent"] == 1040
+    assert counted[count] == 10
+    assert wrong(told) == {name: 10}
+    assert outcome.status == (0 if name == "reordered" else 1)
+
+
+def test_late_datagrams() -> None:
+    """Late datagrams are no lost ones; and those that overtake them tell of their reordering."""
+    with Mirror("late", "--udp", "--every", 20, "--seconds", 0.2) as mirror:
+        outcome = echod_client(
+            *("ping", at(mirror, udp=True), "-c", 79, "-i", 0.01, "-W", 0.15, "--json")
+        )
+        counted = mirror.stop()
+    told = outcome.told
+    assert outcome.status == 1
+    assert wrong(told) == {"late": 3, "reordered": told["reordered"]}
+    assert counted["late"] == 3
+    assert told["round_trip_seconds"]["max"] == pytest.approx(0.2, abs=0.05)
+
+
+def test_late_messages() -> None:
+    """So are late messages on a connection, where what follows waits behind them."""
+    with Mirror("late", "--every", 2, "--size", 64, "--seconds", 0.4) as mirror:
+        outcome = echod_client("ping", at(mirror), "-c", 3, "-i", 0.5, "-W", 0.25, "--json")
+        counted = mirror.stop()
+    assert outcome.status == 1
+    assert wrong(outcome.told) == {"late": 1}
+    assert counted["paused"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "word"), [("close", "closed", "closed"), ("reset", "reset", "reset")]
+)
+def test_ended_early(kind: str, count: str, word: str) -> None:
+    """Connections that the service ends are counted by how it did."""
+    with Mirror(kind, "--after", 640) as mirror:
+        outcome = echod_client("load", at(mirror), "-d", 10, "-C", 7, "--json")
+        counted = mirror.stop()
+    told = outcome.told
+    assert outcome.status == 1
+    assert counted[count] == 7
+    assert told["errors"] == {word: 7}
+    # Ten came back on each, unless a reset has destroyed what was on its way.
+    assert told["received"] == 70 or kind == "reset"
+    assert told["sent"] == told["received"] + told["lost"]
+
+
+def test_silent() -> None:
+    """Who accepts and says nothing is waited for no longer than the timeout."""
+    with Mirror("silent") as mirror:
+        outcome = echod_client("load", at(mirror), "-d", 0.1, "-C", 3, "-W", 0.3, "--json")
+        counted = mirror.stop()
+    told = outcome.told
+    assert outcome.status == 1
+    assert counted == {"connections": 3, "bytes": 3 * 64}
+    assert wrong(told) == {"lost": 3}
+    assert told["connections_silent"] == 3
+
+
+def test_silent_by_udp() -> None:
+    """By UDP a closed loop goes on when a datagram is given up."""
+    with Mirror("silent", "--udp") as mirror:
+        outcome = echod_client("load", at(mirror, udp=True), "-d", 0.35, "-W", 0.1, "--json")
+        counted = mirror.stop()
+    assert outcome.status == 1
+    assert counted["datagrams"] == outcome.told["lost"] == outcome.told["sent"] >= 3
+
+
+def test_extra() -> None:
+    """A byte that nobody sent is one too many, where nothing else is under way."""
+    with Mirror("extra", "--after", 64 * 3) as mirror:
+        outcome = echod_client("ping", at(mirror), "-c", 5, "-i", 0.01, "--json")
+        assert mirror.stop() == {"extra": 1}
+    assert outcome.status == 1
+    assert outcome.told["received"] == 5
+    assert wrong(outcome.told) == {"unexpected": 1}
+
+
+def test_swallow() -> None:
+    """A byte that is missing damages all that comes after it, and leaves the last unfinished."""
+    with Mirror("swallow", "--after", 64 * 3) as mirror:
+        outcome = echod_client("ping", at(mirror), "-c", 5, "-i", 0.01, "-W", 0.3, "--json")
+        assert mirror.stop() == {"swallowed": 1}
+    assert outcome.status == 1
+    assert outcome.told["received"] == 3
+    assert wrong(outcome.told) == {"damaged": 1, "lost": 1}
+
+
+@pytest.mark.parametrize("command", [("ping", "-c", 2), ("load", "-d", 1), ("pipe",)])
+def test_refuse(command: tuple[Any, ...]) -> None:
+    """A port without a service is one line, and the exit status 1."""
+    with Mirror("refuse") as mirror:
+        status, out, err = echod_client(*command, at(mirror))
+        target = at(mirror)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"echod-client {command[0]}: {target}: ")
+    assert err.endswith("connection refused\n")
+    assert err.count("\n") == 1
+
+
+def test_refuse_by_udp() -> None:
+    """By UDP the kernel tells of each datagram that nobody takes."""
+    with Mirror("refuse", "--udp") as mirror:
+        outcome = echod_client(
+            "ping", at(mirror, udp=True), "-c", 5, "-i", 0.01, "-W", 0.1, "--json"
+        )
+    assert outcome.status == 1
+    assert outcome.told["errors"] == {"refused": 5}
+    assert wrong(outcome.told) == {"lost": 5}
+
+
+def test_name() -> None:
+    """A name is looked up, and the address that answers is told."""
+    with Mirror("plain") as mirror:
+        outcome = echod_client("ping", f"localhost:{mirror.port}", "-c", 1, "--json")
+    assert outcome.status == 0
+    assert outcome.told["address"] == f"127.0.0.1:{mirror.port}"
+    assert outcome.told["errors"] == {}
+
+
+def test_unix() -> None:
+    """A UNIX socket is a target like any other."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = str(Path(directory) / "none")
+        status, _, err = echod_client("ping", f"unix:{path}", "-c", 1)
+    assert status == 1
+    assert err == f"echod-client ping: unix:{path}: no such file or directory\n"

@@ -1,0 +1,180 @@
+"""The large figures of ``echod-client``, on real services. ``tox -e soak`` runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs.mirrors import Mirror
+from tests.programs.test_echod_client import CLIENT, client
+from tests.support import TIMEOUT, Daemon
+
+pytestmark = pytest.mark.soak
+
+MIB = 1 << 20
+RUNS = 1000
+
+
+def peak(pid: int) -> int:
+    """Return the most memory that a process has had, in bytes (VmHWM in proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")
+    )
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "source"),
+    [(10 * 1024, lambda: bytes(MIB)), (1024, lambda: os.urandom(MIB))],
+    ids=["10 GiB of zeros", "1 GiB of noise"],
+)
+def test_pipe(mebibytes: int, source: Callable[[], bytes]) -> None:
+    """So much goes through a pipe, comes out as it went in, and takes less than 64 MiB."""
+    parts = [source() for _ in range(16)]  # 16 MiB of noise, again and again
+    with (
+        Daemon("--port", "0", "--quiet") as daemon,
+        subprocess.Popen(
+            [CLIENT, "pipe", f"127.0.0.1:{daemon.port}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process,
+    ):
+        feed, came = process.stdin, process.stdout
+        assert feed is not None
+        assert came is not None
+
+        def write() -> None:
+            for number in range(mebibytes):
+                feed.write(parts[number % len(parts)])
+            feed.flush()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        for number in range(mebibytes):
+            assert came.read(MIB) == parts[number % len(parts)], number
+        writer.join()
+        memory = peak(process.pid)
+        feed.close()
+        assert came.read() == b""
+        assert process.wait(TIMEOUT) == 0
+    print(f"\n{mebibytes} MiB through a pipe: {memory / MIB:.1f} MiB of memory at the most")
+    assert memory < 64 * MIB
+
+
+@pytest.mark.parametrize("udp", [False, True])
+def test_delay(udp: bool) -> None:
+    """A service that adds 20 ms has a p50 of 20 ms and what loopback takes, within 1 ms."""
+    words = ["--udp"] * udp
+    with Mirror("plain", *words) as plain, Mirror("delay", "--seconds", 0.02, *words) as delay:
+        medians = []
+        for mirror in (plain, delay):
+            target = f"{'udp:' if udp else ''}127.0.0.1:{mirror.port}"
+            run = client("ping", target, "-c", 200, "-i", 0.005, "--json")
+            assert run.returncode == 0
+            medians.append(json.loads(run.stdout)["round_trip_seconds"]["p50"])
+    own, with_delay = medians
+    print(f"\np50 {own * 1000:.3f} ms without, {with_delay * 1000:.3f} ms with 20 ms")
+    assert with_delay - own == pytest.approx(0.02, abs=0.001)
+
+
+def frozen_load(*arguments: object) -> Any:
+    """Load a service that freezes for 1 s in every 10 s, for 11 s from the first freeze on."""
+    with Mirror("freeze", "--every", 10, "--seconds", 1) as mirror:
+        run = client("load", f"127.0.0.1:{mirror.port}", "-d", 11, *arguments)
+        assert mirror.stop() == {"freezes": 2}
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+def test_freeze() -> None:
+    """An open loop shows the freezes as they are on paper, and a closed loop says that it is one.
+
+    Of 11,000 messages 2,000 wait, as long as is left of a freeze: a tenth of all for 0.45 s or
+    more, a hundredth for 0.945 s or more.
+    """
+    with ThreadPoolExecutor() as pool:
+        opened = pool.submit(frozen_load, "-r", 1000, "-C", 4)
+        closed = pool.submit(frozen_load, "-C", 4)
+    percentiles = figures(opened.result())
+    assert percentiles["p90"] == pytest.approx(450, rel=0.05)
+    assert percentiles["p99"] == pytest.approx(945, rel=0.05)
+    assert "open loop: 1,000" in opened.result() or "open loop: 99" in opened.result()
+    assert figures(closed.result())["p99"] < 100
+    assert "closed loop" in closed.result()
+    print("\n", opened.result(), closed.result(), sep="")
+
+
+def figures(printed: str) -> dict[str, float]:
+    """Return the latencies of a load's summary, in milliseconds."""
+    line = next(line for line in printed.splitlines() if line.startswith("latency: "))
+    pairs = (each.split() for each in line[len("latency: ") : -len(" ms")].split(", "))
+    return {name: float(value) for name, value in pairs}
+
+
+IN_A_NETWORK_OF_ITS_OWN = """
+import os, subprocess, sys
+from echod.client.commands import run
+from echod.client.options import parse
+from tests.programs.mirrors import Mirror
+
+os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+quiet = os.open(os.devnull, os.O_RDWR)
+with Mirror("plain") as tcp, Mirror("plain", "--udp") as udp:
+    commands = [
+        ["ping", f"127.0.0.1:{tcp.port}", "-c", "2", "-i", "0.001"],
+        ["ping", f"udp:127.0.0.1:{udp.port}", "-c", "2", "-i", "0.001"],
+        ["load", f"127.0.0.1:{tcp.port}", "-d", "0.005", "-C", "3"],
+        ["load", f"udp:127.0.0.1:{udp.port}", "-d", "0.005", "-C", "3", "-r", "1000"],
+        ["pipe", f"127.0.0.1:{tcp.port}"],
+        ["ping", "127.0.0.1:9", "-c", "1"],
+    ]
+    statuses, running = set(), {}
+    for number in range(int(sys.argv[1]) + 2):
+        if len(running) == 2 or number >= int(sys.argv[1]):
+            pid, ended = os.wait()
+            statuses.add((running.pop(pid), os.waitstatus_to_exitcode(ended)))
+        if number >= int(sys.argv[1]):
+            continue
+        pid = os.fork()  # and so all of it need not be imported again
+        if not pid:
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            status = 100
+            try:
+                status = run(parse(commands[number % len(commands)]))
+            finally:
+                os._exit(status)
+        running[pid] = number % len(commands)
+    tcp.stop(), udp.stop()
+print(sorted(statuses))
+subprocess.run(["ss", "-Hantu", "exclude", "time-wait"], check=True)
+subprocess.run(["ss", "-s"], check=True)
+"""
+
+
+def test_nothing_is_left() -> None:
+    """After 1,000 runs there is no socket of theirs, but what TCP itself keeps for a minute."""
+    run = subprocess.run(
+        [
+            *("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"),
+            *(sys.executable, "-c", IN_A_NETWORK_OF_ITS_OWN, str(RUNS)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    statuses, rest = run.stdout.split("\n", 1)
+    assert statuses == "[(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 1)]"
+    print(rest)
+    assert rest.startswith("Total: ")  # and before it no socket at all

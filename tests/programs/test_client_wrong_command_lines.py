@@ -1,0 +1,258 @@
+"""Command lines of echod-client that are wrong: each is one line, and its exit status tells."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from echod.client.endpoint import BadTarget
+from echod.client.main import main
+from echod.client.target import parse_target
+from tests.authority import Authority
+from tests.support import TIMEOUT
+
+Capture = pytest.CaptureFixture[str]
+
+PYTHON = re.compile(
+    r"Traceback|[A-Za-z]+(Error|Exception|Warning)\b|__|\bself\b|\w\(\)|[ (]b'|"
+    r"positional|keyword|invalid literal|codec|NoneType|errno|\[\("
+)
+"""What a program in Python may say when it has not thought of something."""
+
+
+@pytest.fixture(autouse=True)
+def process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Have a directory with some files, no reactor installed, and Ctrl-C as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("echod.client.commands.installReactor", lambda _: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "ping.json").write_text(json.dumps({"command": "ping"}))
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{")
+    (tmp_path / "a:b.svg").mkdir()
+    (tmp_path / "keys").mkdir()
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def answer(capsys: Capture) -> Callable[..., tuple[int, str]]:
+    """Return what runs a command line, and returns its exit status and its only line."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        try:
+            status: Any = main(list(arguments))
+        except SystemExit as ended:
+            status = ended.code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        line = err[:-1]
+        assert line.isprintable()
+        assert line.startswith("echod-client")
+        assert not PYTHON.search(line), line
+        return status, line
+
+    return run
+
+
+WRONG = [
+    # commands and options
+    ("", "pipe | ping | load"),
+    ("pong h:7", "'pong'"),
+    ("Ping h:7", "'Ping'"),
+    ("h:7", "'h:7'"),
+    ("-4 ping h:7", "no option -4"),
+    ("-v", "no option -v"),
+    ("--versio", "no option --versio"),
+    ("ping", "TARGET"),
+    ("ping -c 3", "TARGET"),
+    ("ping -4", "no option -4"),
+    ("ping -6 h:7", "no option -6"),
+    ("ping h:7 -n", "no option -n"),
+    ("ping -qc 3 h:7", "no option -qc"),
+    ("ping --coun 3 h:7", "no option --coun"),
+    ("ping --no-dont-fragment h:7", "no option --no-dont-fragment"),
+    ("pipe --count 3 h:7", "no option --count"),
+    ("load -i 3 h:7", "no option -i"),
+    ("ping h:7 -c", "-c/--count: expected one argument"),
+    ("ping h:7 -W -c 3", "-W/--timeout: expected one argument"),
+    ("ping h:7 --json=yes", "--json"),
+    ("ping h:7 g:7", "takes one TARGET; leave out 'g:7'"),
+    ("pipe h:7 file", "leave out 'file'"),
+    # values
+    ("ping h:7 -c 0", "a whole number from 1"),
+    ("ping h:7 -c -1", "not '-1'"),
+    ("ping h:7 -c three", "not 'three'"),
+    ("ping h:7 -c 1e3", "not '1e3'"),
+    ("ping h:7 -i 0", "a duration from 1ms"),
+    ("ping h:7 -i 1us", "not '1us'"),
+    ("ping h:7 -i 1,5", "not '1,5'"),
+    ("ping h:7 -W 1day", "not '1day'"),
+    ("ping h:7 -W inf", "not 'inf'"),
+    ("ping h:7 -W nan", "not 'nan'"),
+    ("pipe h:7 -W 1e-320", "not '1e-320'"),
+    ("ping h:7 -s 0", "a whole number from 1"),
+    ("ping h:7 -s 64k", "not '64k'"),
+    ("ping udp:h:7 -s 15", "--size takes 16 to 65507"),
+    ("load udp:h:7 -s 65508", "--size takes 16 to 65507"),
+    ("ping h:7 --dont-fragment", "--dont-fragment is for udp"),
+    ("load h:7 -C 0", "a whole number from 1"),
+    ("load h:7 -C 1048577", "not '1048577'"),
+    ("load h:7 -C 1000000", "more than RLIMIT_NOFILE allows"),
+    ("load h:7 -d 0s", "not '0s'"),
+    ("load h:7 -r 0", "a number of messages a second"),
+    ("load h:7 -r 10/s", "not '10/s'"),
+    # files
+    ("load h:7 --plot a.pdf", "ends in .svg or .png"),
+    ("load h:7 --plot none/a.svg", "--plot none/a.svg: no file can be written there"),
+    ("load h:7 --plot a:b.svg", "--plot a:b.svg: no file can be written there"),
+    ("load h:7 --compare a.json", "--compare is for --plot"),
+    ("load h:7 --plot a.svg --compare a.json", "--compare a.json: no such file or directory"),
+    ("load h:7 --plot a.svg --compare .", "--compare .: is a directory"),
+    ("load h:7 --plot a.svg --compare empty.json", "--compare empty.json: no run that"),
+    ("load h:7 --plot a.svg --compare list.json", "--compare list.json: no run that"),
+    ("load h:7 --plot a.svg --compare ping.json", "--compare ping.json: no run that"),
+    ("load h:7 --plot a.svg --compare bytes.json", "--compare bytes.json: no run that"),
+    # targets
+    ("pipe udp:h:7", "use TCP"),
+    ("ping h", "has to be host:port"),
+    ("ping h:", "has to be host:port"),
+    ("ping :7", "has to be host:port"),
+    ("ping 7", "has to be host:port"),
+    ("ping h:0", "a port is from 1 to 65535, not '0'"),
+    ("ping h:65536", "a port is from 1 to 65535, not '65536'"),
+    ("ping h:http", "'h'; a port is a number"),
+    ("ping h:7:", "'h'; a port is a number"),
+    ("ping http://h:7", "'http'; a port is a number"),
+    ("ping ::1:7", "an IPv6 address goes in brackets"),
+    ("ping [::1]", "has to be host:port"),
+    ("ping [::1:7", "has to be host:port"),
+    ("ping [::z]:7", "'::z' is no IPv6 address"),
+    ("ping [fe80::1]:7", "a link-local address needs its interface"),
+    ("ping udp:h", "has to be host:port"),
+    ("ping tcp:h", "has to be tcp:HOST:PORT"),
+    ("ping tcp:h:70000", "a port is from 1 to 65535, not '70000'"),
+    ("ping tcp:h:7:timeout=soon", "has to be tcp:HOST:PORT"),
+    ("ping tcp6:h:7", "'tcp6'; a port is a number"),
+    ("ping unix:", "has to be host:port"),
+    ("ping unix:a:b", "has to be unix:PATH"),
+    ("ping unix:a=b", "has to be unix:PATH"),
+    ("ping unix:" + "x" * 108, "a path has 107 bytes at most"),
+    ("ping tls:h", "has to be tls:HOST:PORT"),
+    ("ping tls:h:7:trustRoot=keys", "has to be tls:HOST:PORT"),
+    ("ping tls:h:7:trustRoots=none", "/none': no such file or directory"),
+    ("ping tls:h:7:trustRoots=empty.json", "empty.json': not a directory"),
+    ("ping tls:h:7:certificate=keys:privateKey=keys", "keys': is a directory"),
+    ("ping tls:h:7:certificate=empty.json:privateKey=empty.json", "each in PEM"),
+    ("ping ssl:h", "has to be ssl:HOST:PORT"),
+    ("ping fd:3:4", "'fd'; a port is a number"),
+    ("ping systemd:domain=INET:index=0", "'systemd'; a port is a number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG)
+def test_wrong(answer: Any, arguments: str, said: str) -> None:
+    """Each is answered by what is wrong and what to do, and the status is 2."""
+    status, line = answer(*arguments.split())
+    assert status == 2
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1: connection refused"),
+        ("tls:127.0.0.1:1:trustRoots=keys", "tls:127.0.0.1:1: connection refused"),
+        ("unix:none", "unix:none: no such file or directory"),
+        ("unix:keys", "unix:keys: connection refused"),
+        (f"{'a' * 70}:7", "no such name: each part of a name has 1 to 63 characters"),
+        ("a..b:7", "no such name: each part of a name has 1 to 63 characters"),
+        ("[::1%none]:7", "there is no interface none"),
+        ("[::1%lo]:7", "an interface after the address is for link-local addresses only"),
+    ],
+)
+def test_not_reached(answer: Any, target: str, said: str) -> None:
+    """What shows only when it is tried is as short, and the status is 1."""
+    status, line = answer("ping", target, "-c", "1", "-W", "5s")
+    assert status == 1
+    assert said in line
+
+
+def test_key_among_certificates(answer: Any, tmp_path: Path) -> None:
+    """A key among certificates is one of them, too."""
+    key, _ = Authority(tmp_path).issue("server")
+    os.rename(key, "keys/key.pem")
+    status, line = answer("ping", "tls:h:7:trustRoots=keys")
+    assert status == 2
+    assert "keys/key.pem' is no certificate" in line
+
+
+KINDS = st.sampled_from(["", "udp:", "tcp:", "tls:", "ssl:", "unix:", "UDP:", "tcp6:", "odd:", "["])
+PLACES = st.sampled_from(
+    ["h", "h:7", "::1", "::1]:7", "/run/x", "a=b", "h:port=", "\udcff", "a\\", ""]
+)
+OTHERS = st.sampled_from(["", ":", ":7", ":x", ":timeout=x", ":trustRoots=/none", ":=", "\\", "\n"])
+
+
+@settings(max_examples=150)
+@given(st.builds("".join, st.tuples(KINDS, PLACES, OTHERS)) | st.text())
+def test_any_target(said: str) -> None:
+    """Whatever a TARGET is, it is one, or one line says why not."""
+    with suppress(BadTarget):
+        target = parse_target(said)
+        if target.host is None:
+            target.endpoint(Clock())
+        return
+    with pytest.raises(BadTarget) as raised:
+        parse_target(said).endpoint(Clock())
+    line = str(raised.value)
+    assert line.startswith(f"TARGET {said!r}")
+    assert line.isprintable()
+    assert not PYTHON.search(line.removeprefix(f"TARGET {said!r}").partition(", not ")[0])
+
+
+NAMES = st.sampled_from(
+    ["-c", "-i", "-W", "-s", "--count", "--size", "-4", "--json", "-", "--", "-x"]
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(NAMES | st.sampled_from(["h:0", "3", "1s", "x", ""]) | st.text(), max_size=5))
+def test_any_arguments(answer: Any, arguments: list[str]) -> None:
+    """Whatever the arguments are besides a TARGET that is wrong, one line says why not."""
+    assert answer("ping", *arguments, "h:0")[0] == 2
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("argument", [b"h\xff:x", b"-\xff", b"--\xff=\xff", b"unix:\xff:\xff"])
+def test_bytes(argument: bytes) -> None:
+    """Arguments that are no UTF-8 are shown in ASCII."""
+    client = Path(sys.executable).with_name("echod-client")
+    run = subprocess.run(
+        [bytes(client), b"ping", argument],
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (2, b"")
+    assert run.stderr.count(b"\n") == 1
+    assert b"\\udcff" in run.stderr
+    assert not PYTHON.search(run.stderr.decode())

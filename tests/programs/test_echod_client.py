@@ -1,0 +1,429 @@
+"""The command ``echod-client``, as somebody uses it: in a terminal, in a pipe, interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.memory import MS, tls_target
+from tests.programs.mirrors import Mirror
+from tests.support import TIMEOUT, Daemon
+
+pytestmark = pytest.mark.once
+
+CLIENT = str(Path(sys.executable).with_name("echod-client"))
+COLUMNS = 40
+
+
+@pytest.fixture(scope="module")
+def mirror() -> Iterator[Mirror]:
+    with Mirror("plain") as running:
+        yield running
+
+
+@pytest.fixture
+def target(mirror: Mirror) -> str:
+    return f"127.0.0.1:{mirror.port}"
+
+
+def client(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own."""
+    options = {"capture_output": True, "text": True, **options}
+    return subprocess.run([CLIENT, *map(str, arguments)], timeout=TIMEOUT, check=False, **options)
+
+
+def shell(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+
+
+def test_silence_in_a_pipe(target: str) -> None:
+    """Where nobody looks, pipe says nothing but what comes out of it."""
+    data = os.urandom(300_000)
+    run = client("pipe", target, input=data, text=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert run.stdout == data
+
+
+def test_json_of_pipe(target: str) -> None:
+    """What pipe has to say in JSON does not get among the bytes."""
+    run = client("pipe", target, "--json", input="hello")
+    assert run.stdout == "hello"
+    told = json.loads(run.stderr)
+    assert (told["sent_bytes"], told["received_bytes"], told["ok"]) == (5, 5, True)
+
+
+def test_tar(target: str) -> None:
+    """What tar(1) packs comes out whole at the other side."""
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(20):
+            (Path(directory) / f"file-{number}").write_bytes(os.urandom(number * 1000))
+        there = f"-C {directory}"
+        script = f"set -o pipefail; tar c {there} . | {CLIENT} pipe {target} | tar d {there}"
+        run = shell(script)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [("ping", "-i", "0.01"), ("load", "-d", "100")])
+def test_interrupted(command: tuple[str, ...], number: int) -> None:
+    """Ctrl-C gives a whole summary of what has been, and the status of that."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(TIMEOUT)
+        with subprocess.Popen(
+            [CLIENT, *command, f"127.0.0.1:{listening.getsockname()[1]}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            peer, _ = listening.accept()
+            with peer:
+                peer.settimeout(TIMEOUT)
+                for _ in range(3):
+                    peer.sendall(peer.recv(1 << 16))
+                if command[0] == "ping":  # whose next message says nothing of the last reply
+                    while not process.stdout.readline().startswith("seq=0"):
+                        pass
+                process.send_signal(number)
+                while peer.recv(1 << 16):  # what is under way, until the client finishes
+                    pass
+            out, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, err) == (0, "")
+    assert re.search(r"^\d+ sent, \d+ received, 0 lost, 0 late, 0 damaged", out, re.MULTILINE)
+
+
+def test_interrupted_pipe(target: str) -> None:
+    """Ctrl-C in a pipe is one line, and status 1: not all has gone through."""
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [CLIENT, "pipe", target], stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        os.write(writing, b"hello")
+        assert process.stdout.read(5) == b"hello"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT)
+    os.close(reading)
+    os.close(writing)
+    assert process.returncode == 1
+    said = f"echod-client pipe: {target}: interrupted; 5 of 5 bytes came out\n"
+    assert err.decode() == said
+
+
+def test_reader_goes(target: str) -> None:
+    """Who has read enough ends it: one line, no traceback, status 1."""
+    script = f"{CLIENT} ping {target} -i 0.01 | head -n 3; echo ${{PIPESTATUS[0]}}"
+    run = shell(script)
+    assert run.stdout.splitlines()[-1] == "1"
+    assert run.stderr == "echod-client ping: standard output: broken pipe\n"
+
+
+def test_reader_of_both_goes(target: str) -> None:
+    """It ends, too, where who has gone was reading standard error as well."""
+    script = f"{CLIENT} ping {target} -i 0.01 2>&1 | head -n 3; echo ${{PIPESTATUS[0]}}"
+    run = shell(script)
+    assert (run.stdout.splitlines()[-1], run.stderr) == ("1", "")
+
+
+@pytest.mark.parametrize("command", ["ping -c 1", "load -d 0.1 -r 100", "pipe", "pipe --json"])
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full"])
+def test_no_standard_error(target: str, command: str, redirected: str) -> None:
+    """Without standard error it runs as with it, and nothing of that gets into the output."""
+    run = shell(f"{CLIENT} {command} {target} < /dev/null {redirected}")
+    assert run.returncode == ("--json" in command and "full" in redirected)
+    assert "{" not in run.stdout
+    run = shell(f"{CLIENT} {command} unix:/nonexistent < /dev/null {redirected}")
+    assert (run.returncode, run.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "said"),
+    [("<&-", "standard input is closed"), (">&-", "standard output is closed")],
+)
+def test_closed(target: str, redirected: str, said: str) -> None:
+    """Without standard input or output nothing is done: something else would take its number."""
+    script = f"{CLIENT} ping {target} -c 1 {redirected}"
+    run = shell(script)
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"echod-client ping: {said}\n")
+
+
+class Screen:
+    """A terminal of 40 columns, and what is written to it."""
+
+    def __init__(self) -> None:
+        self.leader, self.follower = pty.openpty()
+        fcntl.ioctl(self.follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+        self.written = bytearray()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        try:
+            while part := os.read(self.leader, 1 << 16):
+                self.written += part
+        except OSError:  # EIO: nobody has it open any more
+            pass
+
+    def close(self) -> str:
+        os.close(self.follower)
+        self._reader.join()
+        os.close(self.leader)
+        return self.written.decode()
+
+
+def environment() -> dict[str, str]:
+    """Return one that does not say how wide the terminal is, with a locale of UTF-8."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    return {**kept, "LC_ALL": "C.UTF-8"}
+
+
+def test_narrow_terminal(target: str) -> None:
+    """In a terminal of 40 columns a line lives while the load runs, and no line is longer."""
+    screen = Screen()
+    run = client(
+        *("load", target, "-d", 1.3, "-C", 2, "-r", 100),
+        capture_output=False,
+        stdout=screen.follower,
+        stderr=screen.follower,
+        stdin=screen.follower,
+        env=environment(),
+    )
+    shown = screen.close()
+    assert run.returncode == 0
+    assert "100/s, p99 " in shown
+    for line in re.split("[\r\n]+", re.sub("\x1b\\[[A-Z0-9;]*", "", shown)):
+        assert len(line) <= COLUMNS, line
+    assert "█" in shown
+    assert "130 sent, 130 received, 0 lost," in shown
+
+
+def test_progress(target: str) -> None:
+    """A pipe shows its progress in a terminal, and not among the bytes."""
+    screen = Screen()
+    with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as sink:
+        file.truncate(20_000_000)
+        run = client(
+            *("pipe", target),
+            capture_output=False,
+            stdin=file,
+            stdout=sink,
+            stderr=screen.follower,
+            env=environment(),
+        )
+        assert os.fstat(sink.fileno()).st_size == 20_000_000
+    shown = screen.close()
+    assert run.returncode == 0
+    assert "100%" in shown
+    assert "20.0M/20.0M" in shown
+
+
+def test_no_progress_beside_the_bytes(target: str) -> None:
+    """Where the bytes themselves go to the terminal, no bar gets among them."""
+    screen = Screen()
+    run = client(
+        *("pipe", target),
+        capture_output=False,
+        input="hello\n",
+        stdout=screen.follower,
+        stderr=screen.follower,
+    )
+    assert screen.close() == "hello\r\n"
+    assert run.returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_any_target(encoding: str) -> None:
+    """A TARGET is shown, whatever its bytes are and whatever the output can encode."""
+    with Daemon("--listen", "unix:echo.socket", "--quiet") as daemon:
+        place = os.fsencode(daemon.directory.name)
+        os.symlink(place + b"/echo.socket", place + b"/\xc3\xa9\xff")
+        run = client(
+            *("ping", os.fsdecode(b"unix:" + place + b"/\xc3\xa9\xff"), "-c", "1"),
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+    assert (run.returncode, run.stderr) == (0, "")
+    shown = r"/\xe9\udcff (" if encoding == "ascii" else "/é\\udcff ("
+    assert shown in run.stdout
+
+
+def test_more_connections_than_usual(target: str) -> None:
+    """As many connections as the hard limit allows are no question of the soft one."""
+    script = f"ulimit -S -n 256; {CLIENT} load {target} -C 300 -d 0.1 --json"
+    run = shell(script)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["connections_made"] == 300
+
+
+@pytest.fixture(scope="module")
+def tls() -> Iterator[str]:
+    with tls_target() as target:
+        yield target
+
+
+@pytest.mark.parametrize(
+    "command", [("ping", "-c", "3", "-i", "0.01"), ("load", "-d", "0.3", "-C", "3")]
+)
+def test_tls(tls: str, command: tuple[str, ...]) -> None:
+    """TLS is a target like any other, its handshake told apart from the rest."""
+    run = client(*command, tls, "--json")
+    told = json.loads(run.stdout)
+    assert (run.returncode, run.stderr, told["ok"], told["protocol"]) == (0, "", True, "tls")
+    assert told["tls_handshake_seconds"]
+
+
+def test_tls_lines(tls: str) -> None:
+    """And people see it, too."""
+    run = client("ping", tls, "-c", "1")
+    assert re.search(rf"connected in {MS} ms, name and all, TLS handshake {MS} ms", run.stdout)
+    assert "TLS handshakes: min" in client("load", tls, "-d", "0.1").stdout
+
+
+def test_tls_pipe(tls: str) -> None:
+    """A pipe over TLS is whole, too."""
+    data = os.urandom(1_000_000)
+    run = client("pipe", tls, input=data, text=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert run.stdout == data
+
+
+def test_tls_not_trusted(tls: str) -> None:
+    """A service that nobody vouches for is one line."""
+    run = client("ping", tls.partition(":trustRoots")[0], "-c", "1")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert re.fullmatch(
+        r"echod-client ping: 127.0.0.1:\d+: TLS fails: certificate verify failed\n", run.stderr
+    )
+
+
+SIGNALLED = """
+import os, signal
+change = signal.signal
+
+def tell(number, handler):
+    before = change(number, handler)
+    os.write(int(os.environ["TELL"]), b".")
+    return before
+
+signal.signal = tell
+from echod.client.main import main
+raise SystemExit(main())
+"""
+"""Writes a byte to a pipe when the answer to a signal has changed: first in main's first line."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["ping", "load", "pipe"])
+def test_signal_at_any_time(target: str, command: str, number: signal.Signals) -> None:
+    """From its first line to its last, a signal kills it silently, or ends it in order."""
+    endings = set()
+    for step in range(8):
+        delay = step * 0.06  # what is to come in that time differs from machine to machine
+        reading, writing = os.pipe()
+        with subprocess.Popen(
+            [sys.executable, "-c", SIGNALLED, command, target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[writing],
+            env={**os.environ, "TELL": str(writing)},
+            text=True,
+        ) as process:
+            os.close(writing)
+            assert os.read(reading, 1) == b"."
+            if delay:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(delay)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=TIMEOUT)
+            os.close(reading)
+        endings.add(process.returncode)
+        assert err == ""
+        if process.returncode == -number or command == "pipe":  # nothing has gone in
+            assert (process.returncode, out) == (-number, "")
+        else:
+            found = re.search(r"^[0-9,]+ sent, ([0-9,]+) received, 0 lost", out, re.MULTILINE)
+            assert found
+            assert process.returncode == (found[1] == "0")
+    assert -number in endings
+
+
+@pytest.mark.parametrize("command", ["ping", "load"])
+def test_signal_after_the_end(target: str, command: str) -> None:
+    """While Python ends, a signal is as silent, and takes nothing back of what was printed."""
+    program = (
+        "import atexit, os, signal, sys\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "from echod.client.main import main\n"
+        "raise SystemExit(main())"
+    )
+    options = {"ping": ("-c", "1"), "load": ("-d", "0.1")}[command]
+    run = subprocess.run(
+        [sys.executable, "-c", program, command, target, *options],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (-signal.SIGINT, "")
+    assert " 0 lost" in run.stdout
+
+
+def test_stopped_for_a_while(target: str) -> None:
+    """After Ctrl-Z and fg, the next message leaves at its time, and -c are sent in all."""
+    with subprocess.Popen(
+        [CLIENT, "ping", target, "-i", "2", "-c", "2", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # the first has left, on any machine that is not too busy
+        process.send_signal(signal.SIGSTOP)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.7)
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate(timeout=TIMEOUT)
+    told = json.loads(out)
+    assert (process.returncode, told["sent"], told["skipped"]) == (0, 2, 0)
+    assert told["scheduling_error_seconds"]["max"] < 0.5
+
+
+@pytest.mark.parametrize("locale", ["LC_ALL", "LC_CTYPE", "LANG", ""])
+def test_ascii(target: str, locale: str) -> None:
+    """In the locale C, or without any, all of it is ASCII: the histogram and the bars too."""
+    names = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "PYTHONUTF8")
+    cleared = {k: v for k, v in environment().items() if k not in names}
+    cleared.update({locale: "C"} if locale else {})
+    screen = Screen()
+    for command in ("ping -c 2 -i 10ms", "load -d 1.1s"):
+        run = client(
+            *command.split(),
+            target,
+            capture_output=False,
+            stdout=screen.follower,
+            stderr=screen.follower,
+            stdin=screen.follower,
+            env=cleared,
+        )
+        assert run.returncode == 0
+    shown = screen.close()
+    assert shown.isascii()
+    assert " #####" in shown

@@ -1,0 +1,45 @@
+"""The daemon where no memory is left (RLIMIT_AS in getrlimit(2))."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+
+from tests.support import TIMEOUT, Daemon, receive_all
+
+PEERS = 300
+
+
+@pytest.mark.once
+def test_drain_without_memory() -> None:
+    """The drain ends at its deadline, and no peer takes a part of its reply for the whole."""
+    options = ("--port", "0", "--interface", "127.0.0.1", "--drain-timeout", "1", "--quiet")
+    with Daemon(*options) as daemon:
+        clients = [daemon.connect() for _ in range(PEERS)]
+        buffered = bytes(1 << 20)
+        for client in clients:
+            client.setblocking(False)
+        sent = dict.fromkeys(clients, 0)
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            for client in clients:
+                with suppress(BlockingIOError):
+                    sent[client] += client.send(buffered)
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
+        daemon.terminate(signal.SIGTERM)
+        assert daemon.process.wait(TIMEOUT) is not None
+        resets = 0
+        for client in clients:
+            client.settimeout(TIMEOUT)
+            with client:
+                try:
+                    received = len(receive_all(client))
+                except ConnectionResetError:
+                    resets += 1
+                else:  # on a busy machine, little is sent, and the kernel takes all of it
+                    assert received == sent[client]
+        assert resets

@@ -1,0 +1,143 @@
+"""Arguments of another type, or out of bounds, are refused in one line when an object is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from echod import EchoClientFactory, EchoFactory, ProxyFactory, broadcast
+from echod.client.protocol import EchoClient
+from echod.testing import MemoryNetwork, Peer
+from echod.tls import TLSFactory
+from echod.udp import DatagramEcho, EchoDatagrams, Rules
+
+
+def listening() -> MemoryNetwork:
+    network = MemoryNetwork()
+    network.server_endpoint().listen(EchoFactory())
+    return network
+
+
+def client() -> EchoClient:
+    return listening().client_endpoint().connect(EchoClientFactory()).result
+
+
+def drain(deadline: Any) -> object:
+    return EchoFactory().drain(deadline)
+
+
+TIMEOUTS = ("idle_timeout", "stall_timeout", "handshake_timeout")
+COUNTS = ("max_connections", "max_connections_per_peer")
+
+TYPES: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
+    ("observer", EchoFactory, {"observer": 3}),
+    ("clock", EchoFactory, {"clock": 3}),
+    ("clock", EchoFactory, {"clock": Clock}),
+    ("fast_path", EchoFactory, {"fast_path": "no"}),
+    *((name, EchoFactory, {name: value}) for name in COUNTS for value in (1.5, "5", True)),
+    *((name, EchoFactory, {name: value}) for name in TIMEOUTS for value in ("5", True, 1j)),
+    ("deadline", drain, {"deadline": "5"}),
+    ("broadcast", lambda second: broadcast(print, second), {"second": 3}),
+    ("clock", EchoClientFactory, {"clock": 3}),
+    ("clock", EchoClient, {"clock": 3}),
+    ("data", client().echo, {"data": "text"}),
+    ("data", client().echo, {"data": 3}),
+    ("timeout", client().echo, {"data": b"", "timeout": "5"}),
+    ("factory", ProxyFactory, {"factory": Factory()}),
+    ("factory", ProxyFactory, {"factory": EchoFactory}),
+    ("factory", TLSFactory, {"factory": Factory(), "context": print}),
+    ("context", TLSFactory, {"factory": EchoFactory(), "context": "cert.pem"}),
+    ("clock", EchoDatagrams, {"clock": None}),
+    ("observer", EchoDatagrams, {"clock": Clock(), "observer": 3}),
+    ("rules", EchoDatagrams, {"clock": Clock(), "rules": 100}),
+    ("datagrams", DatagramEcho, {"datagrams": Clock()}),
+    ("rate", Rules, {"rate": "100"}),
+    ("capacity", MemoryNetwork, {"capacity": 1e3}),
+    ("amount", MemoryNetwork().advance, {"amount": "1"}),
+    ("port", MemoryNetwork().server_endpoint, {"port": "7"}),
+    ("count", Peer().read, {"count": 1.5}),
+    ("count", Peer().when_received, {"count": "5"}),
+]
+
+VALUES: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
+    *((name, EchoFactory, {name: value}) for name in COUNTS for value in (0, -1)),
+    *(
+        (name, EchoFactory, {name: value})
+        for name in TIMEOUTS
+        for value in (0, -1, 1e-320, 1e300, math.inf, math.nan)
+    ),
+    *(("deadline", drain, {"deadline": value}) for value in (-1, math.inf, math.nan)),
+    ("timeout", client().echo, {"data": b"", "timeout": -1}),
+    ("capacity", MemoryNetwork, {"capacity": 0}),
+    *(("amount", MemoryNetwork().advance, {"amount": value}) for value in (-1, math.inf)),
+    ("port", MemoryNetwork().server_endpoint, {"port": 0}),
+    ("port", MemoryNetwork().client_endpoint, {"port": 65536}),
+    ("host", MemoryNetwork().server_endpoint, {"host": "localhost"}),
+    ("host", MemoryNetwork().client_endpoint, {"host": "::1"}),
+    ("source", MemoryNetwork().client_endpoint, {"source": "here"}),
+    ("count", Peer().read, {"count": 0}),
+    ("count", Peer().when_received, {"count": -1}),
+]
+
+
+@pytest.mark.parametrize(("name", "call", "arguments"), TYPES)
+def test_type(name: str, call: Callable[..., object], arguments: dict[str, Any]) -> None:
+    """An argument of another type raises TypeError, which names it."""
+    refused(TypeError, name, call, arguments)
+
+
+@pytest.mark.parametrize(("name", "call", "arguments"), VALUES)
+def test_value(name: str, call: Callable[..., object], arguments: dict[str, Any]) -> None:
+    """A value out of bounds raises ValueError, which names the argument."""
+    refused(ValueError, name, call, arguments)
+
+
+def refused(
+    kind: type[Exception], name: str, call: Callable[..., object], arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(kind, match=f"^{name} ") as raised:
+        call(**arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [dict.fromkeys(TIMEOUTS, 5), dict.fromkeys(TIMEOUTS, 0.001), {"clock": Clock()}]
+)
+def test_what_is_taken(arguments: dict[str, Any]) -> None:
+    """Whole numbers and fractions are seconds alike."""
+    assert EchoFactory(**arguments)
+
+
+def test_second_network() -> None:
+    """A factory that serves on one reactor or network is refused where another one listens."""
+    over_tls = EchoFactory()
+    behind_proxy = EchoFactory()
+    for factory, again in (
+        (EchoFactory(),) * 2,
+        (TLSFactory(over_tls, print), over_tls),  # type: ignore[arg-type]
+        (ProxyFactory(behind_proxy), behind_proxy),
+    ):
+        network = MemoryNetwork()
+        network.server_endpoint(7).listen(factory)
+        network.server_endpoint(8).listen(again)
+        with pytest.raises(ValueError, match="another reactor: make a factory for each"):
+            MemoryNetwork().server_endpoint().listen(again)
+
+
+@pytest.mark.parametrize("kind", [lambda factory: factory, ProxyFactory])
+def test_second_reactor(kind: Callable[[EchoFactory], Any]) -> None:
+    """A connection that a second reactor brings is not served, and no header is waited for."""
+    factory = EchoFactory()
+    MemoryNetwork().server_endpoint().listen(factory)
+    protocol = kind(factory).buildProtocol(None)
+    transport = StringTransport()
+    transport.reactor = MemoryNetwork()
+    protocol.makeConnection(transport)
+    assert factory.connections == set()
+    assert transport.disconnected

@@ -1,0 +1,29 @@
+"""Who is told."""
+
+from __future__ import annotations
+
+from twisted.internet.address import IPv4Address
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.events import Event, Opened, broadcast
+from tests.support import Recorder
+
+EVENT = Opened(IPv4Address("TCP", "192.0.2.1", 40000))
+
+
+class TellEachTests(SynchronousTestCase):
+    def test_each(self) -> None:
+        """Each observer is told each event."""
+        observers = Recorder(), Recorder()
+        broadcast(*observers)(EVENT)
+        self.assertEqual(observers, ([EVENT], [EVENT]))
+
+    def test_failure(self) -> None:
+        """An observer that fails is a failure, of which the others notice nothing."""
+
+        def fail(event: Event) -> None:
+            raise ValueError(event)
+
+        observers = Recorder(), Recorder()
+        self.assertRaises(ValueError, broadcast(observers[0], fail, observers[1]), EVENT)
+        self.assertEqual(observers, ([EVENT], [EVENT]))

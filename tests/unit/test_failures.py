@@ -1,0 +1,423 @@
+"""Exceptions while a connection is served: MemoryError, and bugs of echod's or Twisted's.
+
+Wherever one is raised, the connection is reset: after a FIN the peer would take what it has
+received for the whole reply. No other connection is harmed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import pytest_twisted
+from twisted.internet.error import ConnectError, ConnectionDone
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.events import Closed, Ending, Opened, Reason
+from echod.factory import EchoFactory
+from echod.protocol import Refusal
+from echod.proxy import ProxyFactory
+from echod.testing import MemoryNetwork
+from echod.tls import TLSFactory
+from echod.transport import unsent
+from tests.support import (
+    REACTORS,
+    MemoryEnds,
+    Peers,
+    ProxyEnds,
+    Recorder,
+    Served,
+    TCP4Ends,
+    TLSEnds,
+)
+
+run = pytest_twisted.ensureDeferred
+
+MIB = 1 << 20
+
+KINDS: list[Callable[[], Any]] = [
+    MemoryEnds,
+    *(lambda kind=kind: TCP4Ends(kind, fast_path=False) for kind in REACTORS),
+    *(lambda kind=kind: TLSEnds(kind) for kind in REACTORS),
+    lambda: ProxyEnds(version=2, fast_path=False),
+]
+
+
+@pytest.fixture(params=KINDS)
+def ends(request: pytest.FixtureRequest) -> Any:
+    return request.param()
+
+
+@pytest_twisted.async_yield_fixture
+async def served(ends: Any) -> AsyncIterator[Served]:
+    served = Served(ends, idle_timeout=100)
+    await ends.listen(served.factory)
+    yield served
+    for peer in served.peers:
+        peer.abort()
+    await served.settled(lambda: not served.factory.connections)
+    await ends.stop()
+
+
+class Failing:
+    """A peer, the Echo that serves it, and a neighbour."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+
+    async def connect(self) -> tuple[Any, Any]:
+        self.neighbour = await self.served.peer()
+        others = set(self.served.factory.connections)
+        self.peer = await self.served.peer()
+        [self.echo] = self.served.factory.connections - others
+        self.below = self.echo.transport
+        while hasattr(self.below, "wrappedProtocol"):
+            self.below = self.below.transport
+        return self.peer, self.echo
+
+    async def is_reset(self, ending: Ending = Ending.ABORTED) -> None:
+        """Check that the peer is reset, that this is counted, and that others are served."""
+        await self.served.settled(lambda: self.served.events.endings == [ending])
+        self.peer.resume()
+        await self.served.ends.until(self.peer.when_ended())
+        assert self.peer.ended == "RST"
+        self.neighbour.send(b"still here")
+        await self.served.ends.until(self.neighbour.when_received(10))
+
+
+@pytest.fixture
+def failing(served: Served) -> Failing:
+    return Failing(served)
+
+
+def fail(*_: object, **__: object) -> Any:
+    raise MemoryError
+
+
+async def end_of_new(ends: Any) -> str | None:
+    """Connect, and return how the service ends that."""
+    try:
+        peer = await ends.connect(Peers())
+    except ConnectError:  # reset before it knew that it was connected
+        return "RST"
+    await ends.until(peer.when_ended())
+    return str(peer.ended)
+
+
+@run
+async def test_data_received(failing: Failing) -> None:
+    """What was received, and cannot be sent, is not left out."""
+    peer, echo = await failing.connect()
+    echo.send = fail
+    echo.factory.kernel_socket = lambda transport: fail() if transport is echo.transport else None
+    peer.send(b"hello")
+    await failing.is_reset()
+
+
+@run
+async def test_read_connection_lost(failing: Failing) -> None:
+    """The end of the peer's sending is no end of the reply where it cannot be handled."""
+    peer, echo = await failing.connect()
+    echo._close = fail
+    peer.send(b"hello")
+    peer.finish()
+    await failing.is_reset()
+
+
+@run
+async def test_resume_producing(failing: Failing) -> None:
+    """A connection that cannot be read from any more is reset."""
+    peer, echo = await failing.connect()
+    peer.stall()
+    peer.send(bytes(16 * MIB))
+    await failing.served.settled(lambda: echo._paused)
+    echo.transport.resumeProducing = fail
+    peer.resume()
+    await failing.is_reset()
+
+
+@run
+async def test_receive(failing: Failing) -> None:
+    """Twisted's receive fails: bytes that nobody has read have no reply."""
+    peer, _ = await failing.connect()
+    failing.below.doRead = fail
+    peer.send(b"hello")
+    await failing.is_reset(Ending.LOST)
+
+
+@run
+@pytest.mark.parametrize("finish", [False, True])
+async def test_send(failing: Failing, finish: bool) -> None:
+    """Twisted's send fails: what is owed does not leave any more, also after a half-close."""
+    peer, echo = await failing.connect()
+    peer.stall()
+    peer.send(bytes(16 * MIB))
+    await failing.served.settled(lambda: unsent(echo.transport) > 0)
+    if finish:
+        echo.readConnectionLost()
+    failing.below.doWrite = fail
+    peer.resume()
+    await failing.is_reset(Ending.LOST)
+
+
+@run
+async def test_timers(failing: Failing) -> None:
+    """A timeout that cannot be looked after resets the connection, and not those after it."""
+    _, echo = await failing.connect()
+    echo.check_timeouts = fail
+    await failing.served.ends.advance(20)
+    await failing.is_reset()
+    assert [echo.watched for echo in failing.served.factory.connections] == [True]
+    await failing.served.ends.advance(200)
+    await failing.served.settled(
+        lambda: failing.served.events.endings == [Ending.ABORTED, Ending.IDLE]
+    )
+
+
+@run
+async def test_connection_made(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot be begun is reset, and was never opened."""
+    monkeypatch.setattr(served.factory, "connection_opened", fail)
+    assert await end_of_new(served.ends) == "RST"
+    await served.ends.advance(1)
+    assert served.events == []
+
+
+@run
+@pytest.mark.parametrize("fast_path", [True, False])
+async def test_end_of_the_reactor(fast_path: bool) -> None:
+    """When the reactor stops, the reply that is cut short ends in RST, and the whole one in FIN."""
+    ends = TCP4Ends(fast_path=fast_path)
+    served = Served(ends)
+    await ends.listen(served.factory)
+    flood, idle = await served.peer(), await served.peer()
+    for count in (1, 2, 3):
+        idle.send(b"?")
+        await ends.until(idle.when_received(count))
+    flood.stall()
+    flood.send(bytes(16 * MIB))
+    await served.settled(lambda: any(unsent(e.transport) for e in served.factory.connections))
+    for echo in list(served.factory.connections):
+        echo.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[attr-defined]
+    flood.resume()
+    await ends.until(flood.when_ended())
+    await ends.until(idle.when_ended())
+    assert (flood.ended, idle.ended) == ("RST", "FIN")
+    await ends.stop()
+
+
+@run
+async def test_fast_path_between_receive_and_send() -> None:
+    """On the fast path, what fails after the receive resets that connection, and no other."""
+    ends = TCP4Ends()
+    served = Served(ends)
+    await ends.listen(served.factory)
+    failing = Failing(served)
+    peer, echo = await failing.connect()
+    for count in (1, 2):
+        for each in (peer, failing.neighbour):
+            each.send(b"?")
+            await ends.until(each.when_received(count))
+    path = echo.fast_path
+    bad = echo.transport.fileno()
+
+    class Counts:
+        def __init__(self, received: Any) -> None:
+            self.received = received
+
+        def __getitem__(self, descriptor: int) -> int:
+            return int(self.received[descriptor])
+
+        def __setitem__(self, descriptor: int, count: int) -> None:
+            if descriptor == bad and count:
+                raise MemoryError
+            self.received[descriptor] = count
+
+    path._received = Counts(path._received)
+    peer.send(b"hello")
+    await failing.is_reset()
+    path._epoll = Mock(wraps=path._epoll)
+    path._epoll.poll.side_effect = fail
+    failing.neighbour.send(b"again")
+    await ends.turn()
+    path._epoll.poll.side_effect = None
+    await ends.until(failing.neighbour.when_received(10))
+    assert served.events.endings == [Ending.ABORTED]
+    failing.neighbour.abort()
+    await served.settled(lambda: not served.factory.connections)
+    await ends.stop()
+
+
+@run
+async def test_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that cannot be read for want of memory is refused as a wrong one is."""
+    ends = ProxyEnds(version=2)
+    served = Served(ends)
+    await ends.listen(served.factory)
+    monkeypatch.setattr("echod.proxy.read_header", fail)
+    assert await served.refused() == "RST"
+    assert [event.reason for event in served.events.refused] == [Reason.PROXY_HEADER]
+    await ends.stop()
+
+
+@run
+async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose socket takes no options is reset, and counted as one without a byte."""
+    ends = ProxyEnds(version=2)
+    served = Served(ends)
+    await ends.listen(served.factory)
+    monkeypatch.setattr("echod.handshake.set_options", fail)
+    assert await end_of_new(ends) == "RST"
+    assert served.events.endings == [Ending.UNUSED]
+    assert not served.factory.arriving
+    await ends.stop()
+
+
+@run
+async def test_tls_context() -> None:
+    """Where a handshake cannot be begun, the connection is reset."""
+    ends = TCP4Ends()
+    factory = TLSFactory(EchoFactory(clock=ends.clock), fail)
+    await ends.listen(factory)
+    assert await end_of_new(ends) == "RST"
+    assert not factory.echo.arriving
+    await ends.stop()
+
+
+@run
+async def test_no_timer_left() -> None:
+    """Where the only connection ends on the fast path, no timer is left to look at it."""
+    ends = TCP4Ends()
+    served = Served(ends)
+    await ends.listen(served.factory)
+    peer = await served.peer()
+    for count in (1, 2, 3):
+        peer.send(b"?")
+        await ends.until(peer.when_received(count))
+    [echo] = served.factory.connections
+    assert echo.fast_path is not None
+    echo.send = fail  # type: ignore[method-assign]
+    peer.stall()
+    peer.send(bytes(16 * MIB))
+    await served.settled(lambda: not served.factory.connections)
+    assert ends.clock.getDelayedCalls() == []
+    await ends.stop()
+
+
+class FactoryTests(SynchronousTestCase):
+    def test_build_protocol(self) -> None:
+        """Each factory refuses what it cannot build: Twisted would close with FIN."""
+        echo = EchoFactory(clock=Clock())
+        self.patch(echo, "_limit_that_meets", fail)
+        for factory in (echo, ProxyFactory(echo), TLSFactory(echo, fail)):
+            self.assertIsInstance(factory.buildProtocol(None), Refusal)
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 3)
+
+    def serve(self, count: int, observer: Any) -> None:
+        self.network = MemoryNetwork()
+        self.factory = EchoFactory(clock=self.network, observer=observer)
+        self.network.server_endpoint().listen(self.factory)
+        self.peers: list[Any] = []
+        for _ in range(count):
+            peer: Any = self.successResultOf(self.network.client_endpoint().connect(Peers()))
+            peer.stall()
+            peer.send(bytes(MIB))
+            self.peers.append(peer)
+        self.network.settle()
+
+    def test_drain_of_one_that_cannot_be_reset(self) -> None:
+        """The deadline resets all the others, and the drain ends."""
+        events = Recorder()
+        self.serve(3, events)
+        bad = next(iter(self.factory.connections))
+        bad.transport.connectionLost = fail  # type: ignore[attr-defined]
+        drained = self.factory.drain(5)
+        self.network.advance(5)
+        self.successResultOf(drained)
+        self.assertEqual(self.factory.connections, set())
+        self.assertEqual(events.endings, [Ending.ABORTED] * 2)
+        for peer in self.peers:
+            peer.resume()
+        self.network.settle()
+        self.assertEqual([peer.ended for peer in self.peers], ["RST"] * 3)
+
+    def test_drain_with_an_observer_that_fails(self) -> None:
+        """An observer that ends in SystemExit, too, keeps no drain from its end."""
+
+        def observer(event: object) -> None:
+            if isinstance(event, Closed):
+                raise SystemExit
+
+        self.serve(3, observer)
+        drained = self.factory.drain(5)
+        self.network.advance(5)
+        self.successResultOf(drained)
+        self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 3)
+
+    def test_drain_whose_beginning_fails(self) -> None:
+        """A drain that cannot be begun waits for its deadline, and ends then."""
+        events = Recorder()
+        self.serve(3, events)
+        self.patch(self.factory, "_look", fail)
+        drained = self.factory.drain(5)
+        self.network.advance(4)
+        self.assertNoResult(drained)
+        self.network.advance(1)
+        self.successResultOf(drained)
+        self.assertEqual(events.endings, [Ending.ABORTED] * 3)
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
+
+    def test_arrival_that_cannot_be_refused(self) -> None:
+        """A connection whose header is awaited is forgotten at the deadline in any case."""
+        network = MemoryNetwork()
+        factory = EchoFactory(clock=network, handshake_timeout=None)
+        network.server_endpoint().listen(ProxyFactory(factory))
+        peer: Any = self.successResultOf(network.client_endpoint().connect(Peers()))
+        peer.send(b"PROXY ")
+        network.settle()
+        [arrival] = factory.arriving
+        arrival.transport.connectionLost = fail  # type: ignore[attr-defined]
+        arrival.leave = lambda: None  # type: ignore[method-assign]
+        arrival.leaving = True
+        drained = factory.drain(5)
+        network.advance(5)
+        self.successResultOf(drained)
+        self.assertEqual(factory.arriving, set())
+        network.settle()
+        self.assertEqual(peer.ended, "RST")
+
+    def test_reset_that_fails_at_first(self) -> None:
+        """Where Twisted's own end of a connection fails, the socket is closed with RST first."""
+        events = Recorder()
+        self.serve(1, events)
+        [echo] = self.factory.connections
+        transport: Any = echo.transport
+        lose = transport.connectionLost
+
+        def fail_once(reason: Failure) -> None:
+            transport.connectionLost = lose
+            raise MemoryError
+
+        transport.connectionLost = fail_once
+        transport.resumeProducing = fail
+        self.peers[0].resume()
+        self.network.settle()
+        self.assertEqual(events.endings, [Ending.LOST])
+        self.assertEqual(self.peers[0].ended, "RST")
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 2)
+
+    def test_end_that_cannot_be_told(self) -> None:
+        """A connection whose end cannot be reported is counted out all the same."""
+        events = Recorder()
+        self.serve(1, events)
+        [echo] = self.factory.connections
+        self.patch(echo, "_sum_up", fail)
+        self.peers[0].abort()
+        self.network.settle()
+        self.assertEqual(self.factory.connections, set())
+        self.assertEqual([type(event) for event in events], [Opened])
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)

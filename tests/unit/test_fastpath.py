@@ -1,0 +1,430 @@
+"""The fast path, where it differs from the ordinary one; all else is the conformance suite's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import pytest_twisted
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface.verify import verifyObject
+
+from echod.events import Closed, Ending
+from echod.fastpath import (
+    BATCH,
+    CROWD,
+    FEW,
+    LINGER,
+    MOST,
+    PATIENCE,
+    ROUNDS,
+    SIZE,
+    FastPath,
+    kernel_socket,
+    send_now,
+)
+from echod.protocol import MAX_BUFFERED
+from tests.support import MemoryEnds, Served, TCP4Ends
+
+run = pytest_twisted.ensureDeferred
+
+
+@pytest_twisted.async_yield_fixture
+async def served() -> AsyncIterator[Served]:
+    ends = TCP4Ends()
+    served = Served(ends)
+    await ends.listen(served.factory)
+    yield served
+    for peer in served.peers:
+        peer.abort()
+    await served.settled(lambda: not served.factory.connections)
+    await ends.stop()
+
+
+async def talk(served: Served) -> tuple[Any, Any]:
+    """Return a peer that has talked, and the Echo that serves it, on the fast path."""
+    peer = await served.peer()
+    for count in (1, 2):
+        peer.send(b"?")
+        await served.ends.until(peer.when_received(count))
+    [echo] = [echo for echo in served.factory.connections if echo.peer == peer.transport.getHost()]
+    return peer, echo
+
+
+@run
+async def test_who_talks(served: Served) -> None:
+    """A connection gets there with its second message; one that sends once does not."""
+    peer = await served.peer()
+    [echo] = served.factory.connections
+    assert echo.fast_path is None
+    peer.send(b"?")
+    await served.ends.until(peer.when_received(1))
+    assert echo.fast_path is None
+    peer.send(b"?")
+    await served.ends.until(peer.when_received(2))
+    assert echo.fast_path is not None
+    assert echo not in served.ends.reactor.getReaders()
+
+
+@run
+async def test_starts_tls(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the application starts TLS, nothing goes past the transport any more."""
+    peer = await served.peer()
+    [echo] = served.factory.connections
+    monkeypatch.setattr(echo.transport, "TLS", True)
+    sent: list[bytes] = []
+    monkeypatch.setattr(echo, "send", sent.append)
+    peer.send(b"?")
+    await served.settled(lambda: bool(sent))
+    assert sent == [b"?"]
+    assert bytes(peer.received) == b""
+
+
+@run
+async def test_slow_reader(served: Served) -> None:
+    """Who does not take its bytes goes back, is owed a bounded number, and comes again."""
+    peer, echo = await talk(served)
+    peer.stall()
+    sent = bytes(16 << 20)
+    peer.send(sent)
+    await served.settled(lambda: echo.fast_path is None)
+    assert 0 < len(echo.transport.dataBuffer) + echo.transport._tempDataLen < MAX_BUFFERED
+    peer.resume()
+    await served.ends.until(peer.when_received(2 + len(sent)))
+    peer.send(b"?")  # for the last of it may have gone the ordinary way
+    await served.settled(lambda: echo.fast_path is not None)
+
+
+@run
+async def test_reset(served: Served) -> None:
+    """A reset that is met there is a loss."""
+    peer, _ = await talk(served)
+    peer.abort()
+    await served.settled(lambda: not served.factory.connections)
+    assert served.events.endings[-1] is Ending.LOST
+
+
+@pytest.mark.parametrize("how", ["reset", "end of the reactor"])
+@run
+async def test_ended_by_an_observer(served: Served, how: str) -> None:
+    """An observer that hears of one ending may end another that was about to be looked at."""
+    (peer, _), (other, echo) = await talk(served), await talk(served)
+
+    def end(event: Any) -> None:
+        served.events(event)
+        if isinstance(event, Closed):
+            for each in list(served.factory.connections):
+                each.transport.connectionLost(Failure(ConnectionDone()))
+
+    served.factory.observer = end
+    if how == "reset":
+        for each in (peer, other):
+            each.transport.connectionLost(Failure(ConnectionAborted()))
+        echo.fast_path.doRead()
+    else:
+        echo.fast_path.connectionLost(Failure(ConnectionLost()))
+    assert served.factory.connections == set()
+    assert len(served.events.closed) == 2
+
+
+@run
+async def test_others_code_fails(served: Served) -> None:
+    """What an observer raises ends the connection that it was told of, and no other."""
+    (peer, echo), (other, _), (third, _) = [await talk(served) for _ in range(3)]
+
+    def fail(event: Any) -> None:
+        served.events(event)
+        if isinstance(event, Closed):
+            raise SystemExit
+
+    served.factory.observer = fail
+    peer.transport.connectionLost(Failure(ConnectionAborted()))
+    await served.settled(lambda: echo not in served.factory.connections)
+    for each in (other, third):
+        each.send(b"?")
+        await served.ends.until(each.when_received(3))
+    assert len(served.factory.connections) == 2
+    served.factory.observer = served.events
+
+
+@run
+async def test_what_is_owed_fails(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what is owed cannot be kept, the connection is reset: no byte is left out."""
+    peer, echo = await talk(served)
+    monkeypatch.setattr(echo, "send", Mock(side_effect=MemoryError))
+    peer.stall()
+    peer.send(bytes(16 << 20))
+    await served.settled(lambda: echo not in served.factory.connections)
+    peer.resume()
+    await served.settled(lambda: peer.ended is not None)
+    assert peer.ended == "RST"
+
+
+@run
+async def test_end_of_the_reactor(served: Served) -> None:
+    """When the reactor is stopped they are lost, as all connections are."""
+    _, echo = await talk(served)
+    await talk(served)
+    echo.fast_path.connectionLost(Failure(ConnectionLost()))
+    assert served.events.endings == [Ending.LOST] * 2
+
+
+@run
+async def test_application_writes(served: Served) -> None:
+    """What an application writes is not torn apart by what is echoed."""
+    peer, echo = await talk(served)
+    peer.stall()
+    echo.transport.write(bytes(9 << 20))
+    assert echo.fast_path is None
+    peer.send(b"hello")
+    peer.resume()
+    await served.ends.until(peer.when_received(2 + (9 << 20) + 5))
+    assert bytes(peer.received[2:]) == bytes(9 << 20) + b"hello"
+
+
+@run
+async def test_no_descriptor_left(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no descriptor for the fast path, the ordinary one goes on serving."""
+    monkeypatch.setattr(select, "epoll", Mock(side_effect=OSError(errno.EMFILE, "")))
+    _, echo = await talk(served)
+    assert echo.fast_path is None
+
+
+@pytest.mark.parametrize("how", ["idle", "abort", "reset", "end"])
+@run
+async def test_leaves_before_it_closes(served: Served, how: str) -> None:
+    """A connection leaves the set before its socket is closed, which a forked process may hold."""
+    served.factory.idle_timeout = 5 if how == "idle" else None
+    peer, echo = await talk(served)
+    await talk(served)
+    fast_path = echo.fast_path
+    held = os.dup(echo.transport.fileno())
+    if how == "idle":
+        await served.ends.advance(10)
+    elif how == "abort":
+        echo.abort()
+    elif how == "reset":
+        peer.abort()
+    else:
+        peer.finish()
+    await served.settled(lambda: echo not in served.factory.connections)
+    assert fast_path._epoll.poll(0) == []
+    os.close(held)
+
+
+class FakeReactor:
+    def __init__(self, *others: Any) -> None:
+        self.readers = list(others)
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        self.readers.remove(reader)
+
+    def getReaders(self) -> list[Any]:
+        return self.readers
+
+    def getWriters(self) -> list[Any]:
+        return []
+
+
+class Endless:
+    """A socket that always has bytes, and always takes them."""
+
+    def __init__(self, number: int, spurious: bool) -> None:
+        self.number = number
+        self.spurious = spurious
+        self.asked = 0
+
+    def fileno(self) -> int:
+        return self.number
+
+    def recv_into(self, buffer: memoryview) -> int:
+        self.asked += 1
+        if self.spurious:
+            raise BlockingIOError
+        return len(buffer)
+
+    def send(self, data: memoryview) -> int:
+        return len(data)
+
+
+class FakeEpoll:
+    """Says in turn of all that they are ready."""
+
+    def __init__(self) -> None:
+        self.ready: list[int] = []
+
+    def register(self, sock: Endless, events: int) -> None:
+        self.ready.append(sock.fileno())
+
+    def poll(self, seconds: float, most: int) -> list[tuple[int, int]]:
+        turn, self.ready = self.ready[:most], self.ready[most:] + self.ready[:most]
+        return [(descriptor, select.EPOLLIN) for descriptor in turn]
+
+
+class FakeEcho:
+    fast_path: FastPath | None = None
+
+    def __init__(self) -> None:
+        self.transport = self
+        self.counted = 0
+
+    def stopReading(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("spurious", [False, True])
+def test_one_turn_is_bounded(spurious: bool) -> None:
+    """However much there is to do, a turn of the reactor ends, and each gets the same of it."""
+    fast: Any = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
+    fast._epoll = FakeEpoll()
+    sockets = [Endless(number, spurious) for number in range(1000, 1000 + 3 * BATCH)]
+    for sock in sockets:
+        fast.take(FakeEcho(), sock)
+    for _ in range(30):
+        fast.doRead()
+    asked = [sock.asked for sock in sockets]
+    assert max(asked) - min(asked) <= 1
+    if spurious:
+        assert sum(asked) == 30 * ROUNDS * BATCH
+    else:
+        assert sum(asked) * SIZE <= 30 * (MOST + BATCH * SIZE)
+
+
+def test_is_a_reader() -> None:
+    """It is what a reactor reads from."""
+    fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
+    assert verifyObject(IReadDescriptor, fast)
+    assert fast.logPrefix() == "echod"
+
+
+@run
+async def test_not_everywhere() -> None:
+    """TLS, tests' doubles and whoever says so are served by the ordinary path."""
+    assert kernel_socket(StringTransport()) is None
+    memory = Served(MemoryEnds())
+    await memory.ends.listen(memory.factory)
+    await memory.peer()
+    [echo] = memory.factory.connections
+    assert kernel_socket(echo.transport) is None
+    ends = TCP4Ends(fast_path=False)
+    served = Served(ends)
+    await ends.listen(served.factory)
+    peer, echo = await talk(served)
+    assert echo.fast_path is None
+    assert kernel_socket(echo.transport) is echo.transport.getHandle()
+    echo.transport.TLS = True
+    assert kernel_socket(echo.transport) is None
+    echo.transport.TLS = False
+    peer.abort()
+    await served.settled(lambda: not served.factory.connections)
+    await ends.stop()
+
+
+def test_send_now() -> None:
+    """What the kernel does not take, for whatever reason, is not sent."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    assert send_now(near, b"hello") == 5
+    while sent := send_now(near, bytes(1 << 20)):
+        assert sent <= 1 << 20
+    far.close()
+    assert send_now(near, b"hello") == 0
+    near.close()
+
+
+class Talkers:
+    """Connections on the fast path of a reactor."""
+
+    def __init__(self, reactor: FakeReactor, count: int) -> None:
+        self.fast: Any = FastPath(reactor, Mock())  # type: ignore[arg-type]
+        self.pairs = [socket.socketpair() for _ in range(count)]
+        for near, _ in self.pairs:
+            near.setblocking(False)
+            self.fast.take(FakeEcho(), near)
+
+    def __enter__(self) -> Talkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pair in self.pairs:
+            for sock in pair:
+                sock.close()
+
+
+@pytest.mark.parametrize(
+    ("talking", "others", "lingers"),
+    [(1, 0, True), (FEW, 0, True), (FEW + 1, 0, False), (1, CROWD - 1, True), (1, CROWD, False)],
+)
+def test_lingers(talking: int, others: int, lingers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few talk in a reactor of few, a turn waits a moment for the next message."""
+    waits: list[float] = []
+    monkeypatch.setattr(select, "select", lambda *lists: waits.append(lists[-1]))
+    with Talkers(FakeReactor(*[Endless(9, spurious=True)] * others), talking) as talkers:
+        talkers.fast.doRead()
+    assert waits == ([LINGER] if lingers else [])
+
+
+def test_lingers_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all have left, nothing is waited for."""
+    monkeypatch.setattr(select, "select", Mock(side_effect=AssertionError))
+    fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
+    fast.doRead()
+
+
+def test_lingers_no_longer_than_others_can_wait() -> None:
+    """What else comes for the reactor ends the waiting."""
+    near, far = socket.socketpair()
+    with Talkers(FakeReactor(near), 1) as talkers, patched_select() as waits:
+        far.send(b"?")
+        talkers.fast.doRead()
+    assert waits == [([near.fileno()], [], [])]
+    near.close()
+    far.close()
+
+
+@contextmanager
+def patched_select() -> Iterator[list[Any]]:
+    """Record what select(2) finds, which would wait for a minute."""
+    real, found = select.select, []
+
+    def wait(readers: Any, writers: Any, others: Any, _: float) -> Any:
+        found.append(real(readers, writers, others, 60))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "select", wait)
+        yield found
+
+
+def test_lingers_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who always answers in time does not keep the reactor from its timers."""
+    with Talkers(FakeReactor(), 1) as talkers:
+        [(_, far)] = talkers.pairs
+        monkeypatch.setattr(select, "select", lambda *_: far.send(b"?"))
+        talkers.fast.doRead()
+        assert far.recv(100) == b"?" * (ROUNDS - 1)
+
+
+def test_cannot_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where select(2) cannot wait for a descriptor, the reactor does, and is asked again later."""
+    wait = Mock(side_effect=ValueError("filedescriptor out of range in select()"))
+    monkeypatch.setattr(select, "select", wait)
+    with Talkers(FakeReactor(), 1) as talkers:
+        for _ in range(PATIENCE + 1):
+            talkers.fast.doRead()
+        assert wait.call_count == 1
+        talkers.fast.doRead()
+        assert wait.call_count == 2

@@ -1,0 +1,220 @@
+"""The import graph: read from the source, imports for type checkers included."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+PACKAGE = ROOT / "echod"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Inside each room a file imports only those before it.
+CORE = [
+    "arguments",
+    "durations",
+    "clock",
+    "turns",
+    "events",
+    "transport",
+    "fastpath",
+    "protocol",
+    "handshake",
+    "factory",
+    "certificates",
+    "tls",
+    "proxy",
+    "udp",
+    "testing",
+]
+
+CLIENT = [
+    "protocol",
+    "payloads",
+    "histogram",
+    "replies",
+    "pacing",
+    "errors",
+    "output",
+    "endpoint",
+    "target",
+    "channels",
+    "tcp",
+    "connector",
+    "measurement",
+    "ping",
+    "load",
+    "pipe",
+    "report",
+    "plot",
+    "terminal",
+    "options",
+    "interrupts",
+    "reactor",
+    "commands",
+    "main",
+]
+
+DAEMON = [
+    "listeners.interfaces",
+    "logs",
+    "logfile",
+    "optiontable",
+    "options",
+    "chroot",
+    "command",
+    "signals",
+    "sdnotify",
+    "metrics",
+    "page",
+    "web",
+    "listeners.accepting",
+    "listeners.systemd",
+    "listeners.tcp",
+    "listeners.group",
+    "listeners.unix",
+    "listeners.tls",
+    "listeners.description",
+    "service",
+    "tap",
+]
+
+ROOMS = {"": CORE, "client.": CLIENT, "daemon.": DAEMON}
+ORDER = [f"echod.{room}{name}" for room, names in ROOMS.items() for name in names]
+
+# Twisted's idiom: a protocol knows its factory, for type checkers alone.
+CIRCLES = {
+    ("protocol", "factory"),
+    ("fastpath", "protocol"),
+    ("handshake", "factory"),
+}
+
+# Packages, and what starts the two commands: each imports the rest when it is called.
+STARTS = {"echod", "echod.__main__", "echod.client", "echod.daemon", "echod.daemon.listeners"}
+
+# What each extra installs, and the files that may import it.
+EXTRAS = {
+    "OpenSSL": {"tls", "certificates"},
+    "cryptography": {"certificates"},
+    "prometheus_client": {"daemon.metrics", "daemon.web"},
+    "hdrh": {"client.histogram"},
+    "matplotlib": {"client.plot"},
+    "tqdm": {"client.terminal"},
+}
+
+# Need an extra, by themselves or by what they import: others import them only inside a function.
+NEED_AN_EXTRA = {
+    *(f"echod.{name}" for names in EXTRAS.values() for name in names),
+    "echod.daemon.page",
+    "echod.daemon.listeners.tls",
+    *(
+        f"echod.client.{name}"
+        for name in [
+            "protocol",
+            "replies",
+            "pacing",
+            "channels",
+            "tcp",
+            "connector",
+            "measurement",
+            "ping",
+            "load",
+            "pipe",
+            "report",
+            "interrupts",
+            "reactor",
+            "commands",
+        ]
+    ),
+} - {"echod.client.protocol"}
+
+# The outermost functions, which alone may name the global reactor.
+OUTERMOST = {"makeService"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted name of each thing imported, those under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules_imported(tree: ast.AST) -> set[str]:
+    """Return the modules of echod that are imported."""
+    modules = set()
+    for name in imports(tree):
+        if name.startswith("echod."):
+            modules.add(name if name in ORDER else name.rpartition(".")[0])
+    return modules - {"echod"}  # of the package itself the version is imported
+
+
+def outside_functions(tree: ast.Module) -> ast.Module:
+    """Return what runs when the module is imported."""
+    body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+    return ast.Module(body=body, type_ignores=[])
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def test_each_file_has_its_place() -> None:
+    """Each file of the three rooms is in the list of its room."""
+    assert {name_of(path) for path in SOURCES} == {*ORDER, *STARTS}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_run_one_way(name: str) -> None:
+    """The daemon and the client import the core, and inside each room imports run one way."""
+    room = next(room for room in ("client.", "daemon.", "") if name.startswith(f"echod.{room}"))
+    before = set(ORDER[: ORDER.index(name)])
+    if room == "daemon.":
+        before -= {other for other in before if other.startswith("echod.client.")}
+    allowed = {f"echod.{after}" for before_, after in CIRCLES if f"echod.{before_}" == name}
+    path = ROOT / (name.replace(".", "/") + ".py")
+    assert modules_imported(parsed(path)) <= before | allowed
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_core_needs_twisted_alone(path: Path) -> None:
+    """A file imports the standard library, Twisted, zope.interface, and packages of its extra."""
+    packages = {name.partition(".")[0] for name in imports(parsed(path))}
+    name = name_of(path).removeprefix("echod.")
+    extras = {package for package, files in EXTRAS.items() if name in files}
+    assert packages <= set(sys.stdlib_module_names) | {"echod", "twisted", "zope"} | extras
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_extras_on_demand(path: Path) -> None:
+    """A file that works without an extra imports those that need one inside a function."""
+    if name_of(path) not in NEED_AN_EXTRA and name_of(path) != "echod.daemon.tap":
+        assert not modules_imported(outside_functions(parsed(path))) & NEED_AN_EXTRA
+
+
+def test_plot_on_demand() -> None:
+    """The client works without the extra ``plot``."""
+    for name in ORDER:
+        path = ROOT / (name.replace(".", "/") + ".py")
+        assert "echod.client.plot" not in modules_imported(outside_functions(parsed(path)))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_global_reactor(path: Path) -> None:
+    """Only the outermost functions name the global reactor, and inside the function body."""
+    for node in parsed(path).body:
+        if "twisted.internet.reactor" in imports(node):
+            assert isinstance(node, ast.FunctionDef)
+            assert node.name in OUTERMOST

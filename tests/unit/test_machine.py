@@ -1,0 +1,269 @@
+"""Any order of things that can happen to a few connections, against a simple model.
+
+The model: what came back is a prefix of what was sent, and all of it where the
+ending says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.interfaces import IAddress, IProtocolFactory
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from echod.events import Closed, Ending
+from echod.factory import EchoFactory
+from echod.protocol import MAX_BUFFERED
+from echod.testing import MemoryNetwork, Peer
+from echod.transport import unsent
+from tests.support import REACTORS, TIMEOUT, Peers, Recorder, reactor_of_kind, turn
+
+CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED, Ending.UNUSED}
+
+
+class Caller:
+    """A peer, and what the model knows of it."""
+
+    def __init__(self, peer: Peer, address: IAddress) -> None:
+        self.peer = peer
+        self.address = address
+        self.sent = bytearray()
+        self.finished = False
+        self.stalled = False
+
+
+class SocketNetwork(Clock):
+    """The loopback of this machine; only the time is pretended."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.reactor = reactor_of_kind(kind)
+
+    def serve(self, factory: IProtocolFactory) -> None:
+        self.port: Any = TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
+        self.port.listen(factory).addCallback(lambda port: setattr(self, "port", port))
+
+    def client_endpoint(self) -> Any:
+        return TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.port.getHost().port)
+
+    def until(self, what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not what():
+            assert time.monotonic() < deadline, "it does not happen"
+            turn(self.reactor, 0.001)
+
+    def settle(self) -> None:
+        for _ in range(10):
+            turn(self.reactor)
+
+    def advance(self, amount: float) -> None:
+        for _ in range(30):
+            self.settle()
+            super().advance(amount / 30)
+        self.settle()
+
+    def close(self) -> None:
+        stopped = self.port.stopListening()
+        self.until(lambda: stopped.called)
+
+
+class WholeMemoryNetwork(MemoryNetwork):
+    """A MemoryNetwork with the same methods."""
+
+    def serve(self, factory: IProtocolFactory) -> None:
+        self.server_endpoint().listen(factory)
+
+    def until(self, what: Callable[[], object]) -> None:
+        if not what():
+            self.settle()
+        assert what()
+
+    def close(self) -> None:
+        pass
+
+
+class EchoMachine(RuleBasedStateMachine):
+    callers = Bundle("callers")
+
+    def make_network(self, capacity: int) -> Any:
+        return WholeMemoryNetwork(capacity)
+
+    fast_path = True
+
+    @initialize(
+        capacity=st.sampled_from([1, 100, 4096, 64 * 1024]),
+        idle=st.sampled_from([None, 5.0]),
+        stall=st.sampled_from([None, 8.0]),
+    )
+    def serve(self, capacity: int, idle: float | None, stall: float | None) -> None:
+        self.network = self.make_network(capacity)
+        self.largest = 1000 * capacity  # a turn of the loop moves one capacity, and takes time
+        self.events = Recorder()
+        self.factory = EchoFactory(
+            clock=self.network,
+            observer=self.events,
+            idle_timeout=idle,
+            stall_timeout=stall,
+            max_connections=4,
+            fast_path=self.fast_path,
+        )
+        self.network.serve(self.factory)
+        self.all: list[Caller] = []
+        self.payload = 0
+        self.drained: Any = None
+
+    @rule(target=callers)
+    def connect(self) -> Caller:
+        told = len(self.events)
+        connected: list[Any] = []
+        self.network.client_endpoint().connect(Peers()).addBoth(connected.append)
+
+        def came() -> list[Any]:
+            return [event for event in self.events[told:] if not isinstance(event, Closed)]
+
+        self.network.until(lambda: connected and came())
+        [peer], [event] = connected, came()
+        if isinstance(peer, Failure):  # refused before it knew that it was connected
+            peer = Peer()
+            peer.ended = "RST"
+        caller = Caller(peer, event.peer)
+        self.all.append(caller)
+        return caller
+
+    @rule(caller=callers, size=st.sampled_from([1, 7, 5000, 300_000]))
+    def send(self, caller: Caller, size: int) -> None:
+        if caller.finished or caller.peer.ended is not None:
+            return
+        size = min(size, self.largest)
+        # no two positions look alike nearby, so that a shift or a swap would show
+        data = b"".join((self.payload + at).to_bytes(4, "big") for at in range(0, size + 3, 4))[
+            :size
+        ]
+        self.payload += size
+        caller.sent += data
+        caller.peer.send(data)
+
+    @rule(caller=callers)
+    def stall(self, caller: Caller) -> None:
+        if caller.peer.ended is None:
+            caller.stalled = True
+            caller.peer.stall()
+
+    @rule(caller=callers)
+    def read(self, caller: Caller) -> None:
+        if caller.peer.ended is None:
+            caller.stalled = False
+            caller.peer.resume()
+
+    @rule(caller=callers)
+    def finish(self, caller: Caller) -> None:
+        if caller.peer.ended is None and not caller.finished:
+            caller.finished = True
+            caller.peer.finish()
+
+    @rule(caller=callers)
+    def reset(self, caller: Caller) -> None:
+        caller.finished = True
+        if caller.peer.ended is None:
+            caller.peer.abort()
+
+    @rule()
+    def settle(self) -> None:
+        self.network.settle()
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 3.0, 20.0]))
+    def wait(self, seconds: float) -> None:
+        self.network.advance(seconds)
+
+    @precondition(lambda self: self.drained is None)
+    @rule(deadline=st.sampled_from([0, 1, 30]))
+    def drain(self, deadline: float) -> None:
+        self.drained = self.factory.drain(deadline)
+
+    @invariant()
+    def a_prefix_came_back(self) -> None:
+        for caller in getattr(self, "all", ()):
+            assert caller.sent.startswith(caller.peer.received)
+
+    @invariant()
+    def little_is_held(self) -> None:
+        for echo in getattr(self, "factory", EchoFactory()).connections:
+            assert unsent(echo.transport) < MAX_BUFFERED
+
+    def teardown(self) -> None:
+        """Let everything come to its end, and check every ending."""
+        if not hasattr(self, "factory"):
+            return
+        drained = self.factory.drain(50)
+        self.network.advance(60)
+        assert drained.called
+        assert not self.factory.connections
+        for caller in self.all:
+            if caller.stalled:
+                caller.peer.resume()
+        self.network.until(lambda: all(caller.peer.ended is not None for caller in self.all))
+        self.network.close()
+        endings = {closed.peer: closed for closed in self.events.closed}
+        refused = {event.peer for event in self.events.refused}
+        for caller in self.all:
+            peer = caller.peer
+            assert (caller.address in endings) != (caller.address in refused)
+            if caller.address in refused:
+                assert not peer.received
+                assert peer.ended == "RST" or caller.finished
+                continue
+            closed = endings[caller.address]
+            assert closed.bytes <= len(caller.sent)
+            if closed.ending in CLEAN:
+                assert closed.unsent == 0
+            if closed.ending is Ending.FINISHED:
+                assert closed.bytes == len(caller.sent)
+            if closed.ending is Ending.UNUSED:
+                assert closed.bytes == 0
+                assert caller.finished
+            if peer.ended == "FIN" and not self.gone(caller):
+                # A clean end means: all that was received came back, and that is all
+                # that was sent, unless it crossed the end of an idle or drained one.
+                assert closed.ending in CLEAN
+                assert len(peer.received) == closed.bytes
+        assert self.network.getDelayedCalls() == []
+
+    def gone(self, caller: Caller) -> bool:
+        """Tell whether the peer itself has reset the connection."""
+        return caller.finished and caller.peer.transport._aborting  # type: ignore[attr-defined]
+
+
+EchoMachine.TestCase.settings = settings(stateful_step_count=30, max_examples=150)
+EchoTests = EchoMachine.TestCase
+EchoTests.__doc__ = "Whatever happens in whatever order, the model holds."
+
+
+class OnSockets(EchoMachine):
+    """The same, over the sockets of the kernel."""
+
+    kind = "epoll"
+
+    def make_network(self, capacity: int) -> Any:
+        return SocketNetwork(self.kind)
+
+
+for kind in REACTORS:
+    for path in (True, False):
+        name = f"{kind.capitalize()}{'FastPath' if path else 'OrdinaryPath'}"
+        machine: Any = type(name, (OnSockets,), {"kind": kind, "fast_path": path})
+        machine.TestCase.settings = settings(stateful_step_count=30, max_examples=30, deadline=None)
+        globals()[f"{name}Tests"] = machine.TestCase

@@ -1,0 +1,439 @@
+"""Connections that a proxy makes: who they are, and what becomes of those that do not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.events import Closed, Ending, Event, Opened, Reason, Refused
+from echod.factory import EchoFactory
+from echod.protocol import FIRST_BYTE, QUIET, Echo, lose
+from echod.proxy import ProxyFactory
+from echod.testing import MemoryNetwork, Peer
+from tests.support import Peers, Recorder, proxy_header
+
+CLIENT = IPv4Address("TCP", "203.0.113.1", 40000)
+HEADER = proxy_header(1, "203.0.113.1", 40000)
+BINARY = proxy_header(2, "203.0.113.1", 40000)
+LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
+
+
+class ProxyTestCase(SynchronousTestCase):
+    def serve(self, **options: Any) -> None:
+        self.network = MemoryNetwork()
+        self.events = Recorder()
+        self.factory = EchoFactory(**{"observer": self.events, **options})
+        self.network.server_endpoint().listen(ProxyFactory(self.factory))
+
+    def connect(self, *sent: bytes, source: str = "198.51.100.1") -> Peer:
+        endpoint = self.network.client_endpoint(source=source)
+        peer: Any = self.successResultOf(endpoint.connect(Peers()))
+        for part in sent:
+            peer.send(part)
+            self.network.settle()
+        return peer  # type: ignore[no-any-return]
+
+    def assert_nothing_left(self) -> None:
+        """Nobody is waited for any more, and no timer runs."""
+        self.assertEqual(self.factory.arriving, set())
+        self.assertEqual(self.network.getDelayedCalls(), [])
+
+
+class ServedTests(ProxyTestCase):
+    def test_peer(self) -> None:
+        """A connection is its client's from beginning to end, not the proxy's."""
+        for version in (1, 2):
+            for host, kind in (("203.0.113.1", IPv4Address), ("2001:db8::1", IPv6Address)):
+                self.serve()
+                peer = self.connect(proxy_header(version, host, 40000) + b"hello")
+                client = kind("TCP", host, 40000)
+                [echo] = self.factory.connections
+                self.assertEqual(echo.peer, client)
+                peer.finish()
+                self.network.settle()
+                self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
+                closed = Closed(Ending.FINISHED, 5, 0, 0, client)
+                self.assertEqual(self.events, [Opened(client), closed])
+
+    def test_byte_by_byte(self) -> None:
+        """A header that arrives in single bytes is read as one that arrives at once."""
+        for header in (HEADER, BINARY):
+            self.serve()
+            data = header + b"hello"
+            peer = self.connect(*(data[at : at + 1] for at in range(len(data))))
+            self.assertEqual(peer.received, b"hello")
+            self.assertEqual(self.events, [Opened(CLIENT)])
+
+    def test_all_in_one(self) -> None:
+        """Header, bytes and FIN that arrive together: every byte comes back, then FIN."""
+        self.serve()
+        peer = self.connect()
+        peer.send(HEADER + b"hello")
+        peer.finish()
+        self.network.settle()
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
+
+    def test_only_a_header(self) -> None:
+        """A client that sends nothing is served all the same: it is there."""
+        self.serve()
+        self.connect(HEADER)
+        self.assertEqual(self.events, [Opened(CLIENT)])
+
+    def test_for_itself(self) -> None:
+        """A proxy that connects for itself, or for nobody it can name, is the peer itself."""
+        for header in (LOCAL, b"PROXY UNKNOWN\r\n"):
+            self.serve()
+            peer = self.connect(header + b"hello")
+            self.assertEqual(self.events, [Opened(peer.transport.getHost())])
+            self.assertEqual(peer.received, b"hello")
+
+    def test_options_of_the_socket(self) -> None:
+        """TCP's options are set by what the connection is, not by what the client's was."""
+        self.serve()
+        client = b"\x21\x31\0\xd8" + b"/run/from".ljust(216, b"\0")
+        self.connect(LOCAL[:12] + client + b"hello")
+        [echo] = self.factory.connections
+        self.assertEqual(getattr(echo.peer, "name", None), b"/run/from")
+        self.assertTrue(echo.transport.getTcpNoDelay())
+
+    def test_limit_for_one_peer(self) -> None:
+        """The limit for one peer counts clients: a proxy may have as many as it likes."""
+        self.serve(max_connections_per_peer=1)
+        first = self.connect(HEADER)
+        second = self.connect(HEADER)
+        other = self.connect(proxy_header(1, "203.0.113.2", 1), b"hello")
+        self.assertEqual([first.ended, second.ended, other.ended], [None, "RST", None])
+        self.assertEqual(other.received, b"hello")
+        self.assertEqual(self.events.refused, [Refused(Reason.MAX_CONNECTIONS_PER_PEER, CLIENT)])
+
+    def test_closed_by_an_observer(self) -> None:
+        """Who is told of a connection may end it at once: what came with the header is dropped."""
+
+        def observe(event: Event) -> None:
+            if isinstance(event, Opened):
+                [echo] = self.factory.connections
+                lose(echo.transport)
+
+        self.serve(observer=observe)
+        peer = self.connect(HEADER + b"hello")
+        self.assertEqual(peer.received, b"")
+        self.assertIsNotNone(peer.ended)
+
+
+class RefusedTests(ProxyTestCase):
+    def assert_refused(self, peer: Peer, reason: Reason) -> None:
+        self.assertEqual((bytes(peer.received), peer.ended), (b"", "RST"))
+        self.assertEqual(self.events, [Refused(reason, peer.transport.getHost())])
+        self.assert_nothing_left()
+
+    def test_garbage(self) -> None:
+        """What is no header is reset, at the first byte that shows it, and counted once."""
+        for sent in (b"hello\n", b"\xff\xfe", b"PROXY TCP4 \xff 1 1 1\r\n", b"GET / HTTP/1.1\r\n"):
+            for parts in ([sent], [sent[:1], sent[1:]]):
+                self.serve()
+                self.assert_refused(self.connect(*parts), Reason.PROXY_HEADER)
+
+    def test_no_header_in_time(self) -> None:
+        """Who has not sent a header in time is reset and counted, also in the middle of it."""
+        for sent in (b"", HEADER[:20]):
+            self.serve(handshake_timeout=10)
+            peer = self.connect(sent)
+            self.network.advance(9)
+            self.assertIsNone(peer.ended)
+            self.network.advance(1)
+            self.assert_refused(peer, Reason.HANDSHAKE_TIMEOUT)
+
+    def test_any_time(self) -> None:
+        """Without that timeout a header may take any time."""
+        self.serve(handshake_timeout=None)
+        peer = self.connect(HEADER[:20])
+        self.assertEqual(self.network.getDelayedCalls(), [])
+        peer.send(HEADER[20:] + b"hello")
+        self.network.settle()
+        self.assertEqual(peer.received, b"hello")
+
+    def test_health_check(self) -> None:
+        """A load balancer that connects, and leaves without a byte, leaves an unused one."""
+        for leave in (Peer.finish, Peer.abort):
+            self.serve()
+            peer = self.connect()
+            self.network.advance(2)
+            leave(peer)
+            self.network.settle()
+            proxy = peer.transport.getHost()
+            closed = Closed(Ending.UNUSED, 0, 2.0, 0, proxy)
+            self.assertEqual(self.events, [Opened(proxy), closed])
+            self.assert_nothing_left()
+
+    def test_broken_off(self) -> None:
+        """A peer that leaves in the middle of a header is counted, and gets no FIN."""
+        for leave in (Peer.finish, Peer.abort):
+            self.serve()
+            peer = self.connect(HEADER[:20])
+            leave(peer)
+            self.network.settle()
+            here = peer.transport.getHost()
+            self.assertEqual(self.events, [Refused(Reason.PROXY_HEADER, here)])
+            if leave is Peer.finish:
+                self.assertEqual((bytes(peer.received), peer.ended), (b"", "RST"))
+            self.assert_nothing_left()
+
+    def test_header_that_arrived_in_time(self) -> None:
+        """A header whose rest arrives in time, while the process is stopped, is read."""
+        self.serve(handshake_timeout=10)
+        peer = self.connect(HEADER[:20])
+        peer.transport.getHandle().send(HEADER[20:] + b"hello")  # type: ignore[attr-defined]
+        Clock.advance(self.network, 11)  # timers, but no reading
+        self.network.advance(2)
+        self.assertEqual(peer.received, b"hello")
+        self.assertEqual(self.events.refused, [])
+
+    def test_header_that_dribbles(self) -> None:
+        """A header that is incomplete at the second look, too, is late by a quarter at most."""
+        self.serve(handshake_timeout=10)
+        peer = self.connect(HEADER[:20])
+        peer.transport.getHandle().send(HEADER[20:21])  # type: ignore[attr-defined]
+        Clock.advance(self.network, 10)
+        self.network.settle()
+        self.assertIsNone(peer.ended)
+        peer.transport.getHandle().send(HEADER[21:22])  # type: ignore[attr-defined]
+        Clock.advance(self.network, 2.5)
+        self.network.settle()
+        self.assert_refused(peer, Reason.HANDSHAKE_TIMEOUT)
+
+    def test_limit(self) -> None:
+        """Who has not said who it is counts as a connection: more are refused at once."""
+        self.serve(max_connections=2)
+        waiting, served = self.connect(), self.connect(HEADER)
+        third = self.connect()
+        self.network.settle()
+        self.assertEqual(third.ended, "RST")
+        [refused] = self.events.refused
+        self.assertEqual(refused, Refused(Reason.MAX_CONNECTIONS, third.transport.getHost()))
+        waiting.send(HEADER + b"hello")
+        self.network.settle()
+        self.assertEqual((bytes(waiting.received), served.ended), (b"hello", None))
+        self.assertEqual(len(self.factory.connections), 2)
+
+    def test_bytes_after_a_refusal(self) -> None:
+        """On a transport that resets later, what still comes changes nothing."""
+        events = Recorder()
+        factory = ProxyFactory(EchoFactory(clock=Clock(), observer=events))
+        transport = StringTransport()
+        arrival: Any = factory.buildProtocol(CLIENT)
+        arrival.makeConnection(transport)
+        arrival.dataReceived(b"x")
+        arrival.dataReceived(b"x")
+        arrival._received.clear()
+        arrival.dataReceived(HEADER + b"hello")
+        arrival.connectionLost()
+        self.assertTrue(transport.disconnected)
+        self.assertEqual(transport.value(), b"")
+        self.assertEqual(events, [Refused(Reason.PROXY_HEADER, CLIENT)])
+
+
+class DrainTests(ProxyTestCase):
+    def test_drain(self) -> None:
+        """A drain refuses connections that come, and after a second those that stay silent."""
+        self.serve(handshake_timeout=10)
+        old = self.connect()
+        self.network.advance(FIRST_BYTE)
+        new, begun = self.connect(), self.connect(HEADER[:20])
+        drained = self.factory.drain(60)
+        self.factory.drain(60)
+        late = self.connect()
+        peers = [late, old, new, begun]
+        for seconds, left in ((0.1, 3), (QUIET, 2), (FIRST_BYTE, 1)):
+            self.network.advance(seconds)
+            ended = [peer.ended for peer in peers]
+            self.assertEqual(ended, ["RST"] * (4 - left) + [None] * left)
+        self.assertEqual([event.reason for event in self.events.refused], [Reason.DRAINING] * 3)
+        self.assertNoResult(drained)
+        self.network.advance(10)
+        self.assertEqual(begun.ended, "RST")
+        self.assertEqual(self.events.refused[-1].reason, Reason.HANDSHAKE_TIMEOUT)
+        self.successResultOf(drained)
+        self.assert_nothing_left()
+
+    def test_path_of_250_ms(self) -> None:
+        """A client's header, and its first byte after that, may each be half a second away."""
+        self.serve()
+        peer = self.connect()
+        drained = self.factory.drain(10)
+        for part in (HEADER[:10], HEADER[10:], b"hello"):
+            self.network.advance(0.5)
+            peer.send(part)
+            self.network.settle()
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", None))
+        self.assertNoResult(drained)
+        self.network.advance(0.5)
+        self.assertEqual(peer.ended, "FIN")
+        self.successResultOf(drained)
+        self.assertEqual(self.events.endings, [Ending.DRAINED])
+        self.assert_nothing_left()
+
+    def test_header_that_has_arrived(self) -> None:
+        """In a drain, a client whose header waits in the kernel unread is still served."""
+        self.serve()
+        peer = self.connect()
+        peer.transport.getHandle().send(HEADER + b"hello")  # type: ignore[attr-defined]
+        drained = self.factory.drain(10)
+        self.network.advance(1)
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
+        self.assertEqual(self.events.endings, [Ending.DRAINED])
+        self.successResultOf(drained)
+
+    def test_header_on_its_way(self) -> None:
+        """A client whose header comes in parts, each before it is quiet, is served and drained."""
+        self.serve(max_connections_per_peer=1)
+        peer, other = self.connect(), self.connect()
+        drained = self.factory.drain(10)
+        for part in (HEADER[:10], HEADER[10:20], HEADER[20:] + b"hello"):
+            self.network.advance(0.15)
+            for each in (peer, other):
+                each.send(part)
+            self.network.settle()
+        self.assertEqual((bytes(peer.received), peer.ended), (b"hello", None))
+        self.assertEqual(other.ended, "RST")  # by the limit, which holds in a drain too
+        self.assertNoResult(drained)
+        self.network.advance(1)
+        self.assertEqual(peer.ended, "FIN")
+        self.successResultOf(drained)
+        self.assertEqual(self.events.endings, [Ending.DRAINED])
+        self.assert_nothing_left()
+
+    def test_many_that_arrive(self) -> None:
+        """Each that arrives in a drain costs no look at all the others: that would be for ever."""
+        looks = 0
+
+        class Looked(Echo):
+            def check_timeouts(self, now: float) -> bool:
+                nonlocal looks
+                looks += 1
+                return super().check_timeouts(now)
+
+        self.serve()
+        self.factory.protocol = Looked
+        peers = [self.connect() for _ in range(40)]
+        for peer in peers[:20]:
+            peer.send(HEADER)
+        self.network.settle()
+        drained = self.factory.drain(10)
+        for peer in peers[20:]:
+            peer.send(HEADER)
+        self.network.settle()
+        self.assertEqual(len(self.factory.leaving), 40)
+        self.assertLess(looks, 3 * 40)
+        self.network.advance(FIRST_BYTE + 0.41)
+        self.successResultOf(drained)
+        self.assertEqual(self.events.endings, [Ending.DRAINED] * 40)
+        self.assert_nothing_left()
+
+    def test_arrived_after_a_new_beginning(self) -> None:
+        """Whom a drain has found arriving it closes soon, though others stay now, seldom seen."""
+        self.serve(idle_timeout=3600)
+        peer = self.connect()
+        drained = self.factory.drain(10)
+        self.factory.startFactory()
+        stays = self.connect(HEADER)
+        peer.send(HEADER)
+        self.network.advance(FIRST_BYTE + 0.41)
+        self.assertEqual([peer.ended, stays.ended], ["FIN", None])
+        self.successResultOf(drained)
+
+    def test_header_that_never_ends(self) -> None:
+        """Who goes on sending its header is cut off at the deadline."""
+        self.serve(handshake_timeout=None)
+        peer = self.connect(LOCAL[:12] + b"\x21\0\xff\xff")
+        drained = self.factory.drain(1)
+        for _ in range(10):
+            self.assertIsNone(peer.ended)
+            peer.send(b"x")
+            self.network.advance(0.1)
+        self.network.advance(0.01)
+        self.assertEqual(peer.ended, "RST")
+        self.successResultOf(drained)
+        self.assertEqual([event.reason for event in self.events.refused], [Reason.DRAINING])
+        self.assert_nothing_left()
+
+    def test_who_leaves_in_a_drain(self) -> None:
+        """A drain is over when the last one has left, though nobody is told of that one."""
+        for sent, told in (((), 0), ((HEADER[:10],), 1)):
+            self.serve()
+            peer = self.connect(*sent)
+            drained = self.factory.drain(10)
+            peer.abort()
+            self.network.advance(0.3)
+            self.successResultOf(drained)
+            self.assertEqual(len(self.events.refused), told)
+            self.assert_nothing_left()
+
+    def test_reset_that_was_not_read(self) -> None:
+        """A reset that a drain or the timeout finds is what it would be if it had been read."""
+        for sent, reasons in (((), []), ((HEADER[:10],), [Reason.PROXY_HEADER])):
+            self.serve()
+            peer = self.connect(*sent)
+            drained = self.factory.drain(10)
+            peer.transport.connectionLost(Failure(ConnectionAborted()))  # type: ignore[attr-defined]
+            Clock.advance(self.network, 10)  # timers, but no reading
+            self.successResultOf(drained)
+            self.assertEqual([event.reason for event in self.events.refused], reasons)
+            self.assert_nothing_left()
+
+    def test_one_that_ends_others(self) -> None:
+        """An observer that drains again while the header is read disturbs nobody."""
+
+        def observe(event: Event) -> None:
+            told.append(event)
+            if isinstance(event, Opened):
+                self.factory.drain(0)
+
+        told: list[Event] = []
+        self.serve(observer=observe)
+        peers = [self.connect() for _ in range(3)]
+        for peer in peers:
+            peer.transport.getHandle().send(HEADER)  # type: ignore[attr-defined]
+        self.factory.drain(10)
+        self.network.settle()
+        self.assertEqual([peer.ended for peer in peers], ["RST"] * 3)
+        self.assertEqual(self.factory.connections, set())
+        self.assert_nothing_left()
+
+    def test_again(self) -> None:
+        """When a port listens again, so do proxies get in again."""
+        self.serve()
+        self.factory.drain(0)
+        self.network.stop(self.network.server_endpoint()._address)
+        self.network.server_endpoint().listen(ProxyFactory(self.factory))
+        self.assertEqual(self.connect(HEADER + b"hello").received, b"hello")
+
+
+class WithoutAProxyTests(SynchronousTestCase):
+    def test_both(self) -> None:
+        """One factory may serve a port with and a port without a proxy, with the same limits."""
+        network, events = MemoryNetwork(), Recorder()
+        factory = EchoFactory(observer=events, max_connections_per_peer=1)
+        network.server_endpoint(7).listen(factory)
+        network.server_endpoint(8).listen(ProxyFactory(factory))
+        peers: list[Any] = []
+        for port in (8, 7):
+            endpoint = network.client_endpoint(port, source=CLIENT.host)
+            peers.append(self.successResultOf(endpoint.connect(Peers())))
+            peers[-1].send(HEADER)
+            network.settle()
+        self.assertEqual([peer.ended for peer in peers], [None, "RST"])
+
+    def test_peer_that_is_not_told(self) -> None:
+        """Where nobody says who connects, the peer is whom the transport names."""
+        factory = EchoFactory(clock=Clock())
+        nobody: IAddress | None = None
+        echo: Any = factory.buildProtocol(nobody)
+        echo.makeConnection(StringTransport(peerAddress=CLIENT))
+        self.assertEqual(echo.peer, CLIENT)

@@ -1,0 +1,89 @@
+"""Urgent data that arrives before a connection is accepted."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from echod.daemon.listeners.accepting import log_not_accepted
+from echod.daemon.listeners.group import Ports
+from echod.daemon.logs import RateLimitedSummary
+from echod.factory import EchoFactory
+from echod.proxy import ProxyFactory
+from echod.transport import receive_urgent_inline
+from tests.support import SocketEnds, TCP4Ends, TCP6Ends, UNIXEnds, proxy_header
+
+run = pytest_twisted.ensureDeferred
+
+
+class Listener:
+    """What Ports needs of a listener."""
+
+    passed = tls = False
+
+    def __init__(self, ends: SocketEnds) -> None:
+        self.ends = ends
+
+    async def listen(self, factory: Any) -> list[Any]:
+        await self.ends.listen(factory)
+        return self.ends.ports
+
+
+async def echoed(ends: SocketEnds, wrap: Callable[..., Any], *sent: tuple[bytes, int]) -> bytes:
+    """Send all before the reactor accepts, then finish, and return what comes back."""
+    factory = wrap(EchoFactory(clock=ends.clock, **ends.options))
+    failures = RateLimitedSummary(ends.clock, log_not_accepted)
+    ports = Ports(factory, [Listener(ends)], failures)
+    await ports.open()
+    [port] = ends.ports
+    with socket.socket(port.addressFamily) as client:
+        client.connect(port.socket.getsockname())
+        for data, flags in sent:
+            client.send(data, flags)
+        client.shutdown(socket.SHUT_WR)
+        client.setblocking(False)
+        received = b""
+        while True:
+            await ends.turn()
+            try:
+                part = client.recv(1000)
+            except BlockingIOError:
+                continue
+            if not part:
+                break
+            received += part
+    await ends.stop()
+    return received
+
+
+@run
+@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("kind", [TCP4Ends, TCP6Ends, UNIXEnds])
+async def test_before_accept(kind: Callable[[], SocketEnds], fast_path: bool) -> None:
+    """Urgent data that is there when a connection is accepted comes back, more than once too."""
+    ends = kind()
+    ends.options["fast_path"] = fast_path
+    sent = [(b"a", socket.MSG_OOB), (b"b", socket.MSG_OOB), (b"c", 0), (b"def", socket.MSG_OOB)]
+    assert await echoed(ends, lambda factory: factory, *sent) == b"abcdef"
+
+
+@run
+async def test_behind_a_proxy() -> None:
+    """What is urgent right after the header, or in it, is where it was sent."""
+    header = proxy_header(1, "192.0.2.1", 49152)
+    sent = [(header[:9], socket.MSG_OOB), (header[9:], 0), (b"abc", socket.MSG_OOB)]
+    assert await echoed(TCP4Ends(), ProxyFactory, *sent) == b"abc"
+
+
+def test_no_such_option() -> None:
+    """Where a kernel has no such option for a socket, that is all."""
+
+    class Port:
+        socket = socket.socket()
+
+    Port.socket.close()
+    receive_urgent_inline(Port())
