@@ -69,7 +69,9 @@ else:  # a type checker would accept any name from a module with __getattr__
         """
         from importlib import import_module  # noqa: PLC0415 - only when it is needed
 
-        homes = ("client", "events", "factory", "protocol", "proxy") if name in __all__ else ()
+        homes = (
+            ("client.protocol", "events", "factory", "protocol", "proxy") if name in __all__ else ()
+        )
         for home in homes:
             found = getattr(import_module(f"{__name__}.{home}"), name, None)
             if found is not None:

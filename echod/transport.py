@@ -61,7 +61,7 @@ def buffered(transport: ITransport) -> int:
     What is unsent; but echod's TLS knows how much that was before it was encrypted, when it had
     no record's overhead and was no alert.
     """
-    count: int | None = getattr(transport, "owed", None)
+    count: int | None = getattr(transport, "buffered", None)
     return unsent(transport) if count is None else count
 
 
@@ -74,7 +74,7 @@ def kernel_send_queue(transport: ITransport) -> int:
     """
     handle = _handle(transport)
     if not isinstance(handle, socket.socket):
-        return getattr(handle, "unacknowledged", 0)
+        return getattr(handle, "kernel_send_queue", 0)
     try:
         answer = fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4))
     except OSError:  # not every kernel answers for every socket

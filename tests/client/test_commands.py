@@ -318,7 +318,7 @@ def test_nobody_reads_anything(target: str) -> None:
     assert status == 1
 
 
-@pytest.mark.parametrize("way", ["", "tcp:", "tls:"])
+@pytest.mark.parametrize("connector", ["", "tcp:", "tls:"])
 def test_nobody_answers(connector: str) -> None:
     """Where nobody answers, each connection but the first few is not even tried."""
     with silent_port() as target:

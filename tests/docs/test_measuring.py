@@ -29,7 +29,7 @@ import pytest
 from docutils import nodes
 
 from echod.client import errors as failures
-from echod.client.histogram import DIGITS, STEP, Times
+from echod.client.histogram import DIGITS, STEP, Histogram
 from echod.client.load import AT_ONCE, BUSY, LATE, SLOW
 from echod.client.measurement import CLOSING
 from echod.client.options import parse, parser
@@ -281,13 +281,13 @@ def test_freeze_on_paper() -> None:
 
 def test_percentiles() -> None:
     """Of ten, the ranks are those of the document; what is told of many is as near as it says."""
-    ten = Times()
+    ten = Histogram()
     ten.record([each / 10 for each in range(1, 11)])
     assert "``p50`` is the 5th, ``p90`` the 9th, and ``p99`` the 10th" in TEXT
     for percent, rank in ((50, 5), (90, 9), (99, 10)):
         assert ten.percentile(percent) == pytest.approx(rank / 10, rel=0.001)
     values = [1e-6 * 1.01**each for each in range(1500)]
-    many = Times()
+    many = Histogram()
     many.record(values)
     for percent in range(1, 101):
         real, told = exact(values, percent), many.percentile(percent)
@@ -491,7 +491,7 @@ def test_mtu(place: Place) -> None:
     inside = ["unshare", "--net", "--map-root-user", "sh", "-c"]
     if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs leave to make a network namespace")
-    mirror = shlex.join([sys.executable, "-IS", str(ROOT / "tests" / "mirrors.py")])
+    mirror = shlex.join([sys.executable, "-IS", str(ROOT / "tests" / "programs" / "mirrors.py")])
     [command] = [block for block in SHELL if "--dont-fragment" in block]
     told = re.sub(r"-c \d+", "-c 2", shorter(command)).replace("-W 3", "-W 0.2")
     script = f"""

@@ -38,7 +38,7 @@ from tests.docs.test_all import blocks, literals, section, tree
 from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
 
 # The client is no part of the daemon, and has no log.
-SOURCES = sorted(set((ROOT / "echod").rglob("*.py")) - set((ROOT / "echod").glob("probe/*.py")))
+SOURCES = sorted(set((ROOT / "echod").rglob("*.py")) - set((ROOT / "echod").glob("client/*.py")))
 
 pytestmark = pytest.mark.once
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PORT = 65432
-FORGE = str(ROOT / "tests" / "forge.py")
+FORGE = str(ROOT / "tests" / "programs" / "forge.py")
 HERE, THERE, BROADCAST = "10.86.2.1", "10.86.2.2", "10.86.2.255"
 """The service's first address, the other end's, and the broadcast of their network."""
 
@@ -284,7 +284,7 @@ def test_a_million_forged_sources(
 
     Flat when the tables are full, and as an allocator has it: 4 bytes a source would be too many.
     """
-    flood = [sys.executable, str(ROOT / "tests" / "flood.py"), HERE, str(PORT)]
+    flood = [sys.executable, str(ROOT / "tests" / "programs" / "flood.py"), HERE, str(PORT)]
     seen = []
     with (
         # How often the good one may ask is not what this is about.

@@ -126,7 +126,7 @@ def test_damage_of_much() -> None:
         assert mirror.stop() == {"bytes": len(data), "damaged": len(data) // 1000}
 
 
-@pytest.mark.parametrize("way", [connect, asker])
+@pytest.mark.parametrize("connector", [connect, asker])
 def test_delay(connector: Callable[[Mirror], socket.socket]) -> None:
     """Nothing comes too early, and it can come less than a millisecond late."""
     udp = ["--udp"] if connector == asker else []
@@ -173,7 +173,7 @@ def test_late_in_parts() -> None:
         assert mirror.stop() == {"messages": 3, "paused": 3}
 
 
-@pytest.mark.parametrize("way", [connect, asker])
+@pytest.mark.parametrize("connector", [connect, asker])
 def test_freeze(connector: Callable[[Mirror], socket.socket]) -> None:
     """It freezes when the first byte comes, and again after the period."""
     udp = ["--udp"] if connector == asker else []

@@ -476,12 +476,12 @@ ALLOWED = {
     ("clock.py", "ReactorBase.seconds"): "what a reactor is asked for, to know whether it is that",
     ("clock.py", "reactor.seconds"): "likewise",
     ("clock.py", "_reactor.callLater"): "where there is no timerfd",
-    ("daemon/certificates.py", "datetime.now"): "certificates have dates",
+    ("certificates.py", "datetime.now"): "certificates have dates",
     ("daemon/web.py", "datetime.now"): "when the daemon was started, for people",
     ("daemon/logs.py", "datetime.fromtimestamp"): "the time stamp of a line of the log",
-    ("daemon/unixsockets.py", "time.sleep"): "waits for a lock, by CLOCK_MONOTONIC (sleep(3))",
+    ("daemon/listeners/unix.py", "time.sleep"): "waits for a lock, by CLOCK_MONOTONIC (sleep(3))",
     ("daemon/web.py", "reactor.seconds"): "the daemon's reactor is monotonic",
-    ("probe/connecting.py", "_reactor.seconds"): "the client's reactor is monotonic",
+    ("client/tcp.py", "_reactor.seconds"): "the client's reactor is monotonic",
 }
 
 SOURCES = ROOT / "echod"

@@ -64,7 +64,7 @@ def echo_listener(
     if kind == "udp":
         return UDPListener(reactor, datagrams, description)
     if kind == "ssl":
-        secure: Listener = import_extra("secure", "tls", "--listen ssl: needs").TLSListener(
+        secure: Listener = import_extra("listeners.tls", "tls", "--listen ssl: needs").TLSListener(
             reactor, description, passed
         )
         return secure
