@@ -1,7 +1,14 @@
 """What echod promises, as tests. Their docstrings are the specification."""
 
+from pathlib import Path
+
 from hypothesis import HealthCheck, settings
 
-# How long an example takes is the machine's business, not the property's.
+ROOT = Path(__file__).parent.parent
+
+TIMEOUT = 20.0
+"""Seconds after which a test on real sockets gives up; no test comes near it."""
+
+# How long an example takes depends on the machine, not on the property.
 settings.register_profile("echod", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("echod")

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.support import benchmark, needs_cc, short_run
+from tests.benchmarks.running import benchmark, needs_cc, short_run
 
 client = benchmark("client")
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.support import benchmark, short_run
+from tests.benchmarks.running import benchmark, short_run
 
 pytestmark = pytest.mark.benchmark
 

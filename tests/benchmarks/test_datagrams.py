@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.support import ROOT, benchmark, short_run
+from tests import ROOT
+from tests.benchmarks.running import benchmark, short_run
 
 pytestmark = pytest.mark.benchmark
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support import short_run
+from tests.benchmarks.running import short_run
 
 pytestmark = pytest.mark.benchmark
 

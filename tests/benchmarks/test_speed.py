@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, TIMEOUT, benchmark, needs_cc
+from tests import ROOT, TIMEOUT
+from tests.benchmarks.running import benchmark, needs_cc
 
 pytestmark = pytest.mark.benchmark
 

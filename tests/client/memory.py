@@ -22,7 +22,7 @@ from echod.client.reactor import PreciseReactor
 from echod.client.target import Target
 from echod.testing import MemoryNetwork
 from tests.authority import Authority
-from tests.support import Daemon
+from tests.programs.daemon import Daemon
 
 
 class MemoryTarget(Target):

@@ -24,8 +24,9 @@ from echod.client.reactor import PreciseReactor
 from echod.client.replies import DatagramReplies, StreamReplies, Tally
 from echod.client.target import parse_target, udp_socket
 from echod.client.tcp import TCPEndpoint
+from tests import TIMEOUT
 from tests.client.memory import silent_port
-from tests.support import TIMEOUT, turn
+from tests.reactors import turn
 
 RESET = struct.pack("ii", 1, 0)
 

@@ -33,8 +33,8 @@ from tests.client.memory import (
     silent_port,
     tls_target,
 )
+from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
-from tests.support import Daemon
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from echod.client.report import lines_of_load, of_load
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.client.memory import MemoryTarget, Services, memory_way
-from tests.support import Peers
+from tests.endpoints.server import Peers
 
 
 class Run:

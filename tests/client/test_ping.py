@@ -12,7 +12,7 @@ from echod.client.report import is_right, lines_of_ping, of_ping
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from tests.client.memory import Services, memory_way
-from tests.support import Peers
+from tests.endpoints.server import Peers
 
 
 class Run:

@@ -23,8 +23,8 @@ from echod.client.pipe import MOST, Pipe
 from echod.client.reactor import PreciseReactor
 from echod.client.report import of_pipe
 from echod.client.target import parse_target
+from tests import TIMEOUT
 from tests.programs.mirrors import Mirror
-from tests.support import TIMEOUT
 
 
 class Run:

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.client.protocol import CHUNK, EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
-from tests.support import Recorder
+from tests.recorder import Recorder
 
 
 class EchoClientTests(SynchronousTestCase):

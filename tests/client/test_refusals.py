@@ -16,9 +16,9 @@ from echod.client.payloads import Datagrams
 from echod.client.reactor import PreciseReactor
 from echod.client.replies import DatagramReplies, Tally
 from echod.client.target import parse_target
+from tests import TIMEOUT
 from tests.client.memory import echod_client
 from tests.programs.mirrors import Mirror
-from tests.support import TIMEOUT
 
 Found = tuple[int, tuple[str, int]]
 

@@ -34,8 +34,8 @@ from echod.client.target import (
     resolve,
     udp_socket,
 )
+from tests import ROOT, TIMEOUT
 from tests.authority import Authority
-from tests.support import ROOT, TIMEOUT
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ from echod.client.terminal import (
     left_of,
     progress,
 )
-from tests.support import TIMEOUT
+from tests import TIMEOUT
 
 Buckets = list[tuple[float, int]]
 

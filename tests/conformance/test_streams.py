@@ -20,17 +20,12 @@ from echod.client.protocol import EchoClientFactory, EchoIncomplete, EchoMismatc
 from echod.events import Accepted, Closed, Ending, HalfClosed, HandshakeDone, Opened, Reason
 from echod.protocol import FIRST_BYTE, MAX_BUFFERED
 from echod.transport import unsent
-from tests.support import (
-    REACTORS,
-    MemoryEnds,
-    Peers,
-    ProxyEnds,
-    Served,
-    TCP4Ends,
-    TCP6Ends,
-    TLSEnds,
-    UNIXEnds,
-)
+from tests.endpoints.memory import MemoryEndpoints
+from tests.endpoints.proxy import ProxyEndpoints
+from tests.endpoints.server import EchoServer, Peers
+from tests.endpoints.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
+from tests.endpoints.tls import TLSEndpoints
+from tests.reactors import REACTORS
 
 MIB = 1 << 20
 
@@ -38,17 +33,25 @@ run = pytest_twisted.ensureDeferred
 
 
 KINDS = [
-    (MemoryEnds, {}),
-    *((TCP4Ends, {"kind": kind, "fast_path": fast}) for kind in REACTORS for fast in (True, False)),
-    *((ends, {"fast_path": fast}) for ends in (TCP6Ends, UNIXEnds) for fast in (True, False)),
-    *((TLSEnds, {"kind": kind}) for kind in REACTORS),
-    (TLSEnds, {"kind": "epoll", "version": SSL.TLS1_2_VERSION}),
+    (MemoryEndpoints, {}),
     *(
-        (ProxyEnds, {"version": each, "fast_path": fast})
+        (TCP4Endpoints, {"kind": kind, "fast_path": fast})
+        for kind in REACTORS
+        for fast in (True, False)
+    ),
+    *(
+        (ends, {"fast_path": fast})
+        for ends in (TCP6Endpoints, UNIXEndpoints)
+        for fast in (True, False)
+    ),
+    *((TLSEndpoints, {"kind": kind}) for kind in REACTORS),
+    (TLSEndpoints, {"kind": "epoll", "version": SSL.TLS1_2_VERSION}),
+    *(
+        (ProxyEndpoints, {"version": each, "fast_path": fast})
         for each in (1, 2)
         for fast in (True, False)
     ),
-    *((ProxyEnds, {"version": 2, "kind": kind}) for kind in REACTORS if kind != "epoll"),
+    *((ProxyEndpoints, {"version": 2, "kind": kind}) for kind in REACTORS if kind != "epoll"),
 ]
 
 
@@ -63,10 +66,10 @@ def ends(request: pytest.FixtureRequest) -> Any:
 @pytest_twisted.async_yield_fixture
 async def serve(ends: Any) -> AsyncIterator[Any]:
     """A function that serves with the options of the factory that it is given."""
-    started: list[Served] = []
+    started: list[EchoServer] = []
 
-    async def start(**options: Any) -> Served:
-        served = Served(ends, **options)
+    async def start(**options: Any) -> EchoServer:
+        served = EchoServer(ends, **options)
         await ends.listen(served.factory)
         started.append(served)
         return served
@@ -429,7 +432,8 @@ async def test_drain_waits_for_the_first_byte(serve: Any, ends: Any) -> None:
     served = await serve()
     peer = await served.peer()
     drained = served.factory.drain(10)
-    if not isinstance(ends, TLSEnds | ProxyEnds):  # a plain one has had its round trip: SYN, ACK
+    # A plain connection has had its round trip: SYN, ACK.
+    if not isinstance(ends, TLSEndpoints | ProxyEndpoints):
         await ends.advance(0.5)
         await ends.until(drained)
         assert served.events.endings == [Ending.DRAINED]

@@ -28,7 +28,11 @@ from echod.daemon.listeners.systemd import PassedListener
 from echod.daemon.listeners.unix import UNIXListener
 from echod.daemon.logs import RateLimitedSummary
 from echod.factory import EchoFactory
-from tests.support import REFUSES_DESCRIPTORS, TIMEOUT, Daemon, now, reactor_of_kind, turn
+from tests import TIMEOUT
+from tests.coroutines import now
+from tests.daemon.descriptors import REFUSES_DESCRIPTORS
+from tests.programs.daemon import Daemon
+from tests.reactors import reactor_of_kind, turn
 
 
 class Accepting:

@@ -20,7 +20,8 @@ from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 from echod.udp import EchoDatagrams
 from tests.authority import Authority
-from tests.support import now, passed_on
+from tests.coroutines import now
+from tests.daemon.passed_sockets import passed_socket
 
 
 class EchoListenerTests(SynchronousTestCase):
@@ -98,7 +99,9 @@ class EchoListenerTests(SynchronousTestCase):
         """What systemd passed is served by its name, behind a proxy too, and is taken."""
         for description in ("systemd:name=a", "HAProxy:SystemD:name=a"):
             with socket.create_server(("127.0.0.1", 0)) as sock:
-                listener = self.listener(description, passed_on(sock, "a"), PassedSocket(999, "b"))
+                listener = self.listener(
+                    description, passed_socket(sock, "a"), PassedSocket(999, "b")
+                )
             self.assertEqual(self.passed, [PassedSocket(999, "b")])
             self.assertEqual((listener.passed, listener.tls), (True, False))
             inner = getattr(listener, "_listener", listener)
@@ -109,7 +112,7 @@ class EchoListenerTests(SynchronousTestCase):
         """A datagram socket is served by its name, but for no header goes before a datagram."""
         for description in ("systemd:name=a", "haproxy:systemd:name=a"):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                passed = passed_on(sock, "a")
+                passed = passed_socket(sock, "a")
             if description.startswith("haproxy:"):
                 self.assertIn("(a) is a datagram socket: ", self.refused(description, passed))
             else:

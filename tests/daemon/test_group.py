@@ -26,7 +26,9 @@ from echod.daemon.logs import RateLimitedSummary
 from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
-from tests.support import Peers, expect_failing_binds, now
+from tests.coroutines import now
+from tests.daemon.failing_binds import expect_failing_binds
+from tests.endpoints.server import Peers
 
 
 class Listener:

@@ -22,7 +22,8 @@ from echod.daemon.service import EchoService
 from echod.events import Ending
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
-from tests.support import Peers, Recorder
+from tests.endpoints.server import Peers
+from tests.recorder import Recorder
 
 
 class MemoryListener:

@@ -24,7 +24,9 @@ from echod.daemon.listeners.systemd import PassedListener, PassedSocket, adopt, 
 from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.udp import EchoDatagrams
-from tests.support import now, passed_on, reactor_of_kind, turn
+from tests.coroutines import now
+from tests.daemon.passed_sockets import passed_socket
+from tests.reactors import reactor_of_kind, turn
 
 
 class PassedTests(SynchronousTestCase):
@@ -93,25 +95,25 @@ class AdoptTests(SynchronousTestCase):
         return sock
 
     def refused(self, sock: socket.socket) -> str:
-        return str(self.assertRaises(CannotServe, adopt, [passed_on(sock)]))
+        return str(self.assertRaises(CannotServe, adopt, [passed_socket(sock)]))
 
     def test_datagram(self) -> None:
         """Where no datagrams can be served, a datagram socket is left out, and the log says so."""
         stream = self.listening(socket.AF_INET, ("127.0.0.1", 0))
         datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
-        [sock] = adopt([passed_on(datagram), passed_on(stream)])
+        [sock] = adopt([passed_socket(datagram), passed_socket(stream)])
         sock.close()
         [event] = self.log
         self.assertEqual(event["log_level"], LogLevel.warn)
         self.assertIn("is a datagram socket, and is not served", formatEvent(event))
-        self.assertEqual(adopt([passed_on(datagram)]), [])
+        self.assertEqual(adopt([passed_socket(datagram)]), [])
 
     def test_datagrams(self) -> None:
         """Else it answers; after a stop it is there still, for the next."""
         datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
         reactor = reactor_of_kind("epoll")
         datagrams = EchoDatagrams(Clock())
-        [sock] = adopt([passed_on(datagram)], datagrams=True)
+        [sock] = adopt([passed_socket(datagram)], datagrams=True)
         self.addCleanup(sock.close)
         listener = PassedListener(reactor, [sock], datagrams)
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -156,7 +158,7 @@ class TakeNamedTests(SynchronousTestCase):
     def test_all_of_a_name(self) -> None:
         """One listener serves all sockets of the name, and they are taken."""
         one, other, two = self.sockets
-        passed = [passed_on(one, "a"), passed_on(other, "b"), passed_on(two, "a")]
+        passed = [passed_socket(one, "a"), passed_socket(other, "b"), passed_socket(two, "a")]
         rest = passed[1:2]
         listener = take_named("a", passed, reactor_of_kind("epoll"), "--listen")
         self.assertEqual(passed, rest)
@@ -182,7 +184,7 @@ class TakeNamedTests(SynchronousTestCase):
         """A datagram socket among them is refused where it cannot be served, and else is served."""
         for datagrams in (None, EchoDatagrams(Clock())):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                passed = [passed_on(self.sockets[0], "a"), passed_on(sock, "a")]
+                passed = [passed_socket(self.sockets[0], "a"), passed_socket(sock, "a")]
             if datagrams is None:
                 error = self.assertRaises(CannotServe, take_named, "a", passed, None, "--listen")
                 self.assertIn("(a) is a datagram socket: give it a socket unit of", str(error))
@@ -213,7 +215,7 @@ async def test_served(family: Any, tmp_path: Path) -> None:
         clients = clientFromString(
             reactor, f"unix:{where}" if where else f"tcp:{host}:{systemd.getsockname()[1]}"
         )
-        [sock] = adopt([passed_on(systemd)])
+        [sock] = adopt([passed_socket(systemd)])
         assert not sock.get_inheritable()
         listener = PassedListener(reactor, [sock])
         assert listener.passed

@@ -38,7 +38,7 @@ from echod.daemon.tap import connection_limit, take
 from echod.events import Reason, Refused
 from echod.factory import descriptors_left
 from tests.authority import Authority
-from tests.support import reactor_of_kind
+from tests.reactors import reactor_of_kind
 
 FIRST = 900
 """Where sockets are passed, in the place of 3: no other descriptor of the tests is so high."""

@@ -31,7 +31,9 @@ from echod.daemon.listeners.tcp import (
 from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.udp import EchoDatagrams
-from tests.support import expect_failing_binds, now, reactor_of_kind
+from tests.coroutines import now
+from tests.daemon.failing_binds import expect_failing_binds
+from tests.reactors import reactor_of_kind
 
 
 class FakePort:

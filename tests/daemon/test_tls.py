@@ -28,7 +28,9 @@ from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.tls import TLSFactory
 from tests.authority import Authority
-from tests.support import now, passed_on, reactor_of_kind
+from tests.coroutines import now
+from tests.daemon.passed_sockets import passed_socket
+from tests.reactors import reactor_of_kind
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_passed(authority: Authority) -> None:
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,
     ):
-        passed = [passed_on(one, "tls"), PassedSocket(999, "other"), passed_on(two, "tls")]
+        passed = [passed_socket(one, "tls"), PassedSocket(999, "other"), passed_socket(two, "tls")]
         description = ssl_port(authority, ":name=tls", "systemd")
         listener: Any = TLSListener(reactor_of_kind("epoll"), description, passed)
         assert (listener.passed, listener.tls) == (True, True)
@@ -163,7 +165,7 @@ def test_passed_datagrams(authority: Authority) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         description = ssl_port(authority, ":name=tls", "systemd")
         with pytest.raises(CannotServe, match=r"\(tls\) is a datagram socket: give it a socket u"):
-            TLSListener(MemoryReactorClock(), description, [passed_on(sock, "tls")])
+            TLSListener(MemoryReactorClock(), description, [passed_socket(sock, "tls")])
 
 
 def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,9 @@ from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from echod.udp import EchoDatagrams
-from tests.support import MemoryEnds, Peers, TCP4Ends, TCP6Ends, UNIXEnds
+from tests.endpoints.memory import MemoryEndpoints
+from tests.endpoints.server import Peers
+from tests.endpoints.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
 
 MIB = 1 << 20
 LISTENING = ["tcp 127.0.0.1:7", "tcp [::1]:7"]
@@ -700,7 +702,7 @@ def test_any_bytes(segments: list[list[bytes]], finish: bool, wrapped: bool) -> 
     assert logged == []
 
 
-@pytest.mark.parametrize("kind", [MemoryEnds, TCP4Ends, TCP6Ends, UNIXEnds])
+@pytest.mark.parametrize("kind", [MemoryEndpoints, TCP4Endpoints, TCP6Endpoints, UNIXEndpoints])
 @pytest_twisted.ensureDeferred
 async def test_over_sockets(kind: Callable[[], Any]) -> None:
     """Over real sockets too: an answer, another, one to half-close, and few held of many."""

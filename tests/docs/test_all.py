@@ -22,8 +22,10 @@ from echod.events import Closed, Dropped, Ending, Event, Opened, Reason
 from echod.factory import EchoFactory
 from echod.protocol import FIRST_BYTE, Echo
 from echod.testing import MemoryNetwork, Peer
+from tests import ROOT, TIMEOUT
 from tests.authority import Authority
-from tests.support import ROOT, TIMEOUT, Peers, Recorder
+from tests.endpoints.server import Peers
+from tests.recorder import Recorder
 
 DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.rst")),

@@ -39,13 +39,14 @@ from echod.client.protocol import CHUNK
 from echod.client.report import is_right
 from echod.client.target import parse_target
 from echod.durations import as_duration
+from tests import ROOT, TIMEOUT
 from tests.authority import Authority
 from tests.client.memory import echod_client
 from tests.client.test_load import exact, frozen
 from tests.docs.test_all import blocks, literals, section, tree
 from tests.docs.test_operating import needs
+from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
-from tests.support import ROOT, TIMEOUT, Daemon
 
 pytestmark = pytest.mark.once
 

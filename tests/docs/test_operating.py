@@ -34,8 +34,11 @@ from echod.daemon.listeners.tcp import ON_LOOPBACK
 from echod.daemon.options import PORT, Options
 from echod.events import Ending, Reason
 from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET
+from tests import ROOT, TIMEOUT
 from tests.docs.test_all import blocks, literals, section, tree
-from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
+from tests.programs.activation import socket_activation
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 # The client is no part of the daemon, and has no log.
 SOURCES = sorted(set((ROOT / "echod").rglob("*.py")) - set((ROOT / "echod").glob("client/*.py")))
@@ -435,7 +438,7 @@ def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
             *("--max-connections", "1"),
             command=JOURNAL,
             env={**os.environ, "NOTIFY_SOCKET": "/nowhere/notify"},
-            **passing(listening, datagram, metrics, names="echod.socket:metrics:metrics"),
+            **socket_activation(listening, datagram, metrics, names="echod.socket:metrics:metrics"),
         ) as daemon,
     ):
         with used(daemon, listening) as served:
@@ -457,7 +460,9 @@ def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
 
 def test_line_of_a_start_that_fails(listening: socket.socket) -> None:
     """Why it cannot serve is one line without a priority, and exit status 1."""
-    daemon = Daemon("--no-such", command=JOURNAL, **passing(listening, names="echod.socket"))
+    daemon = Daemon(
+        "--no-such", command=JOURNAL, **socket_activation(listening, names="echod.socket")
+    )
     assert daemon.wait() == 1
     daemon.directory.cleanup()
     [line] = daemon.lines
@@ -494,7 +499,7 @@ def test_json_fields() -> None:
 def json_lines(listening: socket.socket) -> list[str]:
     """The log, as JSON, of a daemon that has done what the example shows."""
     options = ("--max-connections", "1")
-    daemon = Daemon(*options, command=JSON, **passing(listening, names="echod.socket"))
+    daemon = Daemon(*options, command=JSON, **socket_activation(listening, names="echod.socket"))
     with contextlib.closing(daemon), used(daemon, listening):
         daemon.wait_for('"refused"')
     return daemon.lines

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from echod.daemon.options import Options
+from tests import ROOT, TIMEOUT
 from tests.docs.test_all import blocks as literal_blocks
 from tests.docs.test_all import run_application, tree
-from tests.support import ROOT, TIMEOUT, Daemon, receive_all
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 README = (ROOT / "README.rst").read_text()
 

@@ -31,7 +31,9 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 from echod.daemon.options import PORT
-from tests.support import ROOT, TIMEOUT, Daemon, receive_all
+from tests import ROOT, TIMEOUT
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 pytestmark = pytest.mark.once
 

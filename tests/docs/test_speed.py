@@ -29,8 +29,9 @@ from docutils import nodes
 from echod import fastpath
 from echod.daemon.listeners.tcp import BACKLOG
 from echod.protocol import MAX_BUFFERED
+from tests import ROOT, TIMEOUT
+from tests.benchmarks.running import benchmark, needs_cc
 from tests.docs.test_all import blocks, section, tree
-from tests.support import ROOT, TIMEOUT, benchmark, needs_cc
 
 pytestmark = pytest.mark.benchmark
 

@@ -29,9 +29,10 @@ from echod.udp import (
     DatagramPort,
     EchoDatagrams,
 )
+from tests import ROOT, TIMEOUT
 from tests.docs.test_all import blocks, literals, run_application, section, tree
 from tests.docs.test_operating import needs, verified
-from tests.support import ROOT, TIMEOUT, Daemon
+from tests.programs.daemon import Daemon
 
 PATH = ROOT / "docs" / "udp.rst"
 DOCUMENT = tree(PATH)

@@ -15,8 +15,12 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests import TIMEOUT
 from tests.authority import Authority
-from tests.support import TIMEOUT, Daemon, passing, proxy_header, receive_all
+from tests.endpoints.proxy import proxy_header
+from tests.programs.activation import socket_activation
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 JOURNAL = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.journal", "echod")
 JSON = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.json_lines", "echod")
@@ -76,7 +80,7 @@ def test_restart(tcp: socket.socket, unix: socket.socket) -> None:
     """Every socket passed is served by what it is; who comes in a restart is served after it."""
     for _ in range(2):
         waiting = [connect(sock) for sock in (tcp, unix)]
-        with Daemon(**passing(tcp, unix, names="echod.socket:echod.socket")) as daemon:
+        with Daemon(**socket_activation(tcp, unix, names="echod.socket:echod.socket")) as daemon:
             daemon.wait_for("listening on", 2)
             for client in (*waiting, connect(tcp), connect(unix)):
                 check_echo(client)
@@ -88,7 +92,7 @@ def test_restart(tcp: socket.socket, unix: socket.socket) -> None:
 
 def test_metrics(tcp: socket.socket) -> None:
     """The socket named metrics serves the metrics, and the echo is where it always is."""
-    with Daemon("--port", "0", **passing(tcp, names="metrics")) as daemon:
+    with Daemon("--port", "0", **socket_activation(tcp, names="metrics")) as daemon:
         daemon.wait_for("metrics on tcp")
         check_echo(daemon.connect())
         daemon.wait_for("closed")
@@ -99,7 +103,7 @@ def test_metrics(tcp: socket.socket) -> None:
 
 def test_what_is_not_served(tcp: socket.socket, udp: socket.socket) -> None:
     """A datagram socket for the metrics is one line in the log."""
-    with Daemon(**passing(udp, tcp, names="metrics:b")) as daemon:
+    with Daemon(**socket_activation(udp, tcp, names="metrics:b")) as daemon:
         check_echo(connect(tcp))
         daemon.wait_for("descriptor 3 (metrics) is a datagram socket")
 
@@ -109,7 +113,7 @@ def test_datagrams(tcp: socket.socket, udp: socket.socket) -> None:
     with connect(udp) as client:
         for _ in range(2):
             client.send(b"before")
-            with Daemon(**passing(udp, tcp, names="echod.socket:echod.socket")) as daemon:
+            with Daemon(**socket_activation(udp, tcp, names="echod.socket:echod.socket")) as daemon:
                 assert client.recv(9) == b"before"
                 client.send(b"hello")
                 assert client.recv(9) == b"hello"
@@ -123,7 +127,9 @@ def test_endpoint(tcp: socket.socket) -> None:
     """A socket can be chosen by its name; another one is served besides."""
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
-        Daemon("--listen", "systemd:name=a", **passing(other, tcp, names="b:a")) as daemon,
+        Daemon(
+            "--listen", "systemd:name=a", **socket_activation(other, tcp, names="b:a")
+        ) as daemon,
     ):
         daemon.wait_for("listening on", 2)
         for sock in (tcp, other):
@@ -133,7 +139,10 @@ def test_endpoint(tcp: socket.socket) -> None:
 def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
     """They work behind a proxy, too: the log names its client."""
     where = "haproxy:systemd:name=a"
-    with Daemon("--listen", where, **passing(tcp, names="a")) as daemon, connect(tcp) as client:
+    with (
+        Daemon("--listen", where, **socket_activation(tcp, names="a")) as daemon,
+        connect(tcp) as client,
+    ):
         client.sendall(proxy_header(2, "192.0.2.1", 40000) + b"hello")
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b"hello"
@@ -144,7 +153,7 @@ def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
 def test_endpoint_of_several(tcp: socket.socket, unix: socket.socket) -> None:
     """Of several sockets with one name, as all of a unit have, each is served behind a proxy."""
     where = "haproxy:systemd:name=a"
-    with Daemon("--listen", where, **passing(unix, tcp, names="a:a")) as daemon:
+    with Daemon("--listen", where, **socket_activation(unix, tcp, names="a:a")) as daemon:
         for sock in (tcp, unix):
             client = connect(sock)
             client.sendall(proxy_header(1, "192.0.2.1", 40000))
@@ -171,7 +180,7 @@ def test_tls(tcp: socket.socket, tmp_path: Path) -> None:
     ):
         for _ in range(2):
             waiting = connect(one)
-            given = passing(one, tcp, two, names="tls:echod.socket:tls")
+            given = socket_activation(one, tcp, two, names="tls:echod.socket:tls")
             with Daemon("--listen", where, **given) as daemon:
                 daemon.wait_for("listening on tls", 2)
                 daemon.wait_for("listening on tcp")
@@ -194,7 +203,7 @@ def test_restart_behind_a_proxy(tcp: socket.socket) -> None:
     header = proxy_header(2, "192.0.2.1", 40000)
     clients: list[socket.socket] = []
     for _ in range(2):
-        with Daemon("--listen", where, **passing(tcp, names="a")) as daemon:
+        with Daemon("--listen", where, **socket_activation(tcp, names="a")) as daemon:
             begun = connect(tcp)
             begun.sendall(header[:20])
             for client in (connect(tcp), *clients):
@@ -217,7 +226,7 @@ def test_endpoint_of_a_unix_socket(unix: socket.socket, before: str) -> None:
     path = Path(unix.getsockname())
     path.chmod(0o600)
     where = f"{before}systemd:name=a"
-    with Daemon("--listen", where, **passing(unix, names="a")) as daemon:
+    with Daemon("--listen", where, **socket_activation(unix, names="a")) as daemon:
         daemon.wait_for("listening on unix")
         with connect(unix) as client:
             client.sendall(proxy_header(1, "192.0.2.1", 1) if before else b"")
@@ -232,7 +241,7 @@ def test_endpoint_of_a_unix_socket(unix: socket.socket, before: str) -> None:
 def test_endpoint_of_datagrams(udp: socket.socket) -> None:
     """Behind a proxy, a datagram socket is one line, and exit status 1."""
     options = ("--listen", "haproxy:systemd:name=a")
-    with contextlib.closing(Daemon(*options, **passing(udp, names="a"))) as daemon:
+    with contextlib.closing(Daemon(*options, **socket_activation(udp, names="a"))) as daemon:
         assert daemon.wait() == 1
         assert "(a) is a datagram socket: give it a socket unit of its own" in daemon.lines[-1]
 
@@ -256,7 +265,7 @@ def test_variables_that_do_not_fit(environ: dict[str, str], line: str) -> None:
 
 def test_names_that_do_not_fit(tcp: socket.socket) -> None:
     """So are names that are too many."""
-    with contextlib.closing(Daemon(**passing(tcp, names="a:b"))) as daemon:
+    with contextlib.closing(Daemon(**socket_activation(tcp, names="a:b"))) as daemon:
         assert daemon.wait() == 1
         assert len(daemon.lines) == 1, daemon.lines
         assert "LISTEN_FDNAMES=a:b: 2 names for 1 descriptors" in daemon.log
@@ -302,7 +311,7 @@ def test_stuck(systemd: socket.socket) -> None:
 
 def test_journal(unix: socket.socket) -> None:
     """For the journal: priority and sentence; and no peer makes a line of its own."""
-    with Daemon(twistd=JOURNAL, **passing(unix, names="echod.socket")) as daemon:
+    with Daemon(twistd=JOURNAL, **socket_activation(unix, names="echod.socket")) as daemon:
         with socket.socket(socket.AF_UNIX) as client:
             # bind(2) makes a file of that name, in the daemon's directory.
             client.bind(f"{daemon.directory.name}/x\n<0>forged\x1b[2J")
@@ -326,7 +335,9 @@ def test_journal_of_an_error(tmp_path: Path) -> None:
 
 def test_json_lines(tcp: socket.socket) -> None:
     """For machines: each line is an object, and what is known are fields."""
-    with contextlib.closing(Daemon(twistd=JSON, **passing(tcp, names="echod.socket"))) as daemon:
+    with contextlib.closing(
+        Daemon(twistd=JSON, **socket_activation(tcp, names="echod.socket"))
+    ) as daemon:
         client = connect(tcp)
         mine = "tcp {}:{}".format(*client.getsockname())
         check_echo(client)

@@ -20,8 +20,11 @@ from twisted.internet import tcp
 from echod.daemon import chroot
 from echod.daemon.chroot import prepare
 from echod.daemon.options import CannotServe
+from tests import TIMEOUT
 from tests.authority import Authority
-from tests.support import TIMEOUT, Daemon, proxy_header, receive_all
+from tests.endpoints.proxy import proxy_header
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 NOBODY = 65534
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from tests import TIMEOUT
+from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
 from tests.programs.test_echod_client import CLIENT, client
-from tests.support import TIMEOUT, Daemon
 
 pytestmark = pytest.mark.soak
 

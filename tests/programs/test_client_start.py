@@ -12,7 +12,7 @@ import pytest
 
 from echod.client import commands
 from echod.client.main import main
-from tests.support import ROOT, TIMEOUT
+from tests import ROOT, TIMEOUT
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from twisted.internet.task import Clock
 from echod.client.endpoint import BadTarget
 from echod.client.main import main
 from echod.client.target import parse_target
+from tests import TIMEOUT
 from tests.authority import Authority
-from tests.support import TIMEOUT
 
 Capture = pytest.CaptureFixture[str]
 

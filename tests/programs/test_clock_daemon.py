@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import TIMEOUT, Daemon
+from tests import TIMEOUT
+from tests.programs.daemon import Daemon
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 

@@ -21,7 +21,10 @@ import echod
 from echod.__main__ import main
 from echod.daemon import command, makeService
 from echod.daemon.options import CannotServe
-from tests.support import ROOT, TIMEOUT, Daemon, passing, receive_all
+from tests import ROOT, TIMEOUT
+from tests.programs.activation import socket_activation
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 MAIN = ROOT / "echod" / "__main__.py"
 
@@ -147,7 +150,7 @@ def test_serves(number: int) -> None:
 def test_socket_activation() -> None:
     """It serves sockets that systemd passes: no process is between."""
     with socket.create_server(("127.0.0.1", 0)) as passed:
-        options = passing(passed, names="a")
+        options = socket_activation(passed, names="a")
         with (
             Daemon(command=ECHOD, **options),
             socket.create_connection(passed.getsockname(), TIMEOUT) as client,

@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 
+from tests import TIMEOUT
 from tests.client.memory import MS, tls_target
+from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
-from tests.support import TIMEOUT, Daemon
 
 pytestmark = pytest.mark.once
 

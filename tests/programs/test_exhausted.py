@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from tests.support import TIMEOUT, Daemon
+from tests import TIMEOUT
+from tests.programs.daemon import Daemon
 
 PORTS = [f"--listen=tcp:0:interface=127.0.0.{host}" for host in range(1, 21)]
 FEW = ("prlimit", "--nofile=128:128")

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT, TIMEOUT
+from tests.programs.daemon import Daemon
 from tests.programs.forge import packet
-from tests.support import ROOT, TIMEOUT, Daemon
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and ip(8)"

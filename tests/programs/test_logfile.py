@@ -26,8 +26,10 @@ from echod.daemon import logfile
 from echod.daemon.logfile import LogFile, log_file
 from echod.daemon.logs import json_lines
 from echod.daemon.options import CannotServe, Options
+from tests import ROOT, TIMEOUT
 from tests.docs.test_all import tree
-from tests.support import ROOT, TIMEOUT, TWISTD, receive_all
+from tests.programs.daemon import TWISTD
+from tests.programs.sockets import receive_all
 
 JSON = "echod.daemon.logs.json_lines"
 JOURNAL = "echod.daemon.logs.journal"

@@ -9,7 +9,9 @@ from contextlib import suppress
 
 import pytest
 
-from tests.support import TIMEOUT, Daemon, receive_all
+from tests import TIMEOUT
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 PEERS = 300
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 
 import pytest
 
+from tests import TIMEOUT
 from tests.programs.mirrors import HOST, LIMIT, Mirror
-from tests.support import TIMEOUT, receive_all
+from tests.programs.sockets import receive_all
 
 pytestmark = pytest.mark.once
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+import tests.programs.daemon
 from echod import __version__
-from tests import support
+from tests import ROOT
+from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
-from tests.support import ROOT, Daemon, receive_all
+from tests.programs.sockets import receive_all
 
 pytestmark = pytest.mark.packaging
 
@@ -116,7 +118,7 @@ def test_install(
     python = tmp_path / "venv" / "bin" / "python"
     what = ["--editable", checkout] if form == "editable" else [built[form]]
     run(python, "-m", "pip", "install", "--quiet", *what)
-    monkeypatch.setattr(support, "TWISTD", python.with_name("twistd"))
+    monkeypatch.setattr(tests.programs.daemon, "TWISTD", python.with_name("twistd"))
     with Daemon("--port", "0") as daemon:
         with daemon.connect() as client:
             client.sendall(b"hello")

@@ -17,7 +17,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support import TIMEOUT, Daemon, receive_all
+from tests import TIMEOUT
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 pytestmark = pytest.mark.once
 

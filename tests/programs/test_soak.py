@@ -21,7 +21,9 @@ import pytest
 
 from echod.events import Drop
 from echod.udp import RECEIVE_BUFFER, SO_MEMINFO
-from tests.support import TIMEOUT, Daemon, receive_all
+from tests import TIMEOUT
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 
 pytestmark = pytest.mark.soak
 

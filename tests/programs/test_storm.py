@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import TIMEOUT
+from tests import TIMEOUT
 
 pytestmark = pytest.mark.soak
 

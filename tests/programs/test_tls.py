@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from echod.protocol import MAX_BUFFERED
+from tests import TIMEOUT
 from tests.authority import Authority
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 from tests.programs.test_twistd import refused
-from tests.support import TIMEOUT, Daemon, receive_all
 
 MIB = 1 << 20
 

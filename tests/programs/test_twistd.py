@@ -19,7 +19,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import TIMEOUT, TWISTD, Daemon, proxy_header, receive_all
+from tests import TIMEOUT
+from tests.endpoints.proxy import proxy_header
+from tests.programs.daemon import TWISTD, Daemon
+from tests.programs.sockets import receive_all
 
 MIB = 1 << 20
 

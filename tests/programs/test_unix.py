@@ -21,8 +21,12 @@ from echod.daemon.listeners import unix as unixsockets
 from echod.daemon.listeners.unix import UNIXListener, open_socket, remove_stale
 from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
+from tests.coroutines import now
+from tests.daemon.descriptors import REFUSES_DESCRIPTORS
+from tests.programs.daemon import Daemon
+from tests.programs.sockets import receive_all
 from tests.programs.test_twistd import refused
-from tests.support import REFUSES_DESCRIPTORS, Daemon, now, reactor_of_kind, receive_all, turn
+from tests.reactors import reactor_of_kind, turn
 
 MODE = 0o666 if REFUSES_DESCRIPTORS else 0o600
 """The mode by default."""

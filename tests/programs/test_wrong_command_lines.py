@@ -21,7 +21,7 @@ from echod.daemon.listeners.description import echo_listener
 from echod.daemon.options import CannotServe, Options
 from echod.daemon.optiontable import TOPICS
 from echod.udp import EchoDatagrams
-from tests.support import ROOT
+from tests import ROOT
 
 OF_PYTHON = re.compile(
     r"Traceback|Error\b|Exception|\(\)|0x[0-9a-f]|<class|__|\b_[a-z]|invalid (literal|argument)"

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from docutils import nodes
 
+from tests import ROOT
 from tests.docs.test_all import blocks, section, tree
-from tests.support import ROOT
 
 pytestmark = pytest.mark.systemd
 

@@ -42,16 +42,11 @@ from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.udp import EchoDatagrams
-from tests.support import (
-    REACTORS,
-    ROOT,
-    TIMEOUT,
-    Peers,
-    Recorder,
-    TCP4Ends,
-    reactor_of_kind,
-    turn,
-)
+from tests import ROOT, TIMEOUT
+from tests.endpoints.server import Peers
+from tests.endpoints.sockets import TCP4Endpoints
+from tests.reactors import REACTORS, reactor_of_kind, turn
+from tests.recorder import Recorder
 
 BACK = -30.0
 """Seconds that the time of day is set by: more than TIMEOUT, so that a timer that follows fails."""
@@ -379,7 +374,7 @@ class Embedded:
     """An EchoFactory in an application whose reactor is as Twisted makes it."""
 
     def __init__(self, kind: str, **options: Any) -> None:
-        self.ends = TCP4Ends(kind)
+        self.ends = TCP4Endpoints(kind)
         self.events = Recorder()
         self.factory = EchoFactory(observer=self.events, **options)
 
@@ -451,7 +446,7 @@ async def test_drain(kind: str, time_of_day: TimeOfDay) -> None:
 @pytest_twisted.ensureDeferred
 async def test_client(kind: str, time_of_day: TimeOfDay) -> None:
     """A call of the client times out in time."""
-    ends = TCP4Ends(kind)
+    ends = TCP4Endpoints(kind)
     await ends.listen(Peers())  # which do not answer
     for clock in (None, ends.reactor):
         time_of_day.ahead = 0

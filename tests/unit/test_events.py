@@ -6,7 +6,7 @@ from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Event, Opened, broadcast
-from tests.support import Recorder
+from tests.recorder import Recorder
 
 EVENT = Opened(IPv4Address("TCP", "192.0.2.1", 40000))
 

@@ -25,7 +25,9 @@ from echod.factory import (
 )
 from echod.protocol import Echo, Refusal
 from echod.testing import MemoryNetwork
-from tests.support import Peers, Recorder, reactor_of_kind
+from tests.endpoints.server import Peers
+from tests.reactors import reactor_of_kind
+from tests.recorder import Recorder
 
 
 class PeerKeyTests(SynchronousTestCase):

@@ -24,26 +24,23 @@ from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork
 from echod.tls import TLSFactory
 from echod.transport import unsent
-from tests.support import (
-    REACTORS,
-    MemoryEnds,
-    Peers,
-    ProxyEnds,
-    Recorder,
-    Served,
-    TCP4Ends,
-    TLSEnds,
-)
+from tests.endpoints.memory import MemoryEndpoints
+from tests.endpoints.proxy import ProxyEndpoints
+from tests.endpoints.server import EchoServer, Peers
+from tests.endpoints.sockets import TCP4Endpoints
+from tests.endpoints.tls import TLSEndpoints
+from tests.reactors import REACTORS
+from tests.recorder import Recorder
 
 run = pytest_twisted.ensureDeferred
 
 MIB = 1 << 20
 
 KINDS: list[Callable[[], Any]] = [
-    MemoryEnds,
-    *(lambda kind=kind: TCP4Ends(kind, fast_path=False) for kind in REACTORS),
-    *(lambda kind=kind: TLSEnds(kind) for kind in REACTORS),
-    lambda: ProxyEnds(version=2, fast_path=False),
+    MemoryEndpoints,
+    *(lambda kind=kind: TCP4Endpoints(kind, fast_path=False) for kind in REACTORS),
+    *(lambda kind=kind: TLSEndpoints(kind) for kind in REACTORS),
+    lambda: ProxyEndpoints(version=2, fast_path=False),
 ]
 
 
@@ -53,8 +50,8 @@ def ends(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest_twisted.async_yield_fixture
-async def served(ends: Any) -> AsyncIterator[Served]:
-    served = Served(ends, idle_timeout=100)
+async def served(ends: Any) -> AsyncIterator[EchoServer]:
+    served = EchoServer(ends, idle_timeout=100)
     await ends.listen(served.factory)
     yield served
     for peer in served.peers:
@@ -66,7 +63,7 @@ async def served(ends: Any) -> AsyncIterator[Served]:
 class Failing:
     """A peer, the Echo that serves it, and a neighbour."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: EchoServer) -> None:
         self.served = served
 
     async def connect(self) -> tuple[Any, Any]:
@@ -90,7 +87,7 @@ class Failing:
 
 
 @pytest.fixture
-def failing(served: Served) -> Failing:
+def failing(served: EchoServer) -> Failing:
     return Failing(served)
 
 
@@ -179,7 +176,7 @@ async def test_timers(failing: Failing) -> None:
 
 
 @run
-async def test_connection_made(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_made(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that cannot be begun is reset, and was never opened."""
     monkeypatch.setattr(served.factory, "connection_opened", fail)
     assert await end_of_new(served.ends) == "RST"
@@ -191,8 +188,8 @@ async def test_connection_made(served: Served, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("fast_path", [True, False])
 async def test_end_of_the_reactor(fast_path: bool) -> None:
     """When the reactor stops, the reply that is cut short ends in RST, and the whole one in FIN."""
-    ends = TCP4Ends(fast_path=fast_path)
-    served = Served(ends)
+    ends = TCP4Endpoints(fast_path=fast_path)
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     flood, idle = await served.peer(), await served.peer()
     for count in (1, 2, 3):
@@ -213,8 +210,8 @@ async def test_end_of_the_reactor(fast_path: bool) -> None:
 @run
 async def test_fast_path_between_receive_and_send() -> None:
     """On the fast path, what fails after the receive resets that connection, and no other."""
-    ends = TCP4Ends()
-    served = Served(ends)
+    ends = TCP4Endpoints()
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     failing = Failing(served)
     peer, echo = await failing.connect()
@@ -255,8 +252,8 @@ async def test_fast_path_between_receive_and_send() -> None:
 @run
 async def test_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that cannot be read for want of memory is refused as a wrong one is."""
-    ends = ProxyEnds(version=2)
-    served = Served(ends)
+    ends = ProxyEndpoints(version=2)
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     monkeypatch.setattr("echod.proxy.read_header", fail)
     assert await served.refused() == "RST"
@@ -267,8 +264,8 @@ async def test_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
 @run
 async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection whose socket takes no options is reset, and counted as one without a byte."""
-    ends = ProxyEnds(version=2)
-    served = Served(ends)
+    ends = ProxyEndpoints(version=2)
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     monkeypatch.setattr("echod.handshake.set_options", fail)
     assert await end_of_new(ends) == "RST"
@@ -280,7 +277,7 @@ async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) ->
 @run
 async def test_tls_context() -> None:
     """Where a handshake cannot be begun, the connection is reset."""
-    ends = TCP4Ends()
+    ends = TCP4Endpoints()
     factory = TLSFactory(EchoFactory(clock=ends.clock), fail)
     await ends.listen(factory)
     assert await end_of_new(ends) == "RST"
@@ -291,8 +288,8 @@ async def test_tls_context() -> None:
 @run
 async def test_no_timer_left() -> None:
     """Where the only connection ends on the fast path, no timer is left to look at it."""
-    ends = TCP4Ends()
-    served = Served(ends)
+    ends = TCP4Endpoints()
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     peer = await served.peer()
     for count in (1, 2, 3):

@@ -34,15 +34,17 @@ from echod.fastpath import (
     send_now,
 )
 from echod.protocol import MAX_BUFFERED
-from tests.support import MemoryEnds, Served, TCP4Ends
+from tests.endpoints.memory import MemoryEndpoints
+from tests.endpoints.server import EchoServer
+from tests.endpoints.sockets import TCP4Endpoints
 
 run = pytest_twisted.ensureDeferred
 
 
 @pytest_twisted.async_yield_fixture
-async def served() -> AsyncIterator[Served]:
-    ends = TCP4Ends()
-    served = Served(ends)
+async def served() -> AsyncIterator[EchoServer]:
+    ends = TCP4Endpoints()
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     yield served
     for peer in served.peers:
@@ -51,7 +53,7 @@ async def served() -> AsyncIterator[Served]:
     await ends.stop()
 
 
-async def talk(served: Served) -> tuple[Any, Any]:
+async def talk(served: EchoServer) -> tuple[Any, Any]:
     """Return a peer that has talked, and the Echo that serves it, on the fast path."""
     peer = await served.peer()
     for count in (1, 2):
@@ -62,7 +64,7 @@ async def talk(served: Served) -> tuple[Any, Any]:
 
 
 @run
-async def test_who_talks(served: Served) -> None:
+async def test_who_talks(served: EchoServer) -> None:
     """A connection gets there with its second message; one that sends once does not."""
     peer = await served.peer()
     [echo] = served.factory.connections
@@ -77,7 +79,7 @@ async def test_who_talks(served: Served) -> None:
 
 
 @run
-async def test_starts_tls(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_starts_tls(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the application starts TLS, nothing goes past the transport any more."""
     peer = await served.peer()
     [echo] = served.factory.connections
@@ -91,7 +93,7 @@ async def test_starts_tls(served: Served, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @run
-async def test_slow_reader(served: Served) -> None:
+async def test_slow_reader(served: EchoServer) -> None:
     """Who does not take its bytes goes back, is owed a bounded number, and comes again."""
     peer, echo = await talk(served)
     peer.stall()
@@ -106,7 +108,7 @@ async def test_slow_reader(served: Served) -> None:
 
 
 @run
-async def test_reset(served: Served) -> None:
+async def test_reset(served: EchoServer) -> None:
     """A reset that is met there is a loss."""
     peer, _ = await talk(served)
     peer.abort()
@@ -116,7 +118,7 @@ async def test_reset(served: Served) -> None:
 
 @pytest.mark.parametrize("how", ["reset", "end of the reactor"])
 @run
-async def test_ended_by_an_observer(served: Served, how: str) -> None:
+async def test_ended_by_an_observer(served: EchoServer, how: str) -> None:
     """An observer that hears of one ending may end another that was about to be looked at."""
     (peer, _), (other, echo) = await talk(served), await talk(served)
 
@@ -138,7 +140,7 @@ async def test_ended_by_an_observer(served: Served, how: str) -> None:
 
 
 @run
-async def test_others_code_fails(served: Served) -> None:
+async def test_others_code_fails(served: EchoServer) -> None:
     """What an observer raises ends the connection that it was told of, and no other."""
     (peer, echo), (other, _), (third, _) = [await talk(served) for _ in range(3)]
 
@@ -158,7 +160,7 @@ async def test_others_code_fails(served: Served) -> None:
 
 
 @run
-async def test_what_is_owed_fails(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_owed_fails(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where what is owed cannot be kept, the connection is reset: no byte is left out."""
     peer, echo = await talk(served)
     monkeypatch.setattr(echo, "send", Mock(side_effect=MemoryError))
@@ -171,7 +173,7 @@ async def test_what_is_owed_fails(served: Served, monkeypatch: pytest.MonkeyPatc
 
 
 @run
-async def test_end_of_the_reactor(served: Served) -> None:
+async def test_end_of_the_reactor(served: EchoServer) -> None:
     """When the reactor is stopped they are lost, as all connections are."""
     _, echo = await talk(served)
     await talk(served)
@@ -180,7 +182,7 @@ async def test_end_of_the_reactor(served: Served) -> None:
 
 
 @run
-async def test_application_writes(served: Served) -> None:
+async def test_application_writes(served: EchoServer) -> None:
     """What an application writes is not torn apart by what is echoed."""
     peer, echo = await talk(served)
     peer.stall()
@@ -193,7 +195,7 @@ async def test_application_writes(served: Served) -> None:
 
 
 @run
-async def test_no_descriptor_left(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_descriptor_left(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no descriptor for the fast path, the ordinary one goes on serving."""
     monkeypatch.setattr(select, "epoll", Mock(side_effect=OSError(errno.EMFILE, "")))
     _, echo = await talk(served)
@@ -202,7 +204,7 @@ async def test_no_descriptor_left(served: Served, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("how", ["idle", "abort", "reset", "end"])
 @run
-async def test_leaves_before_it_closes(served: Served, how: str) -> None:
+async def test_leaves_before_it_closes(served: EchoServer, how: str) -> None:
     """A connection leaves the set before its socket is closed, which a forked process may hold."""
     served.factory.idle_timeout = 5 if how == "idle" else None
     peer, echo = await talk(served)
@@ -314,13 +316,13 @@ def test_is_a_reader() -> None:
 async def test_not_everywhere() -> None:
     """TLS, tests' doubles and whoever says so are served by the ordinary path."""
     assert kernel_socket(StringTransport()) is None
-    memory = Served(MemoryEnds())
+    memory = EchoServer(MemoryEndpoints())
     await memory.ends.listen(memory.factory)
     await memory.peer()
     [echo] = memory.factory.connections
     assert kernel_socket(echo.transport) is None
-    ends = TCP4Ends(fast_path=False)
-    served = Served(ends)
+    ends = TCP4Endpoints(fast_path=False)
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     peer, echo = await talk(served)
     assert echo.fast_path is None

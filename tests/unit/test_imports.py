@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests import ROOT
 
 PACKAGE = ROOT / "echod"
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -30,7 +30,10 @@ from echod.factory import EchoFactory
 from echod.protocol import MAX_BUFFERED
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
-from tests.support import REACTORS, TIMEOUT, Peers, Recorder, reactor_of_kind, turn
+from tests import TIMEOUT
+from tests.endpoints.server import Peers
+from tests.reactors import REACTORS, reactor_of_kind, turn
+from tests.recorder import Recorder
 
 CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED, Ending.UNUSED}
 

@@ -17,7 +17,8 @@ from echod.events import Closed, Ending, Opened
 from echod.factory import EchoFactory
 from echod.protocol import QUIET, Echo
 from echod.testing import MemoryNetwork
-from tests.support import Peers, Recorder
+from tests.endpoints.server import Peers
+from tests.recorder import Recorder
 
 
 @implementer(ITCPTransport)

@@ -17,7 +17,9 @@ from echod.factory import EchoFactory
 from echod.protocol import FIRST_BYTE, QUIET, Echo, lose
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
-from tests.support import Peers, Recorder, proxy_header
+from tests.endpoints.proxy import proxy_header
+from tests.endpoints.server import Peers
+from tests.recorder import Recorder
 
 CLIENT = IPv4Address("TCP", "203.0.113.1", 40000)
 HEADER = proxy_header(1, "203.0.113.1", 40000)

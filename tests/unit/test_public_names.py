@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import echod
-from tests.support import ROOT, TIMEOUT
+from tests import ROOT, TIMEOUT
 
 
 def test_all_names() -> None:

@@ -18,25 +18,29 @@ from echod.fastpath import UNCHECKED
 from echod.protocol import MAX_ORPHANED, Echo
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import kernel_send_queue, unsent
-from tests.support import REACTORS, Peers, Recorder, Served, TCP4Ends, TLSEnds, UNIXEnds
+from tests.endpoints.server import EchoServer, Peers
+from tests.endpoints.sockets import TCP4Endpoints, UNIXEndpoints
+from tests.endpoints.tls import TLSEndpoints
+from tests.reactors import REACTORS
+from tests.recorder import Recorder
 
 run = pytest_twisted.ensureDeferred
 
 KINDS: dict[str, Callable[[], Any]] = {
-    **{f"tcp-{kind}": (lambda kind=kind: TCP4Ends(kind)) for kind in REACTORS},
-    "tcp-ordinary": lambda: TCP4Ends(fast_path=False),
-    "unix": UNIXEnds,
-    "unix-ordinary": lambda: UNIXEnds(fast_path=False),
-    "tls": TLSEnds,
-    "tls1.2": lambda: TLSEnds(version=SSL.TLS1_2_VERSION),
+    **{f"tcp-{kind}": (lambda kind=kind: TCP4Endpoints(kind)) for kind in REACTORS},
+    "tcp-ordinary": lambda: TCP4Endpoints(fast_path=False),
+    "unix": UNIXEndpoints,
+    "unix-ordinary": lambda: UNIXEndpoints(fast_path=False),
+    "tls": TLSEndpoints,
+    "tls1.2": lambda: TLSEndpoints(version=SSL.TLS1_2_VERSION),
 }
 
 
 @pytest_twisted.async_yield_fixture(params=KINDS)
-async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[EchoServer]:
     """A service whose idle timeout is shorter than its stall timeout."""
     ends = KINDS[request.param]()
-    served = Served(ends, idle_timeout=10, stall_timeout=40)
+    served = EchoServer(ends, idle_timeout=10, stall_timeout=40)
     await ends.listen(served.factory)
     yield served
     for peer in served.peers:
@@ -47,7 +51,7 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     await ends.stop()
 
 
-async def fill(served: Served) -> tuple[Peer, Echo, int]:
+async def fill(served: EchoServer) -> tuple[Peer, Echo, int]:
     """Have the kernel hold all that is owed to a peer, and return how much the peer has sent."""
     peer = await served.peer()
     [echo] = served.factory.connections
@@ -62,7 +66,7 @@ async def fill(served: Served) -> tuple[Peer, Echo, int]:
 
 
 @run
-async def test_stalled_in_the_kernel(served: Served) -> None:
+async def test_stalled_in_the_kernel(served: EchoServer) -> None:
     """The peer is reset after the stall timeout although the kernel has taken all for it."""
     peer, _, _ = await fill(served)
     await served.ends.advance(39)
@@ -74,7 +78,7 @@ async def test_stalled_in_the_kernel(served: Served) -> None:
 
 
 @run
-async def test_delivered_after_half_close(served: Served) -> None:
+async def test_delivered_after_half_close(served: EchoServer) -> None:
     """A connection is counted until its peer has taken all, then it is finished."""
     peer, echo, sent = await fill(served)
     peer.finish()
@@ -89,7 +93,7 @@ async def test_delivered_after_half_close(served: Served) -> None:
 
 
 @run
-async def test_stalled_after_half_close(served: Served) -> None:
+async def test_stalled_after_half_close(served: EchoServer) -> None:
     """No orphan is left to the kernel: the peer that reads nothing more is reset."""
     peer, echo, _ = await fill(served)
     peer.finish()
@@ -98,7 +102,7 @@ async def test_stalled_after_half_close(served: Served) -> None:
 
 
 @run
-async def test_broken_after_half_close(served: Served) -> None:
+async def test_broken_after_half_close(served: EchoServer) -> None:
     """The peer that goes away before it has taken all has lost the rest."""
     peer, echo, _ = await fill(served)
     peer.finish()
@@ -111,8 +115,8 @@ async def test_broken_after_half_close(served: Served) -> None:
 @run
 async def test_one_closing_alert() -> None:
     """A TLS connection that the application and a timeout close sends one closing alert."""
-    ends = TLSEnds()
-    served = Served(ends)
+    ends = TLSEndpoints()
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     await served.peer()
     [echo] = served.factory.connections
@@ -235,8 +239,8 @@ class TimerTests(SynchronousTestCase):
 @run
 async def test_timer_of_the_fast_path() -> None:
     """On the fast path, a look is due after some traffic; when all was taken, no timer runs."""
-    ends = TCP4Ends()
-    served = Served(ends)
+    ends = TCP4Endpoints()
+    served = EchoServer(ends)
     await ends.listen(served.factory)
     peer = await served.peer()
     [echo] = served.factory.connections
@@ -260,8 +264,8 @@ async def test_timer_of_the_fast_path() -> None:
 @pytest.mark.parametrize("stall_timeout", [None, 60])
 async def test_much_at_first(stall_timeout: float | None) -> None:
     """A connection that has received much before it gets to the fast path is looked at."""
-    ends = TCP4Ends()
-    served = Served(ends, stall_timeout=stall_timeout)
+    ends = TCP4Endpoints()
+    served = EchoServer(ends, stall_timeout=stall_timeout)
     await ends.listen(served.factory)
     peer = await served.peer()
     [echo] = served.factory.connections

@@ -30,18 +30,21 @@ from echod.events import Closed, Dropped, Ending, Opened, Reason, Refused, broad
 from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET, Echo, lose
 from echod.tls import ALERT_TIME, MAX_EMPTY, RECORD, RECORDS, TLSFactory
 from echod.transport import beneath, buffered, has_unread_input, unsent
+from tests import TIMEOUT
 from tests.authority import Authority
-from tests.support import TIMEOUT, MemoryEnds, Peers, Served, now
+from tests.coroutines import now
+from tests.endpoints.memory import MemoryEndpoints
+from tests.endpoints.server import EchoServer, Peers
 from tests.unit.records import Records, client_secret
 
 MIB = 1 << 20
 
 
-class Scene(Served):
+class Scene(EchoServer):
     """An EchoFactory over TLS, in memory."""
 
     def __init__(self, authority: Authority, **options: Any) -> None:
-        super().__init__(MemoryEnds(), **options)
+        super().__init__(MemoryEndpoints(), **options)
         self.network = self.ends.network
         self.trusted = authority.file
         self.keylog = Path(authority.file).with_name("keys.log")

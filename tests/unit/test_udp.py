@@ -25,7 +25,9 @@ from echod.udp import (
     asked,
     source_of,
 )
-from tests.support import REACTORS, TIMEOUT, Recorder, reactor_of_kind, turn
+from tests import TIMEOUT
+from tests.reactors import REACTORS, reactor_of_kind, turn
+from tests.recorder import Recorder
 
 GOOD = "192.0.2.1"
 HOUR = 3600.0

@@ -15,7 +15,8 @@ from echod.daemon.logs import RateLimitedSummary
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 from echod.transport import receive_urgent_inline
-from tests.support import SocketEnds, TCP4Ends, TCP6Ends, UNIXEnds, proxy_header
+from tests.endpoints.proxy import proxy_header
+from tests.endpoints.sockets import SocketEndpoints, TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
 
 run = pytest_twisted.ensureDeferred
 
@@ -25,7 +26,7 @@ class Listener:
 
     passed = tls = False
 
-    def __init__(self, ends: SocketEnds) -> None:
+    def __init__(self, ends: SocketEndpoints) -> None:
         self.ends = ends
 
     async def listen(self, factory: Any) -> list[Any]:
@@ -33,7 +34,9 @@ class Listener:
         return self.ends.ports
 
 
-async def echoed(ends: SocketEnds, wrap: Callable[..., Any], *sent: tuple[bytes, int]) -> bytes:
+async def echoed(
+    ends: SocketEndpoints, wrap: Callable[..., Any], *sent: tuple[bytes, int]
+) -> bytes:
     """Send all before the reactor accepts, then finish, and return what comes back."""
     factory = wrap(EchoFactory(clock=ends.clock, **ends.options))
     failures = RateLimitedSummary(ends.clock, log_not_accepted)
@@ -62,8 +65,8 @@ async def echoed(ends: SocketEnds, wrap: Callable[..., Any], *sent: tuple[bytes,
 
 @run
 @pytest.mark.parametrize("fast_path", [True, False])
-@pytest.mark.parametrize("kind", [TCP4Ends, TCP6Ends, UNIXEnds])
-async def test_before_accept(kind: Callable[[], SocketEnds], fast_path: bool) -> None:
+@pytest.mark.parametrize("kind", [TCP4Endpoints, TCP6Endpoints, UNIXEndpoints])
+async def test_before_accept(kind: Callable[[], SocketEndpoints], fast_path: bool) -> None:
     """Urgent data that is there when a connection is accepted comes back, more than once too."""
     ends = kind()
     ends.options["fast_path"] = fast_path
@@ -76,7 +79,7 @@ async def test_behind_a_proxy() -> None:
     """What is urgent right after the header, or in it, is where it was sent."""
     header = proxy_header(1, "192.0.2.1", 49152)
     sent = [(header[:9], socket.MSG_OOB), (header[9:], 0), (b"abc", socket.MSG_OOB)]
-    assert await echoed(TCP4Ends(), ProxyFactory, *sent) == b"abc"
+    assert await echoed(TCP4Endpoints(), ProxyFactory, *sent) == b"abc"
 
 
 def test_no_such_option() -> None:
