@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet import tcp
 
-from echod.daemon.options import CannotServe
+from echod.daemon.errors import CannotServe
 
 
 def prepare(twistd: Mapping[str, Any] | None) -> None:

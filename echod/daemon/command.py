@@ -11,7 +11,8 @@ from twisted.logger import ILogObserver
 from twisted.python.reflect import namedAny
 from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
 
-from echod.daemon.options import CannotServe, Options
+from echod.daemon.errors import CannotServe
+from echod.daemon.options import Options
 from echod.daemon.optiontable import GENERAL, TOPICS, Option
 
 REACTOR: Final = Option(

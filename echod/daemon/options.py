@@ -7,45 +7,14 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
-from twisted.internet.interfaces import IAddress
 from twisted.python import usage
 
 from echod import __version__
+from echod.daemon.errors import CannotServe
 from echod.daemon.logfile import LogFile, log_file
-from echod.daemon.logs import on_one_line
 from echod.daemon.optiontable import PORT, TOPICS, Option, usage_text
-
-LOOPBACK: Final = ("127.0.0.1", "::1")
-
-
-class CannotServe(SystemExit, Exception):
-    """The daemon cannot run as asked: one line that says why, and exit status 1.
-
-    Both bases are needed. For an Exception, twistd removes its pid file and reports the
-    failure to the waiting parent; for a SystemExit, the interpreter prints the line and
-    no traceback.
-
-    :ivar why: the line, without the name of the program.
-    """
-
-    def __init__(self, why: object) -> None:
-        self.why = on_one_line(str(why))
-        super().__init__(f"twistd echod: {self.why}")
-
-
-class AddressInUse(CannotServe):
-    """Another socket listens at an address.
-
-    :ivar option: the option that asks for it, and what it was given.
-    :ivar address: the address.
-    """
-
-    def __init__(self, option: str, address: IAddress, why: str) -> None:
-        super().__init__(f"{option}: {why}")
-        self.option = option
-        self.address = address
 
 
 def check_pid_file(twistd: Mapping[str, Any]) -> None:

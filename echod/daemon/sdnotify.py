@@ -11,8 +11,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from echod.daemon.errors import CannotServe
 from echod.daemon.logs import on_one_line
-from echod.daemon.options import CannotServe
 from echod.events import Event
 
 EVERY: Final = 1.0

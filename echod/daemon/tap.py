@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from echod.clock import use_monotonic_time
 from echod.daemon import sdnotify as notify
 from echod.daemon.chroot import prepare
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import systemd as passed
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.description import echo_listener, import_extra, metrics_listener
@@ -19,7 +20,7 @@ from echod.daemon.listeners.group import Ports
 from echod.daemon.listeners.systemd import METRICS, TLS, PassedListener, PassedSocket, adopt
 from echod.daemon.listeners.tcp import Listener, TCPListener
 from echod.daemon.logs import ConnectionLog, RateLimitedSummary
-from echod.daemon.options import CannotServe, Options
+from echod.daemon.options import Options
 from echod.daemon.service import EchoService
 from echod.daemon.signals import Signals
 from echod.events import Observer, broadcast

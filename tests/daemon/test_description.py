@@ -11,11 +11,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.description import ProxyListener, echo_listener, metrics_listener
 from echod.daemon.listeners.systemd import PassedListener, PassedSocket
 from echod.daemon.listeners.tcp import TCPListener, UDPListener
 from echod.daemon.listeners.unix import UNIXListener
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 from echod.udp import EchoDatagrams

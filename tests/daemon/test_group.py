@@ -17,13 +17,13 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import group as module
 from echod.daemon.listeners import tcp as listening
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.description import stream_listener
 from echod.daemon.listeners.group import Ports
 from echod.daemon.logs import RateLimitedSummary
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.coroutines import now

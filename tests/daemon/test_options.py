@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from twisted.scripts.twistd import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.daemon.options import CannotServe, Options
+from echod.daemon.errors import CannotServe
+from echod.daemon.options import Options
 from echod.daemon.optiontable import TOPICS
 
 NAMES = [option.name for topic in TOPICS.values() for option in topic if option.parse is not str]

@@ -13,7 +13,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import sdnotify as notify
-from echod.daemon.options import CannotServe
+from echod.daemon.errors import CannotServe
 from echod.daemon.sdnotify import Notifier, notifier
 from echod.events import Closed, Ending, Opened, Reason, Refused
 

@@ -13,11 +13,11 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import service
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import group as ports
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.group import Ports
 from echod.daemon.logs import RateLimitedSummary
-from echod.daemon.options import CannotServe
 from echod.daemon.service import EchoService
 from echod.events import Ending
 from echod.factory import EchoFactory

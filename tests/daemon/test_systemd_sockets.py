@@ -19,9 +19,9 @@ from twisted.logger import LogEvent, LogLevel, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.client.protocol import EchoClientFactory
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import systemd as module
 from echod.daemon.listeners.systemd import PassedListener, PassedSocket, adopt, passed, take_named
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.udp import EchoDatagrams
 from tests.coroutines import now

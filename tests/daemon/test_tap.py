@@ -24,6 +24,7 @@ from echod.clock import clock_of
 from echod.daemon import makeService, signals
 from echod.daemon import sdnotify as notify
 from echod.daemon import tap as wiring
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import description as endpoints
 from echod.daemon.listeners import systemd as passed
 from echod.daemon.listeners import tls as secure
@@ -32,7 +33,7 @@ from echod.daemon.listeners.systemd import PassedListener
 from echod.daemon.listeners.tcp import TCPListener, UDPListener
 from echod.daemon.listeners.tls import TLSListener
 from echod.daemon.listeners.unix import UNIXListener
-from echod.daemon.options import CannotServe, Options
+from echod.daemon.options import Options
 from echod.daemon.signals import STOP
 from echod.daemon.tap import connection_limit, take
 from echod.events import Reason, Refused

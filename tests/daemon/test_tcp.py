@@ -7,7 +7,6 @@ import os
 import socket
 import tempfile
 from typing import Any
-from unittest import mock
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import CannotListenError
@@ -16,6 +15,8 @@ from twisted.internet.testing import MemoryReactor
 from twisted.logger import LogEvent, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.daemon import errors as daemon_errors
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import tcp as listening
 from echod.daemon.listeners.description import stream_listener
 from echod.daemon.listeners.tcp import (
@@ -25,10 +26,8 @@ from echod.daemon.listeners.tcp import (
     EndpointListener,
     TCPListener,
     UDPListener,
-    explain,
     tcp_listener,
 )
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.udp import EchoDatagrams
 from tests.coroutines import now
@@ -131,7 +130,7 @@ class TCPListenerTests(SynchronousTestCase):
 
     def test_sandbox(self) -> None:
         """Where no IP socket is allowed at all, the line names the sandbox and the socket units."""
-        self.patch(listening, "no_ip", lambda: True)
+        self.patch(daemon_errors, "ipv4_is_forbidden", lambda: True)
         for port, interfaces, option in ((7, [], "--port"), (7, ["192.0.2.1"], "--interface")):
             errors = {("127.0.0.1", 7): errno.EAFNOSUPPORT, ("192.0.2.1", 7): errno.EAFNOSUPPORT}
             line = self.refused(port, *interfaces, errors=errors)
@@ -335,45 +334,3 @@ class TCPDescriptionTests(SynchronousTestCase):
             line = str(self.assertRaises(CannotServe, self.listener, description))
             self.assertIn(why, line)
             self.assertIn("; it takes tcp", line)
-
-
-class ExplainTests(SynchronousTestCase):
-    def test_without_words(self) -> None:
-        """An error that is no error of the system is not repeated: its text is for programmers."""
-        for error in (KeyError(), KeyError("name"), TypeError("f() missing 1 argument")):
-            self.assertEqual(explain(error), "this endpoint cannot be listened on")
-
-    def test_sandbox(self) -> None:
-        """An address family that is missing is the sandbox's doing only if IPv4 is missing."""
-        for number, sandbox in (
-            (None, False),
-            (errno.EMFILE, False),
-            (errno.EAFNOSUPPORT, True),
-        ):
-            with mock.patch("socket.socket") as made:
-                if number is not None:
-                    made.side_effect = OSError(number, os.strerror(number))
-                line = explain(OSError(errno.EAFNOSUPPORT, "No such family"))
-            self.assertEqual("the sandbox of echod.service" in line, sandbox)
-
-    def test_read_only(self) -> None:
-        """A path that cannot be written to may be that of a unit."""
-        line = explain(OSError(errno.EROFS, os.strerror(errno.EROFS)))
-        self.assertIn("read-only file system: choose a writable directory; under echod.ser", line)
-
-    def test_descriptors(self) -> None:
-        """Where the process has no descriptor left, the line names the limit to raise."""
-        line = explain(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-        self.assertEqual(
-            line, "too many open files: raise the limit (ulimit -n, or LimitNOFILE= of systemd)"
-        )
-
-    def test_lock(self) -> None:
-        """Twisted's lock of a UNIX socket says so itself."""
-        error = CannotListenError(None, b"/run/x", "Cannot acquire lock")
-        self.assertEqual(explain(error), "Cannot acquire lock")
-
-    def test_all_interfaces(self) -> None:
-        """No interface is all interfaces."""
-        error = CannotListenError("", 7, OSError(errno.EIO, "Input/output error"))
-        self.assertEqual(explain(error), "cannot listen on tcp *:7: input/output error")

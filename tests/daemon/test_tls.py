@@ -20,11 +20,11 @@ from twisted.logger import LogEvent, formatEvent
 
 from echod import certificates as module
 from echod.certificates import BadCertificates, Certificates
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import tls as secure
 from echod.daemon.listeners.systemd import PassedSocket
 from echod.daemon.listeners.tls import TLSListener
 from echod.daemon.logs import on_one_line
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.tls import TLSFactory
 from tests.authority import Authority

@@ -19,7 +19,7 @@ from twisted.internet import tcp
 
 from echod.daemon import chroot
 from echod.daemon.chroot import prepare
-from echod.daemon.options import CannotServe
+from echod.daemon.errors import CannotServe
 from tests import TIMEOUT
 from tests.authority import Authority
 from tests.endpoints.proxy import proxy_header

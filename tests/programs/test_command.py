@@ -20,7 +20,7 @@ from twisted.logger import ILogObserver
 import echod
 from echod.__main__ import main
 from echod.daemon import command, makeService
-from echod.daemon.options import CannotServe
+from echod.daemon.errors import CannotServe
 from tests import ROOT, TIMEOUT
 from tests.programs.activation import socket_activation
 from tests.programs.daemon import Daemon

@@ -23,9 +23,10 @@ from twisted.logger import LogEvent, Logger
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
 from echod.daemon import logfile
+from echod.daemon.errors import CannotServe
 from echod.daemon.logfile import LogFile, log_file
 from echod.daemon.logs import json_lines
-from echod.daemon.options import CannotServe, Options
+from echod.daemon.options import Options
 from tests import ROOT, TIMEOUT
 from tests.docs.test_all import tree
 from tests.programs.daemon import TWISTD

@@ -17,9 +17,9 @@ import pytest
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import unix as unixsockets
 from echod.daemon.listeners.unix import UNIXListener, open_socket, remove_stale
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from tests.coroutines import now
 from tests.daemon.descriptors import REFUSES_DESCRIPTORS

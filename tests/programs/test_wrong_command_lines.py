@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.description import echo_listener
-from echod.daemon.options import CannotServe, Options
+from echod.daemon.options import Options
 from echod.daemon.optiontable import TOPICS
 from echod.udp import EchoDatagrams
 from tests import ROOT

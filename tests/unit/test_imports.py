@@ -63,6 +63,7 @@ CLIENT = [
 DAEMON = [
     "listeners.interfaces",
     "logs",
+    "errors",
     "logfile",
     "optiontable",
     "options",

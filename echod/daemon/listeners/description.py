@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.systemd import PassedSocket, take_named
 from echod.daemon.listeners.tcp import (
     ON_LOOPBACK,
@@ -20,7 +21,6 @@ from echod.daemon.listeners.tcp import (
     tcp_listener,
 )
 from echod.daemon.listeners.unix import UNIXListener
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 from echod.udp import EchoDatagrams

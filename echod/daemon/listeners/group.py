@@ -12,11 +12,11 @@ from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod.daemon.errors import AddressInUse, CannotServe
 from echod.daemon.listeners.accepting import ListeningSocket
 from echod.daemon.listeners.interfaces import overlap
 from echod.daemon.listeners.tcp import BACKLOG, Listener
 from echod.daemon.logs import RateLimitedSummary, name_of
-from echod.daemon.options import AddressInUse, CannotServe
 from echod.transport import receive_urgent_inline, refuse_descriptors
 
 log = Logger(namespace="echod")

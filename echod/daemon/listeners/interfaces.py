@@ -8,6 +8,7 @@ import socket
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
+LOOPBACK = ("127.0.0.1", "::1")
 WILDCARDS = ("0.0.0.0", "::")
 BROADCAST = "255.255.255.255"
 

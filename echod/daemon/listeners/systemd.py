@@ -19,8 +19,8 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from echod.daemon.errors import CannotServe
 from echod.daemon.logs import on_one_line
-from echod.daemon.options import CannotServe
 from echod.udp import DatagramPort, EchoDatagrams
 
 FIRST: Final = 3

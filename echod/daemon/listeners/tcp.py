@@ -21,8 +21,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 
-from echod.daemon.listeners.interfaces import check_interface
-from echod.daemon.options import LOOPBACK, AddressInUse, CannotServe
+from echod.daemon.errors import AddressInUse, CannotServe, explain
+from echod.daemon.listeners.interfaces import LOOPBACK, check_interface
 from echod.daemon.optiontable import port, whole_number
 from echod.udp import DatagramPort, EchoDatagrams
 
@@ -32,23 +32,6 @@ With Twisted's own 50, a burst of clients waits a second for its SYN to be sent 
 
 ATTEMPTS: Final = 16
 """Free ports to try until one is free on every interface."""
-
-ADVICE: Final = {
-    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file a writable directory",
-    errno.EADDRINUSE: "stop what listens there (ss -lp shows it), or choose another",
-    errno.EADDRNOTAVAIL: "this machine has no such address (ip address lists those it has)",
-    errno.EMFILE: "raise the limit (ulimit -n, or LimitNOFILE= of systemd)",
-    errno.ENODEV: "this machine has no such link (ip link lists those it has)",
-    errno.ENOENT: "its directory must exist",
-    errno.EROFS: "choose a writable directory; under echod.service, name the path in echod.socket",
-}
-
-SANDBOX: Final = (
-    "the sandbox of echod.service allows no port of its own (RestrictAddressFamilies=AF_UNIX, "
-    "PrivateNetwork=yes): take the option out of OPTIONS, and name the port in echod.socket, "
-    "echod-tls.socket or echod-metrics.socket"
-)
-"""The advice where the process may make no IP socket."""
 
 UNKNOWN: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """What the kernel says of an address that the machine, or its kernel, does not have."""
@@ -375,36 +358,3 @@ def named_values(parts: Iterable[str], names: Collection[str]) -> dict[str, str]
         name, _, value = part.replace("\\:", ":").partition("=")
         add_value(values, names, name, value, part)
     return values
-
-
-def explain(error: Exception, kind: str = "tcp") -> str:
-    """Return what went wrong and what to do about it, in one line.
-
-    :param kind: the protocol of the port that it is about, if it is about one.
-    """
-    where = ""
-    cause: object = error
-    if isinstance(error, CannotListenError):
-        cause = error.socketError
-        if error.interface is not None:
-            host = f"[{error.interface}]" if ":" in error.interface else error.interface or "*"
-            where = f"cannot listen on {kind} {host}:{error.port}: "
-    if not isinstance(cause, OSError) or cause.errno is None:
-        # What CannotListenError says is for people. What else an endpoint raises is not.
-        why = cause if isinstance(cause, str) else "this endpoint cannot be listened on"
-        return f"{where}{why}"
-    advice = SANDBOX if cause.errno == errno.EAFNOSUPPORT and no_ip() else ADVICE.get(cause.errno)
-    return f"{where}{str(cause.strerror).lower()}" + (f": {advice}" if advice else "")
-
-
-def no_ip() -> bool:
-    """Return whether the process may make no IPv4 socket.
-
-    Every kernel has IPv4, and may be without IPv6. So this is the doing of
-    RestrictAddressFamilies= (systemd.exec(5)), which has socket(2) fail with EAFNOSUPPORT.
-    """
-    try:
-        socket.socket(socket.AF_INET).close()
-    except OSError as error:
-        return error.errno == errno.EAFNOSUPPORT
-    return False

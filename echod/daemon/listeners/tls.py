@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
 from echod.certificates import BadCertificates, Certificates
+from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.systemd import PassedSocket, take_named
 from echod.daemon.listeners.tcp import (
     UNESCAPED_COLON,
@@ -18,7 +19,6 @@ from echod.daemon.listeners.tcp import (
     named_values,
     port_and_values,
 )
-from echod.daemon.options import CannotServe
 from echod.factory import EchoFactory
 from echod.tls import TLSFactory
 

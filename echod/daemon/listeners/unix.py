@@ -23,9 +23,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 
+from echod.daemon.errors import AddressInUse, CannotServe, explain
 from echod.daemon.listeners.systemd import PassedUNIXPort
-from echod.daemon.listeners.tcp import BACKLOG, UNESCAPED_COLON, explain
-from echod.daemon.options import AddressInUse, CannotServe
+from echod.daemon.listeners.tcp import BACKLOG, UNESCAPED_COLON
 from echod.transport import refuse_descriptors
 
 LONGEST: Final = 107

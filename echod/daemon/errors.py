@@ -1,0 +1,94 @@
+"""Errors that stop the daemon from serving: one line with the cause and the remedy."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Final
+
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress
+
+from echod.daemon.logs import on_one_line
+
+ADVICE: Final = {
+    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file a writable directory",
+    errno.EADDRINUSE: "stop what listens there (ss -lp shows it), or choose another",
+    errno.EADDRNOTAVAIL: "this machine has no such address (ip address lists those it has)",
+    errno.EMFILE: "raise the limit (ulimit -n, or LimitNOFILE= of systemd)",
+    errno.ENODEV: "this machine has no such link (ip link lists those it has)",
+    errno.ENOENT: "its directory must exist",
+    errno.EROFS: "choose a writable directory; under echod.service, name the path in echod.socket",
+}
+"""The remedy for each error of bind(2) and listen(2) that has one."""
+
+SANDBOX: Final = (
+    "the sandbox of echod.service allows no port of its own (RestrictAddressFamilies=AF_UNIX, "
+    "PrivateNetwork=yes): take the option out of OPTIONS, and name the port in echod.socket, "
+    "echod-tls.socket or echod-metrics.socket"
+)
+"""The remedy where the process may not create an IP socket."""
+
+
+class CannotServe(SystemExit, Exception):
+    """The daemon cannot run as configured: exit with status 1 after one line.
+
+    Both bases are needed. On an Exception, twistd removes its pid file and reports the
+    failure to the waiting parent; on a SystemExit, the interpreter prints the line without
+    a traceback.
+
+    :ivar why: the line, without the name of the program.
+    """
+
+    def __init__(self, why: object) -> None:
+        self.why = on_one_line(str(why))
+        super().__init__(f"twistd echod: {self.why}")
+
+
+class AddressInUse(CannotServe):
+    """Another socket listens on the address.
+
+    :ivar option: the option as typed, with its value.
+    :ivar address: the address in use.
+    """
+
+    def __init__(self, option: str, address: IAddress, why: str) -> None:
+        super().__init__(f"{option}: {why}")
+        self.option = option
+        self.address = address
+
+
+def explain(error: Exception, kind: str = "tcp") -> str:
+    """Describe why listening failed, and the remedy, in one line.
+
+    :param kind: ``tcp`` or ``udp``, for errors that name a port.
+    """
+    where = ""
+    cause: object = error
+    if isinstance(error, CannotListenError):
+        cause = error.socketError
+        if error.interface is not None:
+            host = f"[{error.interface}]" if ":" in error.interface else error.interface or "*"
+            where = f"cannot listen on {kind} {host}:{error.port}: "
+    if isinstance(cause, str):
+        return f"{where}{cause}"
+    if not isinstance(cause, OSError) or cause.errno is None:
+        # Any other exception of an endpoint has a text for programmers.
+        return f"{where}this endpoint cannot be listened on"
+    advice = ADVICE.get(cause.errno)
+    if cause.errno == errno.EAFNOSUPPORT and ipv4_is_forbidden():
+        advice = SANDBOX
+    return f"{where}{str(cause.strerror).lower()}" + (f": {advice}" if advice else "")
+
+
+def ipv4_is_forbidden() -> bool:
+    """Return whether a sandbox forbids IPv4 sockets.
+
+    Every kernel has IPv4. If socket(2) fails with EAFNOSUPPORT all the same,
+    RestrictAddressFamilies= (systemd.exec(5)) is the cause.
+    """
+    try:
+        socket.socket(socket.AF_INET).close()
+    except OSError as error:
+        return error.errno == errno.EAFNOSUPPORT
+    return False
