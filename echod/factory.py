@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import resource
 import socket
@@ -12,7 +11,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, cast
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
@@ -25,6 +23,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
 
+from echod.addresses import peer_key
 from echod.arguments import (
     check_callable,
     check_number,
@@ -47,18 +46,16 @@ from echod.events import (
     ignore,
     notify,
 )
-from echod.fastpath import UNCHECKED, FastPath, kernel_socket
+from echod.fastpath import UNCHECKED, FastPath
 from echod.handshake import PendingConnection
 from echod.protocol import (
     CHECKS_PER_TIMEOUT,
     QUIET,
     Echo,
-    IStreamTransport,
     Refusal,
     refuses_on_error,
-    reset,
 )
-from echod.transport import beneath, cut_off, encrypted
+from echod.transport import IStreamTransport, beneath, cut_off, encrypted, reset
 from echod.turns import Turns
 
 log = Logger(namespace="echod")
@@ -140,7 +137,7 @@ class EchoFactory(Factory):
         self.stall_timeout = stall_timeout
         self.handshake_timeout = handshake_timeout
         self.verbose = verbose
-        self.kernel_socket = kernel_socket if fast_path else no_socket
+        self._fast_path_allowed = fast_path
         self._fast_path: FastPath | None = None
         self._reactor: object = None
         self.draining = False
@@ -298,6 +295,8 @@ class EchoFactory(Factory):
 
         Where the kernel has no descriptor or no room for that, they stay where they are.
         """
+        if not self._fast_path_allowed:
+            return
         try:
             if self._fast_path is None:
                 reactor = cast(IReactorFDSet, echo.transport.reactor)
@@ -461,31 +460,6 @@ class EchoFactory(Factory):
         waiting, self._drained = self._drained, []
         for drained in waiting:
             drained.callback(None)
-
-
-def peer_key(peer: IAddress | None) -> str | None:
-    """Return what counts as one peer: an IPv4 address, an IPv6 /64; ``None``: no such thing.
-
-    An IPv4 address that reached a dual-stack socket (RFC 4291 2.5.5.2) counts as itself.
-    """
-    return network_of(peer.host) if isinstance(peer, IPv4Address | IPv6Address) else None
-
-
-def network_of(host: str) -> str:
-    """Return what counts as one peer at the IP address ``host``: itself, or its IPv6 /64."""
-    if ":" not in host:
-        return host
-    try:
-        address = ipaddress.IPv6Address(host)
-    except ValueError:  # a proxy's word for it, not the kernel's
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
-
-
-def no_socket(_: ITransport) -> None:
-    """Return ``None``, in the place of :func:`~echod.fastpath.kernel_socket`."""
 
 
 def descriptors_left(reactor: object = None) -> int:

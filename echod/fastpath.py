@@ -19,8 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor, ITransport
-from twisted.internet.tcp import Connection
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -54,29 +53,6 @@ LINGER: Final = 0.0002
 CROWD: Final = 16
 PATIENCE: Final = 1000
 """Descriptors besides which nobody waits so, and how often that is then not asked again."""
-
-
-def kernel_socket(transport: ITransport) -> socket.socket | None:
-    """Return the socket below ``transport`` where its bytes are those on the wire.
-
-    ``None`` for TLS, wrappers, other platforms and anything in memory.
-    """
-    if isinstance(transport, Connection) and not transport.TLS and hasattr(select, "epoll"):
-        handle = transport.getHandle()
-        if type(handle) is socket.socket:
-            return handle
-    return None
-
-
-def send_now(sock: socket.socket, data: bytes) -> int:
-    """Send what the kernel takes of ``data`` at once, and return how many bytes that is.
-
-    An error counts as 0: the transport meets it too, and knows what it means.
-    """
-    try:
-        return sock.send(data)
-    except OSError:
-        return 0
 
 
 @implementer(IReadDescriptor)

@@ -16,17 +16,16 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from echod.events import Accepted, Reason, notify
-from echod.protocol import (
-    CHECKS_PER_TIMEOUT,
-    FIRST_BYTE,
-    QUIET,
+from echod.protocol import CHECKS_PER_TIMEOUT, FIRST_BYTE, QUIET
+from echod.transport import (
     IStreamTransport,
+    beneath,
+    has_unread_input,
     lose,
     reset,
     resets_on_error,
     set_options,
 )
-from echod.transport import beneath, has_unread_input
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory

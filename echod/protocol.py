@@ -23,38 +23,37 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
     IAddress,
-    IConsumer,
     IDelayedCall,
     IHalfCloseableProtocol,
     IPushProducer,
-    IReactorTime,
-    ITCPTransport,
-    ITransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.tcp import Connection
-from twisted.internet.unix import Client as UNIXClient
-from twisted.internet.unix import Server as UNIXServer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.events import Closed, Ending, HalfClosed, notify
-from echod.fastpath import UNCHECKED, send_now
+from echod.fastpath import UNCHECKED
 from echod.transport import (
+    IStreamTransport,
     beneath,
     buffered,
     cut_off,
     encrypted,
+    fail,
+    half_closes,
     has_unread_input,
     is_broken,
     kernel_send_queue,
-    receive_urgent_inline,
-    refuse_descriptors,
+    kernel_socket,
+    lose,
+    reset,
+    resets_on_error,
+    send_now,
+    set_options,
     unsent,
 )
 
@@ -89,106 +88,9 @@ one to see it end: a timeout is late by a quarter at most, and never early; in r
 byte costs a clock reading."""
 
 
-Method = TypeVar("Method", bound=Callable[..., None])
 Build = TypeVar("Build", bound=Callable[..., Any])
 
 log = Logger(namespace="echod")
-
-UNIX: Final = (UNIXServer, UNIXClient)
-"""The transports that inherit from those of TCP, and are none."""
-
-
-class IStreamTransport(ITCPTransport, IConsumer, IPushProducer):
-    """What a connection asks of its transport; for the type checker."""
-
-    reactor: IReactorTime
-
-
-def set_options(transport: IStreamTransport) -> None:
-    """Set the options of a socket, before its first byte is read.
-
-    Receive urgent data in order. Over TCP, send small replies at once (TCP_NODELAY), and notice a
-    peer that vanished (SO_KEEPALIVE). A UNIX transport has the same methods, and on some releases
-    of Twisted they raise. Behind a proxy the peer's address does not tell which of both it is.
-
-    Over a UNIX socket, receive no file descriptors. The listener gets that option too, for the
-    connections that it accepts from now on: it is what comes before accept(2) that matters.
-    """
-    if isinstance(transport, Connection) and not isinstance(transport, UNIX):
-        # Most connections: the system calls alone take less time than the methods around them.
-        set_option = transport.socket.setsockopt
-        set_option(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return
-    receive_urgent_inline(transport)
-    if isinstance(transport, Connection):
-        refuse_descriptors(transport)
-        refuse_descriptors(getattr(transport, "server", None))
-    elif ITCPTransport.providedBy(transport) and isinstance(
-        transport.getHost(), IPv4Address | IPv6Address
-    ):
-        transport.setTcpNoDelay(True)
-        transport.setTcpKeepAlive(True)
-
-
-def reset(transport: IStreamTransport) -> None:
-    """Reset the connection, at once where that is possible."""
-    if isinstance(transport, FileDescriptor):
-        # What abortConnection does, but now and not in the next turn of the
-        # reactor: the descriptor is needed for the next accept.
-        transport.connectionLost(Failure(ConnectionAborted()))
-    else:
-        transport.abortConnection()
-
-
-def fail(transport: ITransport) -> None:
-    """Log the exception that is being handled, and reset the connection that it was raised for.
-
-    The reactor itself would close with FIN, and the peer would take a part of its reply for the
-    whole. Memory may be short: the log line may fail, but not the reset.
-    """
-    with suppress(BaseException):
-        log.failure("a connection fails")
-    below: Any = beneath(transport)
-    try:
-        reset(below)
-    except BaseException:
-        cut_off(below)
-        raise
-
-
-def resets_on_error(method: Method) -> Method:
-    """Make an exception that ``method`` raises reset its connection; see :func:`fail`."""
-
-    @functools.wraps(method)
-    def call(self: Any, *args: Any) -> None:
-        try:
-            method(self, *args)
-        except BaseException:
-            fail(self.transport)
-
-    return cast(Method, call)
-
-
-def half_closes(transport: ITransport) -> bool:
-    """Return whether ``transport`` is a socket of Twisted's, or echod's own TLS over one."""
-    return isinstance(transport, FileDescriptor) or hasattr(transport, "finish")
-
-
-def has_unread(below: FileDescriptor) -> bool:
-    """Return whether something that the peer has sent is not read, and was to be."""
-    try:
-        # What arrives after the application has closed the connection is not answered.
-        return not below.disconnecting and has_unread_input(below)
-    except OSError:
-        return False
-
-
-def lose(transport: ITransport) -> None:
-    """End a connection that is broken, as the reactor does when its transport finds out."""
-    below: Any = beneath(transport)
-    below.connectionLost(Failure(ConnectionLost()))
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -249,7 +151,7 @@ class Echo(Protocol):
         """Send ``data`` back. Who comes with more goes on on the fast path, if there is one."""
         try:  # likewise
             # Asked for each time, because an application may start TLS.
-            sock, count = self.factory.kernel_socket(self.transport), len(data)
+            sock, count = kernel_socket(self.transport), len(data)
             sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)
             talks = self.counted > 0
             self.counted += count
@@ -361,9 +263,13 @@ class Echo(Protocol):
         if isinstance(below, FileDescriptor) and below.disconnected:
             if unsent(below):
                 cut_off(below)
-            elif getattr(self.transport, "held", False) or has_unread(below):
-                self._ending = Ending.LOST
-                cut_off(below)
+            else:
+                with suppress(OSError):
+                    # Bytes that arrive after the application has closed are not answered.
+                    held = getattr(self.transport, "held", False)
+                    if held or (not below.disconnecting and has_unread_input(below)):
+                        self._ending = Ending.LOST
+                        cut_off(below)
 
     def fail(self) -> None:
         """Log the exception that is being handled, and reset the connection."""

@@ -20,7 +20,8 @@ from echod.arguments import check_type
 from echod.events import HeaderRead, Reason, notify
 from echod.factory import EchoFactory
 from echod.handshake import PendingConnection
-from echod.protocol import Echo, refuses_on_error, resets_on_error
+from echod.protocol import Echo, refuses_on_error
+from echod.transport import resets_on_error
 
 LINE: Final = b"PROXY "
 LONGEST_LINE: Final = 107

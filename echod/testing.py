@@ -49,7 +49,7 @@ from twisted.python.log import err
 from zope.interface import implementer
 
 from echod.arguments import check_number, check_whole
-from echod.protocol import IStreamTransport
+from echod.transport import IStreamTransport
 
 TURNS: Final = 1_000_000
 """Turns of the loop after which :meth:`MemoryNetwork.settle` says that there is no end."""

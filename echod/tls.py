@@ -34,10 +34,9 @@ from zope.interface import implementer
 from echod.arguments import check_callable, check_type
 from echod.events import HandshakeDone, Reason, notify
 from echod.factory import EchoFactory
-from echod.fastpath import send_now
 from echod.handshake import PendingConnection
-from echod.protocol import Echo, refuses_on_error, resets_on_error
-from echod.transport import unsent
+from echod.protocol import Echo, refuses_on_error
+from echod.transport import kernel_socket, resets_on_error, send_now, unsent
 
 RECORD: Final = 16 * 1024
 """Bytes of the largest part that TLS encrypts by itself (RFC 8446 5.1)."""
@@ -370,7 +369,7 @@ class TLSTransport(ProtocolWrapper):
                 piece = self._tls.bio_read(PIECE)
                 size = len(piece)
                 self.given += size
-                sock = None if unsent(below) else self.factory.echo.kernel_socket(below)
+                sock = None if unsent(below) else kernel_socket(below)
                 sent = 0 if sock is None else send_now(sock, piece)
                 if sent < size:
                     below.write(piece[sent:])

@@ -1,30 +1,69 @@
-"""What Twisted and the kernel hold of a connection, where they can be asked.
+"""What Twisted's transports do not offer: bytes not sent, bytes not read, an immediate reset.
 
-A transport's interface tells when its buffer is full and when it is empty again,
-and nothing between: too little to know whether a slow peer still reads, or
-whether a connection can be closed without the kernel making it a reset. Both are
-known one level below. Where a transport wraps another (TLS), these answer for the lowest;
-where that is not a kernel socket of Twisted's (a test double), as if nothing were held.
+A transport's interface reports that its buffer is full, or empty again, and nothing in between:
+too little to tell whether a slow peer still reads, or whether closing a connection makes the
+kernel reset it. The functions here ask the transport or the kernel. Where a transport wraps
+another (TLS), they ask the one that carries it; where that has no kernel socket (a test double),
+they answer as if nothing were held.
+
+All use of Twisted's private or undocumented state is in this file:
+
+- ``FileDescriptor.dataBuffer``, ``offset`` and ``_tempDataLen``: the bytes not sent
+  (:func:`unsent`). The tests of the oldest and the newest Twisted check these.
+- ``FileDescriptor.connectionLost``: end a connection now, not in the reactor's next turn
+  (:func:`reset`, :func:`lose`).
+- ``Connection.socket`` and ``Connection.TLS``: the plain socket and whether it is encrypted.
+- ``Server.server``: the listening port of an accepted UNIX connection (:func:`set_options`).
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
+import select
 import socket
 import struct
 import termios
-from typing import Final, cast
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeVar, cast
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import ISystemHandle, ITransport
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionAborted, ConnectionLost
+from twisted.internet.interfaces import (
+    IConsumer,
+    IPushProducer,
+    IReactorTime,
+    ISystemHandle,
+    ITCPTransport,
+    ITransport,
+)
 from twisted.internet.tcp import Connection
+from twisted.internet.unix import Client as UNIXClient
+from twisted.internet.unix import Server as UNIXServer
+from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
 
 RESET: Final = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER that makes close(2) a reset."""
+"""The value of SO_LINGER that makes close(2) send RST."""
 
 SO_PASSRIGHTS: Final = 83
-"""The socket option of Linux 6.16 (asm-generic/socket.h), which Python's socket has no name for."""
+"""A socket option of Linux 6.16 (asm-generic/socket.h) that Python's socket module lacks."""
+
+UNIX: Final = (UNIXServer, UNIXClient)
+"""UNIX transports subclass TCP's, but are not TCP."""
+
+Method = TypeVar("Method", bound=Callable[..., None])
+
+log = Logger(namespace="echod")
+
+
+class IStreamTransport(ITCPTransport, IConsumer, IPushProducer):
+    """The interface that a connection needs of its transport; for the type checker."""
+
+    reactor: IReactorTime
 
 
 def beneath(transport: ITransport) -> ITransport:
@@ -41,49 +80,73 @@ def encrypted(transport: ITransport) -> bool:
     return hasattr(transport, "getPeerCertificate")  # of ISSLTransport, which not all declare
 
 
-def unsent(transport: ITransport) -> int:
-    """Return the bytes that ``transport`` has taken and not yet given to the kernel.
+def half_closes(transport: ITransport) -> bool:
+    """Return whether ``transport`` supports half-close: Twisted's sockets and echod's TLS do."""
+    return isinstance(transport, FileDescriptor) or hasattr(transport, "finish")
 
-    Below TLS they are encrypted, which makes them some more; see :func:`buffered`.
+
+def kernel_socket(transport: ITransport) -> socket.socket | None:
+    """Return the socket of ``transport`` if the bytes on it are those of the application.
+
+    ``None`` for TLS, wrappers, platforms without epoll, and transports in memory.
+    """
+    if isinstance(transport, Connection) and not transport.TLS and hasattr(select, "epoll"):
+        sock = transport.socket
+        if type(sock) is socket.socket:
+            return sock
+    return None
+
+
+def send_now(sock: socket.socket, data: bytes) -> int:
+    """Send as much of ``data`` as the kernel takes now, and return the number of bytes.
+
+    An error counts as 0: the transport meets it too, and handles it.
+    """
+    try:
+        return sock.send(data)
+    except OSError:
+        return 0
+
+
+def unsent(transport: ITransport) -> int:
+    """Return the bytes that ``transport`` has buffered and not yet passed to the kernel.
+
+    Below TLS these are encrypted, and so slightly more than the plaintext; see :func:`buffered`.
     """
     if not isinstance(transport, FileDescriptor):
         transport = beneath(transport)
         if not isinstance(transport, FileDescriptor):
             return 0
-    # The one use of Twisted's private state: no interface tells this number. The
-    # tests of the oldest and the newest Twisted watch over it.
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
 
 
 def buffered(transport: ITransport) -> int:
-    """Return the bytes that were written to ``transport`` and not yet given to the kernel.
+    """Return the bytes that were written to ``transport`` and not yet passed to the kernel.
 
-    What is unsent; but echod's TLS knows how much that was before it was encrypted, when it had
-    no record's overhead and was no alert.
+    echod's TLS counts them before encryption; for any other transport this is :func:`unsent`.
     """
     count: int | None = getattr(transport, "buffered", None)
     return unsent(transport) if count is None else count
 
 
 def kernel_send_queue(transport: ITransport) -> int:
-    """Return what the kernel still holds for the peer: SIOCOUTQ in tcp(7) and unix(7).
+    """Return the size of the kernel's send queue: SIOCOUTQ in tcp(7) and unix(7).
 
-    For TCP, bytes that the peer's kernel has not acknowledged; for UNIX sockets,
-    the memory of what the peer has not read. Either way it changes as the peer reads. Over TCP it
-    includes a FIN.
+    For TCP, the bytes that the peer's kernel has not acknowledged, a FIN included; for UNIX
+    sockets, the memory of what the peer has not read. Either shrinks as the peer reads.
     """
     handle = _handle(transport)
     if not isinstance(handle, socket.socket):
         return getattr(handle, "kernel_send_queue", 0)
     try:
         answer = fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4))
-    except OSError:  # not every kernel answers for every socket
+    except OSError:  # not every kernel supports it for every kind of socket
         return 0
     return int(struct.unpack("i", answer)[0])
 
 
 def is_broken(transport: ITransport) -> bool:
-    """Return whether the connection was reset, or has timed out, since this was last asked.
+    """Return whether the connection was reset or timed out since the last call.
 
     For a transport that is neither read nor written, which would show it (SO_ERROR in socket(7)).
     """
@@ -92,13 +155,13 @@ def is_broken(transport: ITransport) -> bool:
 
 
 def has_unread_input(transport: ITransport) -> bool:
-    """Tell whether bytes have arrived that Twisted has not read yet.
+    """Return whether bytes have arrived that Twisted has not read yet.
 
-    To close such a socket is to reset it, and a reset can destroy what is still on
-    its way to the peer (RFC 2525 2.17).
+    Closing such a socket resets it, and a reset can destroy bytes that are still on their way to
+    the peer (RFC 2525 2.17).
 
-    :raises OSError: where the connection is broken. A socket tells that once (SO_ERROR in
-        socket(7)): who asks next sees the end of the peer's sending.
+    :raises OSError: if the connection is broken. The kernel reports that once (SO_ERROR in
+        socket(7)); the next call finds the end of the stream.
     """
     if getattr(transport, "held", False):  # read, but not decrypted yet
         return True
@@ -109,6 +172,16 @@ def has_unread_input(transport: ITransport) -> bool:
         return bool(handle.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return False
+
+
+def reset(transport: ITransport) -> None:
+    """Reset the connection, at once where that is possible."""
+    if isinstance(transport, FileDescriptor):
+        # As abortConnection, but now and not in the reactor's next turn: the next accept(2) needs
+        # the descriptor.
+        transport.connectionLost(Failure(ConnectionAborted()))
+    else:
+        cast(IStreamTransport, transport).abortConnection()
 
 
 def cut_off(transport: ITransport) -> None:
@@ -125,12 +198,73 @@ def cut_off(transport: ITransport) -> None:
         handle.close()
 
 
+def lose(transport: ITransport) -> None:
+    """End a broken connection, as the reactor does when its transport meets the error."""
+    below: Any = beneath(transport)
+    below.connectionLost(Failure(ConnectionLost()))
+
+
+def fail(transport: ITransport) -> None:
+    """Log the exception that is being handled, and reset the connection that it was raised for.
+
+    The reactor itself would close with FIN, and the peer would mistake a part of its reply for the
+    whole. Memory may be short: the log line may fail, but not the reset.
+    """
+    with suppress(BaseException):
+        log.failure("a connection fails")
+    below = beneath(transport)
+    try:
+        reset(below)
+    except BaseException:
+        cut_off(below)
+        raise
+
+
+def resets_on_error(method: Method) -> Method:
+    """Decorate a protocol's ``method`` so that an exception resets its connection: :func:`fail`."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except BaseException:
+            fail(self.transport)
+
+    return cast(Method, call)
+
+
+def set_options(transport: IStreamTransport) -> None:
+    """Set the options of a socket, before its first byte is read.
+
+    All sockets: receive urgent data in order. TCP: send small replies at once (TCP_NODELAY), and
+    detect a peer that vanished (SO_KEEPALIVE). UNIX: refuse file descriptors, on the listening
+    socket too, whose next connections inherit it before accept(2).
+    """
+    if isinstance(transport, Connection) and not isinstance(transport, UNIX):
+        # Most connections: the methods of the transport take longer than the system calls.
+        set_option = transport.socket.setsockopt
+        set_option(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return
+    receive_urgent_inline(transport)
+    if isinstance(transport, Connection):
+        refuse_descriptors(transport)
+        refuse_descriptors(getattr(transport, "server", None))
+    elif ITCPTransport.providedBy(transport) and isinstance(
+        transport.getHost(), IPv4Address | IPv6Address
+    ):
+        # By the own address: behind a proxy, the peer's may be of another family.
+        transport.setTcpNoDelay(True)
+        transport.setTcpKeepAlive(True)
+
+
 def receive_urgent_inline(descriptor: object) -> None:
     """Receive urgent data in order, as any other byte (SO_OOBINLINE in socket(7)).
 
     Without it the kernel keeps the last byte of what was sent with MSG_OOB out of the stream, over
     TCP (RFC 6093) and over UNIX sockets: the echo is a byte short, and ends as if whole. The
-    kernel looks at the option when the socket is read, so it counts for bytes that have arrived.
+    kernel checks the option when the socket is read, so it covers bytes that have arrived before.
     One case is decided on arrival: TCP drops a first urgent byte that is unread when a second
     arrives. For that the option is set on TCP listeners too, and accepted sockets inherit it.
 
@@ -138,10 +272,8 @@ def receive_urgent_inline(descriptor: object) -> None:
     """
     sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
     if isinstance(sock, socket.socket):
-        try:  # each connection comes by here: suppress would take as long as the call
+        with suppress(OSError):  # not every kind of socket has it on every kernel
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        except OSError:  # not every kind of socket has it on every kernel
-            return
 
 
 def refuse_descriptors(descriptor: object) -> bool:

@@ -37,6 +37,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod import durations
+from echod.addresses import network_of
 from echod.arguments import (
     check_callable,
     check_number,
@@ -47,7 +48,6 @@ from echod.arguments import (
 from echod.clock import clock_of
 from echod.durations import SHORTEST
 from echod.events import Drop, Dropped, Observer, ignore, notify
-from echod.factory import network_of
 
 RATE: Final = 100.0
 TOTAL_RATE: Final = 10_000.0

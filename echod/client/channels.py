@@ -32,9 +32,7 @@ from zope.interface import implementer
 
 from echod.client.errors import REFUSED, UNREACHABLE, kind_of
 from echod.client.replies import DatagramReplies, StreamReplies
-from echod.fastpath import kernel_socket
-from echod.protocol import IStreamTransport, set_options
-from echod.transport import unsent
+from echod.transport import IStreamTransport, kernel_socket, set_options, unsent
 
 BATCH: Final = 64
 ROUNDS: Final = 8

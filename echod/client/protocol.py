@@ -20,7 +20,7 @@ from zope.interface import implementer
 from echod.arguments import check_number, check_provider, check_type, unless_none
 from echod.clock import clock_of
 from echod.durations import LONGEST
-from echod.protocol import IStreamTransport, set_options
+from echod.transport import IStreamTransport, set_options
 
 CHUNK: Final = 64 * 1024
 """Bytes handed to the transport at once: what it calls a full buffer."""

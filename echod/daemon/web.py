@@ -27,7 +27,7 @@ from zope.interface import implementer
 from echod.daemon.metrics import Tally, registry
 from echod.daemon.page import facts, html, text
 from echod.factory import EchoFactory
-from echod.protocol import IStreamTransport, reset
+from echod.transport import IStreamTransport, reset
 from echod.udp import EchoDatagrams
 
 MAX_CONNECTIONS: Final = 16

@@ -15,13 +15,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.addresses import peer_key
 from echod.events import Event, Opened, Reason, Refused
 from echod.factory import (
     FD_SETSIZE,
     SPARE_DESCRIPTORS,
     EchoFactory,
     descriptors_left,
-    peer_key,
 )
 from echod.protocol import Echo, Refusal
 from echod.testing import MemoryNetwork

@@ -106,11 +106,16 @@ async def end_of_new(ends: Any) -> str | None:
 
 
 @run
-async def test_data_received(failing: Failing) -> None:
+async def test_data_received(failing: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was received, and cannot be sent, is not left out."""
     peer, echo = await failing.connect()
     echo.send = fail
-    echo.factory.kernel_socket = lambda transport: fail() if transport is echo.transport else None
+
+    def fail_for_one(transport: Any) -> None:
+        if transport is echo.transport:
+            fail()
+
+    monkeypatch.setattr("echod.protocol.kernel_socket", fail_for_one)
     peer.send(b"hello")
     await failing.is_reset()
 

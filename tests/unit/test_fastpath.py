@@ -30,10 +30,9 @@ from echod.fastpath import (
     ROUNDS,
     SIZE,
     FastPath,
-    kernel_socket,
-    send_now,
 )
 from echod.protocol import MAX_BUFFERED
+from echod.transport import kernel_socket, send_now
 from tests.endpoints.memory import MemoryEndpoints
 from tests.endpoints.server import EchoServer
 from tests.endpoints.sockets import TCP4Endpoints

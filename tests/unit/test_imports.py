@@ -17,6 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Inside each room a file imports only those before it.
 CORE = [
     "arguments",
+    "addresses",
     "durations",
     "clock",
     "turns",

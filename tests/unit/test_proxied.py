@@ -14,9 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Closed, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.protocol import FIRST_BYTE, QUIET, Echo, lose
+from echod.protocol import FIRST_BYTE, QUIET, Echo
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
+from echod.transport import lose
 from tests.endpoints.proxy import proxy_header
 from tests.endpoints.server import Peers
 from tests.recorder import Recorder

@@ -27,9 +27,9 @@ from zope.interface import implementer
 from echod.certificates import Certificates
 from echod.daemon.metrics import Tally, transferred
 from echod.events import Closed, Dropped, Ending, Opened, Reason, Refused, broadcast
-from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET, Echo, lose
+from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET, Echo
 from echod.tls import ALERT_TIME, MAX_EMPTY, RECORD, RECORDS, TLSFactory
-from echod.transport import beneath, buffered, has_unread_input, unsent
+from echod.transport import beneath, buffered, has_unread_input, lose, unsent
 from tests import TIMEOUT
 from tests.authority import Authority
 from tests.coroutines import now
