@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.logger import Logger
@@ -13,7 +12,7 @@ from echod.clock import use_monotonic_time
 from echod.daemon import sdnotify as notify
 from echod.daemon.chroot import prepare
 from echod.daemon.errors import CannotServe
-from echod.daemon.listeners import systemd as passed
+from echod.daemon.listeners import systemd
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.description import echo_listener, import_extra, metrics_listener
 from echod.daemon.listeners.group import Ports
@@ -43,8 +42,8 @@ def makeService(options: Options) -> EchoService:
     use_monotonic_time(reactor)
 
     signals = Signals(reactor)
-    environ = take(os.environ, (*passed.ENVIRONMENT, *notify.ENVIRONMENT))
-    sockets = passed.passed(environ, os.getpid())
+    environ = systemd.pop_environment(os.environ, (*systemd.ENVIRONMENT, *notify.ENVIRONMENT))
+    sockets = systemd.passed_sockets(environ, os.getpid())
     if options.log_file is not None:
         signals.reopen_log(options.log_file.reopen)
     connection_log = ConnectionLog(reactor, quiet=options["quiet"], verbose=options["verbose"])
@@ -104,24 +103,6 @@ def makeService(options: Options) -> EchoService:
     signals.hasten = service.hasten
     prepare(options.parent)
     return service
-
-
-def take(
-    environ: MutableMapping[str, str], names: Sequence[str], proc: str = "/proc/self/environ"
-) -> dict[str, str]:
-    """Return the variables that the process was started with, and let no child inherit them.
-
-    As it was started (proc(5)), because Twisted takes LISTEN_PID and LISTEN_FDS for its
-    own ``systemd:`` endpoints as soon as it is imported.
-    """
-    try:
-        started = os.fsdecode(Path(proc).read_bytes())
-    except OSError:  # as where the interpreter has file capabilities
-        started = ""
-    taken = {**dict(each.partition("=")[::2] for each in started.split("\0")), **environ}
-    for name in names:
-        environ.pop(name, None)
-    return {name: taken[name] for name in names if name in taken}
 
 
 def connection_limit(asked: int | None, reactor: object, spare: int) -> int:

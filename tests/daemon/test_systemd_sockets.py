@@ -21,7 +21,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.client.protocol import EchoClientFactory
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import systemd as module
-from echod.daemon.listeners.systemd import PassedListener, PassedSocket, adopt, passed, take_named
+from echod.daemon.listeners.systemd import (
+    PassedListener,
+    PassedSocket,
+    adopt,
+    passed_sockets,
+    pop_environment,
+    take_named,
+)
 from echod.factory import EchoFactory
 from echod.udp import EchoDatagrams
 from tests.coroutines import now
@@ -29,27 +36,57 @@ from tests.daemon.passed_sockets import passed_socket
 from tests.reactors import reactor_of_kind, turn
 
 
-class PassedTests(SynchronousTestCase):
+class PopEnvironmentTests(SynchronousTestCase):
+    def test_popped(self) -> None:
+        """The variables are removed, so that no child inherits them; others stay."""
+        environ = {"NOTIFY_SOCKET": "@x", "OTHER": "1"}
+        self.assertEqual(
+            pop_environment(environ, ["NOTIFY_SOCKET", "LISTEN_FDS"]), {"NOTIFY_SOCKET": "@x"}
+        )
+        self.assertEqual(environ, {"OTHER": "1"})
+
+    def test_popped_by_twisted(self) -> None:
+        """Variables that Twisted has popped are read from the initial environment."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        started = Path(directory.name, "environ")
+        started.write_bytes(b"OTHER=1\0LISTEN_FDS=2\0ODD\0EMPTY=\0EQUAL=a=b\0\xff=\xff\0")
+        names = ["LISTEN_FDS", "EMPTY", "EQUAL"]
+        self.assertEqual(
+            pop_environment({}, names, str(started)),
+            {"LISTEN_FDS": "2", "EMPTY": "", "EQUAL": "a=b"},
+        )
+
+    def test_no_initial_environment(self) -> None:
+        """If the initial environment is not readable, the current one counts."""
+        self.assertEqual(
+            pop_environment({"LISTEN_FDS": "2"}, ["LISTEN_FDS"], "/nowhere"), {"LISTEN_FDS": "2"}
+        )
+
+
+class PassedSocketsTests(SynchronousTestCase):
     def refused(self, environ: Mapping[str, str]) -> str:
-        line = str(self.assertRaises(CannotServe, passed, environ, 862))
+        line = str(self.assertRaises(CannotServe, passed_sockets, environ, 862))
         self.assertTrue(line.startswith("twistd echod: ") and line.isprintable(), line)
         return line
 
     def test_nothing(self) -> None:
         """Without systemd nothing is passed."""
-        self.assertEqual(passed({}, 862), [])
+        self.assertEqual(passed_sockets({}, 862), [])
 
     def test_named(self) -> None:
         """Descriptors begin at 3, and each has its name."""
         environ = {"LISTEN_PID": "862", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "echod.socket:metrics"}
         self.assertEqual(
-            passed(environ, 862), [PassedSocket(3, "echod.socket"), PassedSocket(4, "metrics")]
+            passed_sockets(environ, 862),
+            [PassedSocket(3, "echod.socket"), PassedSocket(4, "metrics")],
         )
 
     def test_unnamed(self) -> None:
         """A passer that gives no names is understood too."""
         self.assertEqual(
-            passed({"LISTEN_PID": "862", "LISTEN_FDS": "1"}, 862), [PassedSocket(3, "unknown")]
+            passed_sockets({"LISTEN_PID": "862", "LISTEN_FDS": "1"}, 862),
+            [PassedSocket(3, "unknown")],
         )
 
     def test_half(self) -> None:

@@ -26,7 +26,7 @@ from echod.daemon import sdnotify as notify
 from echod.daemon import tap as wiring
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import description as endpoints
-from echod.daemon.listeners import systemd as passed
+from echod.daemon.listeners import systemd
 from echod.daemon.listeners import tls as secure
 from echod.daemon.listeners.description import ProxyListener
 from echod.daemon.listeners.systemd import PassedListener
@@ -35,7 +35,7 @@ from echod.daemon.listeners.tls import TLSListener
 from echod.daemon.listeners.unix import UNIXListener
 from echod.daemon.options import Options
 from echod.daemon.signals import STOP
-from echod.daemon.tap import connection_limit, take
+from echod.daemon.tap import connection_limit
 from echod.events import Reason, Refused
 from echod.factory import descriptors_left
 from tests.authority import Authority
@@ -43,29 +43,6 @@ from tests.reactors import reactor_of_kind
 
 FIRST = 900
 """Where sockets are passed, in the place of 3: no other descriptor of the tests is so high."""
-
-
-class TakeTests(SynchronousTestCase):
-    def test_taken(self) -> None:
-        """Variables are taken, so that no child inherits them; others are left alone."""
-        environ = {"NOTIFY_SOCKET": "@x", "OTHER": "1"}
-        self.assertEqual(take(environ, ["NOTIFY_SOCKET", "LISTEN_FDS"]), {"NOTIFY_SOCKET": "@x"})
-        self.assertEqual(environ, {"OTHER": "1"})
-
-    def test_taken_by_twisted(self) -> None:
-        """What Twisted has removed from the environment is known all the same."""
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        started = Path(directory.name, "environ")
-        started.write_bytes(b"OTHER=1\0LISTEN_FDS=2\0ODD\0EMPTY=\0EQUAL=a=b\0\xff=\xff\0")
-        names = ["LISTEN_FDS", "EMPTY", "EQUAL"]
-        self.assertEqual(
-            take({}, names, str(started)), {"LISTEN_FDS": "2", "EMPTY": "", "EQUAL": "a=b"}
-        )
-
-    def test_not_known(self) -> None:
-        """Where the kernel does not tell, what is left in the environment counts."""
-        self.assertEqual(take({"LISTEN_FDS": "2"}, ["LISTEN_FDS"], "/nowhere"), {"LISTEN_FDS": "2"})
 
 
 class MakeServiceTests(SynchronousTestCase):
@@ -98,7 +75,7 @@ class MakeServiceTests(SynchronousTestCase):
         for number, sock in enumerate(sockets, FIRST):
             os.dup2(sock.fileno(), number)
             sock.close()
-        self.patch(passed, "FIRST", FIRST)
+        self.patch(systemd, "FIRST", FIRST)
         os.environ["LISTEN_PID"] = str(os.getpid())
         os.environ["LISTEN_FDS"] = str(len(names))
         os.environ["LISTEN_FDNAMES"] = ":".join(names)
@@ -247,7 +224,7 @@ class MakeServiceTests(SynchronousTestCase):
 
     def test_datagrams(self) -> None:
         """A datagram socket is served, but for one of the metrics."""
-        for name, served in (("a", PassedListener), (passed.METRICS, TCPListener)):
+        for name, served in (("a", PassedListener), (systemd.METRICS, TCPListener)):
             self.pass_sockets(**{name: 1})
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 os.dup2(sock.fileno(), FIRST)

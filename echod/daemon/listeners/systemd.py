@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 from twisted.internet import tcp, unix
@@ -52,7 +53,25 @@ class PassedSocket:
         return on_one_line(f"descriptor {self.descriptor} ({self.name})")
 
 
-def passed(environ: Mapping[str, str], pid: int) -> list[PassedSocket]:
+def pop_environment(
+    environ: MutableMapping[str, str], names: Sequence[str], proc: str = "/proc/self/environ"
+) -> dict[str, str]:
+    """Remove variables from ``environ``, so that no child inherits them, and return them.
+
+    The kernel's copy of the initial environment (proc(5)) is read too, because Twisted pops
+    LISTEN_PID and LISTEN_FDS as soon as its ``systemd:`` endpoint is imported.
+    """
+    try:
+        initial = os.fsdecode(Path(proc).read_bytes())
+    except OSError:  # not readable if the interpreter has file capabilities
+        initial = ""
+    values = {**dict(each.partition("=")[::2] for each in initial.split("\0")), **environ}
+    for name in names:
+        environ.pop(name, None)
+    return {name: values[name] for name in names if name in values}
+
+
+def passed_sockets(environ: Mapping[str, str], pid: int) -> list[PassedSocket]:
     """Return what ``environ`` says was passed to process ``pid``: nothing, most often.
 
     :raises CannotServe: where the variables do not fit each other, or the process.
