@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from echod.client.connector import Connector
-from echod.client.pipe import MOST, Pipe
+from echod.client.pipe import WINDOW, Pipe
 from echod.client.reactor import PreciseReactor
 from echod.client.report import of_pipe
 from echod.client.target import parse_target
@@ -126,7 +126,7 @@ def test_pipes(
         def refuse(*_: object) -> int:
             raise PermissionError
 
-        monkeypatch.setattr("echod.client.pipe.open_again", refuse)
+        monkeypatch.setattr("echod.client.stdio.open_again", refuse)
     data = noise(2_000_000)
     feed, source = pair(kind)
     sink, drain = pair(kind)
@@ -153,7 +153,7 @@ def test_no_room(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError
 
-    monkeypatch.setattr("echod.client.pipe.open_again", refuse)
+    monkeypatch.setattr("echod.client.stdio.open_again", refuse)
     sink, drain = pair("pipe")
     os.set_blocking(sink, False)
     with contextlib.suppress(BlockingIOError):
@@ -174,7 +174,7 @@ def test_no_room(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_slow_reader(mirror: Mirror) -> None:
     """Nobody who reads: what is under way and what waits stays bounded, until somebody does."""
-    data = noise(3 * MOST)
+    data = noise(3 * WINDOW)
     sink, drain = pair("pipe")
     came: list[bytes] = []
     reader = threading.Thread(target=read_all, args=(drain, came))
@@ -194,7 +194,7 @@ def test_slow_reader(mirror: Mirror) -> None:
     os.close(sink)
     reader.join()
     # It stood still for longer than the timeout, but not because of the service.
-    assert most[-1] <= 2 * MOST + (1 << 20)
+    assert most[-1] <= WINDOW + (1 << 20)
     assert pipe.failure == ""
     assert b"".join(came) == data
 
@@ -238,33 +238,53 @@ def test_silent() -> None:
     assert 0.3 <= pipe.seconds < 1
 
 
-def test_not_given_up_before_its_time() -> None:
-    """The timeout is from when something is owed, however long nothing was before."""
-    feed, source = pair("pipe")
-    pipe: Any = Run("127.0.0.1:7", source, source, timeout=8.0).pipe
-    pipe.clock, pipe._client = Clock(), SilentClient()
-    pipe._look()
-    pipe.clock.advance(0.9)
-    pipe._take(b"hello")
-    pipe.clock.advance(7.9)
-    pipe._look()
-    assert pipe.failure == ""
-    pipe.clock.advance(0.2)
-    pipe._look()
-    assert pipe.failure == "nothing has come back for 8 s"
-    pipe._input.read(False)
-    os.close(feed)
-    os.close(source)
-
-
 class SilentClient:
-    """A client to which nothing comes back."""
+    """A client that is connected, and receives nothing."""
 
     received = 0
+    ready = None
     transport = StringTransport()
 
     def echo(self, _: bytes) -> Deferred[bytes]:
         return Deferred()
+
+    def close(self) -> Deferred[None]:
+        return succeed(None)
+
+
+class SilentConnector:
+    """A connector whose client is connected at once."""
+
+    timeout = 8.0
+
+    async def find(self) -> None:
+        """Find the address at once."""
+
+    async def client(self, *_: object) -> None:
+        """Connect at once."""
+
+
+def test_the_timeout_begins_with_the_first_byte_in_flight() -> None:
+    """The time for which standard input had nothing does not count."""
+    feed, source = pair("pipe")
+    pipe: Any = Run("127.0.0.1:7", source, source).pipe
+    pipe.clock, pipe._client, pipe.connector = clock, _, _ = (
+        Clock(),
+        SilentClient(),
+        SilentConnector(),
+    )
+    run = Deferred.fromCoroutine(pipe.run())
+    clock.pump([1] * 20 + [0.9])
+    os.write(feed, b"hello")
+    pipe._input.doRead()
+    clock.pump([0.1] * 78)
+    assert not run.called
+    clock.advance(1)
+    assert run.called
+    assert pipe.failure == "nothing has come back for 8 s"
+    assert pipe.seconds == pytest.approx(29.7)
+    os.close(feed)
+    os.close(source)
 
 
 def test_idle_service_ends(mirror: Mirror) -> None:
@@ -348,7 +368,7 @@ def test_others_read(mirror: Mirror) -> None:
         run = Run(f"127.0.0.1:{mirror.port}", source, sink.fileno())
 
         def go_on() -> None:
-            if not run.pipe._input._reading:
+            if not run.pipe._input._watched:
                 run.reactor.callLater(0.01, go_on)
                 return
             run.pipe._input.doRead()

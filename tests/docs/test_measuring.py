@@ -34,7 +34,7 @@ from echod.client.load import AT_ONCE, BUSY, LATE, SLOW
 from echod.client.measurement import CLOSING
 from echod.client.options import parse, parser
 from echod.client.ping import MISSED
-from echod.client.pipe import LOOKS, MOST
+from echod.client.pipe import CHECKS_PER_TIMEOUT, WINDOW
 from echod.client.protocol import CHUNK
 from echod.client.report import is_right
 from echod.client.target import parse_target
@@ -246,9 +246,9 @@ def test_options() -> None:
     [
         ("Up to 8 are made at the same time", AT_ONCE == 8),
         ("``load`` makes one connection, then 8 at a time", AT_ONCE == 8),
-        ("At most 4 MiB are under way, and 4 MiB wait", MOST == 4 << 20),
+        ("At most 4 MiB are in flight or wait for the reader", WINDOW == 4 << 20),
         ("in the pieces of up to 64 KiB", CHUNK == 64 << 10),
-        ("or an eighth more", LOOKS == 8),
+        ("or an eighth more", CHECKS_PER_TIMEOUT == 8),
         ("not when it is late by more than 1 s", MISSED == 1),
         ("each connection 1 s to be closed", CLOSING == 1),
         ("does not finish within 1 s is reset", CLOSING == 1),
