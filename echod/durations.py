@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from echod.numbers import NUMBER
+
 UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 """Seconds of each unit; without a unit, a number is in seconds."""
 
@@ -14,9 +16,7 @@ SHORTEST: Final = 0.001
 LONGEST: Final = 250_000 * 3600.0
 """Seconds of the longest timeout, about thirty years."""
 
-DURATION: Final = re.compile(
-    r"([0-9]+\.?[0-9]*(?:e[+-]?[0-9]{1,3})?|\.[0-9]+)(ms|s|m|h)?", re.IGNORECASE | re.ASCII
-)
+DURATION: Final = re.compile(f"({NUMBER})(ms|s|m|h)?", re.IGNORECASE | re.ASCII)
 
 
 def parse_duration(text: str, least: float = SHORTEST, most: float = LONGEST) -> float:

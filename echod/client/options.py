@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import sys
 from argparse import (
     Action,
@@ -21,6 +21,7 @@ from echod.client.output import discard, printable
 from echod.client.payloads import LONGEST, SHORTEST
 from echod.client.target import parse_target
 from echod.durations import parse_duration
+from echod.numbers import parse_rate, parse_whole_number
 
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""
@@ -101,37 +102,21 @@ class Parser(ArgumentParser):
         self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
-def duration(given: str) -> float:
-    """Return the seconds of a duration with or without a unit."""
-    try:
-        return parse_duration(given)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from error
+def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
+    """Return ``parse`` with argparse's own error, whose message alone argparse prints."""
 
-
-def rate(given: str) -> float:
-    """Return a number of messages a second."""
-    try:
-        value = float(given)
-    except ValueError:
-        value = math.nan
-    if not SLOWEST <= value <= HIGHEST:
-        raise ArgumentTypeError(
-            f"takes a number of messages a second from {SLOWEST:g} to {HIGHEST:.0f}, not {given!r}"
-        )
-    return value
-
-
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """Return what reads a whole number in that range."""
-
-    def read(given: str) -> int:
-        is_short = len(given) <= 20  # int() takes no more than some thousands
-        if not (is_short and given.isascii() and given.isdecimal() and least <= int(given) <= most):
-            raise ArgumentTypeError(f"takes a whole number from {least} to {most}, not {given!r}")
-        return int(given)
+    def read(text: str) -> Any:
+        try:
+            return parse(text, **bounds)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
 
     return read
+
+
+duration = argument(parse_duration)
+rate = argument(parse_rate, of="messages", least=SLOWEST, most=HIGHEST)
+whole = functools.partial(argument, parse_whole_number)
 
 
 def plot_file(given: str) -> str:
@@ -175,7 +160,7 @@ def parser() -> ArgumentParser:
     def sizes(added: ArgumentParser) -> None:
         added.add_argument(
             *("-s", "--size"),
-            type=whole(1, LARGEST),
+            type=whole(least=1, most=LARGEST),
             default=64,
             metavar="BYTES",
             help=f"of a message; by UDP {SHORTEST} to {LONGEST} [default: 64]",
@@ -186,7 +171,7 @@ def parser() -> ArgumentParser:
     ping = command("ping", "send a message now and then, and tell how long it takes to come back")
     ping.add_argument(
         *("-c", "--count"),
-        type=whole(1, 1 << 62),
+        type=whole(least=1, most=1 << 62),
         metavar="N",
         help="messages [default: until interrupted]",
     )
@@ -207,7 +192,7 @@ def parser() -> ArgumentParser:
     load = command("load", "send many messages, and tell how many come back, and how fast")
     load.add_argument(
         *("-C", "--connections"),
-        type=whole(1, 1 << 20),
+        type=whole(least=1, most=1 << 20),
         default=1,
         metavar="N",
         help="at once, or sockets by UDP [default: 1]",

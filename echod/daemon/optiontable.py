@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from echod.daemon.listeners.interfaces import check_interface
 from echod.durations import parse_duration
+from echod.numbers import parse_rate, parse_whole_number
 from echod.udp import LEAST_RATE, MOST_RATE
 
 PORT: Final = 65432
 MOST: Final = 1_000_000_000
 """The greatest limit on connections: no machine has that many descriptors."""
 
-NUMBER: Final = re.compile(r"[0-9]+\.?[0-9]*(e[+-]?[0-9]{1,3})?|\.[0-9]+", re.IGNORECASE | re.ASCII)
 GENERAL: Final = "Other options"
 """The topic of what every command has."""
 
@@ -56,31 +55,9 @@ class Option(NamedTuple):
         )
 
 
-def whole_number(text: str, least: int, most: int) -> int:
-    """Return the whole number that ``text`` stands for.
-
-    :raises ValueError: with a message that says what is allowed, for anything else.
-    """
-    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
-        raise ValueError(f"takes a whole number from {least} to {most}, not {text!r}")
-    return int(text)
-
-
-def rate(text: str) -> float:
-    """Return the datagrams a second that ``text`` stands for.
-
-    :raises ValueError: with a message that says what is allowed, for anything else.
-    """
-    if not NUMBER.fullmatch(text) or not LEAST_RATE <= float(text) <= MOST_RATE:
-        raise ValueError(
-            f"takes a number of datagrams a second from {LEAST_RATE:g} to {MOST_RATE:.0f}, "
-            f"not {text!r}"
-        )
-    return float(text)
-
-
-port = functools.partial(whole_number, least=0, most=65535)
-count = functools.partial(whole_number, least=1, most=MOST)
+rate = functools.partial(parse_rate, of="datagrams", least=LEAST_RATE, most=MOST_RATE)
+port = functools.partial(parse_whole_number, least=0, most=65535)
+count = functools.partial(parse_whole_number, least=1, most=MOST)
 
 TOPICS: Final[Mapping[str, Sequence[Option]]] = {
     "Where to listen": (

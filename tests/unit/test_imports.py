@@ -18,6 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CORE = [
     "arguments",
     "addresses",
+    "numbers",
     "durations",
     "clock",
     "turns",

@@ -23,7 +23,8 @@ from twisted.logger import Logger
 
 from echod.daemon.errors import AddressInUse, CannotServe, explain
 from echod.daemon.listeners.interfaces import LOOPBACK, check_interface
-from echod.daemon.optiontable import port, whole_number
+from echod.daemon.optiontable import port
+from echod.numbers import parse_whole_number
 from echod.udp import DatagramPort, EchoDatagrams
 
 BACKLOG: Final = 1024
@@ -285,7 +286,7 @@ def add_value(
     values[name] = value
 
 
-queue = functools.partial(whole_number, least=0, most=2**31 - 1)
+queue = functools.partial(parse_whole_number, least=0, most=2**31 - 1)
 
 
 def read(name: str, parse: Callable[[str], T], text: str) -> T:
