@@ -319,7 +319,7 @@ KEPT = {"PROXY", "UDP", "SIGTERM"}
 
 def log_lines() -> list[Line]:
     found = []
-    for title in ("Lines that want somebody", "Lines of a good life"):
+    for title in ("Lines that need attention", "Lines of normal operation"):
         for item in section(DOCUMENT, title).findall(nodes.definition_list_item):
             [term, classifier, meaning] = item.children
             found.append(Line(term.astext(), classifier.astext(), meaning.astext()))
@@ -489,7 +489,7 @@ def test_json_fields() -> None:
             if event != "message":
                 logged.setdefault(event, set()).update(set(call.fields) - {"event"})
     documented = {name.astext(): literals(fields) for name, fields in cells("As JSON")}
-    documented["dropped"] = documented["refused"]  # «likewise»
+    documented["dropped"] = documented["refused"]  # «the same»
     assert documented == logged
     named = literals(section(DOCUMENT, "As JSON"))
     assert named >= {level.name for level in logs.PRIORITIES}
