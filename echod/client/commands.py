@@ -108,7 +108,7 @@ class PingCommand:
             interval=options.interval,
             count=options.count,
             tell=self._tell,
-            whole=options.dont_fragment,
+            dont_fragment=options.dont_fragment,
         )
         self.run.began = self._began
         connector.moved = self._moved

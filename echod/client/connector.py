@@ -46,7 +46,7 @@ class Connector:
         self._endpoint: IStreamClientEndpoint | None = None
         if target.host is None:
             self._endpoint = target.endpoint(reactor)
-            self.protocol = target.said.partition(":")[0].lower()
+            self.protocol = target.text.partition(":")[0].lower()
             self.looks_up = self.protocol != "unix"
         else:
             self.protocol = "udp" if target.udp else "tcp"
@@ -87,16 +87,16 @@ class Connector:
         await self._first(connect)
 
     def datagrams(
-        self, sockets: EpollReader, whole: bool, is_new: Callable[[], bool] = lambda: True
+        self, sockets: EpollReader, dont_fragment: bool, is_new: Callable[[], bool] = lambda: True
     ) -> DatagramChannel:
         """Return a UDP socket for the first address to which there is a way.
 
-        :param whole: have no datagram cut into fragments.
+        :param dont_fragment: have no datagram cut into fragments.
         :param is_new: tells whether no reply has come yet. Then an address that refuses, as shows
             only after a datagram (ICMP), is given up for the next, as it is over TCP.
         :raises OSError: where there is none.
         """
-        sock, address = self._udp_socket(whole)
+        sock, address = self._udp_socket(dont_fragment)
 
         def another() -> socket.socket | None:
             nonlocal address
@@ -106,7 +106,7 @@ class Connector:
                     return None
                 del self._addresses[0]
             try:
-                sock, address = self._udp_socket(whole)
+                sock, address = self._udp_socket(dont_fragment)
             except OSError:
                 return None
             self.moved(name_of(refusing), self.address)
@@ -114,11 +114,11 @@ class Connector:
 
         return DatagramChannel(sock, sockets, self.errors, another)
 
-    def _udp_socket(self, whole: bool) -> tuple[socket.socket, Address]:
+    def _udp_socket(self, dont_fragment: bool) -> tuple[socket.socket, Address]:
         while True:
             family, address = self._addresses[0]
             try:
-                sock = udp_socket(family, address, whole)
+                sock = udp_socket(family, address, dont_fragment)
             except OSError:
                 if len(self._addresses) == 1:
                     raise

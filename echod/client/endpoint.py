@@ -31,9 +31,9 @@ class BadTarget(ValueError):
     """TARGET is nothing to connect to: one line that says why."""
 
 
-def parts(said: str) -> list[str]:
+def parts(text: str) -> list[str]:
     r"""Return what is between the colons, except those that are escaped (``\:``)."""
-    return re.split(r"(?<!\\):", said)
+    return re.split(r"(?<!\\):", text)
 
 
 def named(given: Sequence[str]) -> dict[str, str]:
@@ -43,23 +43,23 @@ def named(given: Sequence[str]) -> dict[str, str]:
     }
 
 
-def short_name(said: str) -> str:
+def short_name(text: str) -> str:
     """Return where a TARGET leads, without arguments such as the files for TLS."""
     leads = re.compile("host=|port=|path=")
-    return ":".join(each for each in parts(said) if leads.match(each) or not NAMED.match(each))
+    return ":".join(each for each in parts(text) if leads.match(each) or not NAMED.match(each))
 
 
-def check_port(said: str, port: str) -> None:
+def check_port(text: str, port: str) -> None:
     """Check the number of a port.
 
     :raises BadTarget: where it is none.
     """
     is_number = port.isascii() and port.isdecimal() and len(port) <= 5
     if not is_number or not 0 < int(port) < 65536:
-        raise BadTarget(f"TARGET {said!r}: a port is from 1 to 65535, not {port!r}")
+        raise BadTarget(f"TARGET {text!r}: a port is from 1 to 65535, not {port!r}")
 
 
-def check_arguments(said: str, kind: str, given: Sequence[str]) -> None:
+def check_arguments(text: str, kind: str, given: Sequence[str]) -> None:
     """Check that an endpoint of Twisted's own has its host and port, or its path.
 
     :raises BadTarget: where it has not.
@@ -69,31 +69,31 @@ def check_arguments(said: str, kind: str, given: Sequence[str]) -> None:
     positional = [each for each in given if not NAMED.fullmatch(each)]
     found.update(zip(names, positional, strict=False))
     if len(positional) > len(names) or not all(found.get(name) for name in names):
-        raise BadTarget(f"TARGET {said!r} has to be {USAGES[kind]}")
+        raise BadTarget(f"TARGET {text!r} has to be {USAGES[kind]}")
     if kind != "unix":
-        check_port(said, found["port"])
+        check_port(text, found["port"])
 
 
-def endpoint_of(reactor: Any, said: str) -> IStreamClientEndpoint:
-    """Return the endpoint that ``said`` describes.
+def endpoint_of(reactor: Any, text: str) -> IStreamClientEndpoint:
+    """Return the endpoint that ``text`` describes.
 
     :raises BadTarget: where it describes none.
     """
-    first, *given = parts(said)
+    first, *given = parts(text)
     kind = first.lower()
     if kind in USAGES:
-        check_arguments(said, kind, given)
+        check_arguments(text, kind, given)
     try:
-        endpoint: Any = clientFromString(reactor, said)
+        endpoint: Any = clientFromString(reactor, text)
     except (ImportError, NameError) as error:  # NameError: Twisted has gone on without it
         raise BadTarget(
-            f"TARGET {said!r} needs TLS, which is not installed: install echod with its extra tls"
+            f"TARGET {text!r} needs TLS, which is not installed: install echod with its extra tls"
         ) from error
     except Exception as error:  # whatever a plugin's parser raises
-        raise BadTarget(f"TARGET {said!r} {why_not(error, kind, given)}") from error
+        raise BadTarget(f"TARGET {text!r} {why_not(error, kind, given)}") from error
     path = getattr(endpoint, "_path", "")  # of a UNIX socket, which Twisted trips over
     if len(os.fsencode(path)) > LONGEST_PATH:
-        raise BadTarget(f"TARGET {said!r}: a path has {LONGEST_PATH} bytes at most")
+        raise BadTarget(f"TARGET {text!r}: a path has {LONGEST_PATH} bytes at most")
     return cast("IStreamClientEndpoint", endpoint)
 
 

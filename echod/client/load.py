@@ -22,7 +22,7 @@ from echod.client.errors import TIMED_OUT, kind_of, line_of
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
 from echod.client.pacing import Pacer, Schedule
-from echod.client.replies import Reply
+from echod.client.replies import ReplyCallback
 
 AT_ONCE: Final = 8
 """Connections that are made at the same time: more would be timed waiting for each other here."""
@@ -165,7 +165,7 @@ class Load(Measurement):
         super().stop()
         self._finish()
 
-    def teller(self, channel: Channel) -> Reply:
+    def teller(self, channel: Channel) -> ReplyCallback:
         """Return what is told of the replies on ``channel``, and sends the next message there."""
         if self.rate is not None:
             return self.replied

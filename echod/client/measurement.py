@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 
 from echod.client.channels import DatagramChannel, EpollReader, StreamChannel
 from echod.client.connector import Connector
-from echod.client.payloads import Datagrams, contents
-from echod.client.replies import DatagramReplies, Reply, StreamReplies, Tally
+from echod.client.payloads import DatagramPayloads, contents
+from echod.client.replies import DatagramReplies, MessageTally, ReplyCallback, StreamReplies
 
 CLOSING: Final = 1.0
 """Seconds for which a connection may take to be closed, until it is reset."""
@@ -26,23 +26,23 @@ class Measurement:
 
     :param way: how to get there.
     :param size: bytes of a message.
-    :param whole: have no datagram cut into fragments.
+    :param dont_fragment: have no datagram cut into fragments.
     :ivar counted: whether it is said what became of each message: what comes then is nothing any
         more.
     """
 
-    def __init__(self, connector: Connector, size: int, whole: bool = False) -> None:
+    def __init__(self, connector: Connector, size: int, dont_fragment: bool = False) -> None:
         self.connector = connector
         self.clock = connector.clock
         self.timeout = connector.timeout
         self.size = size
-        self.tally = Tally(connector.timeout)
+        self.tally = MessageTally(connector.timeout)
         self.errors: Counter[str] = connector.errors
         self.channels: list[Channel] = []
         self.stopped = False
         self.answered = 0
         self.counted = False
-        self._whole = whole
+        self._dont_fragment = dont_fragment
         self._given_up = 0  # messages on connections that have ended
         self._waiting: Deferred[None] | None = None
         self._doing: Deferred[Any] | None = None
@@ -56,10 +56,12 @@ class Measurement:
         """
         if self.connector.protocol == "udp":
             datagrams = self.connector.datagrams(
-                self._sockets, self._whole, lambda: not self.answered
+                self._sockets, self._dont_fragment, lambda: not self.answered
             )
             self.channels.append(datagrams)
-            datagrams.use(DatagramReplies(self.tally, Datagrams(self.size), self.teller(datagrams)))
+            datagrams.use(
+                DatagramReplies(self.tally, DatagramPayloads(self.size), self.teller(datagrams))
+            )
             return datagrams
         channel = await self.connector.channel(self._sockets)
         self.channels.append(channel)
@@ -67,7 +69,7 @@ class Measurement:
         channel.ended.addCallback(self._ended, channel)
         return channel
 
-    def teller(self, channel: Channel) -> Reply:  # noqa: ARG002 - for who needs it
+    def teller(self, channel: Channel) -> ReplyCallback:  # noqa: ARG002 - for who needs it
         """Return what is told of the replies on ``channel``."""
         return self.replied
 

@@ -18,7 +18,7 @@ from echod import __version__
 from echod.client.endpoint import BadTarget
 from echod.client.errors import of_file
 from echod.client.output import discard, printable
-from echod.client.payloads import LONGEST, SHORTEST
+from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.target import parse_target
 from echod.durations import parse_duration
 from echod.numbers import parse_rate, parse_whole_number
@@ -163,7 +163,7 @@ def parser() -> ArgumentParser:
             type=whole(least=1, most=LARGEST),
             default=64,
             metavar="BYTES",
-            help=f"of a message; by UDP {SHORTEST} to {LONGEST} [default: 64]",
+            help=f"of a message; by UDP {MIN_DATAGRAM} to {MAX_DATAGRAM} [default: 64]",
         )
 
     command("pipe", "send standard input through the service to standard output, and check it")
@@ -249,8 +249,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     if options.target.udp:
         if options.command == "pipe":
             refuse("a pipe needs every byte, in order, which UDP does not promise: use TCP")
-        if not SHORTEST <= options.size <= LONGEST:
-            refuse(f"--size takes {SHORTEST} to {LONGEST} by UDP, not {options.size}")
+        if not MIN_DATAGRAM <= options.size <= MAX_DATAGRAM:
+            refuse(f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} by UDP, not {options.size}")
     if options.command == "ping" and options.dont_fragment and not options.target.udp:
         refuse("--dont-fragment is for udp: targets; TCP finds out the MTU by itself")
     if options.command == "load" and options.compare and not options.plot:

@@ -29,8 +29,8 @@ HALF: Final = 0x80000000
 SPREAD: Final = 0x9E3779B1
 """An odd number, by which those that are near become far (of 32 bits, the golden section)."""
 
-SHORTEST: Final = 2 * TOKEN.size
-LONGEST: Final = 65_507
+MIN_DATAGRAM: Final = 2 * TOKEN.size
+MAX_DATAGRAM: Final = 65_507
 """Bytes of a datagram: of an IPv4 packet, less the headers, at the most (RFC 768, RFC 791)."""
 
 
@@ -50,7 +50,7 @@ def differences(left: bytes, right: bytes) -> int:
     return max(len(left), len(right)) - differ.to_bytes(size, "big").count(0)
 
 
-class Datagrams:
+class DatagramPayloads:
     """The datagrams of one socket, by number.
 
     :param size: bytes of each, from 16 to 65507.
@@ -58,7 +58,7 @@ class Datagrams:
 
     def __init__(self, size: int) -> None:
         self._owner = int.from_bytes(os.urandom(4), "big")
-        self._between = contents(size - SHORTEST, SMALL_POOL)
+        self._between = contents(size - MIN_DATAGRAM, SMALL_POOL)
 
     def build(self, number: int) -> bytes:
         """Return the datagram of that number."""

@@ -56,9 +56,9 @@ class Ping(Measurement):
         interval: float,
         count: int | None,
         tell: Callable[[Probe], None],
-        whole: bool = False,
+        dont_fragment: bool = False,
     ) -> None:
-        super().__init__(connector, size, whole)
+        super().__init__(connector, size, dont_fragment)
         self.interval = interval
         self.scheduling = Histogram()
         self.skipped = 0

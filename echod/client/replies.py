@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterator, Reversible, Sequence
 from typing import Final
 
 from echod.client.histogram import Histogram
-from echod.client.payloads import Datagrams, differences
+from echod.client.payloads import DatagramPayloads, differences
 
 WINDOW: Final = 1 << 17
 """Messages after which one that comes again is not known any more."""
 
 OUTSTANDING: Final = 1 << 20
-"""Datagrams that are waited for; those before are given up: a loss must not take all memory."""
+"""Datagrams awaiting a reply. Older ones are given up, so that losses do not take all memory."""
 
-Reply = Callable[[int, float, float, int], None]
+ReplyCallback = Callable[[int, float, float, int], None]
 """Is told of a reply: the number of its message, from when it counts and when it came (seconds),
 and how many of its bytes were wrong."""
 
 
-class Tally:
+class MessageTally:
     """What became of the messages.
 
     :param timeout: seconds after which a reply is late.
@@ -80,7 +80,9 @@ class StreamReplies:
     :param reply: is told of each reply.
     """
 
-    def __init__(self, tally: Tally, messages: Sequence[bytes], reply: Reply) -> None:
+    def __init__(
+        self, tally: MessageTally, messages: Sequence[bytes], reply: ReplyCallback
+    ) -> None:
         self._tally = tally
         self._messages = messages
         self._reply = reply
@@ -143,7 +145,9 @@ class DatagramReplies:
     :param reply: is told of each reply that is the first to its datagram.
     """
 
-    def __init__(self, tally: Tally, datagrams: Datagrams, reply: Reply) -> None:
+    def __init__(
+        self, tally: MessageTally, datagrams: DatagramPayloads, reply: ReplyCallback
+    ) -> None:
         self._tally = tally
         self._datagrams = datagrams
         self._reply = reply

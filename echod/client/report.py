@@ -40,7 +40,7 @@ def head(command: str, connector: Any, failure: str) -> Values:
     """Return what all have in common."""
     return {
         "command": command,
-        "target": connector.target.said,
+        "target": connector.target.text,
         "address": connector.address or None,
         "protocol": connector.protocol,
         "timeout_seconds": connector.timeout,

@@ -32,13 +32,13 @@ Address = tuple[Any, ...]
 class Target:
     """What TARGET says.
 
-    :ivar said: as it was given.
+    :ivar text: as it was given.
     :ivar udp: whether it is to be reached by UDP.
     :ivar host: the name or address, or ``None`` for an endpoint.
     :ivar port: its number, or 0 for an endpoint.
     """
 
-    said: str
+    text: str
     udp: bool = False
     host: str | None = None
     port: int = 0
@@ -48,33 +48,33 @@ class Target:
 
         :raises BadTarget: where it describes none.
         """
-        return endpoint_of(reactor, self.said)
+        return endpoint_of(reactor, self.text)
 
     @property
     def name(self) -> str:
         """Where it leads, for headings: without arguments such as the files for TLS."""
-        return self.said if self.host is not None else short_name(self.said)
+        return self.text if self.host is not None else short_name(self.text)
 
 
-def parse_target(said: str) -> Target:
-    """Return what ``said`` names.
+def parse_target(text: str) -> Target:
+    """Return what ``text`` names.
 
     :raises BadTarget: where that cannot be a target.
     """
-    found = HOST_AND_PORT.fullmatch(said)
+    found = HOST_AND_PORT.fullmatch(text)
     if found:
         port, six = found["port"], found["six"]
-        check_port(said, port)
+        check_port(text, port)
         if six and ":" in six:
-            check_address(said, six)
-        return Target(said, bool(found[1]), six or found["host"], int(port))
-    if said.lower().startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", said):
-        hint = "; an IPv6 address goes in brackets" if said.count(":") > 1 else ""
-        raise BadTarget(f"TARGET {said!r} has to be {TAKES}{hint}")
-    return Target(said)
+            check_address(text, six)
+        return Target(text, bool(found[1]), six or found["host"], int(port))
+    if text.lower().startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", text):
+        hint = "; an IPv6 address goes in brackets" if text.count(":") > 1 else ""
+        raise BadTarget(f"TARGET {text!r} has to be {TAKES}{hint}")
+    return Target(text)
 
 
-def check_address(said: str, address: str) -> None:
+def check_address(text: str, address: str) -> None:
     """Check an IPv6 address.
 
     :raises BadTarget: for anything but an IPv6 address, or one of a link without its zone.
@@ -82,10 +82,10 @@ def check_address(said: str, address: str) -> None:
     try:
         read = ipaddress.IPv6Address(address)
     except ValueError as error:
-        raise BadTarget(f"TARGET {said!r}: {address!r} is no IPv6 address") from error
+        raise BadTarget(f"TARGET {text!r}: {address!r} is no IPv6 address") from error
     if read.is_link_local and not read.scope_id:
         raise BadTarget(
-            f"TARGET {said!r}: a link-local address needs its interface, as in [{address}%eth0]"
+            f"TARGET {text!r}: a link-local address needs its interface, as in [{address}%eth0]"
         )
 
 
@@ -134,16 +134,16 @@ PMTUDISC_DO: Final = 2
 """IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7); Python does not name them."""
 
 
-def udp_socket(family: int, address: Address, whole: bool) -> socket.socket:
+def udp_socket(family: int, address: Address, dont_fragment: bool) -> socket.socket:
     """Return a socket that sends to ``address`` and receives from there alone.
 
-    :param whole: have no datagram cut into fragments on its way (IP_MTU_DISCOVER in ip(7)).
+    :param dont_fragment: have no datagram cut into fragments on its way (IP_MTU_DISCOVER in ip(7)).
     :raises OSError: where there is no way to it.
     """
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
-        if whole:
+        if dont_fragment:
             sock.setsockopt(*MTU_DISCOVER[family], PMTUDISC_DO)
         sock.connect(address)
     except OSError:

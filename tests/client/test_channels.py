@@ -19,9 +19,9 @@ from twisted.python.failure import Failure
 
 from echod.client.channels import DatagramChannel, EpollReader, StreamChannel
 from echod.client.connector import Connector
-from echod.client.payloads import Datagrams, contents
+from echod.client.payloads import DatagramPayloads, contents
 from echod.client.reactor import PreciseReactor
-from echod.client.replies import DatagramReplies, StreamReplies, Tally
+from echod.client.replies import DatagramReplies, MessageTally, StreamReplies
 from echod.client.target import parse_target, udp_socket
 from echod.client.tcp import TCPEndpoint
 from tests import TIMEOUT
@@ -36,7 +36,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.reactor: Any = PreciseReactor()
-        self.tally = Tally(10.0)
+        self.tally = MessageTally(10.0)
         self.replied: list[int] = []
 
     def reply(self, number: int, since: float, now: float, damaged: int) -> None:
@@ -363,9 +363,9 @@ class Datagram:
         self.peer.bind(("127.0.0.1", 0))
         self.sockets = EpollReader(bench.reactor, bench.reactor, size)
         self.errors: Counter[str] = Counter()
-        sock = udp_socket(socket.AF_INET, self.peer.getsockname(), whole=True)
+        sock = udp_socket(socket.AF_INET, self.peer.getsockname(), dont_fragment=True)
         self.channel = DatagramChannel(sock, self.sockets, self.errors)
-        self.channel.use(DatagramReplies(bench.tally, Datagrams(size), bench.reply))
+        self.channel.use(DatagramReplies(bench.tally, DatagramPayloads(size), bench.reply))
 
     def close(self) -> None:
         self.peer.close()
@@ -412,7 +412,7 @@ def test_closed_by_what_it_has_received(bench: Bench) -> None:
         datagram.channel.close()
         datagram.sockets.close()
 
-    datagram.channel.use(DatagramReplies(bench.tally, Datagrams(64), close))
+    datagram.channel.use(DatagramReplies(bench.tally, DatagramPayloads(64), close))
     datagram.channel.begin(0.0)
     data, address = datagram.peer.recvfrom(100)
     datagram.peer.sendto(data, address)
@@ -445,11 +445,11 @@ def test_way_without_a_route(bench: Bench) -> None:
     none, good = (socket.AF_INET6, ("::ffff:0:0:0:0:0%", 7)), (socket.AF_INET, ("127.0.0.1", 7))
     connector._addresses = [(socket.AF_INET6, ("127.0.0.1", 7)), good]
     sockets = EpollReader(bench.reactor, bench.reactor, 10)
-    connector.datagrams(sockets, whole=False).close()
+    connector.datagrams(sockets, dont_fragment=False).close()
     assert connector.address == "127.0.0.1:7"
     connector._addresses = [none]
     with pytest.raises(OSError, match=r"."):
-        connector.datagrams(sockets, whole=False)
+        connector.datagrams(sockets, dont_fragment=False)
     sockets.close()
 
 

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from echod.client.options import LARGEST
 from echod.client.payloads import (
-    LONGEST,
     MANY,
+    MAX_DATAGRAM,
+    MIN_DATAGRAM,
     POOL,
-    SHORTEST,
-    Datagrams,
+    DatagramPayloads,
     contents,
     differences,
 )
 
 
-@pytest.mark.parametrize("size", [8, 64, 1000, LONGEST])
+@pytest.mark.parametrize("size", [8, 64, 1000, MAX_DATAGRAM])
 def test_contents(size: int) -> None:
     """The messages have the size asked for, and are all different."""
     messages = contents(size)
@@ -74,13 +74,13 @@ def test_few_differences(message: bytes, data: st.DataObject) -> None:
     assert differences(bytes(damaged), right) == naive(damaged, right)
 
 
-SIZES = (SHORTEST, SHORTEST + 1, 64, 1400, LONGEST)
+SIZES = (MIN_DATAGRAM, MIN_DATAGRAM + 1, 64, 1400, MAX_DATAGRAM)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_find(size: int) -> None:
     """A datagram that comes back is known by its number, whichever was sent last."""
-    datagrams = Datagrams(size)
+    datagrams = DatagramPayloads(size)
     built = [datagrams.build(number) for number in range(3 * MANY)]
     assert {len(each) for each in built} == {size}
     assert len(set(built)) == len(built)
@@ -93,7 +93,7 @@ def test_find(size: int) -> None:
 @pytest.mark.parametrize("near", [6, 1_000_000])
 def test_one_byte_damaged(near: int, flip: int) -> None:
     """Wherever one byte is wrong, it is that datagram, with one byte wrong."""
-    datagrams = Datagrams(100)
+    datagrams = DatagramPayloads(100)
     right = datagrams.build(5)
     for at in range(len(right)):
         wrong = bytearray(right)
@@ -107,7 +107,7 @@ def test_one_byte_of_the_shortest_damaged(flip: int) -> None:
 
     There is nothing between them that could tell.
     """
-    datagrams = Datagrams(SHORTEST)
+    datagrams = DatagramPayloads(MIN_DATAGRAM)
     right = datagrams.build(5)
     for at in range(len(right)):
         wrong = bytearray(right)
@@ -122,7 +122,7 @@ def test_one_byte_of_the_shortest_damaged(flip: int) -> None:
 @given(st.integers(0, 1 << 40), st.data())
 def test_bytes_damaged(number: int, data: st.DataObject) -> None:
     """Any number of wrong bytes is counted exactly, while one of the two ends is right."""
-    datagrams = Datagrams(64)
+    datagrams = DatagramPayloads(64)
     right = datagrams.build(number)
     first = data.draw(st.sampled_from([0, 8]))
     places = st.sets(st.integers(first, first + 64 - 8 - 1), min_size=1)
@@ -135,7 +135,7 @@ def test_bytes_damaged(number: int, data: st.DataObject) -> None:
 
 def test_both_ends_damaged() -> None:
     """Without an end that is right, it is still known where most of it is right."""
-    datagrams = Datagrams(64)
+    datagrams = DatagramPayloads(64)
     wrong = bytearray(datagrams.build(5))
     wrong[0] ^= 1
     wrong[-8] ^= 1
@@ -145,10 +145,10 @@ def test_both_ends_damaged() -> None:
     assert datagrams.find(bytes(wrong), 6) is None
 
 
-@pytest.mark.parametrize("size", [SHORTEST, 17, 64])
+@pytest.mark.parametrize("size", [MIN_DATAGRAM, 17, 64])
 def test_truncated(size: int) -> None:
     """What is missing counts as wrong; without an end that is whole it is nobody's."""
-    datagrams = Datagrams(size)
+    datagrams = DatagramPayloads(size)
     right = datagrams.build(5)
     for left in range(size):
         found = datagrams.find(right[:left], 6)
@@ -157,7 +157,7 @@ def test_truncated(size: int) -> None:
 
 def test_start_cut_off() -> None:
     """What lacks its start is known by its end, and all that is out of its place is wrong."""
-    datagrams = Datagrams(64)
+    datagrams = DatagramPayloads(64)
     right = datagrams.build(5)
     for left in range(8, 64):
         found = datagrams.find(right[-left:], 6)
@@ -167,7 +167,7 @@ def test_start_cut_off() -> None:
 @given(st.binary(min_size=1, max_size=200))
 def test_extended(more: bytes) -> None:
     """What is there besides counts as wrong, and so does what that has moved."""
-    datagrams = Datagrams(64)
+    datagrams = DatagramPayloads(64)
     right = datagrams.build(5)
     assert datagrams.find(right + more, 6) == (5, len(more))
     found = datagrams.find(more + right, 6)
@@ -177,19 +177,19 @@ def test_extended(more: bytes) -> None:
 @given(st.binary(max_size=100))
 def test_strangers(data: bytes) -> None:
     """What was never sent is nobody's, and the empty datagram, too."""
-    assert Datagrams(64).find(data, 6) is None
+    assert DatagramPayloads(64).find(data, 6) is None
 
 
 def test_another_socket() -> None:
     """A datagram of another socket's, or of an earlier run's, is nobody's."""
-    datagrams, other = Datagrams(64), Datagrams(64)
+    datagrams, other = DatagramPayloads(64), DatagramPayloads(64)
     for number in range(100):
         assert datagrams.find(other.build(number), 6) is None
 
 
 def test_like_none_of_these() -> None:
     """With the right ends and another's contents it is that one, with those bytes wrong."""
-    datagrams = Datagrams(64)
+    datagrams = DatagramPayloads(64)
     right = datagrams.build(5)
     wrong = bytearray(right)
     wrong[8:56] = bytes(each ^ 0x55 for each in right[8:56])
@@ -199,20 +199,20 @@ def test_like_none_of_these() -> None:
 @given(st.integers(-1000, 1000), st.integers(-1000, 1000), st.integers(1, 3))
 def test_more_than_32_bits(offset: int, distance: int, times: int) -> None:
     """The number may be one that the datagram has no room for: the nearest is meant."""
-    datagrams = Datagrams(64)
+    datagrams = DatagramPayloads(64)
     number = times * (1 << 32) + offset
     assert datagrams.find(datagrams.build(number), number + distance) == (number, 0)
 
 
 def test_not_below_zero() -> None:
     """Of what would be before the first datagram, nothing is known."""
-    datagrams = Datagrams(64)
+    datagrams = DatagramPayloads(64)
     assert datagrams.find(datagrams.build((1 << 32) - 1), 5) is None
 
 
 def test_ends_of_two() -> None:
     """With the start of one and the end of another it is the one that it is more like."""
-    datagrams = Datagrams(200)
+    datagrams = DatagramPayloads(200)
     source = random.Random(7)
     for _ in range(50):
         one, other = source.sample(range(MANY), 2)

@@ -12,9 +12,9 @@ from twisted.internet.defer import succeed
 
 from echod.client.channels import EpollReader
 from echod.client.connector import Connector
-from echod.client.payloads import Datagrams
+from echod.client.payloads import DatagramPayloads
 from echod.client.reactor import PreciseReactor
-from echod.client.replies import DatagramReplies, Tally
+from echod.client.replies import DatagramReplies, MessageTally
 from echod.client.target import parse_target
 from tests import TIMEOUT
 from tests.client.memory import echod_client
@@ -103,9 +103,9 @@ def test_refused_while_sending(refusing: list[Found]) -> None:
         connector = Connector(reactor, parse_target("udp:echo.example:7"), 1.0)
         connector._addresses = [*refusing, (socket.AF_INET, peer.getsockname())]
         sockets = EpollReader(reactor, reactor, 64)
-        channel = connector.datagrams(sockets, whole=False)
-        datagrams = Datagrams(64)
-        channel.use(DatagramReplies(Tally(1.0), datagrams, lambda *_: None))
+        channel = connector.datagrams(sockets, dont_fragment=False)
+        datagrams = DatagramPayloads(64)
+        channel.use(DatagramReplies(MessageTally(1.0), datagrams, lambda *_: None))
         for _ in range(3):  # on loopback, each send but the first meets the refusal of the last
             channel.begin(reactor.seconds())
         peer.settimeout(TIMEOUT)
@@ -122,7 +122,7 @@ def test_not_after_a_reply(refusing: list[Found], good: Found) -> None:
     connector = Connector(reactor, parse_target("udp:echo.example:7"), 1.0)
     connector._addresses = [refusing[0], good]
     sockets = EpollReader(reactor, reactor, 64)
-    channel = connector.datagrams(sockets, whole=False, is_new=lambda: False)
+    channel = connector.datagrams(sockets, dont_fragment=False, is_new=lambda: False)
     channel.failed(ConnectionRefusedError(111, "Connection refused"))
     assert connector.errors == {"refused": 1}
     assert connector.address == f"127.0.0.1:{refusing[0][1][1]}"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echod.client import replies
-from echod.client.payloads import Datagrams
-from echod.client.replies import WINDOW, DatagramReplies, Reply, StreamReplies, Tally
+from echod.client.payloads import DatagramPayloads
+from echod.client.replies import WINDOW, DatagramReplies, MessageTally, ReplyCallback, StreamReplies
 
 Told = tuple[int, float, float, int]
 
@@ -22,21 +22,21 @@ class Run:
     """Replies, and who is told of them; :meth:`end` says what became of all messages."""
 
     def __init__(self, timeout: float = 1.0) -> None:
-        self.tally = Tally(timeout)
+        self.tally = MessageTally(timeout)
         self.told: list[Told] = []
 
     def reply(self, number: int, since: float, now: float, damaged: int) -> None:
         self.told.append((number, since, now, damaged))
         self.tally.reply(since, now, damaged)
 
-    def end(self, sent: int, under_way: int = 0) -> Tally:
+    def end(self, sent: int, under_way: int = 0) -> MessageTally:
         tally = self.tally
         tally.sent, tally.under_way = sent, under_way
         tally.sum_up()
         return adds_up(tally)
 
 
-def adds_up(tally: Tally) -> Tally:
+def adds_up(tally: MessageTally) -> MessageTally:
     """Check that each message became one thing, and return ``tally``."""
     became = tally.received + tally.late + tally.damaged + tally.lost + tally.under_way
     assert tally.sent == became
@@ -47,7 +47,7 @@ def adds_up(tally: Tally) -> Tally:
 
 def test_tally() -> None:
     """A reply is received, or late, or damaged; what did not come is lost, or still under way."""
-    tally = Tally(1.0)
+    tally = MessageTally(1.0)
     tally.sent = 7
     for since, now, damaged in [(0, 0.5, 0), (0, 1.0, 0), (0.5, 1.6, 0), (0, 0.1, 3), (0, 9, 2)]:
         tally.reply(since, now, damaged)
@@ -61,14 +61,14 @@ def test_tally() -> None:
 
 def test_no_time_of_a_damaged_reply() -> None:
     """How long a damaged reply took is not among the times: it is none to what was asked."""
-    tally = Tally(1.0)
+    tally = MessageTally(1.0)
     tally.reply(0.0, 0.5, 1)
     assert tally.sum_up().count == tally.times.count == 0
 
 
 def test_sum_up_twice() -> None:
     """Each reply is summed up once, and in all once."""
-    tally = Tally(1.0)
+    tally = MessageTally(1.0)
     tally.sent = 3
     tally.reply(0.0, 0.1, 0)
     tally.count(0.3)  # the same, where it is known to be right
@@ -217,7 +217,7 @@ class EpollReader:
     def __init__(self, size: int = 64) -> None:
         self.run = Run()
         self.tally = self.run.tally
-        self.datagrams = Datagrams(size)
+        self.datagrams = DatagramPayloads(size)
         self.replies = DatagramReplies(self.tally, self.datagrams, self.run.reply)
 
     def send(self, count: int) -> list[bytes]:
@@ -227,7 +227,7 @@ class EpollReader:
         for each in datagrams:
             self.replies.received(each, now)
 
-    def end(self) -> Tally:
+    def end(self) -> MessageTally:
         return self.run.end(self.replies.sent)
 
     @property
@@ -311,7 +311,7 @@ def test_damaged(sockets: EpollReader) -> None:
 def test_unexpected(sockets: EpollReader) -> None:
     """What was not sent, or not yet, is unexpected; so is a datagram without a byte."""
     sockets.send(2)
-    sockets.come(b"", b"hello", Datagrams(64).build(0), sockets.datagrams.build(2))
+    sockets.come(b"", b"hello", DatagramPayloads(64).build(0), sockets.datagrams.build(2))
     assert sockets.run.told == []
     tally = sockets.end()
     assert (tally.unexpected, tally.lost) == (4, 2)
@@ -380,7 +380,7 @@ def test_reply_is_told_what_is_known() -> None:
         if number < 3:
             sent.append(stream.send(now))
 
-    telling: Reply = reply
+    telling: ReplyCallback = reply
     stream = StreamReplies(run.tally, MESSAGES, telling)
     sent.append(stream.send(0.0))
     for number in range(4):
@@ -394,7 +394,7 @@ def test_many_sockets(size: int) -> None:
     """A socket that has sent little takes little memory: there may be thousands."""
     run, many = Run(), 20
     tracemalloc.start()
-    sockets = [DatagramReplies(run.tally, Datagrams(size), run.reply) for _ in range(many)]
+    sockets = [DatagramReplies(run.tally, DatagramPayloads(size), run.reply) for _ in range(many)]
     for each in sockets:
         each.received(each.send(0.0), 0.5)
     grown, _ = tracemalloc.get_traced_memory()
@@ -405,6 +405,6 @@ def test_many_sockets(size: int) -> None:
 
 def test_datagram_of_the_future() -> None:
     """One that is not sent yet is unexpected, however little was sent."""
-    run, datagrams = Run(), Datagrams(64)
+    run, datagrams = Run(), DatagramPayloads(64)
     DatagramReplies(run.tally, datagrams, run.reply).received(datagrams.build(5), 0.5)
     assert (run.tally.unexpected, run.told) == (1, [])

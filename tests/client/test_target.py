@@ -39,7 +39,7 @@ from tests.authority import Authority
 
 
 @pytest.mark.parametrize(
-    ("said", "udp", "host", "port"),
+    ("text", "udp", "host", "port"),
     [
         ("localhost:7", False, "localhost", 7),
         ("192.0.2.1:65535", False, "192.0.2.1", 65535),
@@ -54,23 +54,23 @@ from tests.authority import Authority
         ("é.example:7", False, "é.example", 7),
     ],
 )
-def test_host_and_port(said: str, udp: bool, host: str, port: int) -> None:
+def test_host_and_port(text: str, udp: bool, host: str, port: int) -> None:
     """A host, a name or an address, has a port; with udp: before it, of UDP."""
-    assert parse_target(said) == Target(said, udp, host, port)
+    assert parse_target(text) == Target(text, udp, host, port)
 
 
-@pytest.mark.parametrize("said", ["unix:/run/x", "tls:localhost:7", "TCP:localhost:7", "tcp:a:b=c"])
-def test_endpoint(said: str) -> None:
+@pytest.mark.parametrize("text", ["unix:/run/x", "tls:localhost:7", "TCP:localhost:7", "tcp:a:b=c"])
+def test_endpoint(text: str) -> None:
     """What else has a word and a colon before it is left to Twisted."""
-    assert parse_target(said) == Target(said)
-    assert parse_target(said).host is None
+    assert parse_target(text) == Target(text)
+    assert parse_target(text).host is None
 
 
-def refused(said: str) -> str:
+def refused(text: str) -> str:
     with pytest.raises(BadTarget) as raised:
-        parse_target(said).endpoint(Clock())
+        parse_target(text).endpoint(Clock())
     line = str(raised.value)
-    assert line.startswith(f"TARGET {said!r}")
+    assert line.startswith(f"TARGET {text!r}")
     assert line.isprintable()
     return line
 
@@ -83,21 +83,21 @@ def test_bad_port(port: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["", "localhost", ":7", "[]:7", "[::1:7", "::1]:7", "udp:", "udp:localhost", "udp::7"]
+    "text", ["", "localhost", ":7", "[]:7", "[::1:7", "::1]:7", "udp:", "udp:localhost", "udp::7"]
 )
-def test_no_target(said: str) -> None:
+def test_no_target(text: str) -> None:
     """What is none is told what it may be."""
-    assert "host:port, [IPv6 address]:port, udp:host:port or a Twisted client" in refused(said)
+    assert "host:port, [IPv6 address]:port, udp:host:port or a Twisted client" in refused(text)
 
 
-@pytest.mark.parametrize("said", ["::1:7", "::1", "udp:::1:7", "2001:db8::1:7"])
-def test_without_brackets(said: str) -> None:
+@pytest.mark.parametrize("text", ["::1:7", "::1", "udp:::1:7", "2001:db8::1:7"])
+def test_without_brackets(text: str) -> None:
     """An IPv6 address without brackets is told that it needs them."""
-    assert refused(said).endswith("; an IPv6 address goes in brackets")
+    assert refused(text).endswith("; an IPv6 address goes in brackets")
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("text", "why"),
     [
         ("[fe80::1]:7", "a link-local address needs its interface, as in [fe80::1%eth0]"),
         ("udp:[fe80::1]:7", "a link-local address needs its interface, as in [fe80::1%eth0]"),
@@ -106,13 +106,13 @@ def test_without_brackets(said: str) -> None:
         ("[::1%]:7", "'::1%' is no IPv6 address"),
     ],
 )
-def test_in_brackets(said: str, why: str) -> None:
+def test_in_brackets(text: str, why: str) -> None:
     """In brackets is an IPv6 address, one of a link with its zone (RFC 4007)."""
-    assert refused(said) == f"TARGET {said!r}: {why}"
+    assert refused(text) == f"TARGET {text!r}: {why}"
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("text", "why"),
     [
         ("nosuch:x", "has a type of endpoint that there is not: 'nosuch'; a port is a number"),
         ("localhost:http", "has a type of endpoint that there is not: 'localhost'; a port is"),
@@ -136,16 +136,16 @@ def test_in_brackets(said: str, why: str) -> None:
         ),
     ],
 )
-def test_no_endpoint(said: str, why: str) -> None:
+def test_no_endpoint(text: str, why: str) -> None:
     """What is no endpoint is told what it has to be, in the words of a command line."""
-    assert refused(said).startswith(f"TARGET {said!r} {why}")
+    assert refused(text).startswith(f"TARGET {text!r} {why}")
 
 
-@pytest.mark.parametrize("said", ["tcp:h:http", "tcp:h:70000", "tls:h:-7", "ssl:host=h:port=0"])
-def test_bad_port_of_endpoint(said: str) -> None:
+@pytest.mark.parametrize("text", ["tcp:h:http", "tcp:h:70000", "tls:h:-7", "ssl:host=h:port=0"])
+def test_bad_port_of_endpoint(text: str) -> None:
     """A port is checked at once, and not when it is connected to."""
-    port = re.split("[:=]", said)[-1]
-    assert refused(said) == f"TARGET {said!r}: a port is from 1 to 65535, not {port!r}"
+    port = re.split("[:=]", text)[-1]
+    assert refused(text) == f"TARGET {text!r}: a port is from 1 to 65535, not {port!r}"
 
 
 @pytest.mark.parametrize("option", ["tls:localhost:7:trustRoots", "ssl:localhost:7:caCertsDir"])
@@ -158,9 +158,9 @@ def test_key_among_certificates(option: str, name: str, tmp_path: Path) -> None:
     roots.mkdir()
     shutil.copy(authority.file, roots / "a.pem")
     shutil.copy(key, roots / "b.pem")
-    said = f"{option}={str(roots).replace(':', chr(92) + ':')}"
-    assert refused(said) == (
-        f"TARGET {said!r} names a file that TLS cannot use: '{roots}/b.pem' is no certificate; "
+    text = f"{option}={str(roots).replace(':', chr(92) + ':')}"
+    assert refused(text) == (
+        f"TARGET {text!r} names a file that TLS cannot use: '{roots}/b.pem' is no certificate; "
         "a directory of these has no other .pem files"
     )
 
@@ -175,7 +175,7 @@ def test_certificate_without_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "name"),
+    ("text", "name"),
     [
         ("localhost:7", "localhost:7"),
         ("udp:[::1]:7", "udp:[::1]:7"),
@@ -187,9 +187,9 @@ def test_certificate_without_key(tmp_path: Path) -> None:
         ("tcp:host=localhost:port=7:timeout=3", "tcp:host=localhost:port=7"),
     ],
 )
-def test_short_name(said: str, name: str) -> None:
+def test_short_name(text: str, name: str) -> None:
     """In headings and legends, a TARGET is where it leads, without the files for TLS."""
-    assert parse_target(said).name == name
+    assert parse_target(text).name == name
 
 
 def test_long_path() -> None:
@@ -213,12 +213,12 @@ def test_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text())
-def test_any_text(said: str) -> None:
+def test_any_text(text: str) -> None:
     """Whatever TARGET is, it is one or refused in a line that is printable as it is."""
     with contextlib.suppress(BadTarget):
-        assert parse_target(said).said == said
+        assert parse_target(text).text == text
         return
-    assert "\n" not in refused(said)
+    assert "\n" not in refused(text)
 
 
 def test_endpoint_of() -> None:
@@ -246,8 +246,8 @@ def test_without_tls(missing: str) -> None:
         "from echod.client.endpoint import BadTarget\n"
         "from echod.client.target import Target\n"
         "print(type(Target('unix:/run/x').endpoint(Clock())).__name__)\n"
-        "for said in 'tls:localhost:7', 'ssl:localhost:7':\n"
-        "    try: Target(said).endpoint(Clock())\n"
+        "for text in 'tls:localhost:7', 'ssl:localhost:7':\n"
+        "    try: Target(text).endpoint(Clock())\n"
         "    except BadTarget as error: print(error)\n"
     )
     ended = subprocess.run(
@@ -280,10 +280,10 @@ class Threads:
         self._calls.get(timeout=TIMEOUT)()
 
 
-def resolved(said: str) -> Any:
+def resolved(text: str) -> Any:
     """Return addresses, or the exception."""
     reactor, told = Threads(), []
-    resolve(reactor, parse_target(said)).addBoth(told.append)
+    resolve(reactor, parse_target(text)).addBoth(told.append)
     assert told == []  # not before the reactor has its turn
     reactor.wait()
     [what] = told
@@ -340,26 +340,28 @@ FAMILIES = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("whole", [False, True])
-def test_udp_socket(family: int, whole: bool) -> None:
+@pytest.mark.parametrize("dont_fragment", [False, True])
+def test_udp_socket(family: int, dont_fragment: bool) -> None:
     """A UDP socket has the service alone as its other end, never blocks, and fragments or not."""
     with socket.socket(family, socket.SOCK_DGRAM) as service:
         service.bind((FAMILIES[family], 0))
-        with contextlib.closing(udp_socket(family, service.getsockname(), whole)) as sock:
+        with contextlib.closing(udp_socket(family, service.getsockname(), dont_fragment)) as sock:
             assert sock.getpeername() == service.getsockname()
             with pytest.raises(BlockingIOError):
                 sock.recv(1)
-            assert (sock.getsockopt(*MTU_DISCOVER[family]) == PMTUDISC_DO) is whole
+            assert (sock.getsockopt(*MTU_DISCOVER[family]) == PMTUDISC_DO) is dont_fragment
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_larger_than_the_interface(whole: bool) -> None:
+@pytest.mark.parametrize("dont_fragment", [False, True])
+def test_larger_than_the_interface(dont_fragment: bool) -> None:
     """Whole, a datagram larger than the MTU is refused; loopback's is 65536, headers included."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as service:
         service.bind(("::1", 0))
-        with contextlib.closing(udp_socket(socket.AF_INET6, service.getsockname(), whole)) as sock:
+        with contextlib.closing(
+            udp_socket(socket.AF_INET6, service.getsockname(), dont_fragment)
+        ) as sock:
             data = bytes(65_527)  # which with its headers is 65,575
-            if whole:
+            if dont_fragment:
                 with pytest.raises(OSError, match="too long"):
                     sock.send(data)
             else:

@@ -168,16 +168,16 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), WRONG)
-def test_wrong(answer: Any, arguments: str, said: str) -> None:
+@pytest.mark.parametrize(("arguments", "text"), WRONG)
+def test_wrong(answer: Any, arguments: str, text: str) -> None:
     """Each is answered by what is wrong and what to do, and the status is 2."""
     status, line = answer(*arguments.split())
     assert status == 2
-    assert said in line
+    assert text in line
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "text"),
     [
         ("127.0.0.1:1", "127.0.0.1:1: connection refused"),
         ("tls:127.0.0.1:1:trustRoots=keys", "tls:127.0.0.1:1: connection refused"),
@@ -189,11 +189,11 @@ def test_wrong(answer: Any, arguments: str, said: str) -> None:
         ("[::1%lo]:7", "an interface after the address is for link-local addresses only"),
     ],
 )
-def test_not_reached(answer: Any, target: str, said: str) -> None:
+def test_not_reached(answer: Any, target: str, text: str) -> None:
     """What shows only when it is tried is as short, and the status is 1."""
     status, line = answer("ping", target, "-c", "1", "-W", "5s")
     assert status == 1
-    assert said in line
+    assert text in line
 
 
 def test_key_among_certificates(answer: Any, tmp_path: Path) -> None:
@@ -214,19 +214,19 @@ OTHERS = st.sampled_from(["", ":", ":7", ":x", ":timeout=x", ":trustRoots=/none"
 
 @settings(max_examples=150)
 @given(st.builds("".join, st.tuples(KINDS, PLACES, OTHERS)) | st.text())
-def test_any_target(said: str) -> None:
+def test_any_target(text: str) -> None:
     """Whatever a TARGET is, it is one, or one line says why not."""
     with suppress(BadTarget):
-        target = parse_target(said)
+        target = parse_target(text)
         if target.host is None:
             target.endpoint(Clock())
         return
     with pytest.raises(BadTarget) as raised:
-        parse_target(said).endpoint(Clock())
+        parse_target(text).endpoint(Clock())
     line = str(raised.value)
-    assert line.startswith(f"TARGET {said!r}")
+    assert line.startswith(f"TARGET {text!r}")
     assert line.isprintable()
-    assert not PYTHON.search(line.removeprefix(f"TARGET {said!r}").partition(", not ")[0])
+    assert not PYTHON.search(line.removeprefix(f"TARGET {text!r}").partition(", not ")[0])
 
 
 NAMES = st.sampled_from(
