@@ -1,4 +1,4 @@
-"""The order of a life: listen, be ready, serve; then stop listening, drain, be gone."""
+"""Service lifecycle: listen, report ready, serve, drain, stop."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ log = Logger(namespace="echod")
 
 
 class EchoService(Service):
-    """Serve echo, from start to drained stop.
+    """The echo service of the daemon.
 
-    :param reactor: runs it.
+    :param reactor: the reactor that twistd runs.
     :param factory: serves the connections.
-    :param echo: where ``factory`` listens.
-    :param others: what else listens, until the drain is over.
+    :param echo: the listeners of ``factory``.
+    :param others: listeners that stay open until the drain is over.
     :param drain_timeout: seconds that connections have to finish when the service stops.
-    :param notifier: is told when all listen and the reactor runs, and when the drain begins.
-    :param connection_limit: returns how many connections there may be, when all ports are open.
-    :param log_observer: takes the place of twistd's own log observer.
+    :param notifier: notifies systemd when the service is ready, and when it stops.
+    :param connection_limit: returns the limit on connections, once all listeners are open.
+    :param reload: reloads the TLS certificates; ``None`` without TLS.
+    :param log_observer: replaces twistd's own log observer.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class EchoService(Service):
         drain_timeout: float,
         notifier: Notifier,
         connection_limit: Callable[[], int],
+        reload: Callable[[], object] | None = None,
         log_observer: ILogObserver | None = None,
     ) -> None:
+        self.reload = reload
         self._reactor = reactor
         self._factory = factory
         self._echo = echo
@@ -56,15 +59,15 @@ class EchoService(Service):
         self._listening: Deferred[None] | None = None
 
     def setServiceParent(self, parent: Any) -> None:
-        """Join the application of twistd, which logs by the observer that this brings along."""
+        """Join twistd's application, and set its log observer."""
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
         if self._log_observer is not None:
             parent.setComponent(ILogObserver, self._log_observer)
 
     def privilegedStartService(self) -> None:
-        """Listen, while the process still has the rights to.
+        """Listen, before twistd drops its privileges.
 
-        :raises CannotServe: where that is not possible.
+        :raises CannotServe: for a listener that cannot be opened.
         """
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         failures: list[Failure] = []
@@ -73,7 +76,7 @@ class EchoService(Service):
         def failed(failure: Failure) -> None:
             if starting:
                 failures.append(failure)
-            elif not failure.check(CancelledError):  # an endpoint that takes its time
+            elif not failure.check(CancelledError):  # an endpoint that listens later
                 log.critical(
                     "cannot serve: {why}", why=getattr(failure.value, "why", failure.value)
                 )
@@ -83,15 +86,15 @@ class EchoService(Service):
         self._listening.addErrback(failed)
         starting = False
         if failures:
-            # What was opened is closed in the reactor's next turn, but it is not going
-            # to run, and a UNIX socket would leave its file behind.
+            # Ports close in the next reactor iteration, but the reactor is not going to run,
+            # and a UNIX socket would leave its file behind.
             self._echo.close()
             self._close_others()
             self._reactor.iterate(0)
             failures[0].raiseException()
 
     def startService(self) -> None:
-        """Listen, where nobody has called :meth:`privilegedStartService`."""
+        """Listen, unless :meth:`privilegedStartService` has done so."""
         super().startService()  # type: ignore[no-untyped-call]
         if self._listening is None:
             self.privilegedStartService()
@@ -102,7 +105,7 @@ class EchoService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     def hasten(self) -> None:
-        """Wait for connections no longer, neither in this drain nor in one that begins later."""
+        """Reset all connections that remain, in the current drain or when the next one begins."""
         self._drain_timeout = 0
         if self._draining:
             self._factory.drain(0)
@@ -112,9 +115,9 @@ class EchoService(Service):
         for ports in (self._echo, *self._others):
             await ports.open(opened)
             opened += ports.hosts
-        # Not before: what listens takes descriptors, too.
+        # Not before: the listeners need descriptors, too.
         self._factory.max_connections = self._connection_limit()
-        # Not before it runs: until then a signal would end the process without a drain.
+        # Before the reactor runs, a signal would end the process without a drain.
         self._reactor.callWhenRunning(self._notifier.ready)
 
     def _close_others(self) -> Deferred[Any]:
@@ -134,7 +137,7 @@ class EchoService(Service):
         for step in steps:
             try:
                 await maybeDeferred(step)
-            except Exception:  # such as MemoryError; the steps that follow are still to be done
+            except Exception:  # such as MemoryError: the remaining steps have to run
                 with suppress(Exception):
                     log.failure("a step of the stop fails")
         self._draining = False

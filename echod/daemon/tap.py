@@ -1,15 +1,15 @@
-"""The service maker: what the command line and systemd ask for, wired together."""
+"""The service maker of ``twistd echod``: turn options and environment into a service."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.logger import Logger
 
 from echod.clock import use_monotonic_time
-from echod.daemon import sdnotify as notify
+from echod.daemon import sdnotify
 from echod.daemon.chroot import prepare
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import systemd
@@ -30,26 +30,41 @@ log = Logger(namespace="echod")
 
 
 def makeService(options: Options) -> EchoService:
-    """Return the service that ``twistd echod`` runs.
+    """Return the service that ``twistd echod`` runs, and install its signal handlers.
 
-    :raises CannotServe: for what cannot be served, such as an endpoint description that
-        Twisted cannot read, or a descriptor that is no socket.
+    :raises CannotServe: for an option or a passed socket that cannot be served, such as an
+        endpoint description that Twisted cannot parse.
     """
     from twisted.internet import reactor as chosen  # noqa: PLC0415 - twistd chooses it first
 
     reactor: Any = chosen
-    # Before anything takes a timer or the time: twistd's reactors follow the time of day.
+    # Before the first timer: twistd's reactors follow the time of day.
     use_monotonic_time(reactor)
-
     signals = Signals(reactor)
-    environ = systemd.pop_environment(os.environ, (*systemd.ENVIRONMENT, *notify.ENVIRONMENT))
-    sockets = systemd.passed_sockets(environ, os.getpid())
     if options.log_file is not None:
         signals.reopen_log(options.log_file.reopen)
+    environ = systemd.pop_environment(os.environ, (*systemd.ENVIRONMENT, *sdnotify.ENVIRONMENT))
+    service = build_service(options, reactor, environ)
+    signals.hasten = service.hasten
+    if service.reload is not None:
+        signals.reload_on_hangup(service.reload)
+    prepare(options.parent)
+    return service
+
+
+def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) -> EchoService:
+    """Wire the parts of the service together.
+
+    :param environ: the variables that systemd has set for this process.
+    :raises CannotServe: for an option, a variable or a passed socket that cannot be served.
+    """
+    sockets = systemd.passed_sockets(environ, os.getpid())
     connection_log = ConnectionLog(reactor, quiet=options["quiet"], verbose=options["verbose"])
-    reactor.addSystemEventTrigger("after", "shutdown", connection_log.flush)
-    metrics = metrics_listeners(options, sockets, reactor)
-    web = import_extra("web", "metrics", "metrics need") if metrics else None
+    failures = RateLimitedSummary(reactor, log_not_accepted)
+    for summary in (connection_log, failures):
+        reactor.addSystemEventTrigger("after", "shutdown", summary.flush)
+    http_listeners = metrics_listeners(options, sockets, reactor)
+    web = import_extra("web", "metrics", "metrics need") if http_listeners else None
     factory = EchoFactory(
         clock=reactor,
         max_connections=options["max-connections"],
@@ -63,32 +78,29 @@ def makeService(options: Options) -> EchoService:
         reactor,
         rules=Rules(options["udp-rate"], options["udp-total-rate"], options["udp-longest"]),
     )
-    notifier = notify.notifier(reactor, lambda: len(factory.connections), environ, os.getpid())
+    notifier = sdnotify.notifier(reactor, lambda: len(factory.connections), environ, os.getpid())
     observers: list[Observer] = [connection_log]
     if notifier.address is not None:
         observers.append(notifier)
     listeners = echo_listeners(options, sockets, reactor, datagrams)
-    failures = RateLimitedSummary(reactor, log_not_accepted)
-    reactor.addSystemEventTrigger("after", "shutdown", failures.flush)
+    tls: list[Any] = [listener for listener in listeners if listener.tls]
     echo = Ports(factory, listeners, failures)
-    secure: list[Any] = [listener for listener in listeners if listener.tls]
-    if secure:
-        signals.reload_on_hangup(lambda: [listener.reload() for listener in secure])
     others: list[Ports] = []
     if web:
         tally = web.Tally()
         observers.append(tally)
-        site = web.MetricsSite(
+        pages = web.Pages(
             reactor=reactor,
             factory=factory,
             datagrams=datagrams,
             tally=tally,
             listening=lambda: echo.addresses,
-            listening_on=lambda: [host for ports in others for host in ports.hosts],
+            listening_on=lambda: others[0].hosts,
         )
-        others.append(Ports(site, metrics, failures, "metrics"))
+        site = web.GuardedSite(pages, reactor)
+        others.append(Ports(site, http_listeners, failures, "metrics"))
     factory.observer = datagrams.observer = broadcast(*observers)
-    service = EchoService(
+    return EchoService(
         reactor=reactor,
         factory=factory,
         echo=echo,
@@ -98,29 +110,28 @@ def makeService(options: Options) -> EchoService:
         connection_limit=lambda: connection_limit(
             options["max-connections"], reactor, web.MAX_CONNECTIONS if web else 0
         ),
+        reload=(lambda: [listener.reload() for listener in tls]) if tls else None,
         log_observer=None if options.log_file is None else options.log_file.observer,
     )
-    signals.hasten = service.hasten
-    prepare(options.parent)
-    return service
 
 
-def connection_limit(asked: int | None, reactor: object, spare: int) -> int:
-    """Return how many connections there may be, of the ``asked`` for.
+def connection_limit(option: int | None, reactor: object, reserved: int) -> int:
+    """Return the number of connections that the file descriptors allow, or ``option`` if less.
 
-    :param reactor: watches their descriptors.
-    :param spare: descriptors that something else needs.
+    :param option: ``--max-connections``; a higher one is logged.
+    :param reactor: watches the descriptors of the connections.
+    :param reserved: descriptors that the HTTP connections need.
     """
     of_reactor = descriptors_left(reactor)
-    left = max(1, of_reactor - spare)
-    if asked is None or asked <= left:
-        return asked or left
+    left = max(1, of_reactor - reserved)
+    if option is None or option <= left:
+        return option or left
     limit, remedy = "RLIMIT_NOFILE", "raise it (ulimit -n, or LimitNOFILE= of systemd)"
     if of_reactor < descriptors_left():
         limit, remedy = "select(2)", "choose another reactor"
     log.warn(
         "--max-connections {asked}: {limit} leaves room for {left} only; {remedy}",
-        asked=asked,
+        asked=option,
         left=left,
         limit=limit,
         remedy=remedy,
@@ -131,12 +142,12 @@ def connection_limit(asked: int | None, reactor: object, spare: int) -> int:
 def echo_listeners(
     options: Options, sockets: Sequence[PassedSocket], reactor: Any, datagrams: EchoDatagrams
 ) -> list[Listener]:
-    """Return where to echo: where the command line says, and on all sockets that were passed.
+    """Return the listeners of the echo service: those of the options, and all passed sockets.
 
-    Passed sockets that no ``--listen`` names are served without TLS and without a PROXY header.
-    One with the name ``tls`` is refused then: to serve it without TLS would be a mistake.
+    A passed socket that no ``--listen`` names is served without TLS and without PROXY headers.
 
-    :raises CannotServe: where one of them cannot be served.
+    :raises CannotServe: for an option or a socket that cannot be served, and for a socket with the
+        name ``tls`` that no ``--listen`` names: it must not be served in plain text.
     """
     left = [each for each in sockets if each.name != METRICS]
     listeners = [echo_listener(reactor, datagrams, each, left) for each in options["listen"]]
@@ -156,17 +167,20 @@ def echo_listeners(
 def metrics_listeners(
     options: Options, sockets: Sequence[PassedSocket], reactor: Any
 ) -> list[Listener]:
-    """Return where the metrics are asked for: nowhere, most often."""
+    """Return the HTTP listeners: that of ``--metrics``, and passed sockets named ``metrics``.
+
+    :raises CannotServe: for an option or a socket that cannot be served.
+    """
     listeners: list[Listener] = []
     passed = adopt([each for each in sockets if each.name == METRICS])
     if passed:
         listeners.append(PassedListener(reactor, passed))
-    if options["metrics"] is not None:
-        if options["metrics"].lower().startswith("systemd:"):
+    description = options["metrics"]
+    if description is not None:
+        if description.lower().startswith("systemd:"):
             raise CannotServe(
                 "--metrics takes no systemd: endpoint, but any socket that is passed with the name "
                 "metrics (FileDescriptorName=)"
             )
-        option = f"--metrics {options['metrics']!r}"
-        listeners.append(metrics_listener(reactor, options["metrics"], option))
+        listeners.append(metrics_listener(reactor, description, f"--metrics {description!r}"))
     return listeners

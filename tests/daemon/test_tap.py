@@ -21,9 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from echod.clock import clock_of
-from echod.daemon import makeService, signals
+from echod.daemon import makeService, signals, tap
 from echod.daemon import sdnotify as notify
-from echod.daemon import tap as wiring
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import description as endpoints
 from echod.daemon.listeners import systemd
@@ -55,7 +54,7 @@ class MakeServiceTests(SynchronousTestCase):
         # The reactor is not this test's own, and may run for others.
         self.patch(reactor, "addSystemEventTrigger", lambda *_: None)
         self.log: list[LogEvent] = []
-        for module in (wiring, signals):
+        for module in (tap, signals):
             self.patch(module.log, "observer", self.log.append)
 
     def make(self, *arguments: str) -> Any:

@@ -26,7 +26,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.metrics import Tally
 from echod.daemon.page import facts, readable
-from echod.daemon.web import MAX_CONNECTIONS, TIMEOUT, MetricsSite, is_loopback, is_wildcard
+from echod.daemon.web import Pages, is_loopback, is_wildcard
+from echod.daemon.webguard import MAX_CONNECTIONS, TIMEOUT, GuardedSite
 from echod.events import Reason, Refused
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork, Peer
@@ -56,7 +57,7 @@ class Reply:
 
 
 class Site:
-    """A MetricsSite in memory, the echo that it tells of, and what is logged meanwhile."""
+    """The pages in memory, the echo that it tells of, and what is logged meanwhile."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Site:
         self.tally = Tally()
         self.factory = EchoFactory(clock=self.network, observer=self.tally, **echo)
         self.network.advance(1_000_000_000)  # not the epoch's clock, nor that of the start
-        self.site = MetricsSite(
+        self.pages = Pages(
             reactor=self.network,
             factory=self.factory,
             datagrams=EchoDatagrams(self.network, self.tally),
@@ -78,6 +79,7 @@ class Site:
             listening=lambda: listening,
             listening_on=lambda: [IPv4Address("TCP", bound, 80)],
         )
+        self.site = GuardedSite(self.pages, self.network)
         self.host = host
         serving: Any = WrappingFactory(self.site) if wrapped else self.site
         serving.noisy = False
@@ -233,8 +235,8 @@ class PagesTests(SilentTestCase):
         site.send(b"x" * 234, site.connect(7))
         site.tally(Refused(Reason.MAX_CONNECTIONS, None))
         site.network.advance(3723.75)
-        self.assertLess(datetime.now(timezone.utc) - site.site.since, timedelta(minutes=5))
-        site.site.since = datetime(2026, 11, 30, 7, 3, 31, 999_999, timezone.utc)
+        self.assertLess(datetime.now(timezone.utc) - site.pages.since, timedelta(minutes=5))
+        site.pages.since = datetime(2026, 11, 30, 7, 3, 31, 999_999, timezone.utc)
         reply = site.get()
         self.assertEqual(reply.headers["content-type"], "text/plain; charset=utf-8")
         title, *rest = reply.body.splitlines()
@@ -363,10 +365,21 @@ Refused
     def test_not_found(self) -> None:
         """There is nothing else, and the answer repeats nothing of the question."""
         site = Site()
-        for path in ("/metricsevil", "//", "/metrics/", "/%2e", "*", "http://x/evil"):
+        for path in ("/metricsevil", "//", "/metrics/", "/%2e", "http://x/evil"):
             reply = site.get(path)
             self.assertEqual((reply.status, reply.body), (404, "not found\n"))
             self.assertEqual(reply.headers["content-type"], "text/plain; charset=utf-8")
+
+    def test_asterisk(self) -> None:
+        """The target * is for OPTIONS alone, which describes the server (RFC 9110 9.3.7)."""
+        for method, status in (("OPTIONS", 200), ("GET", 405)):
+            reply = Site().get("*", method=method)
+            self.assertEqual((reply.status, reply.body), (status, ""))
+
+    def test_absolute_form(self) -> None:
+        """A request from a proxy names the server in its target (RFC 9112 3.2.2)."""
+        for target in ("http://x/metrics", "HTTPS://x:9862/metrics", "http://x"):
+            self.assertEqual(Site().get(target).status, 200)
 
     def test_query(self) -> None:
         """A query changes nothing."""
@@ -605,8 +618,9 @@ class HostileTests(SilentTestCase):
         """Of 1,000 connections left open few are held, and who comes next is served."""
         for wrapped in (False, True):
             site = Site(wrapped=wrapped)
-            for _ in range(1000):
+            for _ in range(500):
                 site.connect()
+                site.connect()  # in the same turn of the reactor
                 site.network.settle()
                 held = [each for each in site.network.getReaders() if each.getHost().port == 80]
                 self.assertLessEqual(len(held), MAX_CONNECTIONS)
@@ -624,6 +638,15 @@ class HostileTests(SilentTestCase):
             site.network.settle()
         self.assertIsNone(used.ended)
         self.assertEqual(slow.ended, "RST")
+
+    def test_closed_connections_free_their_places(self) -> None:
+        """Connections that are closed do not count against the limit."""
+        site = Site()
+        first = site.connect()
+        for _ in range(2 * MAX_CONNECTIONS):
+            site.connect().finish()
+            site.network.settle()
+        self.assertEqual(site.open(), [first])
 
     def test_closed_at_once(self) -> None:
         """Who is displaced has no descriptor any more when the next is accepted."""
@@ -709,14 +732,14 @@ async def test_over_sockets(kind: Callable[[], Any]) -> None:
     ends = kind()
     tally = Tally()
     factory = EchoFactory(clock=ends.clock, observer=tally)
-    site = MetricsSite(
+    pages = Pages(
         reactor=ends.clock,
         factory=factory,
         datagrams=EchoDatagrams(ends.clock),
         tally=tally,
         listening=list,
     )
-    await ends.listen(site)
+    await ends.listen(GuardedSite(pages, ends.clock))
     with Logged() as logged:
         peer: Peer = await ends.connect(Peers())
         for _ in range(2):

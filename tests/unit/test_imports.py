@@ -76,6 +76,7 @@ DAEMON = [
     "sdnotify",
     "metrics",
     "page",
+    "webguard",
     "web",
     "listeners.accepting",
     "listeners.systemd",

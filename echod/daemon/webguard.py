@@ -1,0 +1,156 @@
+"""HTTP connections that stay small: a guard around ``twisted.web`` against hostile clients.
+
+The HTTP server shares its reactor with the echo service, so no HTTP client may take much
+memory or time from it. Twisted's own channel allows more than that:
+
+- It goes on reading and answering while the client reads nothing, as long as requests are
+  pipelined: its back-pressure works between requests, and it answers each request at once.
+- It stores a request body, of any size, before the request is processed.
+- Each byte that arrives restarts its timeout, and a response that is never read has none.
+- It accepts any number of connections, and logs each timeout.
+
+:class:`GuardedChannel` and :class:`GuardedSite` override these, and nothing else.
+"""
+
+# mypy: allow-untyped-calls
+# because most of twisted.web is not annotated, and super() calls it here
+
+from __future__ import annotations
+
+from typing import Final
+
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, Request
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+from zope.interface import implementer
+
+from echod.transport import IStreamTransport, reset
+
+MAX_CONNECTIONS: Final = 16
+"""Concurrent HTTP connections. A further one replaces the least recently used."""
+
+TIMEOUT: Final = 75.0
+"""Seconds from the accept, or from the last response, to the end of the next request. Above a
+minute, so that the connection of a Prometheus server that scrapes once a minute is kept."""
+
+
+@implementer(IHalfCloseableProtocol)
+class GuardedChannel(HTTPChannel):
+    """An HTTP connection that answers one request at a time, within :data:`TIMEOUT`."""
+
+    site: GuardedSite
+    transport: IStreamTransport
+    _closing = False
+
+    def connectionMade(self) -> None:
+        """Take the place of the least recently used connection, if there are too many."""
+        super().connectionMade()
+        self.site.used(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Parse ``data``, unless the last response is written: TLS still delivers then."""
+        if not self._closing:
+            super().dataReceived(data)
+
+    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002 - Twisted's signature
+        """Refuse a line above 16 KiB."""
+        self._refuse(b"431 Request Header Fields Too Large")
+
+    def allHeadersReceived(self) -> None:
+        """Refuse a request with a body. Of pipelined requests, answer the first and close.
+
+        Pipelined requests are small and their responses are large, so one read of 64 KiB would
+        otherwise buffer megabytes of responses.
+        """
+        if self.length != 0:
+            self._refuse(b"413 Content Too Large")
+            return
+        super().allHeadersReceived()
+        if self.clearLineBuffer():
+            self.persistent = 0
+            self.requests[-1].setHeader(b"Connection", b"close")
+
+    def requestDone(self, request: Request) -> None:
+        """Go on to the next request."""
+        self.site.used(self)
+        super().requestDone(request)
+
+    def pauseProducing(self) -> None:
+        """Read nothing more until the client has read its responses.
+
+        Twisted's channel does this only between requests, and writes only during one.
+        """
+        super().pauseProducing()
+        self.transport.pauseProducing()
+
+    def resetTimeout(self) -> None:
+        """Do nothing: a response restarts the timeout, a byte from the client does not."""
+
+    def timeoutConnection(self) -> None:
+        """Reset the connection. Twisted's channel logs this, and waits for the client to read."""
+        self.cut()
+
+    def loseConnection(self) -> None:
+        """Close when everything is sent, or reset after :data:`TIMEOUT`."""
+        self._closing = True
+        self.setTimeout(TIMEOUT)
+        super().loseConnection()
+
+    def readConnectionLost(self) -> None:
+        """Close when the responses are sent: the client has half-closed (``nc -N``)."""
+        self.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: this side never half-closes."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Free the connection's place."""
+        self.site.forget(self)
+        super().connectionLost(reason)
+
+    def cut(self) -> None:
+        """Reset the connection, and free its place at once."""
+        self.site.forget(self)
+        reset(self.transport)
+
+    def _refuse(self, status: bytes) -> None:
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n")
+        self.transport.write(b"Connection: close\r\n\r\n")
+        self.loseConnection()
+
+
+class GuardedSite(Site):
+    """A site that holds at most :data:`MAX_CONNECTIONS`, and keeps no log of requests.
+
+    :param resource: the root of the resources.
+    :param reactor: the clock of all timeouts.
+    """
+
+    noisy = False
+    protocol = GuardedChannel  # type: ignore[assignment]  # Twisted's is narrower
+
+    def __init__(self, resource: IResource, reactor: IReactorTime) -> None:
+        super().__init__(resource, reactor=reactor, timeout=TIMEOUT)
+        self._channels: dict[GuardedChannel, None] = {}  # the least recently used first
+
+    def startFactory(self) -> None:
+        """Do nothing. Twisted's site opens a log, and wakes up each second for its dates."""
+
+    def stopFactory(self) -> None:
+        """Close all connections: the listeners are closed."""
+        for channel in list(self._channels):
+            channel.loseConnection()
+
+    def used(self, channel: GuardedChannel) -> None:
+        """Record that ``channel`` is new, or has sent a response."""
+        if channel not in self._channels and len(self._channels) >= MAX_CONNECTIONS:
+            next(iter(self._channels)).cut()
+        self.forget(channel)
+        self._channels[channel] = None
+
+    def forget(self, channel: GuardedChannel) -> None:
+        """Record that ``channel`` is closed."""
+        self._channels.pop(channel, None)
