@@ -1,27 +1,14 @@
-"""UDP: each datagram back to who sent it, or no answer at all.
+"""UDP echo (RFC 862): send each datagram back from the address that it was sent to.
 
-A source address is easily forged, so whoever answers datagrams can be made to send to
-others, and two who answer each other never end. The rules that this file keeps:
-
-- An answer is the datagram itself, once, from the address that it was sent to (RFC 862).
-  Never more bytes go out than came in.
-- What could be answered in turn gets no answer: a source port where services listen, or
-  one of our own (CVE-1999-0103, CVE-2024-2169). Neither does what would reach many.
-- One source, and all together, are answered at a bounded rate. So a loop ends: where it is
-  faster than that, one datagram comes too early, and was the last; where it is slower, the
-  port it comes from is not answered any more once it has not paused for very long.
-- What is kept of sources is bounded, whatever number of them is forged.
-- Each datagram that is not answered is counted, under its reason.
+A reply is the datagram itself, once: never more bytes go out than came in. A datagram without a
+reply is counted under its reason; :mod:`echod.udprules` decides.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
-import ipaddress
 import socket
 import struct
-from collections import Counter, OrderedDict
 from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -36,198 +23,53 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod import durations
-from echod.addresses import network_of
-from echod.arguments import (
-    check_callable,
-    check_number,
-    check_provider,
-    check_type,
-    unless_none,
-)
+from echod.arguments import check_callable, check_provider, check_type, unless_none
 from echod.clock import clock_of
-from echod.durations import SHORTEST
 from echod.events import Drop, Dropped, Observer, ignore, notify
-
-RATE: Final = 100.0
-TOTAL_RATE: Final = 10_000.0
-"""Datagrams a second that one source, and all together, are answered; see :class:`Rules`."""
-
-LEAST_RATE: Final = 0.001
-MOST_RATE: Final = 1e9
-"""Datagrams a second, the bounds of both rates."""
-
-BURST: Final = 1.0
-"""Seconds of its rate that a source, which has been silent, may use up at once."""
-
-LONGEST: Final = 3600.0
-"""Seconds after which a port of a source that has never paused is not answered any more."""
-
-PAUSE: Final = 0.5
-"""Seconds without a datagram that make a pause. Who asks once a second makes one each
-time, and a loop that is as slow as that costs as little."""
-
-SOURCES: Final = 16_384
-"""Sources that are remembered, and ports of sources, those that came last. With forged ones,
-each answered once, it takes more than a second to push one out, at the rate of all together."""
+from echod.udprules import Rules
 
 BATCH: Final = 64
-"""Datagrams in one turn of the reactor."""
+"""The maximum number of datagrams in one turn of the reactor."""
 
 SIZE: Final = 65_536
-"""Bytes of the buffer. A datagram has 65,507 at most, over IPv6 20 more (RFC 768, RFC 8200)."""
+"""Bytes of the receive buffer. A datagram has at most 65,507 bytes over IPv4 and 65,527 over IPv6
+(RFC 768, RFC 8200)."""
 
 RECEIVE_BUFFER: Final = 1024 * 1024
-"""Bytes that the kernel is asked to hold for us, where it is less, and cuts down to
-net.core.rmem_max."""
-
-NFS: Final = 2049
-LOW: Final = 1024
+"""Bytes of SO_RCVBUF, unless it is larger already. The kernel caps it at net.core.rmem_max."""
 
 SO_MEMINFO: Final = 55
 SK_MEMINFO_DROPS: Final = 8
+"""The socket option and the index in its array (socket(7)), for which Python has no name."""
 
+IP_PKTINFO: Final = 8
+IPV4_INFO: Final = (socket.IPPROTO_IP, IP_PKTINFO)
+IPV6_INFO: Final = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
+IN_PKTINFO: Final = struct.Struct("4s4s4s")
+"""in_pktinfo in ip(7): interface index, local address, destination address."""
+IN6_PKTINFO: Final = struct.Struct("16s4s")
+"""in6_pktinfo in RFC 3542 6.1: destination address, interface index."""
+ANY: Final = bytes(4)
+"""No interface, and no IPv4 address."""
 
-@functools.lru_cache(SOURCES)
-def source_of(host: str) -> tuple[str, Drop | None]:
-    """Return what counts as one source, and why it is never answered, if so.
+ANCILLARY_SPACE: Final = 256
+"""Bytes for ancillary data: the packet information, and whatever else was enabled on the socket,
+as systemd does for Timestamping=."""
 
-    :param host: an IP address, with a scope (RFC 4007 11) or without.
-    """
-    address = ipaddress.ip_address(host)
-    address = getattr(address, "ipv4_mapped", None) or address
-    drop = None
-    if address.is_unspecified:
-        drop = Drop.UNSPECIFIED
-    elif address.is_multicast:
-        drop = Drop.MULTICAST
-    elif address == ipaddress.IPv4Address(0xFFFFFFFF):
-        drop = Drop.BROADCAST
-    return network_of(host), drop
-
-
-class Flow:
-    """How long datagrams have come from one port of a source without a pause.
-
-    :ivar since: seconds; when one came first, or first after a pause.
-    :ivar last: seconds; when one came last.
-    """
-
-    __slots__ = ("last", "since")
-
-    def __init__(self, now: float) -> None:
-        self.since = self.last = now
-
-    def lasts(self, now: float) -> float:
-        """Return for how many seconds it has come without a pause, and note that it comes."""
-        if now - self.last >= PAUSE:
-            self.since = now
-        self.last = now
-        return now - self.since
-
-
-class Rules:
-    """Who is answered.
-
-    Rates are kept by a virtual schedule (GCRA in ITU-T I.371), the same as a bucket of
-    tokens: for an answer that comes early, the next has to wait longer.
-
-    :param rate: datagrams a second that one source, an IPv4 address or an IPv6 /64, is
-        answered in the long run; and so many at once if it has been silent.
-    :param total_rate: the same for all together. Sources that are not known yet have half of
-        it, so that ever new ones, if forged, do not use up what those that are known need.
-    :param longest: seconds for which one port of a source is answered that never pauses.
-    :raises TypeError: for a rate or time that is not a number.
-    :raises ValueError: for a rate that is not from 0.001 to 1,000,000,000 a second, or a time that
-        is not from 1 ms to 250,000 h.
-    """
-
-    def __init__(
-        self, rate: float = RATE, total_rate: float = TOTAL_RATE, longest: float = LONGEST
-    ) -> None:
-        for name, value in (("rate", rate), ("total_rate", total_rate)):
-            check_number(name, value, LEAST_RATE, MOST_RATE, "datagrams a second")
-        check_number("longest", longest, SHORTEST, durations.LONGEST)
-        self._step, self._total_step = 1 / rate, 1 / total_rate
-        self._span, self._total_span = max(BURST, self._step), max(BURST, self._total_step)
-        self._longest = longest
-        self._total_due = 0.0
-        # When each would have used up what it was answered, at its rate.
-        self._sources: OrderedDict[str, float] = OrderedDict()
-        self._flows: OrderedDict[tuple[str, int], Flow] = OrderedDict()
-        self.own_ports: Counter[int] = Counter()
-
-    def drop(self, host: str, port: int, now: float) -> Drop | None:
-        """Return why a datagram is not to be answered; ``None``: it is, and is paid for.
-
-        :param host: the IP address, and
-        :param port: the port that it came from.
-        :param now: seconds, by any monotonic clock.
-        """
-        drop = self._of_port(port)
-        if drop is None:
-            name, drop = source_of(host)
-            if drop is None:
-                drop = self._too_often(name, port, now)
-        return drop
-
-    def _of_port(self, port: int) -> Drop | None:
-        if port in self.own_ports:
-            return Drop.OWN_PORT
-        if port == NFS:
-            return Drop.NFS_PORT
-        if port < LOW:
-            return Drop.LOW_PORT if port else Drop.NO_PORT
-        return None
-
-    def _too_often(self, name: str, port: int, now: float) -> Drop | None:
-        self._total_due = max(self._total_due, now)
-        used = self._total_due - now
-        due = self._sources.get(name)
-        if due is None:
-            if used > self._total_span / 2:
-                return Drop.TOTAL_RATE
-            due = now
-        due = max(due, now)
-        keep(self._sources, name, due)
-        drop = None
-        if due - now > self._span - self._step / 2:
-            drop = Drop.SOURCE_RATE  # half a step, because these are sums of fractions
-        elif used > self._total_span - self._total_step / 2:
-            drop = Drop.TOTAL_RATE
-        elif self._flow(name, port, now).lasts(now) > self._longest:
-            drop = Drop.NO_PAUSE
-        else:
-            self._sources[name] = due + self._step
-            self._total_due += self._total_step
-        return drop
-
-    def _flow(self, name: str, port: int, now: float) -> Flow:
-        # By port, because a loop has one, but clients that share an address have one each. Where
-        # a datagram is dropped for another reason, a loop is over anyway.
-        flow = self._flows.get((name, port)) or Flow(now)
-        keep(self._flows, (name, port), flow)
-        return flow
-
-
-def keep(table: OrderedDict[Any, Any], key: object, value: object) -> None:
-    """Put it last into ``table``, of :data:`SOURCES` at most."""
-    table[key] = value
-    table.move_to_end(key)
-    if len(table) > SOURCES:
-        table.popitem(last=False)
+Ancillary = list[tuple[int, int, bytes]]
 
 
 class EchoDatagrams:
-    """What is answered and counted over all ports of one service.
+    """The rules and counters that all UDP ports of one service share.
 
-    :param clock: tells the time. Where it is a reactor that follows the time of day, its
-        :class:`~echod.clock.MonotonicClock` takes its place.
-    :param observer: is told of each datagram that is not answered.
-    :param rules: which sources are answered; by default the usual :class:`Rules`.
+    :param clock: the source of time. A reactor that follows the time of day is replaced by its
+        :class:`~echod.clock.MonotonicClock`.
+    :param observer: is called with each :class:`~echod.events.Dropped`.
+    :param rules: decide which datagrams get a reply; by default ``Rules()``.
     :raises TypeError: for an argument of another type.
-    :ivar answered: datagrams that were sent back so far.
-    :ivar bytes: bytes of these.
+    :ivar answered: the number of replies so far.
+    :ivar bytes: the bytes in them.
+    :ivar ports: the ports that are open now, except those of :class:`DatagramEcho`.
     """
 
     def __init__(
@@ -242,59 +84,53 @@ class EchoDatagrams:
         self.answered = 0
         self.bytes = 0
         self.ports: set[DatagramPort] = set()
-        self._dropped_before = 0
+        self._dropped_by_closed_ports = 0
 
     def opened(self, port: DatagramPort) -> None:
-        """Answer on ``port``. :class:`DatagramPort` calls this."""
+        """Add ``port``. :class:`DatagramPort` calls this."""
         self.ports.add(port)
-        self.listens(port.getHost().port, 1)
+        self.rules.own_ports[port.getHost().port] += 1
 
     def closed(self, port: DatagramPort) -> None:
-        """Forget ``port``. :class:`DatagramPort` calls this."""
-        self._dropped_before += port.kernel_dropped()
+        """Remove ``port``. :class:`DatagramPort` calls this."""
+        self._dropped_by_closed_ports += port.kernel_dropped()
         self.ports.discard(port)
-        self.listens(port.getHost().port, -1)
-
-    def listens(self, number: int, more: int) -> None:
-        """Note that there are so many ``more`` ports of this number, or less."""
-        own = self.rules.own_ports
-        own[number] += more
-        if not own[number]:
-            del own[number]
+        self.rules.own_ports[port.getHost().port] -= 1
 
     def kernel_dropped(self) -> int:
-        """Return how many datagrams the kernel has dropped, for want of room (socket(7))."""
-        return self._dropped_before + sum(port.kernel_dropped() for port in self.ports)
+        """Return how many datagrams the kernel has dropped because a receive buffer was full."""
+        return self._dropped_by_closed_ports + sum(port.kernel_dropped() for port in self.ports)
 
     def admits(self, peer: Any, now: float) -> bool:
-        """Tell whether a datagram from ``peer`` is to be answered, and count it if not.
+        """Return whether a datagram gets a reply; if not, notify the observer.
 
-        :param peer: a socket address: host, port, and what else there is.
+        :param peer: the source's socket address: host, port, and for IPv6 flow and scope.
+        :param now: seconds, by :attr:`clock`.
         """
         drop = self.rules.drop(peer[0], peer[1], now)
         if drop is not None:
             self.dropped(drop, peer)
         return drop is None
 
-    def not_sent(self, error: OSError, peer: Any) -> None:
-        """Count an answer that the kernel does not take.
+    def send_failed(self, error: OSError, peer: Any) -> None:
+        """Notify the observer that the kernel did not accept a reply.
 
-        It refuses a broadcast with EACCES (socket(7), SO_BROADCAST), since it alone knows
-        which addresses are one.
+        EACCES means that the source is a broadcast address (SO_BROADCAST in socket(7)). Only the
+        kernel knows which addresses are.
         """
         drop = Drop.BROADCAST if error.errno == errno.EACCES else Drop.NOT_SENT
         self.dropped(drop, peer)
 
     def dropped(self, drop: Drop, peer: Any) -> None:
-        """Tell that a datagram from ``peer`` is not answered."""
-        notify(self.observer, Dropped(drop, address_of(peer)))
+        """Notify the observer of a datagram from ``peer`` that gets no reply."""
+        notify(self.observer, Dropped(drop, udp_address(peer)))
 
 
 class DatagramEcho(DatagramProtocol):
-    """Answer datagrams on one port: ``reactor.listenUDP(port, DatagramEcho(datagrams))``.
+    """Echo the datagrams of one Twisted port: ``reactor.listenUDP(port, DatagramEcho(datagrams))``.
 
-    On a port of several addresses the kernel chooses which of them an answer comes from;
-    :class:`DatagramPort` does not leave that to it.
+    On a host with several addresses, the kernel chooses the reply's source address. Use
+    :class:`DatagramPort` where it must be the address that the datagram was sent to.
     """
 
     def __init__(self, datagrams: EchoDatagrams) -> None:
@@ -302,25 +138,25 @@ class DatagramEcho(DatagramProtocol):
         self._datagrams = datagrams
 
     def startProtocol(self) -> None:
-        """Take note of the port, and of every byte: by default Twisted drops those after 8192."""
+        """Register the port, and accept datagrams of any size: Twisted cuts them at 8192 bytes."""
         transport: Any = self.transport
         transport.maxPacketSize = SIZE
         self._port = transport.getHost().port
-        self._datagrams.listens(self._port, 1)
+        self._datagrams.rules.own_ports[self._port] += 1
 
     def stopProtocol(self) -> None:
-        """Forget the port."""
-        self._datagrams.listens(self._port, -1)
+        """Unregister the port."""
+        self._datagrams.rules.own_ports[self._port] -= 1
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Answer ``datagram``, or do not."""
+        """Send ``datagram`` back to ``addr`` if the rules admit it."""
         datagrams = self._datagrams
         if datagrams.admits(addr, datagrams.clock.seconds()):
             transport: Any = self.transport
             try:
                 transport.write(datagram, addr)
             except OSError as error:
-                datagrams.not_sent(error, addr)
+                datagrams.send_failed(error, addr)
             else:
                 datagrams.answered += 1
                 datagrams.bytes += len(datagram)
@@ -328,11 +164,11 @@ class DatagramEcho(DatagramProtocol):
 
 @implementer(IReadDescriptor, IListeningPort)
 class DatagramPort:
-    """A UDP port whose answers come from the address that was asked, also where it has many.
+    """A UDP port that replies from the address that each datagram was sent to.
 
-    :param reactor: tells when there is something to receive.
-    :param sock: bound, of family AF_INET or AF_INET6. It is closed in the end.
-    :param datagrams: what is answered and counted.
+    :param reactor: watches the socket.
+    :param sock: a bound socket of family AF_INET or AF_INET6. The port closes it in the end.
+    :param datagrams: the rules and counters.
     """
 
     def __init__(
@@ -345,25 +181,27 @@ class DatagramPort:
         self._view = memoryview(bytearray(SIZE))
         name = sock.getsockname()
         host, _ = socket.getnameinfo(name, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-        self._host = address_of((host, *name[1:]))  # with the zone of a link-local address
+        self._host = udp_address((host, *name[1:]))  # with the zone of a link-local address
         self._dropped_before = 0
         self.fileno = sock.fileno
 
     def startListening(self) -> None:
-        """Begin to answer."""
+        """Set the socket's options, and start to read."""
         sock = self._socket
         sock.setblocking(False)
-        # Whatever Broadcast= says: the kernel alone knows, and so has to refuse them.
+        # A systemd socket may have Broadcast=yes. The kernel must refuse replies to broadcast
+        # addresses, because nothing else knows which addresses are.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 0)
-        # Not what ReceiveBuffer= has made larger than we may: it would be cut down.
+        # Never shrink a buffer that systemd's ReceiveBuffer= has made larger than rmem_max.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < RECEIVE_BUFFER:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        # Over IPv6 too, because IPv4 may come there, and only this tells what is a broadcast.
+        # On IPv6 sockets too: IPv4 datagrams arrive there as well, and only IP_PKTINFO tells
+        # which of them were broadcast.
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        # Before us: systemd's socket outlives who serves it, and so does what it counts.
-        self._dropped_before = self._ever_dropped()
+        # A systemd socket outlives the process, and so does the kernel's count of its drops.
+        self._dropped_before = self._kernel_drop_counter()
         self._datagrams.opened(self)
         self._reactor.addReader(self)
 
@@ -373,7 +211,7 @@ class DatagramPort:
         return succeed(None)
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
-        """Close the port, as the reactor does when it is stopped; again does nothing."""
+        """Close the port, if it is open; the reactor calls this when it stops."""
         if self.fileno() == -1:
             return
         self._reactor.removeReader(self)
@@ -381,95 +219,80 @@ class DatagramPort:
         self._socket.close()
 
     def getHost(self) -> IPv4Address | IPv6Address:
-        """Return the address that it listens on."""
+        """Return the address that the socket is bound to."""
         return self._host
 
     def logPrefix(self) -> str:
-        """Return what the log calls it."""
+        """Return the prefix of the reactor's log lines."""
         return "echod"
 
     def kernel_dropped(self) -> int:
-        """Return how many datagrams the kernel has dropped here since it was opened."""
-        return (self._ever_dropped() - self._dropped_before) % 2**32
+        """Return how many datagrams the kernel has dropped since the port was opened."""
+        return (self._kernel_drop_counter() - self._dropped_before) % 2**32
 
-    def _ever_dropped(self) -> int:
+    def _kernel_drop_counter(self) -> int:
         try:
             size = 4 * (SK_MEMINFO_DROPS + 1)
-            told = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, size)
-        except OSError:  # of a kernel that does not tell, as that of some containers
+            meminfo = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, size)
+        except OSError:  # some container runtimes do not have the option
             return 0
-        return int(struct.unpack("9I", told)[SK_MEMINFO_DROPS])
+        return int(struct.unpack("9I", meminfo)[SK_MEMINFO_DROPS])
 
     def doRead(self) -> None:
-        """Answer what has come."""
+        """Echo the datagrams that have arrived, at most :data:`BATCH`."""
         datagrams, sock, view = self._datagrams, self._socket, self._view
         now = datagrams.clock.seconds()
         buffers = [view]
         for _ in range(BATCH):
             try:
-                count, told, _flags, peer = sock.recvmsg_into(buffers, SPACE)
+                count, ancillary, _flags, peer = sock.recvmsg_into(buffers, ANCILLARY_SPACE)
             except BlockingIOError:
                 return
-            except OSError:  # of an answer before, which did not arrive (udp(7))
+            except OSError:  # an ICMP error for an earlier reply (udp(7))
                 continue
             if not datagrams.admits(peer, now):
                 continue
-            source = asked(told)
+            source = reply_source(ancillary)
             if source is None:
                 datagrams.dropped(Drop.SENT_TO_MANY, peer)
                 continue
             try:
                 sock.sendmsg((view[:count],), source, 0, peer)
             except OSError as error:
-                datagrams.not_sent(error, peer)
+                datagrams.send_failed(error, peer)
             else:
                 datagrams.answered += 1
                 datagrams.bytes += count
 
 
-IP_PKTINFO: Final = 8
-WAY: Final = (socket.IPPROTO_IP, IP_PKTINFO)
-WAY6: Final = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
-PKTINFO: Final = struct.Struct("4s4s4s")  # in_pktinfo in ip(7)
-PKTINFO6: Final = struct.Struct("16s4s")  # in6_pktinfo in RFC 3542 6.1
-SPACE: Final = 256
-"""Bytes for what comes along with a datagram: that, and what who made the socket has asked for,
-as systemd does for Timestamping=."""
+def reply_source(ancillary: Ancillary) -> Ancillary | None:
+    """Return the ancillary data that sets the reply's source address.
 
-NONE: Final = bytes(4)
-"""No interface, and no IPv4 address."""
-
-Ancillary = list[tuple[int, int, bytes]]
-
-
-def asked(told: Ancillary) -> Ancillary | None:
-    """Return what has the kernel send from the address that a datagram was sent to.
-
-    ``None``: it was sent to many, and all of them could answer (RFC 1122 3.2.2).
-
-    :param told: what came along with it: IP_PKTINFO or IPV6_PKTINFO, and for IPv4 at a port for
-        both kinds both.
+    :param ancillary: what came with the datagram: IP_PKTINFO or IPV6_PKTINFO, or both for an IPv4
+        datagram on an IPv6 socket.
+    :return: ``None`` for a multicast or broadcast datagram, to which every host that got it would
+        reply (RFC 1122 3.2.2).
     """
-    found = {(level, kind): data for level, kind, data in told}
-    data = found.get(WAY)
+    found = {(level, kind): data for level, kind, data in ancillary}
+    data = found.get(IPV4_INFO)
     if data is not None:
-        _, local, destination = PKTINFO.unpack(data)
-        # What came to a socket before it was asked for this, as to one from systemd, has no
-        # local address. From an address of many, the kernel sends nothing.
-        if local not in (destination, NONE):
+        _, local, destination = IN_PKTINFO.unpack(data)
+        # No local address: the datagram arrived before IP_PKTINFO was set, as on a socket from
+        # systemd. The kernel refuses a broadcast source address.
+        if local not in (destination, ANY):
             return None
-        # The way back is the routing table's to choose.
-        return [(*WAY, PKTINFO.pack(NONE, destination, NONE))]
-    destination, interface = PKTINFO6.unpack(found[WAY6])
+        # No interface: the routing table chooses it.
+        return [(*IPV4_INFO, IN_PKTINFO.pack(ANY, destination, ANY))]
+    destination, interface = IN6_PKTINFO.unpack(found[IPV6_INFO])
     if destination[0] == 0xFF:
         return None
-    link_local = destination[:2] == b"\xfe\x80"  # which is on one interface alone
-    return [(*WAY6, PKTINFO6.pack(destination, interface if link_local else NONE))]
+    link_local = destination[:2] == b"\xfe\x80"  # valid on one interface only
+    return [(*IPV6_INFO, IN6_PKTINFO.pack(destination, interface if link_local else ANY))]
 
 
-def address_of(peer: Any) -> IPv4Address | IPv6Address:
-    """Return a socket address as Twisted writes it.
+def udp_address(peer: Any) -> IPv4Address | IPv6Address:
+    """Return the Twisted address of a socket address.
 
-    :param peer: host and port, and for IPv6 also flow and scope, which Twisted's UDP port drops.
+    :param peer: host and port, and for IPv6 flow and scope, which Twisted's UDP port omits.
     """
     return (IPv6Address if ":" in peer[0] else IPv4Address)("UDP", *peer)

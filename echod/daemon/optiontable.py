@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from echod.daemon.listeners.interfaces import check_interface
 from echod.durations import parse_duration
 from echod.numbers import parse_rate, parse_whole_number
-from echod.udp import LEAST_RATE, MOST_RATE
+from echod.udprules import MAX_RATE, MIN_RATE
 
 PORT: Final = 65432
 MOST: Final = 1_000_000_000
@@ -55,7 +55,7 @@ class Option(NamedTuple):
         )
 
 
-rate = functools.partial(parse_rate, of="datagrams", least=LEAST_RATE, most=MOST_RATE)
+rate = functools.partial(parse_rate, of="datagrams", least=MIN_RATE, most=MAX_RATE)
 port = functools.partial(parse_whole_number, least=0, most=65535)
 count = functools.partial(parse_whole_number, least=1, most=MOST)
 

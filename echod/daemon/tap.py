@@ -24,7 +24,8 @@ from echod.daemon.service import EchoService
 from echod.daemon.signals import Signals
 from echod.events import Observer, broadcast
 from echod.factory import EchoFactory, descriptors_left
-from echod.udp import EchoDatagrams, Rules
+from echod.udp import EchoDatagrams
+from echod.udprules import Rules
 
 log = Logger(namespace="echod")
 

@@ -18,17 +18,8 @@ from twisted.internet.task import Clock
 
 from echod.daemon.options import PORT, Options
 from echod.events import Drop
-from echod.udp import (
-    BURST,
-    LONGEST,
-    PAUSE,
-    RATE,
-    SOURCES,
-    TOTAL_RATE,
-    DatagramEcho,
-    DatagramPort,
-    EchoDatagrams,
-)
+from echod.udp import DatagramEcho, DatagramPort, EchoDatagrams
+from echod.udprules import BURST, LONGEST_FLOW, MAX_SOURCES, PAUSE, RATE, TOTAL_RATE
 from tests import ROOT, TIMEOUT
 from tests.docs.test_all import blocks, literals, run_application, section, tree
 from tests.docs.test_operating import needs, verified
@@ -65,7 +56,7 @@ def test_rates() -> None:
     options.parseOptions([])
     found = {name.removeprefix("--"): float(default) for name, default, _ in rows("The rates")}
     assert found == {name: options[name] for name in options if name.startswith("udp-")}
-    assert found == {"udp-rate": RATE, "udp-total-rate": TOTAL_RATE, "udp-longest": LONGEST}
+    assert found == {"udp-rate": RATE, "udp-total-rate": TOTAL_RATE, "udp-longest": LONGEST_FLOW}
 
 
 @pytest.mark.parametrize(
@@ -73,8 +64,8 @@ def test_rates() -> None:
     [
         ("when it has been silent for a second", BURST == 1),
         ("never pauses for half a second", PAUSE == 0.5),
-        ("An hour, so that", LONGEST == 3600),
-        (f"{SOURCES:,} sources are remembered", True),
+        ("An hour, so that", LONGEST_FLOW == 3600),
+        (f"{MAX_SOURCES:,} sources are remembered", True),
         ("0 to 65,507 bytes (65,527 over IPv6)", True),
         ("from a port below 1024", True),
         ("from port 2049", True),

@@ -15,7 +15,8 @@ from echod import EchoClientFactory, EchoFactory, ProxyFactory, broadcast
 from echod.client.protocol import EchoClient
 from echod.testing import MemoryNetwork, Peer
 from echod.tls import TLSFactory
-from echod.udp import DatagramEcho, EchoDatagrams, Rules
+from echod.udp import DatagramEcho, EchoDatagrams
+from echod.udprules import Rules
 
 
 def listening() -> MemoryNetwork:

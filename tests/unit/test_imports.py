@@ -31,6 +31,7 @@ CORE = [
     "certificates",
     "tls",
     "proxy",
+    "udprules",
     "udp",
     "testing",
 ]

@@ -1,8 +1,7 @@
-"""UDP: who is answered, and who is not."""
+"""UDP echo over real sockets, in a reactor that the test turns by hand."""
 
 from __future__ import annotations
 
-import heapq
 import random
 import socket
 from typing import Any
@@ -16,218 +15,23 @@ from zope.interface.verify import verifyObject
 from echod.events import Drop, Dropped
 from echod.udp import (
     BATCH,
-    SOURCES,
     DatagramEcho,
     DatagramPort,
     EchoDatagrams,
-    Rules,
-    address_of,
-    asked,
-    source_of,
+    reply_source,
+    udp_address,
 )
+from echod.udprules import Rules
 from tests import TIMEOUT
 from tests.reactors import REACTORS, reactor_of_kind, turn
 from tests.recorder import Recorder
 
 GOOD = "192.0.2.1"
-HOUR = 3600.0
 SO_TIMESTAMP = 29  # of asm-generic/socket.h; Python has no name for it
 
-# One row a rule: where a datagram comes from, what becomes of it, and where that is from.
-SOURCE_RULES = [
-    ("an ephemeral port", GOOD, 50000, None),  # RFC 862
-    ("the least that is answered", GOOD, 1024, None),  # RFC 6335 6: below are System Ports
-    ("the most there is", GOOD, 65535, None),  # RFC 768
-    ("no port, for who wants no answer", GOOD, 0, Drop.NO_PORT),  # RFC 768
-    ("an echo service", GOOD, 7, Drop.LOW_PORT),  # CVE-1999-0103
-    ("a chargen service", GOOD, 19, Drop.LOW_PORT),  # CVE-1999-0103
-    ("the last of the System Ports", GOOD, 1023, Drop.LOW_PORT),  # RFC 6335 6
-    ("below NFS", GOOD, 2048, None),
-    ("NFS", GOOD, 2049, Drop.NFS_PORT),  # inetd(8) of OpenBSD
-    ("above NFS", GOOD, 2050, None),
-    ("another echod, or this one", GOOD, 65432, Drop.OWN_PORT),  # CVE-2024-2169
-    ("multicast", "224.0.0.1", 50000, Drop.MULTICAST),  # RFC 1122 3.2.1.3
-    ("the last multicast", "239.255.255.255", 50000, Drop.MULTICAST),
-    ("multicast, IPv6", "ff02::1", 50000, Drop.MULTICAST),  # RFC 4291 2.7
-    ("multicast, IPv6, on one interface", "ff02::1%lo", 50000, Drop.MULTICAST),
-    ("limited broadcast", "255.255.255.255", 50000, Drop.BROADCAST),  # RFC 1122 3.2.1.3
-    ("no address", "0.0.0.0", 50000, Drop.UNSPECIFIED),  # RFC 1122 3.2.1.3
-    ("no address, IPv6", "::", 50000, Drop.UNSPECIFIED),  # RFC 4291 2.5.2
-    ("loopback, IPv6", "::1", 50000, None),
-    ("link-local, IPv6", "fe80::1%lo", 50000, None),
-    ("multicast, on a dual-stack socket", "::ffff:224.0.0.1", 50000, Drop.MULTICAST),
-    ("IPv4, on a dual-stack socket", "::ffff:192.0.2.1", 50000, None),  # RFC 4291 2.5.5.2
-]
 
-
-@pytest.mark.parametrize(
-    ("host", "port", "drop"),
-    [row[1:] for row in SOURCE_RULES],
-    ids=[row[0] for row in SOURCE_RULES],
-)
-def test_source(host: str, port: int, drop: Drop | None) -> None:
-    """Who could answer in turn, or would be many, is not answered."""
-    rules = Rules()
-    rules.own_ports[65432] += 1
-    assert rules.drop(host, port, 0.0) is drop
-
-
-def answers(rules: Rules, seconds: float, every: float, host: str = GOOD) -> list[Drop | None]:
-    """Return what becomes of datagrams that come at that pace, for so long."""
-    return [rules.drop(host, 50000, number * every) for number in range(int(seconds / every))]
-
-
-@pytest.mark.parametrize("rate", [0.2, 1, 100, 12345.6])
-def test_rate(rate: float) -> None:
-    """A source is answered at its rate, after as many at once as that is in a second."""
-    every = 1 / (rate * 8)
-    found = answers(Rules(rate=rate, total_rate=1e9), 10 / min(rate, 1), every)
-    seconds = len(found) * every
-    assert found.count(None) == pytest.approx(rate * seconds + max(rate, 1), rel=0.02, abs=1)
-    assert set(found) == {None, Drop.SOURCE_RATE}
-
-
-def test_rate_is_not_less() -> None:
-    """Who keeps to the rate is always answered."""
-    assert set(answers(Rules(rate=100), 60, 1 / 100)) == {None}
-
-
-def test_burst_comes_back() -> None:
-    """Who has been silent for a second has all of it again, and not more."""
-    rules = Rules(rate=100)
-    for began in (0.0, 1.0, 3600.0):
-        found = [rules.drop(GOOD, 50000, began) for _ in range(150)]
-        assert found == [None] * 100 + [Drop.SOURCE_RATE] * 50
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("192.0.2.1", "192.0.2.2", False),
-        ("2001:db8::1", "2001:db8::2", True),
-        ("2001:db8::1", "2001:db8:0:1::1", False),
-        ("::ffff:192.0.2.1", "192.0.2.1", True),
-        ("fe80::1%lo", "fe80::2%lo", True),
-    ],
-)
-def test_one_source(one: str, other: str, same: bool) -> None:
-    """One source is an IPv4 address, or an IPv6 /64, which is what one site has."""
-    rules = Rules(rate=1)
-    assert rules.drop(one, 50000, 0.0) is None
-    assert rules.drop(other, 50000, 0.0) is (Drop.SOURCE_RATE if same else None)
-
-
-def test_total_rate() -> None:
-    """All together are answered at a rate, too."""
-    rules = Rules(rate=100, total_rate=1000)
-    found = [
-        rules.drop(f"192.0.2.{number}", 50000, moment / 100)
-        for moment in range(1000)
-        for number in range(100)
-    ]
-    assert found.count(None) == pytest.approx(1000 * 11, rel=0.01)
-    assert set(found) == {None, Drop.TOTAL_RATE}
-
-
-@pytest.mark.parametrize(("each", "every"), [(50, 0.1), (15, 1.0)])
-def test_known_sources_are_spared(each: int, every: float) -> None:
-    """However many new sources are forged, who asks once a second at least is answered."""
-    rules = Rules()
-    chance = random.Random(862)
-    assert rules.drop(GOOD, 50000, 0.0) is None
-    for moment in range(1, int(every * 10_000) + 1):
-        now = moment / 1000
-        for _ in range(each):
-            rules.drop(str(IPv4(chance)), 50000, now)
-        if moment % int(every * 1000) == 0:
-            assert rules.drop(GOOD, 50000, now) is None
-
-
-def IPv4(chance: random.Random) -> str:
-    return socket.inet_ntoa(bytes([chance.randrange(1, 224), *chance.randbytes(3)]))
-
-
-def test_sources_are_bounded() -> None:
-    """What is kept of sources does not grow; who came last is kept."""
-    rules = Rules(rate=1, total_rate=1e6)
-    for number in range(2 * SOURCES):
-        host = str(IPv6Address("UDP", f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1", 1).host)
-        assert rules.drop(host, 50000, 0.0) is None
-    assert len(rules._sources) == len(rules._flows) == SOURCES
-    assert source_of.cache_info().currsize <= SOURCES
-    assert rules.drop(host, 50000, 0.0) is Drop.SOURCE_RATE
-
-
-@pytest.mark.parametrize("every", [0.01, 0.2, 0.4])
-def test_no_pause(every: float) -> None:
-    """A source that never pauses, as a loop, is not answered any more after an hour."""
-    rules = Rules()
-    found = answers(rules, HOUR + 60, every)
-    assert found.index(Drop.NO_PAUSE) * every == pytest.approx(HOUR, abs=1)
-    assert set(found[found.index(Drop.NO_PAUSE) :]) == {Drop.NO_PAUSE}
-    assert rules.drop(GOOD, 50000, HOUR + 60 + 0.6) is None
-
-
-@pytest.mark.parametrize(
-    ("delay", "forged", "ends"),
-    [(0.001, 1, True), (0.01, 10, True), (0.2, 1, True), (0.4, 10, True), (0.4, 1, False)],
-)
-def test_loop_over_a_path(delay: float, forged: int, ends: bool) -> None:
-    """A loop between two services never costs more than the rate, and ends, or is very slow.
-
-    Each datagram takes ``delay`` seconds from the one to the other, and again back. One that
-    comes to each service less than twice a second is like a client that asks now and then.
-    """
-    services = {"192.0.2.1": Rules(), "192.0.2.2": Rules()}
-    one, other = services
-    # When it arrives, where, and from where.
-    way = [(number * delay / forged, one, other) for number in range(forged)]
-    answered: list[float] = []
-    dropped: set[Drop] = set()
-    while way and way[0][0] < 2 * HOUR:
-        now, here, there = heapq.heappop(way)
-        drop = services[here].drop(there, 50000, now)
-        if drop is None:
-            answered.append(now)
-            heapq.heappush(way, (now + delay, there, here))
-        else:
-            dropped.add(drop)
-    assert dropped <= {Drop.SOURCE_RATE, Drop.NO_PAUSE}
-    assert bool(way) is not ends
-    assert (answered[-1] <= HOUR + 1) is ends
-    for began in (0, 1, 10, 1000, 3000):
-        within = [each for each in answered if began <= each < began + 10]
-        assert len(within) <= (2 * (100 * 10 + 100) if ends else 26)
-
-
-def test_no_pause_of_many_at_one_address() -> None:
-    """Clients that share an address each have their own pauses; a loop among them ends."""
-    rules = Rules()
-    found: dict[int, set[Drop | None]] = {port: set() for port in (50000, 50001, 50002, 60000)}
-    for moment in range(int(2 * HOUR)):
-        for number, port in enumerate(found):
-            for part in (0, 0.4, 0.8) if port == 60000 else (number / 3,):
-                found[port].add(rules.drop(GOOD, port, moment + part))
-    loop = found.pop(60000)
-    assert loop == {None, Drop.NO_PAUSE}
-    assert set.union(*found.values()) == {None}
-
-
-def test_pauses() -> None:
-    """Who asks once a second is answered for ever."""
-    assert set(answers(Rules(), 3 * HOUR, 1.0)) == {None}
-
-
-@pytest.mark.parametrize("name", ["rate", "total_rate", "longest"])
-@pytest.mark.parametrize("value", [0, -1, 1e-320, 1e300, float("inf"), float("nan")])
-def test_what_a_rule_takes(name: str, value: float) -> None:
-    """A rate or a time out of bounds is refused when the rules are made."""
-    with pytest.raises(ValueError, match=rf"^{name} takes a number of .*, 0\.001 to \d+, not "):
-        Rules(**{name: value})
-
-
-class Answering:
-    """A DatagramPort on a real socket, in a reactor that is turned by hand."""
+class EchoPort:
+    """A DatagramPort on a real socket, with clients."""
 
     def __init__(self, kind: str = "epoll", host: str = "127.0.0.1", **rules: float) -> None:
         self.reactor = reactor_of_kind(kind)
@@ -244,7 +48,7 @@ class Answering:
         self.number = self.port.getHost().port
         self.clients: list[socket.socket] = []
 
-    def __enter__(self) -> Answering:
+    def __enter__(self) -> EchoPort:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -256,7 +60,7 @@ class Answering:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         client = socket.socket(family, socket.SOCK_DGRAM)
         client.bind((host, 0))
-        # So that the kernel gives it what comes from there, and nothing else.
+        # Connected: the kernel delivers datagrams from that address only.
         client.connect((host if to is None else to, self.number))
         client.setblocking(False)
         self.clients.append(client)
@@ -277,18 +81,18 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize(("host", "most"), [("127.0.0.1", 65_507), ("::1", 65_527)])
-def test_each_comes_back(kind: str, host: str, most: int) -> None:
-    """A datagram of any size comes back as it was, an empty one too (RFC 862, RFC 768)."""
+def test_any_size(kind: str, host: str, most: int) -> None:
+    """A datagram of any size is echoed, an empty one too (RFC 862, RFC 768)."""
     chance = random.Random(862)
-    with Answering(kind, host) as answering:
-        client = answering.client(host)
+    with EchoPort(kind, host) as echo:
+        client = echo.client(host)
         for size in (0, 1, 2, 1472, 1473, 65_507, most, chance.randrange(most)):
             sent = chance.randbytes(size)
             client.send(sent)
-            answering.turn()
+            echo.turn()
             assert client.recv(70_000) == sent
-        assert answering.datagrams.answered == 8
-    assert answering.drops == []
+        assert echo.datagrams.answered == 8
+    assert echo.drops == []
 
 
 @pytest.mark.parametrize(
@@ -299,33 +103,33 @@ def test_each_comes_back(kind: str, host: str, most: int) -> None:
         ("127.0.0.2", ["127.0.0.2"]),
     ],
 )
-def test_from_the_address_that_was_asked(kind: str, listens: str, asks: list[str]) -> None:
-    """On a machine of many addresses, the answer comes from that which was asked."""
-    with Answering(kind, listens) as answering:
+def test_source_address_of_replies(kind: str, listens: str, asks: list[str]) -> None:
+    """A reply comes from the address that the datagram was sent to, of the many that a host has."""
+    with EchoPort(kind, listens) as echo:
         for host in asks:
             source = "::1" if ":" in host else "127.0.0.1"
-            client = answering.client(source, host)
+            client = echo.client(source, host)
             client.send(host.encode())
-            answering.turn()
+            echo.turn()
             assert client.recv(100) == host.encode()
 
 
-# By their numbers, because socket has not all of them: SO_TIMESTAMP, SO_TIMESTAMPNS and
+# As numbers, because the socket module lacks some: SO_TIMESTAMP, SO_TIMESTAMPNS and
 # SO_RXQ_OVFL of socket(7), IP_RECVTOS and IP_RECVTTL of ip(7).
 @pytest.mark.parametrize("option", [(1, 29), (1, 35), (1, 40), (0, 13), (0, 12)])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_what_else_comes_along(option: tuple[int, int], host: str) -> None:
-    """What who made the socket asked the kernel for, as Timestamping= does, is no matter."""
-    with Answering(host=host) as answering:
-        answering.sock.setsockopt(*option, 1)
-        client = answering.client(host)
+def test_other_ancillary_data(option: tuple[int, int], host: str) -> None:
+    """Other ancillary data, as Timestamping= in a socket unit enables, is ignored."""
+    with EchoPort(host=host) as echo:
+        echo.sock.setsockopt(*option, 1)
+        client = echo.client(host)
         client.send(b"?")
-        answering.turn()
+        echo.turn()
         assert client.recv(9) == b"?"
 
 
-def test_answers_no_broadcast() -> None:
-    """Also to a socket that systemd passes with Broadcast=yes, the kernel refuses one (EACCES)."""
+def test_no_reply_to_broadcast() -> None:
+    """The kernel refuses broadcasts (EACCES), on a systemd socket with Broadcast=yes too."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -337,8 +141,8 @@ def test_answers_no_broadcast() -> None:
 
 
 @pytest.mark.parametrize("size", [4096, 3 << 20])
-def test_room_in_the_kernel(size: int) -> None:
-    """The kernel is asked for more room, but never for less, as where ReceiveBuffer= gave it."""
+def test_receive_buffer(size: int) -> None:
+    """The receive buffer is enlarged, but one enlarged by ReceiveBuffer= is never shrunk."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
@@ -352,71 +156,71 @@ def test_room_in_the_kernel(size: int) -> None:
 
 @pytest.mark.parametrize("listens", ["0.0.0.0", "::"])
 @pytest.mark.parametrize("timestamps", [0, 1])
-def test_sent_to_many(kind: str, listens: str, timestamps: int) -> None:
-    """What was sent to a broadcast address is not answered, on a port of both families too."""
-    with Answering(kind, listens) as answering:
-        answering.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, timestamps)
-        client = answering.client()
+def test_broadcast(kind: str, listens: str, timestamps: int) -> None:
+    """A broadcast datagram gets no reply, on a dual-stack port either."""
+    with EchoPort(kind, listens) as echo:
+        echo.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, timestamps)
+        client = echo.client()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        client.sendto(b"?", ("127.255.255.255", answering.number))
+        client.sendto(b"?", ("127.255.255.255", echo.number))
         client.send(b"!")
-        answering.turn()
+        echo.turn()
         assert client.recv(9) == b"!"
-    assert answering.drops == [Drop.SENT_TO_MANY]
+    assert echo.drops == [Drop.SENT_TO_MANY]
 
 
 @pytest.mark.parametrize(
     ("listens", "asks"),
     [("0.0.0.0", "127.0.0.2"), ("::", "127.0.0.2"), ("::", "::1")],
 )
-def test_timestamps(listens: str, asks: str) -> None:
-    """A socket that tells more of a datagram, as Timestamping= in systemd.socket(5), is served."""
-    with Answering(host=listens) as answering:
-        answering.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
-        client = answering.client("::1" if ":" in asks else "127.0.0.1", asks)
+def test_timestamping(listens: str, asks: str) -> None:
+    """A socket with timestamps, as Timestamping= in systemd.socket(5) makes it, works."""
+    with EchoPort(host=listens) as echo:
+        echo.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+        client = echo.client("::1" if ":" in asks else "127.0.0.1", asks)
         for _ in range(2):
             client.send(b"?")
-            answering.turn()
+            echo.turn()
             assert client.recv(9) == b"?"
 
 
-def test_many_at_once() -> None:
-    """A turn of the reactor answers a bounded number, and none is forgotten."""
-    with Answering() as answering:
-        client = answering.client()
+def test_batches() -> None:
+    """One turn of the reactor echoes a bounded number of datagrams, and none is lost."""
+    with EchoPort() as echo:
+        client = echo.client()
         for number in range(3 * BATCH):
             client.send(b"%d" % number)
-        answering.port.doRead()
-        assert answering.datagrams.answered == BATCH
-        answering.turn()
+        echo.port.doRead()
+        assert echo.datagrams.answered == BATCH
+        echo.turn()
         assert [client.recv(9) for _ in range(3 * BATCH)] == [
             b"%d" % number for number in range(3 * BATCH)
         ]
-        assert answering.datagrams.bytes == sum(len(str(each)) for each in range(3 * BATCH))
+        assert echo.datagrams.bytes == sum(len(str(each)) for each in range(3 * BATCH))
 
 
-def test_not_answered() -> None:
-    """What is not answered is told once, and the next one is."""
-    with Answering(rate=2) as answering:
-        client = answering.client()
+def test_dropped_event() -> None:
+    """Each datagram without a reply is one event, and later datagrams are echoed again."""
+    with EchoPort(rate=2) as echo:
+        client = echo.client()
         for _ in range(4):
             client.send(b"?")
-        answering.turn()
-        answering.clock.advance(1)
+        echo.turn()
+        echo.clock.advance(1)
         client.send(b"!")
-        answering.turn()
+        echo.turn()
         assert [client.recv(9) for _ in range(3)] == [b"?", b"?", b"!"]
         host, number = client.getsockname()
-    assert answering.events == [
+    assert echo.events == [
         Dropped(Drop.SOURCE_RATE, IPv4Address("UDP", host, number)) for _ in range(2)
     ]
 
 
 @pytest.mark.parametrize("forged", [b"", b"x" * 1000])
-def test_two_answer_each_other(forged: bytes) -> None:
-    """A loop between two services ends with what each may answer at once (CVE-2024-2169)."""
-    with Answering(rate=100) as one, Answering(rate=100) as other:
-        # As if it came from the other: an address is all that is known of who sends.
+def test_loop_of_two_services(forged: bytes) -> None:
+    """A loop between two services ends after the burst of each (CVE-2024-2169)."""
+    with EchoPort(rate=100) as one, EchoPort(rate=100) as other:
+        # A datagram that pretends to come from the other service.
         one.sock.sendto(forged, ("127.0.0.1", other.number))
         for _ in range(1000):
             one.turn()
@@ -424,9 +228,9 @@ def test_two_answer_each_other(forged: bytes) -> None:
         assert one.drops + other.drops == [Drop.SOURCE_RATE]
 
 
-def test_two_of_the_same_port() -> None:
-    """Two services on the usual port never answer each other at all."""
-    with Answering(host="127.0.0.1") as one:
+def test_two_services_on_one_port() -> None:
+    """Two services with the same port number never reply to each other."""
+    with EchoPort(host="127.0.0.1") as one:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.2", one.number))
         sock.sendto(b"?", ("127.0.0.1", one.number))
@@ -435,8 +239,8 @@ def test_two_of_the_same_port() -> None:
         sock.close()
 
 
-class Refusing:
-    """A socket that has one datagram, and cannot send."""
+class FailingSocket:
+    """A socket that receives one datagram, and fails to send."""
 
     family = socket.AF_INET
 
@@ -463,105 +267,105 @@ class Refusing:
 @pytest.mark.parametrize(
     ("number", "drop"), [(13, Drop.BROADCAST), (11, Drop.NOT_SENT), (1, Drop.NOT_SENT)]
 )
-def test_kernel_refuses(number: int, drop: Drop) -> None:
-    """An answer that the kernel does not take is counted, and the next datagram is looked at."""
+def test_send_fails(number: int, drop: Drop) -> None:
+    """A reply that the kernel refuses is counted, and the next datagram is read."""
     events = Recorder()
-    sock: Any = Refusing(number)
+    sock: Any = FailingSocket(number)
     port = DatagramPort(Any, sock, EchoDatagrams(Clock(), events))  # type: ignore[arg-type]
     port.doRead()
     assert [event.drop for event in events if isinstance(event, Dropped)] == [drop]
 
 
 IP, IP6 = socket.IPPROTO_IP, socket.IPPROTO_IPV6
-ONE, MANY, SOME = b"\xc0\0\2\1", b"\xc0\0\2\xff", b"\7\0\0\0"
+ADDRESS, BROADCAST, INTERFACE = b"\xc0\0\2\1", b"\xc0\0\2\xff", b"\7\0\0\0"
 LINK, GLOBAL, GROUP = b"\xfe\x80" + bytes(14), b"\x20\1" + bytes(14), b"\xff\2" + bytes(14)
 
 
 @pytest.mark.parametrize(
-    ("told", "answer"),
+    ("received", "sent"),
     [
-        ((IP, 8, SOME + ONE + ONE), (IP, 8, bytes(4) + ONE + bytes(4))),
-        ((IP, 8, SOME + ONE + MANY), None),
-        ((IP6, 50, GLOBAL + SOME), (IP6, 50, GLOBAL + bytes(4))),
-        ((IP6, 50, LINK + SOME), (IP6, 50, LINK + SOME)),
-        ((IP6, 50, GROUP + SOME), None),
+        ((IP, 8, INTERFACE + ADDRESS + ADDRESS), (IP, 8, bytes(4) + ADDRESS + bytes(4))),
+        ((IP, 8, INTERFACE + ADDRESS + BROADCAST), None),
+        ((IP6, 50, GLOBAL + INTERFACE), (IP6, 50, GLOBAL + bytes(4))),
+        ((IP6, 50, LINK + INTERFACE), (IP6, 50, LINK + INTERFACE)),
+        ((IP6, 50, GROUP + INTERFACE), None),
     ],
 )
-def test_asked(told: Any, answer: Any) -> None:
-    """What was sent to one address is answered from it, and what was sent to many is not."""
-    assert asked([told]) == (None if answer is None else [answer])
+def test_reply_source(received: Any, sent: Any) -> None:
+    """A unicast destination becomes the reply's source address; a multicast one gets no reply."""
+    assert reply_source([received]) == (None if sent is None else [sent])
 
 
-def test_is_a_port() -> None:
-    """It is what a reactor reads from, and what a service stops."""
-    with Answering() as answering:
-        assert verifyObject(IListeningPort, answering.port)
-        assert verifyObject(IReadDescriptor, answering.port)
-        assert answering.port.logPrefix() == "echod"
-        assert answering.number in answering.datagrams.rules.own_ports
-    assert answering.number not in answering.datagrams.rules.own_ports
-    assert answering.sock.fileno() == -1
+def test_interfaces() -> None:
+    """The port provides the interfaces that reactors and services use, and frees its number."""
+    with EchoPort() as echo:
+        assert verifyObject(IListeningPort, echo.port)
+        assert verifyObject(IReadDescriptor, echo.port)
+        assert echo.port.logPrefix() == "echod"
+        assert echo.datagrams.rules.own_ports[echo.number] == 1
+    assert echo.datagrams.rules.own_ports[echo.number] == 0
+    assert echo.sock.fileno() == -1
 
 
-def test_kernel_drops_are_counted() -> None:
-    """What the kernel has no room for is counted by it, and told, also when the port is closed."""
-    with Answering() as answering:
-        client = answering.client()
+def test_kernel_drops() -> None:
+    """Datagrams dropped for want of buffer space are counted, after the port is closed too."""
+    with EchoPort() as echo:
+        client = echo.client()
         for _ in range(200):
             client.send(bytes(60_000))
-        answering.turn()
-        answered = answering.datagrams.answered
+        echo.turn()
+        answered = echo.datagrams.answered
         assert 0 < answered < 200
-        assert answering.datagrams.kernel_dropped() == 200 - answered
-    assert answering.datagrams.kernel_dropped() == 200 - answered
+        assert echo.datagrams.kernel_dropped() == 200 - answered
+    assert echo.datagrams.kernel_dropped() == 200 - answered
 
 
-def test_kernel_drops_of_a_socket_that_stays() -> None:
-    """What the kernel had dropped before, at a socket of systemd's, is not counted again."""
-    with Answering() as answering, answering.sock.dup() as sock:
-        client = answering.client()
+def test_kernel_drops_before_listening() -> None:
+    """Earlier drops of a socket that systemd keeps open are not counted again."""
+    with EchoPort() as echo, echo.sock.dup() as sock:
+        client = echo.client()
         for _ in range(200):
             client.send(bytes(60_000))
-        answering.port.stopListening()
-        dropped = answering.datagrams.kernel_dropped()
+        echo.port.stopListening()
+        dropped = echo.datagrams.kernel_dropped()
         assert dropped > 0
-        again = DatagramPort(answering.reactor, sock.dup(), answering.datagrams)
+        again = DatagramPort(echo.reactor, sock.dup(), echo.datagrams)
         again.startListening()
-        assert answering.datagrams.kernel_dropped() == dropped
+        assert echo.datagrams.kernel_dropped() == dropped
         client.send(bytes(60_000))
-        assert answering.datagrams.kernel_dropped() == dropped + 1
+        assert echo.datagrams.kernel_dropped() == dropped + 1
         again.stopListening()
-        assert answering.datagrams.kernel_dropped() == dropped + 1
+        assert echo.datagrams.kernel_dropped() == dropped + 1
 
 
-def test_kernel_drops_that_are_not_told() -> None:
-    """A kernel that does not tell how many it has dropped is no obstacle."""
+def test_kernel_without_drop_counter() -> None:
+    """A kernel without the option SO_MEMINFO counts as no drops."""
 
-    class Silent(Refusing):
+    class WithoutMeminfo(FailingSocket):
         def getsockopt(self, *_: object) -> bytes:
             raise self.error
 
-    sock: Any = Silent(92)
+    sock: Any = WithoutMeminfo(92)
     assert DatagramPort(Any, sock, EchoDatagrams(Clock())).kernel_dropped() == 0  # type: ignore[arg-type]
 
 
-def test_stops_twice() -> None:
-    """A port that is stopped again, as when the reactor was first, is left as it is."""
-    with Answering() as answering:
-        answering.port.stopListening()
-        answering.port.stopListening()
-        assert not answering.datagrams.rules.own_ports
+def test_stop_twice() -> None:
+    """Stopping a port that is stopped does nothing."""
+    with EchoPort() as echo:
+        echo.port.stopListening()
+        echo.port.stopListening()
+        assert echo.datagrams.rules.own_ports == {echo.number: 0}
 
 
 def test_observer_fails() -> None:
-    """What an observer raises costs nobody an answer."""
-    with Answering(rate=1) as answering:
-        answering.datagrams.observer = lambda _: 1 / 0
-        client, other = answering.client(), answering.client("127.0.0.9", "127.0.0.1")
+    """An observer that raises does not keep the next client from its reply."""
+    with EchoPort(rate=1) as echo:
+        echo.datagrams.observer = lambda _: 1 / 0
+        client, other = echo.client(), echo.client("127.0.0.9", "127.0.0.1")
         for _ in range(2):
             client.send(b"?")
         other.send(b"?")
-        answering.turn()
+        echo.turn()
         assert other.recv(9) == b"?"
 
 
@@ -579,8 +383,8 @@ class FakeTransport:
         self.written.append((datagram, addr))
 
 
-def test_embedded() -> None:
-    """As a DatagramProtocol it keeps the same rules, and counts the same."""
+def test_datagram_protocol() -> None:
+    """DatagramEcho keeps the same rules and counters."""
     events = Recorder()
     datagrams = EchoDatagrams(Clock(), events)
     protocol = DatagramEcho(datagrams)
@@ -597,12 +401,12 @@ def test_embedded() -> None:
         Drop.NOT_SENT,
     ]
     protocol.doStop()
-    assert not datagrams.rules.own_ports
+    assert not datagrams.rules.own_ports.total()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_embedded_in_twisted(host: str) -> None:
-    """On Twisted's own port, each comes back whole, and who is not answered is told as it is."""
+def test_twisted_port(host: str) -> None:
+    """On Twisted's own port, datagrams of any size are echoed whole, and drops are events."""
     reactor, events = reactor_of_kind("epoll"), Recorder()
     datagrams = EchoDatagrams(Clock(), events, Rules(rate=4))
     port = reactor.listenUDP(0, DatagramEcho(datagrams), interface=host)
@@ -620,11 +424,11 @@ def test_embedded_in_twisted(host: str) -> None:
     assert events == [Dropped(Drop.SOURCE_RATE, here)]
     port.stopListening()
     turn(reactor)
-    assert not datagrams.rules.own_ports
+    assert not datagrams.rules.own_ports.total()
 
 
-def test_address_of() -> None:
-    """A socket address is told as Twisted writes it."""
-    assert address_of(("::1", 7, 0, 3)) == IPv6Address("UDP", "::1", 7, 0, 3)
-    assert address_of(("::1", 7)) == IPv6Address("UDP", "::1", 7)
-    assert address_of((GOOD, 7)) == IPv4Address("UDP", GOOD, 7)
+def test_udp_address() -> None:
+    """A socket address becomes a Twisted address."""
+    assert udp_address(("::1", 7, 0, 3)) == IPv6Address("UDP", "::1", 7, 0, 3)
+    assert udp_address(("::1", 7)) == IPv6Address("UDP", "::1", 7)
+    assert udp_address((GOOD, 7)) == IPv4Address("UDP", GOOD, 7)

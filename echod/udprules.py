@@ -1,0 +1,191 @@
+"""UDP echo rules, no I/O: which datagrams get a reply, by source address, port, rate and pauses.
+
+A source address is easily forged, so an echo service can be made to send to a victim, and two
+echo services that reply to each other never stop. The rules:
+
+- A datagram gets no reply if a service could reply in turn: its source port is below 1024, or is
+  one of echod's own (CVE-1999-0103, CVE-2024-2169). Nor if its source is a multicast or broadcast
+  address.
+- Each source, and all sources together, get replies at a bounded rate. This ends a loop that is
+  faster than the rate: the first datagram above the rate is its last one. A slower loop ends when
+  its port has sent for an hour without a pause.
+- The state for each source is bounded, however many source addresses are forged.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections import Counter, OrderedDict
+from typing import Any, Final
+
+from echod.addresses import network_of
+from echod.arguments import check_number
+from echod.durations import LONGEST, SHORTEST
+from echod.events import Drop
+
+RATE: Final = 100.0
+TOTAL_RATE: Final = 10_000.0
+"""Replies a second, to one source and to all sources together; see :class:`Rules`."""
+
+MIN_RATE: Final = 0.001
+MAX_RATE: Final = 1e9
+"""Replies a second: the bounds of both rates."""
+
+BURST: Final = 1.0
+"""Seconds: an idle source may get this much of its rate at once."""
+
+LONGEST_FLOW: Final = 3600.0
+"""Seconds after which a source port that has never paused gets no more replies."""
+
+PAUSE: Final = 0.5
+"""Seconds without a datagram that make a pause. A client that sends once a second pauses each
+time, and a loop as slow as that costs no more than such a client."""
+
+MAX_SOURCES: Final = 16_384
+"""The number of sources, and of source ports, that are remembered: the most recent ones. To push
+one out with forged addresses takes more than a second, at the default total rate."""
+
+UNSAFE_PORTS: Final = {
+    0: Drop.NO_PORT,
+    **dict.fromkeys(range(1, 1024), Drop.LOW_PORT),
+    2049: Drop.NFS_PORT,
+}
+"""Source ports that get no reply, and why."""
+
+
+@functools.lru_cache(MAX_SOURCES)
+def source_of(host: str) -> tuple[str, Drop | None]:
+    """Return what counts as one source, and why it gets no reply, if so.
+
+    :param host: an IP address, with or without a scope (RFC 4007 11).
+    """
+    address = ipaddress.ip_address(host)
+    address = getattr(address, "ipv4_mapped", None) or address
+    drop = None
+    if address.is_unspecified:
+        drop = Drop.UNSPECIFIED
+    elif address.is_multicast:
+        drop = Drop.MULTICAST
+    elif address == ipaddress.IPv4Address(0xFFFFFFFF):
+        drop = Drop.BROADCAST
+    return network_of(host), drop
+
+
+class GCRA:
+    """A rate limit by virtual scheduling (GCRA, ITU-T I.371): a token bucket without a timer.
+
+    The whole state of one sender is its *due time*: when it will have used up what it was granted.
+    The caller keeps that number, and the limit tells whether it is too far in the future.
+
+    :param rate: events a second in the long run, and the size of a burst.
+    :ivar burst: seconds by which the due time may be in the future.
+    """
+
+    __slots__ = ("_interval", "burst")
+
+    def __init__(self, rate: float) -> None:
+        self._interval = 1 / rate
+        self.burst = max(BURST, self._interval)
+
+    def exceeded(self, due: float, now: float) -> bool:
+        """Return whether one more event at ``now`` would be above the rate."""
+        # Due times are sums of fractions: half an interval is the tolerance for rounding.
+        return due - now > self.burst - self._interval / 2
+
+    def charge(self, due: float, now: float) -> float:
+        """Return the new due time after one event at ``now``."""
+        return max(due, now) + self._interval
+
+
+class Flow:
+    """For how long one source port has sent datagrams without a pause.
+
+    :ivar since: seconds: the time of its first datagram, or the first after a pause.
+    :ivar last: seconds: the time of its latest datagram.
+    """
+
+    __slots__ = ("last", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since = self.last = now
+
+    def duration(self, now: float) -> float:
+        """Record a datagram at ``now``, and return the seconds since the flow last paused."""
+        if now - self.last >= PAUSE:
+            self.since = now
+        self.last = now
+        return now - self.since
+
+
+class Rules:
+    """Decide whether a datagram gets a reply.
+
+    :param rate: replies a second to one source (an IPv4 address or an IPv6 /64) in the long run.
+        After a second of silence, as many at once.
+    :param total_rate: the same for all sources together. New sources get no more than half of it,
+        so that forged addresses cannot use up the share of known sources.
+    :param longest: seconds after which a source port that has never paused gets no more replies.
+    :raises TypeError: for a rate or time that is not a number.
+    :raises ValueError: for a rate that is not from 0.001 to 1,000,000,000 a second, or a time that
+        is not from 1 ms to 250,000 h.
+    :ivar own_ports: how many of the service's own sockets are bound to each port.
+    """
+
+    def __init__(
+        self, rate: float = RATE, total_rate: float = TOTAL_RATE, longest: float = LONGEST_FLOW
+    ) -> None:
+        for name, value in (("rate", rate), ("total_rate", total_rate)):
+            check_number(name, value, MIN_RATE, MAX_RATE, "datagrams a second")
+        check_number("longest", longest, SHORTEST, LONGEST)
+        self._limit, self._total_limit = GCRA(rate), GCRA(total_rate)
+        self._longest = longest
+        self._total_due = 0.0
+        self._due: OrderedDict[str, float] = OrderedDict()  # by source
+        self._flows: OrderedDict[tuple[str, int], Flow] = OrderedDict()  # by source and port
+        self.own_ports: Counter[int] = Counter()
+
+    def drop(self, host: str, port: int, now: float) -> Drop | None:
+        """Return why a datagram gets no reply; ``None``: it gets one, and is charged for it.
+
+        :param host: the source IP address.
+        :param port: the source port.
+        :param now: seconds, by any monotonic clock.
+        """
+        if self.own_ports.get(port):
+            return Drop.OWN_PORT
+        drop = UNSAFE_PORTS.get(port)
+        if drop is None:
+            source, drop = source_of(host)
+            if drop is None:
+                drop = self._check_rates(source, port, now)
+        return drop
+
+    def _check_rates(self, source: str, port: int, now: float) -> Drop | None:
+        due = self._due.get(source)
+        if due is None:
+            if self._total_due - now > self._total_limit.burst / 2:
+                return Drop.TOTAL_RATE
+            due = now
+        remember(self._due, source, due)
+        if self._limit.exceeded(due, now):
+            return Drop.SOURCE_RATE
+        if self._total_limit.exceeded(self._total_due, now):
+            return Drop.TOTAL_RATE
+        # By port: a loop has one port, but several clients may share one address. A datagram that
+        # is dropped above has ended its loop already.
+        flow = self._flows.get((source, port)) or Flow(now)
+        remember(self._flows, (source, port), flow)
+        if flow.duration(now) > self._longest:
+            return Drop.NO_PAUSE
+        self._due[source] = self._limit.charge(due, now)
+        self._total_due = self._total_limit.charge(self._total_due, now)
+        return None
+
+
+def remember(table: OrderedDict[Any, Any], key: object, value: object) -> None:
+    """Make ``key`` the most recent of ``table``, which keeps :data:`MAX_SOURCES` keys."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > MAX_SOURCES:
+        table.popitem(last=False)
