@@ -1,4 +1,7 @@
-"""Keys and certificates, read from files, and one clear line for what is wrong with them."""
+"""TLS certificates: load key, certificate and chain from PEM files, check them, reload them.
+
+Each problem is reported as one line that names the file.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +22,30 @@ from cryptography.hazmat.primitives.serialization import (
 from OpenSSL import SSL, crypto
 
 CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2 those that TLS 1.3 still has the parts of (RFC 9325 4.2); TLS 1.3 has its own list."""
+"""Cipher suites of TLS 1.2: those with forward secrecy and AEAD (RFC 9325 4.2), whose algorithms
+TLS 1.3 has kept. TLS 1.3 has a list of its own."""
 
-BEGINS: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
-"""How a certificate begins (RFC 7468 5.1), by any of its names."""
+BEGIN_CERTIFICATE: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
+"""The line before a certificate in a PEM file, with any of its labels (RFC 7468 5.1)."""
+
+
+DATE: Final = "%Y-%m-%d %H:%M:%S UTC"
 
 
 class BadCertificates(Exception):
-    """One line, which names the file and says what is wrong with it."""
+    """A key or certificate cannot be used: one line that names the file and the problem."""
 
 
 class Certificates:
-    """The files of one port, and what was last loaded from them.
+    """The key and certificates of one TLS port, and the OpenSSL context made from them.
 
-    :param key: the private key's file (PEM, without a password).
-    :param certificate: its certificate's file (PEM); what else is in there belongs to the chain.
-    :param chain: the file with the rest of the chain, if it has one of its own.
-    :param clients: the file with the authorities that clients' certificates are from; then
-        each client has to show one.
-    :raises BadCertificates: for what cannot be served with.
+    :param key: the file of the private key (PEM, without a password).
+    :param certificate: the file of the certificate (PEM). Any further certificates in it are part
+        of the chain.
+    :param chain: the file of the rest of the chain, if it is not in ``certificate``.
+    :param clients: the file of the authorities that sign client certificates. If it is given, each
+        client must present a certificate.
+    :raises BadCertificates: if the files cannot be used.
     """
 
     def __init__(
@@ -47,84 +55,85 @@ class Certificates:
         self.load()
 
     def load(self) -> None:
-        """Load all of the files; what was loaded before stays, where that is not possible.
+        """Load all files again. If one of them cannot be used, the old context stays in use.
 
-        :raises BadCertificates: for what cannot be served with.
+        :raises BadCertificates: if the files cannot be used.
         """
-        key, certificate, chain, clients = self._files
-        self._context = context(key, certificate, chain, clients)
+        self._context = make_context(*self._files)
 
     def __call__(self) -> SSL.Context:
-        """Return what the next handshake is done with."""
+        """Return the context of the next handshake."""
         return self._context
 
 
-def context(key_file: str, file: str, chain: str | None, clients: str | None) -> SSL.Context:
-    """Return OpenSSL's form of what is in the files: see :class:`Certificates`.
+def make_context(key_file: str, file: str, chain: str | None, clients: str | None) -> SSL.Context:
+    """Return an OpenSSL context for the files; see :class:`Certificates`.
 
-    TLS 1.2 and later only (RFC 8996). No renegotiation, in which a write would have to wait
-    for the peer.
+    TLS 1.2 and later (RFC 8996), without renegotiation: during one, a write would have to wait for
+    the peer.
 
-    :raises BadCertificates: for what cannot be served with.
+    :raises BadCertificates: if the files cannot be used.
     """
     key = read_key(key_file)
     certificate, *rest = read_certificates(file)
     rest += read_certificates(chain) if chain else []
-    for each, where in ((certificate, file), *((each, chain or file) for each in rest)):
-        with naming(where):
-            check_dates(each, where)
-    made = SSL.Context(SSL.TLS_SERVER_METHOD)
-    made.set_min_proto_version(SSL.TLS1_2_VERSION)
-    made.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
-    made.set_cipher_list(CIPHERS)
-    made.set_mode(SSL.MODE_RELEASE_BUFFERS)  # 34 KB less for each idle connection
-    made.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets do as well, and cost no memory
-    with naming(file):  # as for a key that is too short to be safe
-        if public(key) != public(certificate):
+    for each, source in ((certificate, file), *((each, chain or file) for each in rest)):
+        with names_file(source):
+            check_dates(each, source)
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+    context.set_cipher_list(CIPHERS)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # saves 34 KB for each idle connection
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets resume sessions without memory
+    with names_file(file):  # OpenSSL refuses a key that is too short, for example
+        if public_key(key) != public_key(certificate):
             raise BadCertificates(f"{file}: is not the certificate of the key in {key_file}")
-        made.use_privatekey(key)
-        made.use_certificate(certificate)
+        context.use_privatekey(key)
+        context.use_certificate(certificate)
         for each in rest:
-            made.add_extra_chain_cert(each)
+            context.add_extra_chain_cert(each)
     if clients:
-        store: Any = made.get_cert_store()
-        with naming(clients):
+        store: Any = context.get_cert_store()
+        with names_file(clients):
             for each in read_certificates(clients):
                 store.add_cert(crypto.X509.from_cryptography(each))
-                made.add_client_ca(each)  # for the clients to choose by
-        made.set_session_id(b"echod")  # without one, OpenSSL resumes no verified session
-        made.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
-    return made
+                context.add_client_ca(each)  # sent to clients, to choose a certificate by
+        context.set_session_id(b"echod")  # required by OpenSSL to resume verified sessions
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    return context
 
 
 @contextmanager
-def naming(file: str) -> Iterator[None]:
-    """Name ``file`` with whatever its parsers, or OpenSSL, do not take of it."""
+def names_file(file: str) -> Iterator[None]:
+    """Turn any exception into a :class:`BadCertificates` that names ``file``."""
     try:
         yield
     except BadCertificates:
         raise
-    except (SSL.Error, crypto.Error) as error:
-        raise BadCertificates(f"{file}: {said(error)}") from error
     except Exception as error:
-        raise BadCertificates(f"{file}: {error}") from error
+        raise BadCertificates(f"{file}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return the message of ``error`` in a few words."""
+    if isinstance(error, SSL.Error | crypto.Error):
+        return ", ".join(reason for *_, reason in error.args[0]) or "OpenSSL refuses it"
+    if isinstance(error, OSError):
+        return str(error.strerror).lower()
+    return str(error)
 
 
 def read(file: str) -> bytes:
-    """Return what is in ``file``."""
-    try:
-        with open(file, "rb", opener=at_once) as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise BadCertificates(f"{file}: is no regular file")
-            return opened.read()
-    except OSError as error:
-        raise BadCertificates(f"{file}: {str(error.strerror).lower()}") from error
-    except ValueError as error:
-        raise BadCertificates(f"{file}: {error}") from error
+    """Return the content of ``file``."""
+    with names_file(file), open(file, "rb", opener=open_nonblocking) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise BadCertificates(f"{file}: is not a regular file")
+        return opened.read()
 
 
-def at_once(file: str, flags: int) -> int:
-    """Open ``file``, also a FIFO that nobody writes into: everybody would wait for that."""
+def open_nonblocking(file: str, flags: int) -> int:
+    """Open ``file`` without blocking: to open a FIFO waits for a writer otherwise (fifo(7))."""
     return os.open(file, flags | os.O_NONBLOCK)
 
 
@@ -134,42 +143,37 @@ def read_key(file: str) -> Any:
     try:
         return load_pem_private_key(data, None)
     except TypeError as error:
-        raise BadCertificates(f"{file}: its key has a password, which cannot be given") from error
-    except Exception as error:  # whatever its parser makes of it
+        raise BadCertificates(
+            f"{file}: the private key has a password: remove the password"
+        ) from error
+    except Exception as error:  # the parser raises many types
         raise BadCertificates(f"{file}: there is no private key (PEM) in it") from error
 
 
 def read_certificates(file: str) -> list[x509.Certificate]:
-    """Return the certificates in ``file``, one at least."""
+    """Return the certificates in ``file``, at least one."""
     data = read(file)
     try:
         found = x509.load_pem_x509_certificates(data)
     except ValueError as error:
         raise BadCertificates(f"{file}: there is no certificate (PEM) in it") from error
-    if len(found) != len(BEGINS.findall(data)):  # as of a file that is being written
+    if len(found) != len(BEGIN_CERTIFICATE.findall(data)):  # a file that is still being written
         raise BadCertificates(f"{file}: not all of its certificates (PEM) can be read")
     return found
 
 
 def check_dates(certificate: x509.Certificate, file: str) -> None:
-    """Raise where ``certificate`` is not valid now (RFC 5280 4.1.2.5)."""
+    """Raise :class:`BadCertificates` if ``certificate`` is not valid now (RFC 5280 4.1.2.5)."""
     now = datetime.now(timezone.utc)
-    for over, date, says in (
-        (now > certificate.not_valid_after_utc, certificate.not_valid_after_utc, "expired"),
-        (now < certificate.not_valid_before_utc, certificate.not_valid_before_utc, "valid only"),
-    ):
-        if over:
-            when = f"{'on' if says == 'expired' else 'from'} {date:%Y-%m-%d %H:%M:%S} UTC"
-            name = certificate.subject.rfc4514_string()
-            raise BadCertificates(f"{file}: its certificate of {name!r} is {says} {when}")
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not first <= now <= last:
+        problem = (
+            f"expired on {last:{DATE}}" if now > last else f"is not valid until {first:{DATE}}"
+        )
+        name = certificate.subject.rfc4514_string()
+        raise BadCertificates(f"{file}: the certificate of {name!r} {problem}")
 
 
-def public(key: Any) -> bytes:
-    """Return the public key of a private key, or in a certificate."""
-    form = PublicFormat.SubjectPublicKeyInfo
-    return bytes(key.public_key().public_bytes(Encoding.DER, form))
-
-
-def said(error: SSL.Error | crypto.Error) -> str:
-    """Return what OpenSSL says, in a few words."""
-    return ", ".join(reason for *_, reason in error.args[0]) or "OpenSSL does not take it"
+def public_key(key: Any) -> bytes:
+    """Return the public key of a private key or of a certificate, encoded."""
+    return bytes(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))

@@ -4,9 +4,9 @@ Twisted's reactors take the time from ``time.time``. When the time of day is set
 by NTP, when a machine boots or is restored), their timers fire early or late by the difference.
 Everything in echod follows CLOCK_MONOTONIC (clock_gettime(2)), which is never set:
 
-- :func:`use_monotonic_time` makes a whole reactor do so. The daemon calls it.
-- :class:`MonotonicClock` has monotonic timers beside a reactor that is left as it is. This is
-  what :func:`clock_of` returns to those who embed echod, unless the reactor is monotonic already.
+- :func:`use_monotonic_time` makes a whole reactor follow it. The daemon calls it.
+- :class:`MonotonicClock` adds monotonic timers to a reactor that stays as it is. This is what
+  :func:`clock_of` returns in an application that embeds echod, unless the reactor is monotonic.
 """
 
 from __future__ import annotations
@@ -36,34 +36,35 @@ from echod.arguments import check_provider
 from echod.durations import LONGEST
 
 CANCELLED: Final = 50
-"""Cancelled calls that a clock keeps, if they are no more than half of its calls."""
+"""The number of cancelled calls that a clock may keep, however few pending calls it has."""
 
 logged = Logger().failureHandler("while handling timed call")
-"""Logs an exception and goes on, as Twisted's reactors do with the exceptions of timed calls."""
+"""Log an exception and go on, as Twisted's reactors do for timed calls."""
 
 
 def clock_of(reactor: Any) -> IReactorTime:
-    """Return a monotonic clock for what ``reactor`` serves.
+    """Return a monotonic clock for the timers of ``reactor``.
 
-    :param reactor: any IReactorTime. One that follows the time of day has one
-        :class:`MonotonicClock`, which is returned; any other is returned itself.
+    :param reactor: any IReactorTime.
+    :return: the one :class:`MonotonicClock` of a reactor that follows the time of day; any other
+        reactor itself.
     """
     return monotonic_clock(reactor) if follows_time_of_day(reactor) else reactor
 
 
 def follows_time_of_day(reactor: Any) -> bool:
-    """Return whether ``reactor`` takes the time from where Twisted's reactors do by default."""
+    """Return whether ``reactor`` uses the time of day, the default of Twisted's reactors."""
     return reactor.seconds is ReactorBase.seconds
 
 
 def use_monotonic_time(reactor: Any) -> None:
-    """Make ``reactor`` follow CLOCK_MONOTONIC from now on, with all of its timers.
+    """Make ``reactor`` and its timers follow CLOCK_MONOTONIC from now on.
 
-    ``reactor.seconds()`` goes on from the time of day as it is now, but no longer changes when
-    that is set. So nothing jumps: pending calls are due when they were, and a time that was
-    taken before can be compared with one that is taken after. Called again, it does nothing.
+    ``reactor.seconds()`` continues from the current time of day, but no longer jumps when that is
+    set. Pending calls stay due at the same moment, and times taken before and after can be
+    compared. A second call does nothing.
 
-    :param reactor: a reactor of Twisted, running or not.
+    :param reactor: one of Twisted's reactors, running or not.
     :raises TypeError: for an argument of another type.
     """
     check_provider("reactor", reactor, IReactorTime)
@@ -78,11 +79,11 @@ def use_monotonic_time(reactor: Any) -> None:
 class MonotonicClock:
     """Monotonic time and timers, beside a reactor that follows the time of day.
 
-    A call is never made early by CLOCK_MONOTONIC. It is not late either, because a timerfd(2)
-    wakes the reactor. Where there is none (not on Linux, or a sandbox forbids it), ``callLater``
-    of the reactor does, and when the time of day is set back, calls are late by as much.
+    No call is early by CLOCK_MONOTONIC. No call is late either, because a timerfd(2) wakes the
+    reactor. Where there is none (not on Linux, or a sandbox forbids it), the reactor's
+    ``callLater`` wakes it; then calls are late by the amount that the time of day is set back.
 
-    :param reactor: any IReactorTime. On Linux, an IReactorFDSet, as Twisted's reactors are.
+    :param reactor: any IReactorTime. A timerfd needs an IReactorFDSet, as Twisted's reactors are.
     :raises TypeError: for an argument of another type.
     """
 
@@ -107,7 +108,7 @@ class MonotonicClock:
         *args: object,
         **kw: object,
     ) -> IDelayedCall:
-        """Call ``callable`` when ``delay`` seconds have passed (IReactorTime)."""
+        """Call ``callable`` after ``delay`` seconds (IReactorTime)."""
         moment = time.monotonic() + delay
         call = DelayedCall(moment, callable, args, kw, self._cancel, self._moved, self.seconds)
         heappush(self._calls, call)
@@ -115,13 +116,13 @@ class MonotonicClock:
         return call
 
     def getDelayedCalls(self) -> list[IDelayedCall]:
-        """Return the pending calls, in no order."""
+        """Return the pending calls, in any order."""
         return [call for call in self._calls if not call.cancelled]
 
     def _cancel(self, call: DelayedCall) -> None:
-        call.cancelled = 1  # as the caller is about to do
+        call.cancelled = 1  # DelayedCall sets it after this returns
         self._cancelled += 1
-        # A cancelled call would stay in memory until it is due, and most timeouts are cancelled.
+        # A cancelled call stays in the heap until it is due, and most timeouts are cancelled.
         if self._cancelled > CANCELLED and self._cancelled > len(self._calls) / 2:
             self._calls = [each for each in self._calls if not each.cancelled]
             self._cancelled = 0
@@ -158,23 +159,23 @@ class MonotonicClock:
 
 
 monotonic_clock = functools.cache(MonotonicClock)
-"""Return the one clock of a reactor. A process has one reactor, or a few in tests."""
+"""Return the one clock of a reactor. A process has one reactor, and a test run a few."""
 
 
 @implementer(IReadDescriptor)
 class DescriptorTimer:
     """A timer on CLOCK_MONOTONIC that a reactor watches as a file descriptor (timerfd(2)).
 
-    :param reactor: watches it.
-    :param expired: is called when the time has come, and sometimes a little before.
-    :raises OSError: where the kernel, or a sandbox, has no timer or no descriptor left.
-    :raises AttributeError: where the C library has no such function, or the reactor cannot
-        watch descriptors.
-    :raises ImportError: where Python was built without libffi.
+    :param reactor: watches the descriptor.
+    :param expired: is called when the timer expires, and sometimes slightly earlier.
+    :raises OSError: if the kernel or a sandbox refuses the timer, or no descriptor is left.
+    :raises AttributeError: if the C library has no timerfd, or the reactor cannot watch
+        descriptors.
+    :raises ImportError: if Python was built without libffi.
     """
 
     def __init__(self, reactor: IReactorFDSet, expired: Callable[[], None]) -> None:
-        import ctypes  # noqa: PLC0415 - not every Python has it; os.timerfd_create is Python 3.13's
+        import ctypes  # noqa: PLC0415 - not in every Python; os.timerfd_create needs 3.13
 
         self._add, self._remove = reactor.addReader, reactor.removeReader
         self._expired = expired
@@ -186,42 +187,43 @@ class DescriptorTimer:
         weakref.finalize(self, os.close, self._descriptor)
 
     def start(self, moment: float) -> None:
-        """Expire at ``moment``, in seconds of CLOCK_MONOTONIC, and not at an earlier one."""
-        # Never 0, which would stop it. To expire early does no harm: it is started again.
+        """Expire at ``moment`` (seconds of CLOCK_MONOTONIC) instead of any moment set before."""
+        # Never 0, which disarms a timerfd. Expiring early is harmless: the clock starts it again.
         delay = min(max(moment - time.monotonic(), 1e-9), LONGEST)
-        # struct itimerspec: no interval, then seconds and nanoseconds
+        # struct itimerspec: no interval, then seconds and nanoseconds.
         value = struct.pack("llll", 0, 0, *divmod(int(delay * 1e9), 10**9))
-        # Not TFD_TIMER_ABSTIME: libfaketime adds to such a time what it has set the time of day by.
+        # Not TFD_TIMER_ABSTIME: libfaketime shifts absolute times by its offset.
         self._settime(self._descriptor, 0, value, None)
         self._add(self)
 
     def stop(self) -> None:
-        """Do not expire."""
+        """Stop the timer."""
         self._remove(self)
 
     def fileno(self) -> int:
-        """Return the descriptor."""
+        """Return the timer's file descriptor."""
         return int(self._descriptor)
 
     def doRead(self) -> None:
-        """Call ``expired``: the time has come."""
-        with suppress(BlockingIOError):  # where it was started again since
+        """Call ``expired``."""
+        with suppress(BlockingIOError):  # the timer was started again since it expired
             os.read(self._descriptor, 8)
         self._expired()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Do nothing: the reactor has stopped, and watches nothing any more."""
+        """Do nothing: the reactor has stopped."""
 
     def logPrefix(self) -> str:
-        """Return what the log calls it."""
+        """Return the prefix of the reactor's log lines."""
         return "echod"
 
 
 class ReactorTimer:
-    """A timer on ``callLater`` of a reactor: it is late when the time of day is set back.
+    """A timer on a reactor's ``callLater``, for platforms without timerfd(2).
 
-    :param reactor: wakes up.
-    :param expired: is called when the time has come, or before, if the time of day is set forward.
+    :param reactor: its ``callLater`` is used.
+    :param expired: is called when the timer expires: late if the time of day has been set back,
+        early if it has been set forward.
     """
 
     def __init__(self, reactor: IReactorTime, expired: Callable[[], None]) -> None:
@@ -230,13 +232,13 @@ class ReactorTimer:
         self._call: IDelayedCall | None = None
 
     def start(self, moment: float) -> None:
-        """Expire at ``moment``, in seconds of CLOCK_MONOTONIC, and not at an earlier one."""
+        """Expire at ``moment`` (seconds of CLOCK_MONOTONIC) instead of any moment set before."""
         self.stop()
         delay = max(0.0, moment - time.monotonic())
         self._call = self._reactor.callLater(delay, self._expired)
 
     def stop(self) -> None:
-        """Do not expire."""
+        """Stop the timer."""
         if self._call is not None and self._call.active():
             self._call.cancel()
         self._call = None

@@ -1,8 +1,7 @@
-"""What can happen to a connection, as small frozen classes, and who is told.
+"""Events of connections and datagrams, and the observers that are notified of them.
 
-An observer is any callable that takes one event. The core tells; it does not
-know who listens. Logs and metrics are two observers, an application's own is a
-third.
+An observer is any callable that takes one event. The core emits events and never imports their
+consumers: the daemon's logs and metrics are observers, and an application can add its own.
 """
 
 from __future__ import annotations
@@ -21,98 +20,102 @@ log = Logger(namespace="echod")
 
 
 class Ending(Enum):
-    """How a connection ended: one word, which log, metric and test all share."""
+    """How a connection ended: the word that logs, metrics and tests use."""
 
     FINISHED = "finished"
-    """The peer finished sending, everything owed was sent, then FIN (RFC 9293 3.6).
+    """The peer finished sending, every buffered byte was sent, then FIN (RFC 9293 3.6).
 
-    So ends too what the embedding application closes by ``loseConnection``.
+    Also a connection that the embedding application closed with ``loseConnection``.
     """
 
     IDLE = "idle"
-    """No byte came for the idle timeout, nothing was owed: closed with FIN."""
+    """No byte arrived for the idle timeout, and nothing was buffered: closed with FIN."""
 
     STALLED = "stalled"
-    """Something was owed, and the peer did not read for the stall timeout: RST."""
+    """Bytes were buffered, and the peer did not read for the stall timeout: RST."""
 
     DRAINED = "drained"
-    """Closed with FIN at its first quiet moment after :meth:`EchoFactory.drain`."""
+    """Closed with FIN after :meth:`EchoFactory.drain`, as soon as the connection was quiet."""
 
     ABORTED = "aborted"
-    """Cut off with RST: by the deadline of a drain, by the embedding application, because of an
-    exception, or because the peer sent nothing but TLS records without data."""
+    """Reset: at the deadline of a drain, by the embedding application, after an exception, or
+    because the peer sent nothing but TLS records without data."""
 
     UNUSED = "unused"
-    """The peer closed or reset it, and had sent no byte: a health check, or a port scan.
+    """The peer closed or reset the connection without having sent a byte: a health check, or a
+    port scan.
 
-    Over TLS no byte after the handshake. So ends, too, a connection whose TLS handshake or
-    PROXY header has not begun.
+    Over TLS, without a byte after the handshake. Also a connection that ended before its TLS
+    handshake or PROXY header had begun.
     """
 
     LOST = "lost"
-    """The peer reset the connection, or the network gave it up; or the peer closed it
-    over a transport without half-close, and what it has received is not known; or TLS ended
-    without its closing alert, and what the peer had to say is not known."""
+    """The peer reset the connection, or it timed out in the network.
+
+    Also if the peer closed it over a transport without half-close, so that it is unknown how
+    much the peer received; or without TLS's closing alert, so that it is unknown how much the peer
+    wanted to send.
+    """
 
 
 class Reason(Enum):
-    """Why a connection was refused: the limit that it met, or what was wrong with how it began."""
+    """Why a connection was refused: the limit that it hit, or what was wrong with its start."""
 
     MAX_CONNECTIONS = "max-connections"
     MAX_CONNECTIONS_PER_PEER = "max-connections-per-peer"
     DRAINING = "draining"
     HANDSHAKE_TIMEOUT = "handshake-timeout"
-    """Its TLS handshake, or its PROXY header, was not done in time."""
+    """Its TLS handshake or PROXY header was not complete in time."""
     TLS_HANDSHAKE = "tls-handshake"
-    """Its TLS handshake failed, or broke off."""
+    """Its TLS handshake failed, or ended early."""
     PROXY_HEADER = "proxy-header"
-    """It began with no PROXY header that could be read."""
+    """It did not begin with a valid PROXY header."""
 
 
 class Drop(Enum):
-    """Why a datagram was not answered: one word, which log, metric and test all share."""
+    """Why a datagram got no reply: the word that logs, metrics and tests use."""
 
     NO_PORT = "no-port"
-    """It came from port 0, where nobody can be answered (RFC 768)."""
+    """Its source port is 0, to which no reply can be sent (RFC 768)."""
 
     LOW_PORT = "low-port"
-    """It came from a port below 1024, where services listen that may answer the answer."""
+    """Its source port is below 1024, where a service may reply to the reply."""
 
     NFS_PORT = "nfs-port"
-    """It came from port 2049, the one service above 1024 that trusts by address."""
+    """Its source port is 2049: NFS, the one service above 1024 that trusts source addresses."""
 
     OWN_PORT = "own-port"
-    """It came from a port on which this service listens itself, here or elsewhere."""
+    """Its source port is one that this service itself listens on, on any host."""
 
     MULTICAST = "multicast"
     BROADCAST = "broadcast"
-    """Its source is an address of many."""
+    """Its source is a multicast or broadcast address."""
 
     UNSPECIFIED = "unspecified"
-    """Its source is 0.0.0.0 or ``::``, the address of who has none yet."""
+    """Its source is 0.0.0.0 or ``::``, the address of a host that has none yet."""
 
     SENT_TO_MANY = "sent-to-many"
-    """It was sent to a multicast or broadcast address, from where many would answer."""
+    """Its destination is a multicast or broadcast address, so that many hosts would reply."""
 
     SOURCE_RATE = "source-rate"
-    """Its source is answered as often as one source may be."""
+    """Its source exceeds the rate of replies to one source."""
 
     TOTAL_RATE = "total-rate"
-    """All sources together are answered as often as they may be."""
+    """All sources together exceed the total rate of replies."""
 
     NO_PAUSE = "no-pause"
-    """Its source has been answered for very long without a pause, as a loop would be."""
+    """Its source has sent for very long without a pause, as a loop does."""
 
     NOT_SENT = "not-sent"
-    """The kernel did not take the answer: no room, no route, a firewall."""
+    """The kernel refused the reply: no buffer space, no route, or a firewall."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A connection was accepted and is served.
 
-    Or it was left unused before its TLS handshake or PROXY header: then :class:`Closed` follows
-    at once.
+    A connection that ended before its TLS handshake or PROXY header had begun also has this event;
+    :class:`Closed` follows at once.
 
     :ivar peer: the peer's address.
     :ivar tls: whether the connection is encrypted.
@@ -124,7 +127,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A connection was accepted by the kernel and reset, unserved. An alert of TLS may precede."""
+    """A connection was accepted by the kernel, and reset without service.
+
+    A TLS alert may precede the reset.
+    """
 
     reason: Reason
     peer: IAddress | None
@@ -133,14 +139,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A connection that was :class:`Opened` is over.
+    """A connection that was :class:`Opened` has ended.
 
     :ivar ending: how it ended.
     :ivar bytes: bytes received from the peer.
     :ivar seconds: seconds from :class:`Opened` to now.
-    :ivar unsent: of these bytes, how many never reached the kernel for sending.
-        Always 0 where the ending is finished, idle, drained or unused. What the kernel still held
-        when the connection was reset is not included: a part of it may have been on its way.
+    :ivar unsent: how many of these bytes were never passed to the kernel for sending; 0 where the
+        ending is finished, idle, drained or unused. Bytes in the kernel's send queue at a reset
+        are not included: some of them may have been in flight.
     :ivar peer: the peer's address.
     :ivar tls: whether the connection was encrypted.
     """
@@ -155,7 +161,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A datagram was received and is not answered."""
+    """A datagram was received and gets no reply."""
 
     drop: Drop
     peer: IAddress
@@ -165,7 +171,7 @@ class Dropped:
 class Accepted:
     """A connection was accepted, and not refused at once. Only with ``verbose``.
 
-    Over TLS or behind a proxy, its handshake or header is expected now.
+    Over TLS or behind a proxy, the handshake or header comes next.
     """
 
     peer: IAddress | None
@@ -192,8 +198,8 @@ class HandshakeDone:
 class HeaderRead:
     """A PROXY header is complete. Only with ``verbose``.
 
-    :ivar proxy: the address from which the connection comes.
-    :ivar peer: the client's address; the proxy's own where the header states none.
+    :ivar proxy: the address of the socket's peer, the proxy.
+    :ivar peer: the client's address, or the proxy's own if the header has none.
     """
 
     proxy: IAddress
@@ -202,7 +208,7 @@ class HeaderRead:
 
 @dataclass(frozen=True, slots=True)
 class HalfClosed:
-    """The peer has finished sending: FIN, or over TLS its closing alert. Only with ``verbose``.
+    """The peer has finished sending (FIN, or TLS's closing alert). Only with ``verbose``.
 
     :ivar bytes: bytes received from the peer.
     :ivar peer: the peer's address.
@@ -221,19 +227,19 @@ Observer: TypeAlias = Callable[[Event], object]
 
 
 def ignore(event: Event) -> None:
-    """Observe nothing: the observer of who gives none."""
+    """Ignore ``event``: the default observer."""
 
 
 def notify(observer: Observer, event: Event) -> None:
-    """Tell ``observer``; that it fails is logged, and costs nobody a byte or an answer."""
+    """Call ``observer`` with ``event``. An exception that it raises is logged, and no more."""
     try:
         observer(event)
-    except Exception:  # an observer's fault is not its peers'
-        log.failure("the observer failed at {told}", told=event)
+    except Exception:  # an observer's bug must not cost a peer its bytes
+        log.failure("the observer failed at {event}", event=event)
 
 
 def broadcast(*observers: Observer) -> Observer:
-    """Return an observer that notifies each of ``observers``, even when one of them fails.
+    """Return an observer that calls each of ``observers``, even if one of them fails.
 
     :raises TypeError: for an observer that cannot be called.
     """
@@ -242,14 +248,14 @@ def broadcast(*observers: Observer) -> Observer:
     if len(observers) == 1:
         return observers[0]
 
-    def tell_them(event: Event) -> None:
+    def notify_each(event: Event) -> None:
         failure: Exception | None = None
         for observer in observers:
             try:
                 observer(event)
-            except Exception as error:  # raised when all have been told
+            except Exception as error:  # raised after the last observer was called
                 failure = error
         if failure is not None:
             raise failure
 
-    return tell_them
+    return notify_each

@@ -1,9 +1,9 @@
-"""A time budget for each turn of the reactor, shared by work that comes in small steps.
+"""Fairness: a time budget for each turn of the reactor, shared by work that has small steps.
 
-A reactor serves its connections in turns, and one that works for long in a turn holds up all
-others. Where the work cannot be bounded in bytes, as for TLS records that are all overhead, it is
-bounded in time: what does not fit into a turn waits for the next, in which every connection that
-is ready is served, too.
+A reactor serves its connections in turns, and a connection that works for long in one turn delays
+all others. Work that cannot be bounded in bytes, such as TLS records that are all overhead, is
+bounded in time. Steps beyond the budget wait for the next turn, which serves every other
+connection too.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Final, Protocol
 from twisted.internet.interfaces import IReactorTime
 
 BUDGET: Final = 0.002
-"""Seconds of work in one turn, exceeded by one step at most. With what else a turn does, a client
-that does no such work waits well below 10 ms."""
+"""Seconds of work in one turn; the last step may exceed it. Including the other work of a turn,
+a client on another connection waits well below 10 ms."""
 
 
 class Worker(Protocol):
-    """Something that works in steps of less than a millisecond."""
+    """An object that works in steps of less than a millisecond."""
 
     def step(self) -> bool:
-        """Do one step, and return whether there is more to do. It must not raise."""
+        """Do one step, and return whether more work is left. It must not raise."""
 
 
 class Turns:
-    """Shares the time budget of each turn among workers, in order of their arrival.
+    """Share the time budget of each turn among workers.
 
-    Within the budget a worker works at once. When the budget is used up, those that are not done
-    do one step each in rotation, in the turns that follow.
+    Within the budget, a worker does its steps at once. When the budget is used up, the remaining
+    workers do one step each in rotation (round robin), in later turns.
     """
 
     def __init__(self) -> None:
@@ -38,39 +38,37 @@ class Turns:
         self._scheduled = False
 
     def begin(self, worker: Worker, clock: IReactorTime) -> None:
-        """Have ``worker`` do all of its steps, now or later.
+        """Let ``worker`` do all of its steps, now or in later turns.
 
-        :param worker: one that has no steps to do from an earlier call.
-        :param clock: measures the time, and begins later turns (``callLater(0)``).
+        :param worker: a worker that has finished all steps of an earlier call.
+        :param clock: measures the steps, and begins later turns (``callLater(0)``).
         """
         more = True
         if not self._waiting:
-            began = clock.seconds()
             while more and self._left > 0:
-                more = worker.step()
-                now = clock.seconds()
-                self._left -= now - began
-                began = now
+                more = self._step(worker, clock)
         if more:
             self._waiting.append(worker)
-        # Not for each piece of work: to begin a turn costs a tenth of what a small one does.
+        # Not after every call: to schedule a turn costs a tenth of a small piece of work.
         if more or self._left < BUDGET / 2:
             self._schedule(clock)
 
+    def _step(self, worker: Worker, clock: IReactorTime) -> bool:
+        began = clock.seconds()
+        more = worker.step()
+        self._left -= clock.seconds() - began
+        return more
+
     def _run(self, clock: IReactorTime) -> None:
-        """Work in a new turn."""
+        """Do the waiting workers' steps in a new turn."""
         self._scheduled = False
         self._left = BUDGET
-        began = clock.seconds()
         try:
             while self._waiting and self._left > 0:
                 worker = self._waiting.popleft()
-                if worker.step():
+                if self._step(worker, clock):
                     self._waiting.append(worker)
-                now = clock.seconds()
-                self._left -= now - began
-                began = now
-        finally:  # an exception (MemoryError) must not keep the others waiting for ever
+        finally:  # after an exception (MemoryError), the other workers must still get their turns
             if self._waiting:
                 self._schedule(clock)
 

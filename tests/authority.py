@@ -1,4 +1,4 @@
-"""An authority for the tests' certificates, made anew each time."""
+"""A certificate authority for tests, with a new key each time."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SIGNS = x509.KeyUsage(
 
 
 class Authority:
-    """Signs certificates, and writes them into ``directory`` (PEM).
+    """Sign certificates, and write them to ``directory`` (PEM).
 
-    :ivar file: its own certificate.
+    :ivar file: the file of the authority's own certificate.
     """
 
     def __init__(self, directory: Path, name: str = "authority") -> None:
@@ -46,7 +46,11 @@ class Authority:
     def issue(
         self, name: str, valid: timedelta = DAY, key: Any = None, password: bytes | None = None
     ) -> tuple[str, str]:
-        """Write a key and its certificate, valid from a day ago on, and return their files."""
+        """Write a key and its certificate, and return their files.
+
+        :param valid: how long it is valid, from a day ago to then; if -1 day or less, it is not
+            valid before tomorrow.
+        """
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         secret = BestAvailableEncryption(password) if password else NoEncryption()
@@ -62,7 +66,7 @@ class Authority:
             x509.DNSName("localhost"),
             *(x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")),
         ]
-        # Python 3.13 asks for both identifiers, and SIGNS (VERIFY_X509_STRICT; RFC 5280 4.2.1).
+        # Python 3.13 requires both identifiers, and SIGNS (VERIFY_X509_STRICT; RFC 5280 4.2.1).
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         builder = (

@@ -214,19 +214,19 @@ def test_another_directory(
 def test_expired(authority: Authority) -> None:
     """A certificate that is no longer valid, or not yet, is named with the date."""
     key, late = authority.issue("late", valid=timedelta(seconds=-1))
-    assert "late.pem: its certificate of 'CN=late' is expired on 2" in bad(key, late)
+    assert "late.pem: the certificate of 'CN=late' expired on 2" in bad(key, late)
     key, early = authority.issue("early", valid=timedelta(days=-2))
-    assert "early.pem: its certificate of 'CN=early' is valid only from 2" in bad(key, early)
+    assert "early.pem: the certificate of 'CN=early' is not valid until 2" in bad(key, early)
 
 
 def test_expired_in_the_chain(authority: Authority) -> None:
     """So is one in the chain, in a file of its own or behind the certificate."""
     key, certificate = authority.issue("server")
     _, late = authority.issue("late", valid=timedelta(seconds=-1))
-    assert bad(key, certificate, late).startswith(f"{late}: its certificate of 'CN=late'")
+    assert bad(key, certificate, late).startswith(f"{late}: the certificate of 'CN=late'")
     with Path(certificate).open("a") as file:
         file.write(Path(late).read_text())
-    assert bad(key, certificate).startswith(f"{certificate}: its certificate of 'CN=late'")
+    assert bad(key, certificate).startswith(f"{certificate}: the certificate of 'CN=late'")
 
 
 def test_chain(authority: Authority) -> None:
@@ -270,7 +270,7 @@ def test_not_pem(authority: Authority, tmp_path: Path, wrong: str) -> None:
 def test_password(authority: Authority) -> None:
     """A key with a password is refused; nobody is asked for it."""
     key, certificate = authority.issue("server", password=b"secret")
-    assert bad(key, certificate) == f"{key}: its key has a password, which cannot be given"
+    assert bad(key, certificate) == f"{key}: the private key has a password: remove the password"
 
 
 def test_unreadable(authority: Authority, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_fifo(authority: Authority, tmp_path: Path) -> None:
     fifo = str(tmp_path / "fifo")
     os.mkfifo(fifo)
     for files in ((fifo, certificate), (key, fifo), (key, certificate, None, fifo)):
-        assert bad(*files) == f"{fifo}: is no regular file"
+        assert bad(*files) == f"{fifo}: is not a regular file"
 
 
 def test_unknown_key(authority: Authority) -> None:
@@ -353,4 +353,4 @@ def test_short_key(authority: Authority) -> None:
 def test_words() -> None:
     """Where OpenSSL has no words, there is a line all the same."""
     error: Any = module.SSL.Error([])
-    assert module.said(error) == "OpenSSL does not take it"
+    assert module.reason_of(error) == "OpenSSL refuses it"

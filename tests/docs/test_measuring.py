@@ -38,7 +38,7 @@ from echod.client.pipe import CHECKS_PER_TIMEOUT, WINDOW
 from echod.client.protocol import CHUNK
 from echod.client.report import is_right
 from echod.client.target import parse_target
-from echod.durations import as_duration
+from echod.durations import format_duration
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
 from tests.client.memory import echod_client
@@ -231,7 +231,9 @@ def test_options() -> None:
         for action in each._actions:
             if action.option_strings and action.dest != "help":
                 default = action.default
-                shows = as_duration(default) if isinstance(default, float) else str(default or "")
+                shows = (
+                    format_duration(default) if isinstance(default, float) else str(default or "")
+                )
                 shows = "" if isinstance(default, list) else shows
                 taken.setdefault(tuple(action.option_strings), (shows, set()))[1].add(name)
     found = {

@@ -498,7 +498,7 @@ def test_hang_up_in_a_drain(authority: Authority) -> None:
         ("ssl", "a port takes a whole number from 0 to 65535, not ''; it takes ssl:PORT:private"),
         ("ssl:0:certKey={cert}", "it has no privateKey="),
         ("ssl:0:privateKey={key}:certKey=/none", "/none: no such file or directory"),
-        ("ssl:0:privateKey={key}:certKey={late}", "its certificate of 'CN=late' is expired on 2"),
+        ("ssl:0:privateKey={key}:certKey={late}", "the certificate of 'CN=late' expired on 2"),
         ("ssl:0:privateKey={key}:certKey={other}", "other.pem: is not the certificate of the key"),
         ("ssl:0:privateKey={key}:certKey={key}", "there is no certificate (PEM) in it"),
     ],

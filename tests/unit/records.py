@@ -1,4 +1,4 @@
-"""TLS 1.3 records made by hand, such as no library sends them (RFC 8446 5.2, 5.3 and 7.2)."""
+"""TLS 1.3 records made by hand: records that no library sends (RFC 8446 5.2, 5.3 and 7.2)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ KEY_UPDATE: Final = b"\x18\0\0\1"
 
 
 class Records:
-    """Encrypts what a client sends once it has done its handshake, and nothing else yet.
+    """Encrypt a client's records, from the first one after its handshake.
 
-    :param secret: its CLIENT_TRAFFIC_SECRET_0, with TLS_AES_256_GCM_SHA384.
+    :param secret: the client's CLIENT_TRAFFIC_SECRET_0, with TLS_AES_256_GCM_SHA384.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -32,7 +32,7 @@ class Records:
         self._number = 0
 
     def _expand(self, label: bytes, size: int) -> bytes:
-        """HKDF-Expand-Label with an empty context (RFC 8446 7.1); one block is enough."""
+        """Return HKDF-Expand-Label with an empty context (RFC 8446 7.1), of one block at most."""
         name = b"tls13 " + label
         info = struct.pack("!HB", size, len(name)) + name + b"\0\1"
         return hmac.digest(self._secret, info, hashlib.sha384)[:size]
@@ -45,20 +45,23 @@ class Records:
         return header + self._cipher.encrypt(nonce, content + bytes([kind]), header)
 
     def key_update(self, *, answer: bool = False) -> bytes:
-        """Return a KeyUpdate of 27 bytes, which may ask for one in return."""
+        """Return a KeyUpdate of 27 bytes.
+
+        :param answer: whether it requests one in return.
+        """
         record = self.record(KEY_UPDATE + bytes([answer]), HANDSHAKE)
         self._renew(self._expand(b"traffic upd", 48))
         return record
 
 
 def client_secret(keylog: Path) -> bytes:
-    """Return the last client's secret in a file that ``SSLContext.keylog_filename`` has named."""
+    """Return the last client's secret in a key log (``SSLContext.keylog_filename``)."""
     lines = [line.split() for line in keylog.read_text().splitlines()]
     return bytes.fromhex([words[2] for words in lines if words[0] == "CLIENT_TRAFFIC_SECRET_0"][-1])
 
 
 def client_context(authority: str, keylog: Path) -> ssl.SSLContext:
-    """Return a context that trusts ``authority``, and writes its secrets to ``keylog``."""
+    """Return a context that trusts ``authority``, and logs its secrets in ``keylog``."""
     context = ssl.create_default_context(cafile=authority)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.keylog_filename = str(keylog)

@@ -1,4 +1,4 @@
-"""Arguments of another type, or out of bounds, are refused in one line when an object is made."""
+"""Constructors refuse arguments of a wrong type or out of bounds with a one-line error."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ VALUES: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "call", "arguments"), TYPES)
 def test_type(name: str, call: Callable[..., object], arguments: dict[str, Any]) -> None:
-    """An argument of another type raises TypeError, which names it."""
+    """An argument of a wrong type raises TypeError, which names the argument."""
     refused(TypeError, name, call, arguments)
 
 
@@ -110,13 +110,13 @@ def refused(
 @pytest.mark.parametrize(
     "arguments", [dict.fromkeys(TIMEOUTS, 5), dict.fromkeys(TIMEOUTS, 0.001), {"clock": Clock()}]
 )
-def test_what_is_taken(arguments: dict[str, Any]) -> None:
-    """Whole numbers and fractions are seconds alike."""
+def test_numbers(arguments: dict[str, Any]) -> None:
+    """Timeouts may be whole numbers or fractions of seconds."""
     assert EchoFactory(**arguments)
 
 
 def test_second_network() -> None:
-    """A factory that serves on one reactor or network is refused where another one listens."""
+    """A factory that listens on one network cannot listen on another."""
     over_tls = EchoFactory()
     behind_proxy = EchoFactory()
     for factory, again in (
@@ -133,7 +133,7 @@ def test_second_network() -> None:
 
 @pytest.mark.parametrize("kind", [lambda factory: factory, ProxyFactory])
 def test_second_reactor(kind: Callable[[EchoFactory], Any]) -> None:
-    """A connection that a second reactor brings is not served, and no header is waited for."""
+    """A connection on a second reactor is reset, also where a PROXY header would come first."""
     factory = EchoFactory()
     MemoryNetwork().server_endpoint().listen(factory)
     protocol = kind(factory).buildProtocol(None)

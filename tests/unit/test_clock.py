@@ -1,4 +1,4 @@
-"""Monotonic time beside, and in, a reactor that follows the time of day."""
+"""Monotonic time: clocks beside a reactor that follows the time of day, and monotonic reactors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ from tests.reactors import REACTORS, reactor_of_kind, turn
 from tests.recorder import Recorder
 
 BACK = -30.0
-"""Seconds that the time of day is set by: more than TIMEOUT, so that a timer that follows fails."""
+"""Seconds that the time of day is set by: more than TIMEOUT, so that a test of a timer that follows
+the time of day fails."""
 
 HOUR = 3600.0
 
@@ -57,7 +58,7 @@ kinds = pytest.mark.parametrize("kind", REACTORS)
 
 
 class TimeOfDay:
-    """The time of day, which a test sets."""
+    """A time of day that a test can set."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -68,7 +69,7 @@ class TimeOfDay:
 
 @pytest.fixture
 def time_of_day(monkeypatch: pytest.MonkeyPatch) -> TimeOfDay:
-    """Have all of Twisted's reactors follow a time of day that can be set."""
+    """Make all of Twisted's reactors follow a time of day that the test can set."""
     time_of_day = TimeOfDay()
     monkeypatch.setattr(ReactorBase, "seconds", staticmethod(time_of_day))
     return time_of_day
@@ -76,7 +77,7 @@ def time_of_day(monkeypatch: pytest.MonkeyPatch) -> TimeOfDay:
 
 @pytest.fixture
 def log() -> Iterator[list[LogEvent]]:
-    """Return what is logged."""
+    """Return the events that are logged."""
     events: list[LogEvent] = []
     globalLogPublisher.addObserver(events.append)
     yield events
@@ -91,7 +92,7 @@ def turn_until(reactor: Any, what: Callable[[], object]) -> None:
 
 
 def without_descriptors(reactor: Any) -> MonotonicClock:
-    """Return a clock whose timer is the reactor's own."""
+    """Return a clock that has no timerfd."""
     timers: Any = SimpleNamespace(callLater=reactor.callLater)
     directlyProvides(timers, IReactorTime)
     return MonotonicClock(timers)
@@ -100,7 +101,7 @@ def without_descriptors(reactor: Any) -> MonotonicClock:
 @kinds
 @pytest.mark.parametrize("make", [MonotonicClock, without_descriptors])
 def test_set_forward(kind: str, make: Callable[[Any], Any], time_of_day: TimeOfDay) -> None:
-    """No call is early when the time of day is set forward, whatever the timer is."""
+    """No call is early when the time of day is set forward, with either timer."""
     reactor = reactor_of_kind(kind)
     clock = make(reactor)
     began, called = time.monotonic(), []
@@ -114,7 +115,7 @@ def test_set_forward(kind: str, make: Callable[[Any], Any], time_of_day: TimeOfD
 
 @kinds
 def test_set_back(kind: str, time_of_day: TimeOfDay) -> None:
-    """No call is late when the time of day is set back, and nothing is left in the reactor."""
+    """No call is late when the time of day is set back, and the reactor is left clean."""
     reactor = reactor_of_kind(kind)
     readers = reactor.getReaders()
     clock = MonotonicClock(reactor)
@@ -130,7 +131,7 @@ def test_set_back(kind: str, time_of_day: TimeOfDay) -> None:
 
 
 def test_set_back_without_a_descriptor(time_of_day: TimeOfDay) -> None:
-    """Where the reactor is the timer, calls are late by what the time of day was set back by."""
+    """Without timerfd, calls are late by the amount that the time of day is set back."""
     reactor = reactor_of_kind("select")
     clock = without_descriptors(reactor)
     called: list[int] = []
@@ -145,14 +146,14 @@ def test_set_back_without_a_descriptor(time_of_day: TimeOfDay) -> None:
 
 
 def test_no_reactor() -> None:
-    """What is no reactor is refused at once."""
+    """Any argument but a reactor is refused at once."""
     for takes_reactor in (MonotonicClock, use_monotonic_time):
         with pytest.raises(TypeError, match="reactor takes a provider of IReactorTime"):
             takes_reactor(3)
 
 
 def test_interfaces() -> None:
-    """Clock and timer are what Twisted says that they are."""
+    """Clock and timer provide Twisted's interfaces."""
     clock = MonotonicClock(reactor_of_kind("epoll"))
     assert verifyObject(IReactorTime, clock)
     assert verifyObject(IReadDescriptor, clock._timer)
@@ -161,15 +162,15 @@ def test_interfaces() -> None:
 
 
 def calls_made(
-    clock: Any, advance: Callable[[float], None], deeds: list[tuple[str, int, float]]
+    clock: Any, advance: Callable[[float], None], steps: list[tuple[str, int, float]]
 ) -> list[tuple[int, float]]:
-    """Do ``deeds`` with the calls of ``clock``, and return which calls were made, and when."""
+    """Do ``steps`` with the calls of ``clock``, and return which calls were made, and when."""
     made: list[tuple[int, float]] = []
     calls: list[Any] = []
-    for deed, which, seconds in deeds:
-        if deed == "advance":
+    for step, which, seconds in steps:
+        if step == "advance":
             advance(seconds)
-        elif deed == "call" or not calls:
+        elif step == "call" or not calls:
             number = len(calls)
             calls.append(
                 clock.callLater(seconds, lambda at=number: made.append((at, clock.seconds())))
@@ -177,8 +178,8 @@ def calls_made(
         else:
             call = calls[which % len(calls)]
             if call.active():
-                arguments = () if deed == "cancel" else (seconds,)
-                getattr(call, deed)(*arguments)
+                arguments = () if step == "cancel" else (seconds,)
+                getattr(call, step)(*arguments)
             else:
                 with pytest.raises((AlreadyCalled, AlreadyCancelled)):
                     call.cancel()
@@ -190,28 +191,28 @@ def calls_made(
 
 
 @given(
-    deeds=st.lists(
+    steps=st.lists(
         st.tuples(
             st.sampled_from(["advance", "call", "call", "cancel", "reset", "delay"]),
             st.integers(0, 20),
-            # Halves, which are exact. The order of calls at one moment is not promised.
+            # Halves are exact in binary. Calls at one moment may be made in any order.
             st.integers(0, 20).map(lambda halves: halves / 2),
         )
     )
 )
-@example(deeds=[("call", 0, 1.0), ("call", 0, 1.0), ("cancel", 1, 0.0)])
-def test_as_twisted_does(deeds: list[tuple[str, int, float]]) -> None:
-    """Calls are made, moved and cancelled as by Twisted's own clock."""
+@example(steps=[("call", 0, 1.0), ("call", 0, 1.0), ("cancel", 1, 0.0)])
+def test_same_as_twisted(steps: list[tuple[str, int, float]]) -> None:
+    """Calls are made, moved and cancelled as on Twisted's own clock."""
     reactor, twisted = Clock(), Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock_module.time, "monotonic", reactor.seconds)
-        mine = calls_made(MonotonicClock(reactor), by_halves(reactor), deeds)
+        mine = calls_made(MonotonicClock(reactor), by_halves(reactor), steps)
         assert reactor.getDelayedCalls() == []
-    assert sorted(mine) == sorted(calls_made(twisted, by_halves(twisted), deeds))
+    assert sorted(mine) == sorted(calls_made(twisted, by_halves(twisted), steps))
 
 
 def by_halves(clock: Clock) -> Callable[[float], None]:
-    """Return what advances ``clock``, never past a call."""
+    """Return a function that advances ``clock`` in steps that hit each call's moment."""
 
     def advance(seconds: float) -> None:
         for _ in range(int(seconds * 2)):
@@ -220,8 +221,8 @@ def by_halves(clock: Clock) -> Callable[[float], None]:
     return advance
 
 
-def test_many_cancelled() -> None:
-    """Calls that are cancelled long before they are due do not stay in memory."""
+def test_cancelled_calls() -> None:
+    """Calls that are cancelled long before they are due are freed."""
     clock = MonotonicClock(reactor_of_kind("epoll"))
     last = clock.callLater(HOUR, list)
     for _ in range(10 * CANCELLED):
@@ -244,8 +245,8 @@ def test_call_fails(log: list[LogEvent]) -> None:
     assert event["log_failure"].check(ZeroDivisionError)
 
 
-def test_far_away() -> None:
-    """A call may be as far away as any number of seconds, or due at once."""
+def test_any_delay() -> None:
+    """A delay may be any number of seconds; a negative one is due at once."""
     reactor = reactor_of_kind("epoll")
     clock = MonotonicClock(reactor)
     called: list[int] = []
@@ -257,8 +258,8 @@ def test_far_away() -> None:
     assert called == [1]
 
 
-def test_not_yet() -> None:
-    """A timer that was started again since it expired does not fail."""
+def test_restarted_timer() -> None:
+    """A timer that was started again after it expired does not fail when it is read."""
     reactor = reactor_of_kind("epoll")
     expired: list[bool] = []
     timer = DescriptorTimer(reactor, lambda: expired.append(True))
@@ -269,8 +270,8 @@ def test_not_yet() -> None:
     assert expired == [True]
 
 
-def test_closed() -> None:
-    """A clock that is not used any more leaves no descriptor open."""
+def test_descriptor_closed() -> None:
+    """A clock that is garbage collected closes its descriptor."""
     clock = MonotonicClock(reactor_of_kind("epoll"))
     assert isinstance(clock._timer, DescriptorTimer)
     descriptor = clock._timer.fileno()
@@ -283,7 +284,7 @@ def test_closed() -> None:
 
 @pytest.mark.parametrize("without", ["symbol", "permission", "ctypes"])
 def test_no_timerfd(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no timerfd, or it is forbidden, the reactor is the timer."""
+    """Without timerfd, or where it is forbidden, the reactor's callLater is the timer."""
     if without == "ctypes":
         monkeypatch.setitem(sys.modules, "ctypes", None)
     else:
@@ -300,7 +301,7 @@ def test_no_timerfd(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_clock_of() -> None:
-    """A reactor that follows the time of day has one clock; what does not is its own."""
+    """A reactor that follows the time of day has one clock; any other is its own clock."""
     reactor = reactor_of_kind("poll")
     clock = clock_of(reactor)
     assert isinstance(clock, MonotonicClock)
@@ -314,7 +315,7 @@ def test_clock_of() -> None:
 def monotonic_reactor(
     kind: str, time_of_day: TimeOfDay, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
-    """Return a reactor, which follows the time of day again after the test."""
+    """Return a reactor that follows the time of day again after the test."""
     reactor = reactor_of_kind(kind)
     monkeypatch.setattr(reactor, "seconds", time_of_day)
     del reactor.seconds
@@ -322,8 +323,8 @@ def monotonic_reactor(
 
 
 @kinds
-def test_whole_reactor(kind: str, monotonic_reactor: Any, time_of_day: TimeOfDay) -> None:
-    """A reactor that was made monotonic is neither early nor late, nor are calls of before."""
+def test_monotonic_reactor(kind: str, monotonic_reactor: Any, time_of_day: TimeOfDay) -> None:
+    """In a monotonic reactor no call is early or late, nor those that were pending before."""
     reactor = monotonic_reactor
     began, called = time.monotonic(), []
 
@@ -337,9 +338,9 @@ def test_whole_reactor(kind: str, monotonic_reactor: Any, time_of_day: TimeOfDay
     gone.cancel()
     before = reactor.seconds()
     use_monotonic_time(reactor)
-    assert 0 <= reactor.seconds() - before < TIMEOUT  # it goes on
+    assert 0 <= reactor.seconds() - before < TIMEOUT  # no jump
     time_of_day.ahead = HOUR
-    use_monotonic_time(reactor)  # again: nothing happens
+    use_monotonic_time(reactor)  # a second call does nothing
     assert 0 <= reactor.seconds() - before < TIMEOUT
     assert clock_of(reactor) is reactor
     turn(reactor)
@@ -349,14 +350,14 @@ def test_whole_reactor(kind: str, monotonic_reactor: Any, time_of_day: TimeOfDay
     turn_until(reactor, lambda: len(called) == 3)
     assert [what for what, _ in called] == ["before", "moved", "after"]
     assert all(
-        seconds >= least - 1e-6  # a time since the epoch has no more digits
+        seconds >= least - 1e-6  # the precision of a float since the epoch
         for (_, seconds), least in zip(called, (0.1, 0.15, 0.2), strict=True)
     )
 
 
 @pytest.mark.parametrize("kind", ["epoll"])
 def test_looping_call(monotonic_reactor: Any, time_of_day: TimeOfDay) -> None:
-    """A LoopingCall that runs already goes on, and is not told of a jump."""
+    """A LoopingCall that is running continues, and sees no jump of time."""
     reactor = monotonic_reactor
     counts: list[int] = []
     loop = LoopingCall.withCount(counts.append)
@@ -371,7 +372,7 @@ def test_looping_call(monotonic_reactor: Any, time_of_day: TimeOfDay) -> None:
 
 
 class Embedded:
-    """An EchoFactory in an application whose reactor is as Twisted makes it."""
+    """An EchoFactory in an application whose reactor follows the time of day."""
 
     def __init__(self, kind: str, **options: Any) -> None:
         self.ends = TCP4Endpoints(kind)
@@ -393,7 +394,7 @@ class Embedded:
 @pytest.mark.parametrize("ahead", [BACK, HOUR])
 @pytest_twisted.ensureDeferred
 async def test_idle(kind: str, ahead: float, time_of_day: TimeOfDay) -> None:
-    """An idle timeout is neither early nor late, and the event has the true seconds."""
+    """An idle timeout is neither early nor late, and the event's seconds are right."""
     served = Embedded(kind, idle_timeout=0.2)
     await served.ends.listen(served.factory)
     began = time.monotonic()
@@ -411,7 +412,7 @@ async def test_idle(kind: str, ahead: float, time_of_day: TimeOfDay) -> None:
 @kinds
 @pytest_twisted.ensureDeferred
 async def test_handshake(kind: str, time_of_day: TimeOfDay) -> None:
-    """A client that does not say for whom it connects is reset in time, also on an own clock."""
+    """A proxy that sends no header is reset in time, with a clock given to the factory too."""
     for clock in (None, reactor_of_kind(kind)):
         time_of_day.ahead = 0
         served = Embedded(kind, handshake_timeout=0.1, clock=clock)
@@ -444,10 +445,10 @@ async def test_drain(kind: str, time_of_day: TimeOfDay) -> None:
 
 @kinds
 @pytest_twisted.ensureDeferred
-async def test_client(kind: str, time_of_day: TimeOfDay) -> None:
+async def test_client_timeout(kind: str, time_of_day: TimeOfDay) -> None:
     """A call of the client times out in time."""
     ends = TCP4Endpoints(kind)
-    await ends.listen(Peers())  # which do not answer
+    await ends.listen(Peers())  # they send no reply
     for clock in (None, ends.reactor):
         time_of_day.ahead = 0
         client = await ends.connect(EchoClientFactory(clock))
@@ -461,22 +462,22 @@ async def test_client(kind: str, time_of_day: TimeOfDay) -> None:
 
 
 def test_datagrams() -> None:
-    """The rates of datagrams follow the same clock."""
+    """The rates of datagrams follow the monotonic clock."""
     reactor = reactor_of_kind("epoll")
     assert EchoDatagrams(reactor).clock is clock_of(reactor)
 
 
-# Each use of the time of day, and of a reactor's time where it may be that, with its reason.
+# Each use of the time of day, or of a reactor's time that may follow it, and why it is allowed.
 ALLOWED = {
-    ("clock.py", "ReactorBase.seconds"): "what a reactor is asked for, to know whether it is that",
-    ("clock.py", "reactor.seconds"): "likewise",
-    ("clock.py", "_reactor.callLater"): "where there is no timerfd",
+    ("clock.py", "ReactorBase.seconds"): "recognises a reactor that follows the time of day",
+    ("clock.py", "reactor.seconds"): "recognises it likewise",
+    ("clock.py", "reactor.callLater"): "the timer without timerfd",
     ("certificates.py", "datetime.now"): "certificates have dates",
-    ("daemon/web.py", "datetime.now"): "when the daemon was started, for people",
-    ("daemon/logs.py", "datetime.fromtimestamp"): "the time stamp of a line of the log",
-    ("daemon/listeners/unix.py", "time.sleep"): "waits for a lock, by CLOCK_MONOTONIC (sleep(3))",
+    ("daemon/web.py", "datetime.now"): "the start of the daemon, for display",
+    ("daemon/logs.py", "datetime.fromtimestamp"): "the time stamp of a log line",
+    ("daemon/listeners/unix.py", "time.sleep"): "waits for a lock, on CLOCK_MONOTONIC (sleep(3))",
     ("daemon/web.py", "reactor.seconds"): "the daemon's reactor is monotonic",
-    ("client/tcp.py", "_reactor.seconds"): "the client's reactor is monotonic",
+    ("client/tcp.py", "reactor.seconds"): "the client's reactor is monotonic",
 }
 
 SOURCES = ROOT / "echod"
@@ -485,7 +486,7 @@ HARMLESS = {"monotonic", "CLOCK_MONOTONIC", "process_time", "isoformat"}
 
 
 def times(path: Path) -> Iterator[str]:
-    """Yield what in a file may take the time of day, as it is written there."""
+    """Yield each expression in a file that may use the time of day."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
             owner, name = getattr(node.value, "attr", getattr(node.value, "id", "")), node.attr
@@ -493,13 +494,13 @@ def times(path: Path) -> Iterator[str]:
             # In the daemon and the client, the reactor is monotonic.
             timed = {"seconds", "callLater"} if path.parent == SOURCES else {"seconds"}
             if of_module or ("reactor" in owner.lower() and name in timed):
-                yield f"{owner}.{name}"
+                yield f"{owner.lstrip('_')}.{name}"
         elif isinstance(node, ast.ImportFrom) and node.module == "time":
             yield from (f"time.{alias.name}" for alias in node.names)
 
 
-def test_sources() -> None:
-    """Nothing else in the sources takes the time of day."""
+def test_no_time_of_day() -> None:
+    """No other code uses the time of day."""
     found = {
         (str(path.relative_to(SOURCES)), use)
         for path in SOURCES.rglob("*.py")

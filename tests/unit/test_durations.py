@@ -1,4 +1,4 @@
-"""Durations: each unit, and one line for what is not a duration."""
+"""Durations: each unit, and a one-line error for any other text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.durations import LONGEST, SHORTEST, UNITS, as_duration, parse_duration
+from echod.durations import LONGEST, SHORTEST, UNITS, format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -30,27 +30,27 @@ def test_units(text: str, seconds: float) -> None:
         *("250001h", "1e999", "10m30s", "\N{ARABIC-INDIC DIGIT THREE}", "1\n"),
     ],
 )
-def test_what_is_no_duration(text: str) -> None:
-    """Anything else is refused, and the message says what is allowed."""
+def test_invalid(text: str) -> None:
+    """Any other text is refused, and the message says what is allowed."""
     with pytest.raises(ValueError, match=r"from 1ms to 250000h, such as .*, not "):
         parse_duration(text)
 
 
 def test_bounds() -> None:
-    """A caller may allow 0, or ask for more."""
+    """A caller may allow 0, or set other bounds."""
     assert parse_duration("0", least=0) == 0
     with pytest.raises(ValueError, match="from 10s to 1m"):
         parse_duration("9s", least=10, most=60)
 
 
 @given(st.floats(SHORTEST, LONGEST), st.sampled_from(sorted(UNITS)))
-def test_what_is_written_is_read(seconds: float, unit: str) -> None:
-    """A duration written in any unit is read back, to the precision of the text."""
+def test_round_trip(seconds: float, unit: str) -> None:
+    """A duration written in any unit is parsed back, to the precision of the text."""
     given_text = f"{seconds / UNITS[unit]:.12g}{unit}"
     assert math.isclose(parse_duration(given_text, least=0, most=math.inf), seconds, rel_tol=1e-9)
 
 
 @given(st.floats(0, LONGEST))
-def test_what_a_message_writes_is_read(seconds: float) -> None:
-    """The messages write durations that can be typed."""
-    assert math.isclose(parse_duration(as_duration(seconds), least=0), seconds, rel_tol=1e-5)
+def test_format_round_trip(seconds: float) -> None:
+    """A formatted duration can be parsed."""
+    assert math.isclose(parse_duration(format_duration(seconds), least=0), seconds, rel_tol=1e-5)

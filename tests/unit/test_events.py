@@ -1,4 +1,4 @@
-"""Who is told."""
+"""Observers: each is notified of each event."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tests.recorder import Recorder
 EVENT = Opened(IPv4Address("TCP", "192.0.2.1", 40000))
 
 
-class TellEachTests(SynchronousTestCase):
+class BroadcastTests(SynchronousTestCase):
     def test_each(self) -> None:
-        """Each observer is told each event."""
+        """Each observer is called with each event."""
         observers = Recorder(), Recorder()
         broadcast(*observers)(EVENT)
         self.assertEqual(observers, ([EVENT], [EVENT]))
 
     def test_failure(self) -> None:
-        """An observer that fails is a failure, of which the others notice nothing."""
+        """An observer's exception is raised after all observers have been called."""
 
         def fail(event: Event) -> None:
             raise ValueError(event)

@@ -1,4 +1,4 @@
-"""The public names of ``echod``, which are imported when they are first used."""
+"""The public names of ``echod``, imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests import ROOT, TIMEOUT
 
 
 def test_all_names() -> None:
-    """Each public name is there, in ``dir()`` too, and is the one that its module defines."""
+    """Each public name can be imported, is in ``dir()``, and is the object that its module has."""
     for name in echod.__all__:
         assert getattr(echod, name) is echod.__dict__[name]
         assert name in dir(echod)
@@ -20,7 +20,7 @@ def test_all_names() -> None:
 
 
 def test_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name is looked up once, and then is one of the module."""
+    """A name is looked up once, and then is an attribute of the package."""
     monkeypatch.delitem(echod.__dict__, "ProxyFactory", raising=False)
     assert echod.ProxyFactory.__module__ == "echod.proxy"
     assert "ProxyFactory" in echod.__dict__
@@ -28,13 +28,13 @@ def test_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "client_for", "Iterator"])
 def test_no_such_name(name: str) -> None:
-    """Other names are missing, those that a module inside has imported for itself too."""
+    """Other names are missing, also those that one of the modules has imported."""
     with pytest.raises(AttributeError, match=f"module 'echod' has no attribute '{name}'"):
         getattr(echod, name)
 
 
 def test_cheap_to_import() -> None:
-    """Neither the package nor the entry of ``echod-client`` imports Twisted."""
+    """Neither the package nor the entry point of ``echod-client`` imports Twisted."""
     program = (
         "import sys, echod, echod.client.main; found = 'twisted' in sys.modules\n"
         "from echod import *; from echod import EchoFactory\n"

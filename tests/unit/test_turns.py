@@ -1,4 +1,4 @@
-"""The time budget of a turn: what fits is done at once, the rest in later turns, in rotation."""
+"""The time budget of a turn: steps within it are done at once, others later, in rotation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.turns import BUDGET, Turns
 
 
-class TurnByTurn:
-    """A clock that makes the calls of one turn at a time."""
+class ManualTurns:
+    """A clock on which a test runs the calls of one turn at a time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -31,7 +31,7 @@ class TurnByTurn:
 
 
 class Steps:
-    """Takes some steps, of ``seconds`` each, and leaves its name for each of them."""
+    """A worker of ``count`` steps of ``seconds`` each; it appends its name at each step."""
 
     def __init__(self, case: TurnsTests, name: str, count: int, seconds: float) -> None:
         self.case, self.name, self.count, self.seconds = case, name, count, seconds
@@ -45,7 +45,7 @@ class Steps:
 
 class TurnsTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.clock = TurnByTurn()
+        self.clock = ManualTurns()
         self.turns = Turns()
         self.done = ""
 
@@ -53,11 +53,11 @@ class TurnsTests(SynchronousTestCase):
         self.turns.begin(worker, cast(IReactorTime, self.clock))
 
     def steps(self, name: str, count: int, share: float) -> None:
-        """Begin something of ``count`` steps, each of which takes that share of the budget."""
+        """Begin a worker of ``count`` steps that take that share of the budget each."""
         self.begin(Steps(self, name, count, BUDGET * share))
 
-    def test_what_fits(self) -> None:
-        """What fits into the budget is done at once; a turn is begun when half of it is used up."""
+    def test_within_the_budget(self) -> None:
+        """Steps within the budget run at once; a turn is scheduled when half of it is used."""
         self.steps("a", 2, 0.25)
         self.assertEqual((self.done, self.clock.calls), ("aa", []))
         self.steps("b", 1, 0.25)
@@ -66,8 +66,8 @@ class TurnsTests(SynchronousTestCase):
         self.steps("c", 4, 0.25)
         self.assertEqual(self.done, "aabcccc")
 
-    def test_one_budget_for_all(self) -> None:
-        """Many that begin in one turn have one budget between them, and one step is too much."""
+    def test_shared_budget(self) -> None:
+        """Workers that begin in one turn share one budget, which the last step may exceed."""
         for name in "abcd":
             self.steps(name, 2, 0.375)
         self.assertEqual(self.done, "aab")
@@ -78,7 +78,7 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual(self.clock.calls, [])
 
     def test_rotation(self) -> None:
-        """Those that wait do a step each, also beside one that has very much to do."""
+        """Waiting workers do one step each in rotation, beside a worker of many steps too."""
         self.steps("a", 1000, 1)
         self.steps("b", 2, 1)
         for _ in range(5):
@@ -86,7 +86,7 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual(self.done, "aababa")
 
     def test_order(self) -> None:
-        """One that comes while others wait does nothing before them."""
+        """A worker that begins while others wait runs after them."""
         self.steps("a", 2, 1)
         self.clock.now += 1
         self.steps("b", 1, 0)
@@ -96,7 +96,7 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual((self.done, self.clock.calls), ("aab", []))
 
     def test_exception(self) -> None:
-        """An exception in one step does not keep the others from their turns."""
+        """An exception in one step does not stop the other workers."""
         self.steps("a", 1, 1)
         failing = Steps(self, "b", 2, 0)
         self.patch(failing, "step", self.fail)
@@ -106,17 +106,17 @@ class TurnsTests(SynchronousTestCase):
         self.clock.turn()
         self.assertEqual((self.done, self.clock.calls), ("acc", []))
 
-    def test_begun_by_another(self) -> None:
-        """What a step begins gets its turn, and there is one call for all that wait."""
+    def test_nested(self) -> None:
+        """A step may begin another worker; there is one delayed call for all that wait."""
         case = self
 
-        class Begins(Steps):
+        class BeginsAnother(Steps):
             def step(self) -> bool:
                 case.steps("b", 2, 1)
                 return super().step()
 
         self.steps("a", 2, 1)
-        self.begin(Begins(self, "c", 1, 0))
+        self.begin(BeginsAnother(self, "c", 1, 0))
         for _ in range(5):
             self.clock.turn()
             self.assertLessEqual(len(self.clock.calls), 1)
