@@ -16,7 +16,6 @@ from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
 from echod.client import report
-from echod.client.channels import StreamChannel
 from echod.client.connector import Connector
 from echod.client.endpoint import BadTarget
 from echod.client.errors import of_file
@@ -29,6 +28,7 @@ from echod.client.output import discard, printable
 from echod.client.ping import Ping, Probe
 from echod.client.pipe import Pipe
 from echod.client.reactor import PreciseReactor
+from echod.client.streams import StreamChannel
 from echod.client.terminal import Live, columns, histogram, is_terminal, left_of, progress
 
 RIGHT: Final = 0
@@ -111,7 +111,7 @@ class PingCommand:
             dont_fragment=options.dont_fragment,
         )
         self.run.began = self._began
-        connector.moved = self._moved
+        connector.on_address_change = self._moved
 
     def _began(self, channel: Channel) -> None:
         if self._json:
@@ -123,7 +123,7 @@ class PingCommand:
         )
         if isinstance(channel, StreamChannel):
             line = f"connected in {report.in_ms(channel.connect_seconds)} ms"
-            if connector.looks_up:
+            if connector.includes_lookup:
                 line += ", name and all"
             if channel.handshake_seconds is not None:
                 line += f", TLS handshake {report.in_ms(channel.handshake_seconds)} ms"

@@ -16,13 +16,14 @@ from typing import Final, NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from echod.client.channels import DatagramChannel, StreamChannel
 from echod.client.connector import Connector
+from echod.client.datagrams import DatagramChannel
 from echod.client.errors import TIMED_OUT, kind_of, line_of
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
 from echod.client.pacing import Pacer, Schedule
 from echod.client.replies import ReplyCallback
+from echod.client.streams import StreamChannel
 
 AT_ONCE: Final = 8
 """Connections that are made at the same time: more would be timed waiting for each other here."""

@@ -8,10 +8,12 @@ from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from echod.client.channels import DatagramChannel, EpollReader, StreamChannel
 from echod.client.connector import Connector
+from echod.client.datagrams import DatagramChannel
+from echod.client.epoll import EpollReader
 from echod.client.payloads import DatagramPayloads, contents
 from echod.client.replies import DatagramReplies, MessageTally, ReplyCallback, StreamReplies
+from echod.client.streams import StreamChannel
 
 CLOSING: Final = 1.0
 """Seconds for which a connection may take to be closed, until it is reset."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from echod.client.channels import StreamChannel
 from echod.client.connector import Connector
 from echod.client.errors import kind_of, line_of
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
 from echod.client.pacing import Pacer, Schedule
+from echod.client.streams import StreamChannel
 
 MISSED: Final = 1.0
 """Seconds by which a message may leave late. After a longer standstill of this program or its

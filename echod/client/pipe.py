@@ -113,7 +113,7 @@ class Pipe:
 
     async def _transfer(self) -> None:
         await self.connector.find()
-        await self.connector.client(self._client, self._client.ready)
+        await self.connector.connect(self._client)
         begun = self.clock.seconds()
         stall_check = LoopingCall(self._check_stall)
         stall_check.clock = self.clock

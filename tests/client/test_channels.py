@@ -17,13 +17,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
-from echod.client.channels import DatagramChannel, EpollReader, StreamChannel
 from echod.client.connector import Connector
+from echod.client.datagrams import DatagramChannel
+from echod.client.epoll import EpollReader
 from echod.client.payloads import DatagramPayloads, contents
 from echod.client.reactor import PreciseReactor
 from echod.client.replies import DatagramReplies, MessageTally, StreamReplies
+from echod.client.streams import StreamChannel
 from echod.client.target import parse_target, udp_socket
-from echod.client.tcp import TCPEndpoint
+from echod.client.tcp import ConnectAttempt
 from tests import TIMEOUT
 from tests.client.memory import silent_port
 from tests.reactors import turn
@@ -188,7 +190,7 @@ def test_many_connections(
     bench: Bench, connect: Any, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More connections than one round takes, or one turn, all get theirs."""
-    monkeypatch.setattr("echod.client.channels.ROUNDS", rounds)
+    monkeypatch.setattr("echod.client.epoll.ROUNDS", rounds)
     connected = connect(10, count=100)
     for channel, peer in zip(connected.channels, connected.peers, strict=True):
         channel.begin(bench.reactor.seconds())
@@ -303,7 +305,8 @@ def test_name_of_the_log(bench: Bench, connect: Any) -> None:
     sockets = EpollReader(bench.reactor, bench.reactor, 10)
     assert sockets.logPrefix() == "echod-client"
     assert (
-        TCPEndpoint(bench.reactor, socket.AF_INET, ("127.0.0.1", 1)).logPrefix() == "echod-client"
+        ConnectAttempt(bench.reactor, socket.AF_INET, ("127.0.0.1", 1)).logPrefix()
+        == "echod-client"
     )
     sockets.connectionLost(Failure(ConnectionLost()))
     sockets.close()
@@ -312,7 +315,7 @@ def test_name_of_the_log(bench: Bench, connect: Any) -> None:
 def test_connecting_fails_at_once(bench: Bench) -> None:
     """A connection that the kernel refuses to begin fails with its reason."""
     # Nobody can connect to a broadcast address, not even to that of loopback.
-    endpoint = TCPEndpoint(bench.reactor, socket.AF_INET, ("127.255.255.255", 9))
+    endpoint = ConnectAttempt(bench.reactor, socket.AF_INET, ("127.255.255.255", 9))
     with pytest.raises(OSError, match=r"."):
         bench.result(endpoint.connect(None))  # type: ignore[arg-type]
 
@@ -324,7 +327,7 @@ def test_no_descriptor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("echod.client.tcp.socket.socket", none_left)
-    endpoint = TCPEndpoint(bench.reactor, socket.AF_INET, ("127.0.0.1", 1))
+    endpoint = ConnectAttempt(bench.reactor, socket.AF_INET, ("127.0.0.1", 1))
     with pytest.raises(OSError, match="Too many open files"):
         bench.result(endpoint.connect(None))  # type: ignore[arg-type]
 
@@ -337,7 +340,7 @@ def test_no_descriptor_for_the_reactor(bench: Bench, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(bench.reactor, "adoptStreamConnection", none_left)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        endpoint = TCPEndpoint(bench.reactor, socket.AF_INET, listening.getsockname())
+        endpoint = ConnectAttempt(bench.reactor, socket.AF_INET, listening.getsockname())
         with pytest.raises(OSError, match="Too many open files"):
             bench.result(endpoint.connect(None))  # type: ignore[arg-type]
     assert endpoint.fileno() == -1

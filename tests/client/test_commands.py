@@ -368,7 +368,7 @@ def no_descriptor(*_: object) -> NoReturn:
 
 
 @pytest.mark.parametrize(
-    "name", ["echod.client.commands.PreciseReactor", "echod.client.channels.select.epoll"]
+    "name", ["echod.client.commands.PreciseReactor", "echod.client.epoll.select.epoll"]
 )
 def test_no_descriptors(name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where RLIMIT_NOFILE leaves not even the first few descriptors, a line says so."""

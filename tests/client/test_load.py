@@ -12,10 +12,11 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from echod.client.channels import EpollReader, StreamChannel
 from echod.client.connector import Connector
+from echod.client.epoll import EpollReader
 from echod.client.load import Interval, Load, Usage, usage
 from echod.client.report import lines_of_load, of_load
+from echod.client.streams import StreamChannel
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.client.memory import MemoryTarget, Services, memory_way

@@ -242,7 +242,6 @@ class SilentClient:
     """A client that is connected, and receives nothing."""
 
     received = 0
-    ready = None
     transport = StringTransport()
 
     def echo(self, _: bytes) -> Deferred[bytes]:
@@ -260,7 +259,7 @@ class SilentConnector:
     async def find(self) -> None:
         """Find the address at once."""
 
-    async def client(self, *_: object) -> None:
+    async def connect(self, *_: object) -> None:
         """Connect at once."""
 
 

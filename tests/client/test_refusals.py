@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import succeed
 
-from echod.client.channels import EpollReader
 from echod.client.connector import Connector
+from echod.client.epoll import EpollReader
 from echod.client.payloads import DatagramPayloads
 from echod.client.reactor import PreciseReactor
 from echod.client.replies import DatagramReplies, MessageTally
@@ -122,8 +122,8 @@ def test_not_after_a_reply(refusing: list[Found], good: Found) -> None:
     connector = Connector(reactor, parse_target("udp:echo.example:7"), 1.0)
     connector._addresses = [refusing[0], good]
     sockets = EpollReader(reactor, reactor, 64)
-    channel = connector.datagrams(sockets, dont_fragment=False, is_new=lambda: False)
-    channel.failed(ConnectionRefusedError(111, "Connection refused"))
+    channel = connector.datagrams(sockets, dont_fragment=False, is_unanswered=lambda: False)
+    channel.receive_failed(ConnectionRefusedError(111, "Connection refused"))
     assert connector.errors == {"refused": 1}
     assert connector.address == f"127.0.0.1:{refusing[0][1][1]}"
     channel.close()

@@ -1,0 +1,110 @@
+"""The client's UDP socket: send each datagram at once, and time what comes back."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from echod.client.epoll import EpollReader
+from echod.client.errors import REFUSED, UNREACHABLE, kind_of
+from echod.client.replies import DatagramReplies
+
+
+class DatagramChannel:
+    """One UDP socket: to the service, each socket is a source of its own.
+
+    :param sock: connected to the service, and non-blocking.
+    :param reader: receives on it.
+    :param errors: counts the errors of the socket, such as ICMP reports, by kind.
+    :param next_socket: called when the address refuses; returns a socket for the next address, or
+        ``None``.
+    :ivar replies: builds the datagrams, and matches what comes back; see :meth:`use`.
+    :ivar open: whether the socket is open.
+    """
+
+    replies: DatagramReplies
+    receive: Callable[[int], bytes]
+    received: Callable[[bytes, float], None]
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        reader: EpollReader,
+        errors: Counter[str],
+        next_socket: Callable[[], socket.socket | None] = lambda: None,
+    ) -> None:
+        self._reader = reader
+        self._errors = errors
+        self._next_socket = next_socket
+        self.open = True
+        self._receive_on(sock)
+
+    def use(self, replies: DatagramReplies) -> None:
+        """Send the datagrams of ``replies``, and match with it what comes back."""
+        self.replies = replies
+        self.received = replies.received
+
+    @property
+    def sent(self) -> int:
+        """The number of datagrams begun."""
+        return self.replies.sent
+
+    def outstanding(self) -> Iterator[float]:
+        """Return the times from which the datagrams without a reply count."""
+        return iter(self.replies.outstanding())
+
+    def begin(self, since: float) -> None:
+        """Send the next datagram, whose round trip counts from ``since``."""
+        self._send(self.replies.send(since))
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self.open:
+            self.open = False
+            self._close_socket()
+
+    def received_nothing(self, now: float) -> None:
+        """Match an empty datagram."""
+        self.received(b"", now)
+
+    def receive_failed(self, error: OSError) -> None:
+        """Try the next address, or count the error."""
+        if not self._try_next_address(error):
+            self._errors[kind_of(error)] += 1
+
+    def _receive_on(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.receive = sock.recv
+        self._reader.add(self, sock)
+
+    def _close_socket(self) -> None:
+        self._reader.remove(self._socket.fileno())
+        self._socket.close()
+
+    def _send(self, data: bytes) -> bool:
+        """Send a datagram. Return ``False`` if that took another address."""
+        while True:
+            try:
+                self._socket.send(data)
+            except OSError as error:
+                if self._try_next_address(error):
+                    return False
+                self._errors[kind_of(error)] += 1
+                # A refusal is reported once, for an earlier datagram: this one is not sent yet.
+                if not isinstance(error, ConnectionRefusedError):
+                    return True
+            else:
+                return True
+
+    def _try_next_address(self, error: OSError) -> bool:
+        """Move to the next address if this one refuses, and send there what has no reply yet."""
+        sock = self._next_socket() if kind_of(error) in (REFUSED, UNREACHABLE) else None
+        if sock is None:
+            return False
+        self._close_socket()
+        self._receive_on(sock)
+        for data in self.replies.again(self._reader.seconds()):
+            if not self._send(data):
+                break
+        return True

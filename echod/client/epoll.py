@@ -1,0 +1,106 @@
+"""Receive on many sockets through one reader of the reactor: an epoll set can itself be polled."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.fastpath import BATCH, ROUNDS
+
+MIN_RECEIVE: Final = 4096
+MAX_RECEIVE: Final = 256 * 1024
+"""Limits of the bytes that one receive asks for."""
+
+
+class Receiver(Protocol):
+    """What the reader calls for one socket."""
+
+    receive: Callable[[int], bytes]
+    """``recv`` of the socket."""
+
+    received: Callable[[bytes, float], None]
+    """Called with what was received, and when, in seconds."""
+
+    def received_nothing(self, now: float) -> None:
+        """Handle an empty read: EOF of a stream, or an empty datagram."""
+
+    def receive_failed(self, error: OSError) -> None:
+        """Handle an error of the socket."""
+
+
+@implementer(IReadDescriptor)
+class EpollReader:
+    """One reader of the reactor that receives on all sockets of a run.
+
+    :param reactor: polls the epoll set.
+    :param clock: tells when data was received.
+    :param size: bytes of a message.
+    """
+
+    def __init__(self, reactor: IReactorFDSet, clock: IReactorTime, size: int) -> None:
+        self._reactor = reactor
+        self.seconds = clock.seconds
+        # One byte more than a message, to notice a datagram that is longer.
+        self._size = min(max(size + 1, MIN_RECEIVE), MAX_RECEIVE)
+        self._epoll = select.epoll()
+        self._receivers: dict[int, Receiver] = {}
+        self.fileno = self._epoll.fileno
+
+    def add(self, receiver: Receiver, sock: socket.socket) -> None:
+        """Receive on ``sock`` for ``receiver``."""
+        if not self._receivers:
+            self._reactor.addReader(self)
+        self._epoll.register(sock, select.EPOLLIN)
+        self._receivers[sock.fileno()] = receiver
+
+    def remove(self, descriptor: int) -> None:
+        """Stop receiving on ``descriptor``, which may be closed already."""
+        if self._receivers.pop(descriptor, None) is None:
+            return
+        with suppress(OSError):  # the kernel removes a closed descriptor itself
+            self._epoll.unregister(descriptor)
+        if not self._receivers:
+            self._reactor.removeReader(self)
+
+    def close(self) -> None:
+        """Close the epoll set, from which all sockets have been removed."""
+        self._epoll.close()
+
+    def logPrefix(self) -> str:
+        """Return the name for log messages."""
+        return "echod-client"
+
+    def doRead(self) -> None:
+        """Receive once on each socket that is ready, in at most :data:`ROUNDS` rounds."""
+        poll, receivers, size, seconds = self._epoll.poll, self._receivers, self._size, self.seconds
+        for _ in range(ROUNDS):
+            ready = poll(0, BATCH)
+            if not ready:
+                return
+            for descriptor, _ in ready:
+                receiver = receivers.get(descriptor)
+                if receiver is None:  # removed while an earlier one of this round was handled
+                    continue
+                try:
+                    data = receiver.receive(size)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    receiver.receive_failed(error)
+                else:
+                    if data:
+                        receiver.received(data, seconds())
+                    else:
+                        receiver.received_nothing(seconds())
+            if not receivers:  # the epoll set may be closed by now
+                return
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Do nothing: each receiver handles the end of its own socket."""

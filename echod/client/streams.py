@@ -1,0 +1,242 @@
+"""The client's end of one connection: send messages at once, and time what comes back.
+
+On a plain kernel socket a message goes to the kernel when it is begun, and a reply is timed when
+it is received: no queue of Twisted is part of the round trip. Over TLS, and in memory, messages
+pass through Twisted's transport and its buffers.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
+from itertools import chain
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from echod.client.epoll import EpollReader
+from echod.client.errors import CLOSED, kind_of
+from echod.client.replies import StreamReplies
+from echod.transport import kernel_socket, set_options, unsent
+
+
+class State(Enum):
+    """Where a connection is between its beginning and its end.
+
+    ========== ================================= ==========
+    from       what happens                      to
+    ========== ================================= ==========
+    CONNECTING the connection is made            OPEN
+    OPEN       ``close()`` or ``abort()``        CLOSING
+    OPEN       the service sends FIN             FINISHED
+    FINISHED   ``close()`` or ``abort()``        CLOSING
+    any        the connection is lost            ENDED
+    ========== ================================= ==========
+    """
+
+    CONNECTING = auto()
+    OPEN = auto()
+    CLOSING = auto()
+    FINISHED = auto()
+    ENDED = auto()
+
+
+WITHOUT_ERROR: Final = {State.CLOSING: "", State.FINISHED: CLOSED}
+"""How a connection has ended that was lost in one of these states, for whatever reason."""
+
+
+class Output(Enum):
+    """Where the next message goes.
+
+    Straight to the kernel; behind the bytes that the transport may still have; or nowhere, until
+    the transport has room.
+    """
+
+    DIRECT = auto()
+    QUEUED = auto()
+    FULL = auto()
+
+
+DIRECT, QUEUED, FULL = Output  # each message compares with these
+
+
+@implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
+class StreamChannel(Protocol):
+    """One connection.
+
+    :param clock: tells the time.
+    :param reader: receives on a plain kernel socket; elsewhere the transport receives.
+    :ivar replies: builds the messages, and matches what comes back; see :meth:`use`.
+    :ivar ready: fires with this channel when it is connected and a TLS handshake is complete.
+    :ivar ended: fires when the connection is lost: with ``""`` if this side has closed it,
+        otherwise with a word of :mod:`echod.client.errors`.
+    :ivar connected_at: when the connection was made, in seconds.
+    :ivar connect_seconds: how long it took to connect.
+    :ivar handshake_seconds: how long the TLS handshake took, or ``None`` without TLS.
+    """
+
+    transport: Any  # IStreamTransport; also a tcp.Connection where there is a kernel socket
+    replies: StreamReplies
+    receive: Callable[[int], bytes]
+    received: Callable[[bytes, float], None]
+    connected_at = 0.0
+    connect_seconds = 0.0
+    handshake_seconds: float | None = None
+
+    def __init__(self, clock: IReactorTime, reader: EpollReader) -> None:
+        self._clock = clock
+        self._reader = reader
+        self._socket: socket.socket | None = None
+        self._descriptor = -1
+        self._state = State.CONNECTING
+        self._output = DIRECT
+        self._waiting: deque[float] = deque()  # messages to be sent when the transport has room
+        self._error: OSError | None = None  # of the last send
+        self.ready: Deferred[StreamChannel] = Deferred()
+        self.ended: Deferred[str] = Deferred()
+
+    def use(self, replies: StreamReplies) -> None:
+        """Send the messages of ``replies``, and match with it what comes back."""
+        self.replies = replies
+        self.received = replies.received
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a connection."""
+        return self._state not in (State.CONNECTING, State.ENDED)
+
+    @property
+    def sent(self) -> int:
+        """The number of messages begun."""
+        return self.replies.sent + len(self._waiting)
+
+    def outstanding(self) -> Iterator[float]:
+        """Return the times from which the messages without a reply count."""
+        return chain(self.replies.outstanding(), self._waiting)
+
+    def begin(self, since: float) -> None:
+        """Send the next message, whose round trip counts from ``since``."""
+        if self._output is FULL:
+            self._waiting.append(since)
+            return
+        data = self.replies.send(since)
+        sock = self._socket
+        if sock is not None and (self._output is DIRECT or not unsent(self.transport)):
+            try:
+                sent = sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                # The socket reports it once. What was received before is still to be read.
+                self._error = error
+                return
+            if sent == len(data):
+                self._output = DIRECT
+                return
+            data = data[sent:]
+            self._output = QUEUED
+        self.transport.write(data)
+
+    def close(self) -> None:
+        """Finish sending; the connection ends when the service finishes too.
+
+        Over TLS, where Twisted has no half-close, both ends close at once.
+        """
+        if self._state in (State.OPEN, State.FINISHED):
+            self._state = State.CLOSING
+            self._waiting.clear()
+            self.transport.unregisterProducer()
+            if ISSLTransport.providedBy(self.transport):
+                self.transport.loseConnection()
+            else:
+                self.transport.loseWriteConnection()
+
+    def abort(self) -> None:
+        """Reset the connection, if there is one."""
+        if self.open:
+            self._state = State.CLOSING
+            self.transport.abortConnection()
+
+    def received_nothing(self, now: float) -> None:  # noqa: ARG002 - Receiver's signature
+        """Leave EOF to the transport, unless it hides an error that a send has met."""
+        if self._error is not None:
+            self.receive_failed(self._error)
+        else:
+            self._reader.remove(self._descriptor)
+            self.transport.startReading()
+
+    def receive_failed(self, error: OSError) -> None:
+        """End the connection for ``error``, which the socket reports only once."""
+        self._reader.remove(self._descriptor)
+        self.transport.connectionLost(Failure(error))
+
+    def connectionMade(self) -> None:
+        """Receive from the kernel socket, if there is one, and be ready unless TLS follows."""
+        self.connected_at = self._clock.seconds()
+        self._state = State.OPEN
+        set_options(self.transport)
+        self.transport.registerProducer(self, True)
+        self._socket = kernel_socket(self.transport)
+        if self._socket is not None:
+            self._descriptor = self._socket.fileno()
+            self.receive = self._socket.recv
+            self.transport.stopReading()
+            self._reader.add(self, self._socket)
+        if not ISSLTransport.providedBy(self.transport):
+            self.ready.callback(self)
+
+    def handshakeCompleted(self) -> None:
+        """Be ready."""
+        self.handshake_seconds = self._clock.seconds() - self.connected_at
+        self.ready.callback(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Match what the transport has received."""
+        self.received(data, self._clock.seconds())
+
+    def readConnectionLost(self) -> None:
+        """Close, because the service has finished sending."""
+        if self._state is State.OPEN:
+            self._state = State.FINISHED
+            self.transport.unregisterProducer()
+            if unsent(self.transport):  # the service may not read either
+                self.transport.abortConnection()
+                return
+        self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: the half-close is sent."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Fire :attr:`ended`."""
+        state, self._state = self._state, State.ENDED
+        self._socket = None
+        self._reader.remove(self._descriptor)
+        if not self.ready.called:
+            self.ready.errback(reason)
+        self.ended.callback(WITHOUT_ERROR.get(state, kind_of(reason)))
+
+    def pauseProducing(self) -> None:
+        """Keep further messages back; each still counts from its time."""
+        self._output = FULL
+
+    def resumeProducing(self) -> None:
+        """Send the messages that were kept back."""
+        self._output = QUEUED
+        while self._waiting and self._output is not FULL:
+            self.begin(self._waiting.popleft())
+
+    def stopProducing(self) -> None:
+        """Do nothing: :meth:`connectionLost` follows."""
