@@ -226,7 +226,7 @@ def test_testing_example_fails(tmp_path: Path, without: str, failing: str) -> No
 
 def test_factory_parameters() -> None:
     """Each parameter of the factory is defined, and nothing else, with its default."""
-    definitions = defined(section(EMBEDDING, "What the factory takes"))
+    definitions = defined(section(EMBEDDING, "Parameters of the factory"))
     parameters = inspect.signature(EchoFactory).parameters
     assert list(definitions) == list(parameters)
     for name, definition in definitions.items():
