@@ -1,13 +1,15 @@
-"""What systemd is told: ready, how many are connected, still alive, stopping (sd_notify(3))."""
+"""Notify systemd: ready, stopping, alive, and how many connections are open (sd_notify(3))."""
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -15,9 +17,9 @@ from echod.daemon.errors import CannotServe
 from echod.daemon.logs import on_one_line
 from echod.events import Event
 
-EVERY: Final = 1.0
-"""Seconds between two words about the connections, at least; and until what systemd
-was too busy to hear is said again."""
+INTERVAL: Final = 1.0
+"""Seconds between two messages about connections, and between two attempts to send a message
+while systemd's queue is full."""
 
 ENVIRONMENT: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -25,116 +27,122 @@ log = Logger(namespace="echod")
 
 
 class Notifier:
-    """Tell systemd; or, without an address, nobody. An observer, to know what is new.
+    """An observer that notifies systemd. Without an address it does nothing.
 
-    :param clock: tells when to speak again.
-    :param connections: returns how many are open.
-    :param address: path of systemd's socket; with a leading ``@``, a name in the abstract
+    A message has everything that has changed since the last one. One loop sends them: it runs
+    until nothing has changed for an interval, or for ever if there is a watchdog.
+
+    :param clock: the clock of the loop.
+    :param connections: returns the number of open connections.
+    :param address: path of systemd's socket, or with a leading ``@`` its name in the abstract
         namespace (unix(7)).
-    :param watchdog: seconds of silence after which systemd restarts the process; ``None``:
-        it does not.
+    :param watchdog: seconds without a message after which systemd restarts the process; infinite
+        if there is no watchdog.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
         connections: Callable[[], int],
-        address: str | None = None,
-        watchdog: float | None = None,
+        address: str = "",
+        watchdog: float = math.inf,
     ) -> None:
+        self.address = address
+        self.watchdog = watchdog
         self._clock = clock
         self._connections = connections
-        self.address = address
-        self._watchdog = watchdog
-        self._alive: LoopingCall | None = None
+        self._interval = min(INTERVAL, watchdog / 2)
+        self._watchdog_due = math.inf
         self._stopping = False
         self._status = ""
-        self._next_look: IDelayedCall | None = None
-        self._untold: dict[str, str] = {}
-        self._unheard = False
+        self._unsent: dict[str, str] = {}
+        self._failing = False
+        self._loop = LoopingCall(self._update)
+        self._loop.clock = clock
 
     def __call__(self, _: Event) -> None:
-        """Tell how many connections are open, if that has changed and is due."""
-        if self._next_look is None:
-            self._tell()
+        """Send the number of open connections, if that has changed, within the interval."""
+        self._notify()
 
     def ready(self) -> None:
-        """Tell that every listener listens; and from now on, that the reactor turns."""
+        """Report that the service is ready, and from now on that the reactor runs."""
         self._stopping = False
-        self._tell(READY="1")
-        if self._watchdog is not None and self._alive is None:
-            self._alive = LoopingCall(self._tell, WATCHDOG="1")
-            self._alive.clock = self._clock
-            self._alive.start(self._watchdog / 2)
+        if math.isfinite(self.watchdog):
+            self._watchdog_due = self._clock.seconds()
+        self._notify(READY="1")
 
     def stopping(self) -> None:
-        """Tell that the drain begins."""
+        """Report that the service stops."""
         self._stopping = True
-        self._tell(STOPPING="1")
+        self._notify(STOPPING="1")
 
-    def _tell(self, **assignments: str) -> None:
-        """Tell systemd that, what it was too busy to hear, and the status if that is due."""
-        if self.address is None:
+    def _notify(self, **variables: str) -> None:
+        """Send ``variables`` now; without any, send what is due, unless the loop is about to."""
+        if not self.address:
             return
-        self._untold |= assignments
-        if self._next_look is None and self._status != self._describe():
-            self._status = self._untold["STATUS"] = self._describe()
-            self._look_again()
-        if not self._untold:
-            return
-        message = "\n".join(f"{name}={value}" for name, value in self._untold.items())
+        self._unsent |= variables
+        if not self._loop.running:
+            self._loop.start(self._interval)
+        elif variables:
+            self._update()
+
+    def _update(self) -> None:
+        """Send what is due. End the loop if nothing is, and there is no watchdog."""
+        with suppress(MemoryError):  # which would end the loop, and then the watchdog the process
+            count = self._connections()
+            draining = "draining, " if self._stopping else ""
+            status = f"{draining}{count} {'connection' if count == 1 else 'connections'} open"
+            if status != self._status:
+                self._status = self._unsent["STATUS"] = status
+            # Early rather than late: the next turn of the loop may come after the deadline.
+            if self._clock.seconds() + self._interval > self._watchdog_due:
+                self._watchdog_due = self._clock.seconds() + self.watchdog / 2
+                self._unsent["WATCHDOG"] = "1"
+            if self._unsent:
+                self._send()
+            elif self._watchdog_due == math.inf:
+                self._loop.stop()
+
+    def _send(self) -> None:
+        message = "\n".join(f"{name}={value}" for name, value in self._unsent.items())
         try:
             send(message.encode(), self.address)
-        except BlockingIOError:  # its queue is full
-            self._look_again()
+        except BlockingIOError:  # systemd's queue is full: the loop tries again
             return
-        except OSError as error:  # no reason to stop serving, and none to complain twice
-            if not self._unheard:
+        except OSError as error:  # the service goes on, and logs this once
+            if not self._failing:
                 log.warn(
                     "NOTIFY_SOCKET={address}: {why}", address=on_one_line(self.address), why=error
                 )
-            self._unheard = True
+            self._failing = True
         else:
-            self._unheard = False
-        self._untold.clear()
-
-    def _describe(self) -> str:
-        count = self._connections()
-        draining = "draining, " if self._stopping else ""
-        return f"{draining}{count} {'connection' if count == 1 else 'connections'} open"
-
-    def _look_again(self) -> None:
-        if self._next_look is None:
-            self._next_look = self._clock.callLater(EVERY, self._look)
-
-    def _look(self) -> None:
-        self._next_look = None
-        self._tell()
+            self._failing = False
+        self._unsent.clear()
 
 
 def send(message: bytes, address: str) -> None:
-    """Send one datagram to the UNIX socket at ``address``, without waiting.
+    """Send one datagram to the UNIX socket at ``address``, without blocking.
 
-    :raises BlockingIOError: where its queue is full.
-    :raises OSError: where it cannot be reached.
+    :raises BlockingIOError: if the receiver's queue is full.
+    :raises OSError: if the socket cannot be reached.
     """
-    where = f"\0{address[1:]}" if address.startswith("@") else address
+    name = f"\0{address[1:]}" if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
-        sock.sendto(message, where)
+        sock.sendto(message, name)
 
 
 def notifier(
     clock: IReactorTime, connections: Callable[[], int], environ: Mapping[str, str], pid: int
 ) -> Notifier:
-    """Return the notifier that ``environ`` asks for in process ``pid``.
+    """Return the notifier that ``environ`` configures for the process ``pid``.
 
-    :raises CannotServe: where WATCHDOG_USEC is not a number of microseconds.
+    :raises CannotServe: if WATCHDOG_USEC is not a number of microseconds.
     """
-    address = environ.get("NOTIFY_SOCKET")
+    address = environ.get("NOTIFY_SOCKET", "")
     microseconds = environ.get("WATCHDOG_USEC")
     if not address or microseconds is None or environ.get("WATCHDOG_PID", str(pid)) != str(pid):
-        return Notifier(clock, connections, address or None)
+        return Notifier(clock, connections, address)
     if not re.fullmatch("[1-9][0-9]{0,18}", microseconds):
         raise CannotServe(
             f"WATCHDOG_USEC={microseconds}: it is a whole number of microseconds, 1 or more "

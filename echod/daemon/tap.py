@@ -81,7 +81,7 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
     )
     notifier = sdnotify.notifier(reactor, lambda: len(factory.connections), environ, os.getpid())
     observers: list[Observer] = [connection_log]
-    if notifier.address is not None:
+    if notifier.address:
         observers.append(notifier)
     listeners = echo_listeners(options, sockets, reactor, datagrams)
     tls: list[Any] = [listener for listener in listeners if listener.tls]

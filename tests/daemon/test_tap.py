@@ -195,7 +195,7 @@ class MakeServiceTests(SynchronousTestCase):
 
     def test_systemd_is_told(self) -> None:
         """Under systemd the connections are told to it; else nobody is asked for that."""
-        self.assertEqual(self.make()._notifier.address, None)
+        self.assertEqual(self.make()._notifier.address, "")
         self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": "/nowhere"})
         made = self.make()
         told: list[Any] = []

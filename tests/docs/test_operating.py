@@ -27,7 +27,7 @@ from urllib.request import Request, urlopen
 import pytest
 from docutils import nodes
 
-from echod.daemon import logs, web
+from echod.daemon import logs, webguard
 from echod.daemon import sdnotify as notify
 from echod.daemon.command import Command
 from echod.daemon.listeners.tcp import ON_LOOPBACK
@@ -283,11 +283,11 @@ def test_numbers() -> None:
         f"reset after {options()['drain-timeout']:g} s (``--drain-timeout``)",
         f"({starts} starts in {seconds} s, ``StartLimitBurst=``)",
         f"costs the process {MAX_BUFFERED // 1024} KiB at most",
-        f"there are {web.MAX_CONNECTIONS} HTTP connections at most",
-        f"each has {web.TIMEOUT:g} s for each request",
+        f"there are {webguard.MAX_CONNECTIONS} HTTP connections at most",
+        f"each has {webguard.TIMEOUT:g} s for each request",
     ):
         assert said in TEXT, said
-    assert notify.EVERY == 1, "«a second old at most»"
+    assert notify.INTERVAL == 1, "«a second old at most»"
     assert logs.INTERVAL == 1, "«one such line a second at most»"
     assert service["RestartPreventExitStatus"][0].startswith("1 "), "«ends with exit status 1»"
     assert "PYTHONFAULTHANDLER=1" in service["Environment"], "«the journal shows where it hung»"
