@@ -1,17 +1,16 @@
-"""What happened, in numbers: counted as it is told, summed when somebody asks.
+"""Metrics for Prometheus: count events as they happen, and sum them up on a scrape.
 
-The numbers are plain Python. What makes metrics of them is prometheus_client, the
-extra ``metrics``; nothing else of echod imports it, so that a
-daemon without --metrics does not need it.
+The counters are plain Python. prometheus_client, which the extra ``metrics`` installs, makes
+metrics of them; a daemon without ``--metrics`` does not import it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.metrics_core import (
@@ -23,13 +22,12 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+import twisted
 from echod import __version__
 from echod.events import Closed, Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
 from echod.transport import buffered
 from echod.udp import EchoDatagrams
-
-TWISTED: Final = version("twisted")
 
 MINUTE: Final = 60.0
 HOUR: Final = 60 * MINUTE
@@ -39,26 +37,43 @@ BUCKETS: Final = (
     *(0.001, 0.01, 0.1, 1.0, 10.0),
     *(MINUTE, 10 * MINUTE, HOUR, 6 * HOUR, DAY, 7 * DAY),
 )
-"""Seconds, the upper bounds of what the histogram of durations tells apart: an exchange
-on the same machine takes a millisecond, a keep-alive test days."""
+"""Upper bounds of the histogram of durations, in seconds: from an exchange on the same machine,
+which takes a millisecond, to a keep-alive test, which takes days."""
+
+
+HELP: Final = {
+    "echod_connections_open": "Open connections.",
+    "echod_connections_max": "Limit on open connections; more are refused.",
+    "echod_connections_accepted": "Connections accepted and served, without refused ones.",
+    "echod_connections_closed": "Closed connections, by ending.",
+    "echod_connections_refused": "Connections reset unserved, by reason.",
+    "echod_received_bytes": "Bytes received on closed and open connections.",
+    "echod_sent_bytes": "Bytes sent on closed and open connections: those the kernel has accepted.",
+    "echod_connection_duration_seconds": "Duration of closed connections, without unused ones.",
+    "echod_datagrams_answered": "UDP datagrams sent back.",
+    "echod_datagrams_answered_bytes": "Bytes of the UDP datagrams sent back.",
+    "echod_datagrams_dropped": "UDP datagrams received and not answered, by reason.",
+    "echod_datagrams_kernel_dropped": "UDP datagrams that found the receive queue full.",
+    "echod_build": "Versions of echod and Twisted.",
+}
 
 
 class Tally:
-    """An observer that counts what happened since the start.
+    """An observer that counts the events since the start.
 
-    Bytes are those of closed connections; :func:`transferred` adds the open ones. So
-    no byte that is echoed costs a count here.
+    Bytes are those of closed connections, so that an echoed byte costs no count here;
+    :func:`transferred` adds those of open connections.
 
-    :ivar accepted: connections that were served. Those refused are not among them.
-    :ivar closed: connections that ended, by ending.
-    :ivar refused: connections that were reset unserved, by reason.
+    :ivar accepted: connections that were served; refused ones are not included.
+    :ivar closed: closed connections, by ending.
+    :ivar refused: refused connections, by reason.
     :ivar dropped: datagrams that were not answered, by reason.
-    :ivar received: bytes that the closed ones received.
-    :ivar unsent: of these, the bytes that never reached the kernel for sending.
-    :ivar sent: the most bytes that :func:`transferred` has told as sent.
-    :ivar seconds: the sum of the closed ones' durations, unused ones excluded.
-    :ivar durations: how many of these lasted up to each of :data:`BUCKETS`, but not up to the
-        one before; the last lasted longer than all.
+    :ivar received: bytes that the closed connections have received.
+    :ivar unsent: the part of these bytes that never reached the kernel for sending.
+    :ivar sent: the highest number of sent bytes that :func:`transferred` has returned.
+    :ivar seconds: the sum of the closed connections' durations, without unused ones.
+    :ivar durations: the number of these connections for each of :data:`BUCKETS`, and of those that
+        lasted longer.
     """
 
     def __init__(self) -> None:
@@ -84,128 +99,79 @@ class Tally:
             self.closed[event.ending] += 1
             self.received += event.bytes
             self.unsent += event.unsent
-            if event.ending is not Ending.UNUSED:  # health checks would hide all others
+            if event.ending is not Ending.UNUSED:  # or health checks would outnumber the clients
                 self.seconds += event.seconds
                 self.durations[bisect_left(BUCKETS, event.seconds)] += 1
 
 
 def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
-    """Return how many bytes were received, and sent, over all connections until now.
+    """Return the bytes received and the bytes sent, over all connections since the start.
 
-    Sent is what the kernel has taken. Neither number ever goes back.
+    Sent bytes are those that the kernel has accepted. Neither number decreases.
     """
     received, unsent = tally.received, tally.unsent
     for echo in factory.connections:
         received += echo.received
         unsent += buffered(echo.transport)
-    # Below TLS that is not echod's own it is encrypted, and grows by more than what is received.
+    # Below TLS other than echod's own, unsent bytes are encrypted: more than what was received.
     tally.sent = max(tally.sent, received - unsent)
     return received, tally.sent
 
 
+@dataclass(frozen=True)
 class EchoCollector(Collector):
-    """Makes metrics of a :class:`Tally`, and of what ``factory`` and ``datagrams`` serve now."""
+    """Makes metrics of ``tally``, and of the state of ``factory`` and ``datagrams``."""
 
-    def __init__(self, tally: Tally, factory: EchoFactory, datagrams: EchoDatagrams) -> None:
-        self._tally = tally
-        self._factory = factory
-        self._datagrams = datagrams
+    tally: Tally
+    factory: EchoFactory
+    datagrams: EchoDatagrams
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric of echod."""
-        tally, factory = self._tally, self._factory
+        tally, factory, datagrams = self.tally, self.factory, self.datagrams
         received, sent = transferred(tally, factory)
-        yield GaugeMetricFamily(
-            "echod_connections_open",
-            "Connections that are served now.",
-            len(factory.connections),
-        )
-        yield GaugeMetricFamily(
-            "echod_connections_max",
-            "Connections that are served at once at the most; more are refused.",
-            factory.max_connections,
-        )
-        yield CounterMetricFamily(
-            "echod_connections_accepted",
-            "Connections that were accepted and served. Those refused are not among them.",
-            tally.accepted,
-        )
-        yield _by_label(
-            "echod_connections_closed",
-            "Connections that were accepted and have ended, by how.",
-            "ending",
-            ((ending.value, count) for ending, count in tally.closed.items()),
-        )
-        yield _by_label(
-            "echod_connections_refused",
-            "Connections that were reset and not served, by why.",
-            "reason",
-            ((reason.value, count) for reason, count in tally.refused.items()),
-        )
-        yield CounterMetricFamily(
-            "echod_received_bytes",
-            "Bytes received, of closed and open connections.",
-            received,
-            unit="bytes",
-        )
-        yield CounterMetricFamily(
-            "echod_sent_bytes",
-            "Bytes sent back, of closed and open connections: what the kernel has taken.",
-            sent,
-            unit="bytes",
-        )
-        bounds = (*(str(bound) for bound in BUCKETS), "+Inf")
-        yield HistogramMetricFamily(
-            "echod_connection_duration_seconds",
-            "How long the connections lasted that have ended, unused ones excluded.",
-            list(zip(bounds, accumulate(tally.durations), strict=True)),
-            tally.seconds,
-            unit="seconds",
-        )
-        yield CounterMetricFamily(
-            "echod_datagrams_answered",
-            "UDP datagrams that were sent back.",
-            self._datagrams.answered,
-        )
-        yield CounterMetricFamily(
-            "echod_datagrams_answered_bytes",
-            "Bytes of the datagrams that were sent back.",
-            self._datagrams.bytes,
-            unit="bytes",
-        )
-        yield _by_label(
-            "echod_datagrams_dropped",
-            "UDP datagrams that were received and not answered, by why.",
-            "reason",
-            ((drop.value, count) for drop, count in tally.dropped.items()),
-        )
-        yield CounterMetricFamily(
-            "echod_datagrams_kernel_dropped",
-            "UDP datagrams that the kernel dropped, because it had no room for more.",
-            self._datagrams.kernel_dropped(),
-        )
-        yield InfoMetricFamily(
-            "echod_build",
-            "The versions of echod and of Twisted.",
-            {"version": __version__, "twisted": TWISTED},
-        )
+        yield _gauge("echod_connections_open", len(factory.connections))
+        yield _gauge("echod_connections_max", factory.max_connections)
+        yield _counter("echod_connections_accepted", tally.accepted)
+        yield _counters("echod_connections_closed", "ending", tally.closed)
+        yield _counters("echod_connections_refused", "reason", tally.refused)
+        yield _counter("echod_received_bytes", received, "bytes")
+        yield _counter("echod_sent_bytes", sent, "bytes")
+        yield _histogram("echod_connection_duration_seconds", tally.durations, tally.seconds)
+        yield _counter("echod_datagrams_answered", datagrams.answered)
+        yield _counter("echod_datagrams_answered_bytes", datagrams.bytes, "bytes")
+        yield _counters("echod_datagrams_dropped", "reason", tally.dropped)
+        yield _counter("echod_datagrams_kernel_dropped", datagrams.kernel_dropped())
+        versions = {"version": __version__, "twisted": twisted.__version__}
+        yield InfoMetricFamily("echod_build", HELP["echod_build"], versions)
 
 
 def registry(tally: Tally, factory: EchoFactory, datagrams: EchoDatagrams) -> CollectorRegistry:
-    """Return the metrics of echod, and of its process and its Python, for an exposition."""
+    """Return the metrics of echod, its process and its Python interpreter."""
     metrics = CollectorRegistry()
     metrics.register(EchoCollector(tally, factory, datagrams))
-    ProcessCollector(registry=metrics)
-    PlatformCollector(registry=metrics)
-    GCCollector(registry=metrics)
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=metrics)
     return metrics
 
 
-def _by_label(
-    name: str, documentation: str, label: str, counts: Iterable[tuple[str, int]]
-) -> CounterMetricFamily:
-    """Return a counter that has a sample for each of ``counts``, those at 0 too."""
-    family = CounterMetricFamily(name, documentation, labels=[label])
-    for value, count in counts:
-        family.add_metric([value], count)
+def _gauge(name: str, value: int) -> Metric:
+    return GaugeMetricFamily(name, HELP[name], value)
+
+
+def _counter(name: str, count: int, unit: str = "") -> Metric:
+    return CounterMetricFamily(name, HELP[name], count, unit=unit)
+
+
+def _counters(name: str, label: str, counts: Mapping[Any, int]) -> Metric:
+    """Return a counter with a sample for each member of an enum, those at 0 included."""
+    family = CounterMetricFamily(name, HELP[name], labels=[label])
+    for member, count in counts.items():
+        family.add_metric([member.value], count)
     return family
+
+
+def _histogram(name: str, counts: Sequence[int], total: float) -> Metric:
+    bounds = (*map(str, BUCKETS), "+Inf")
+    samples = list(zip(bounds, accumulate(counts), strict=True))
+    return HistogramMetricFamily(name, HELP[name], samples, total, unit="seconds")

@@ -1,12 +1,13 @@
-"""The status page: the same facts for a browser and for a terminal."""
+"""The status page: the state of the service, as HTML for a browser and as text for a terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, NamedTuple
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.web.template import Tag, flattenString, tags
 
 from echod import __version__
@@ -41,74 +42,82 @@ td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; text-align: ri
 
 
 class Section(NamedTuple):
-    """Some facts under one title."""
+    """Facts under one title, as rows of a name and a value."""
 
     title: str
-    rows: list[tuple[str, str]]
+    rows: Sequence[tuple[str, str]]
 
 
-def facts(
-    *,
-    factory: EchoFactory,
-    datagrams: EchoDatagrams,
-    tally: Tally,
-    listening: Sequence[str],
-    since: datetime,
-    uptime: float,
-) -> list[Section]:
-    """Return what the page tells, in either view.
+class StatusPage:
+    """The facts of the status page, as plain text or HTML.
 
-    :param since: when the daemon was started, in UTC; a time stamp for people.
-    :param uptime: seconds since then, by a monotonic clock.
+    :param clock: the clock of the uptime.
+    :param factory: serves the connections.
+    :param datagrams: answers the datagrams.
+    :param tally: observes both.
+    :param listening: returns the names of the echo listeners.
+
+    :ivar since: the start of the daemon, as a UTC time stamp.
     """
-    received, sent = transferred(tally, factory)
-    limit = factory.max_connections
-    state = "draining: nothing new is served" if factory.draining else "serving"
-    return [
-        Section(
-            "Service",
-            [
-                ("state", state),
-                *(("listening on", each) for each in listening),
-                ("since", f"{since:%Y-%m-%dT%H:%M:%SZ}"),
-                ("up for", str(timedelta(seconds=int(uptime)))),
-            ],
-        ),
-        Section(
-            "Connections",
-            [
-                ("open", f"{len(factory.connections):,}"),
-                ("at most", f"{limit:,}" if limit < sys.maxsize else "no limit"),
-                ("accepted", f"{tally.accepted:,}"),
-                ("bytes received", readable(received)),
-                ("bytes sent", readable(sent)),
-            ],
-        ),
-        Section("Closed", [(end.value, f"{count:,}") for end, count in tally.closed.items()]),
-        Section("Refused", [(why.value, f"{count:,}") for why, count in tally.refused.items()]),
-        *(of_datagrams(datagrams, tally) if datagrams.ports else []),
-    ]
 
+    def __init__(
+        self,
+        clock: IReactorTime,
+        factory: EchoFactory,
+        datagrams: EchoDatagrams,
+        tally: Tally,
+        listening: Callable[[], Sequence[str]],
+    ) -> None:
+        self.since = datetime.now(timezone.utc)
+        self._start = clock.seconds()
+        self._clock = clock
+        self._factory = factory
+        self._datagrams = datagrams
+        self._tally = tally
+        self._listening = listening
 
-def of_datagrams(datagrams: EchoDatagrams, tally: Tally) -> list[Section]:
-    """Return what there is to tell where UDP is served."""
-    return [
-        Section(
-            "Datagrams",
-            [
+    def sections(self) -> list[Section]:
+        """Return the facts, which are the same in both formats."""
+        factory, datagrams, tally = self._factory, self._datagrams, self._tally
+        received, sent = transferred(tally, factory)
+        limit = factory.max_connections
+        uptime = timedelta(seconds=int(self._clock.seconds() - self._start))
+        service = [
+            ("state", "draining: nothing new is served" if factory.draining else "serving"),
+            *(("listening on", each) for each in self._listening()),
+            ("since", f"{self.since:%Y-%m-%dT%H:%M:%SZ}"),
+            ("up for", str(uptime)),
+        ]
+        connections = [
+            ("open", f"{len(factory.connections):,}"),
+            ("at most", f"{limit:,}" if limit < sys.maxsize else "no limit"),
+            ("accepted", f"{tally.accepted:,}"),
+            ("bytes received", readable(received)),
+            ("bytes sent", readable(sent)),
+        ]
+        sections = [
+            Section("Service", service),
+            Section("Connections", connections),
+            counted("Closed", tally.closed),
+            counted("Refused", tally.refused),
+        ]
+        if datagrams.ports:
+            answered = [
                 ("answered", f"{datagrams.answered:,}"),
                 ("bytes", readable(datagrams.bytes)),
                 ("dropped by the kernel", f"{datagrams.kernel_dropped():,}"),
-            ],
-        ),
-        Section(
-            "Not answered", [(why.value, f"{count:,}") for why, count in tally.dropped.items()]
-        ),
-    ]
+            ]
+            sections += [Section("Datagrams", answered), counted("Not answered", tally.dropped)]
+        return sections
+
+
+def counted(title: str, counts: Mapping[Any, int]) -> Section:
+    """Return a section with a row for each member of an enum."""
+    return Section(title, [(member.value, f"{count:,}") for member, count in counts.items()])
 
 
 def text(sections: Sequence[Section]) -> bytes:
-    """Return ``sections`` as plain text, the values in one column."""
+    """Return ``sections`` as plain text, with all values in one column."""
     width = max(len(name) for section in sections for name, _ in section.rows)
     blocks = [
         "\n".join([title, *(f"  {name:{width}}  {value}" for name, value in rows)])
@@ -118,7 +127,7 @@ def text(sections: Sequence[Section]) -> bytes:
 
 
 def html(sections: Sequence[Section]) -> bytes:
-    """Return ``sections`` as HTML that needs nothing else; whatever they say is escaped."""
+    """Return ``sections`` as one HTML document without references, and with all text escaped."""
 
     def card(title: str, rows: Sequence[tuple[str, str]]) -> Tag:
         lines = [tags.tr(tags.th(name, scope="row"), tags.td(value)) for name, value in rows]
@@ -137,7 +146,7 @@ def html(sections: Sequence[Section]) -> bytes:
 
 
 def readable(count: int) -> str:
-    """Return a number of bytes exactly and, where that is long, roughly too."""
+    """Return a number of bytes, and from 1,000 on rounded with a unit, too."""
     power = (len(str(count)) - 1) // 3
-    rough = f" ({count / 1000**power:.1f} {UNITS[power]})" if power else ""
-    return f"{count:,}{rough}"
+    rounded = f" ({count / 1000**power:.1f} {UNITS[power]})" if power else ""
+    return f"{count:,}{rounded}"

@@ -90,14 +90,9 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
     if web:
         tally = web.Tally()
         observers.append(tally)
-        pages = web.Pages(
-            reactor=reactor,
-            factory=factory,
-            datagrams=datagrams,
-            tally=tally,
-            listening=lambda: echo.addresses,
-            listening_on=lambda: others[0].hosts,
-        )
+        status = web.StatusPage(reactor, factory, datagrams, tally, lambda: echo.addresses)
+        metrics = web.registry(tally, factory, datagrams)
+        pages = web.Pages(status, metrics, lambda: others[0].hosts)
         site = web.GuardedSite(pages, reactor)
         others.append(Ports(site, http_listeners, failures, "metrics"))
     factory.observer = datagrams.observer = broadcast(*observers)

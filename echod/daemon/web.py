@@ -5,22 +5,20 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from typing import Any, Final
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from echod.daemon.metrics import Tally, registry
-from echod.daemon.page import facts, html, text
+from echod.daemon.page import StatusPage, html, text
 from echod.daemon.webguard import MAX_CONNECTIONS, GuardedSite
-from echod.factory import EchoFactory
-from echod.udp import EchoDatagrams
 
-__all__ = ["MAX_CONNECTIONS", "GuardedSite", "Pages", "Tally"]
+__all__ = ["MAX_CONNECTIONS", "GuardedSite", "Pages", "StatusPage", "Tally", "registry"]
 
 PLAIN: Final = "text/plain; charset=utf-8"
 
@@ -52,38 +50,23 @@ LOCAL_HOST: Final = re.compile(
 class Pages(Resource):
     """The root resource, which serves both pages.
 
-    :param reactor: the clock of the uptime.
-    :param factory: serves the connections.
-    :param datagrams: answers the datagrams.
-    :param tally: observes both.
-    :param listening: returns the names of the echo listeners.
+    :param status: the status page.
+    :param metrics: the metrics.
     :param listening_on: returns the addresses of the HTTP listeners.
-
-    :ivar since: the start of the daemon, as a UTC time stamp.
     """
 
     isLeaf = True
 
     def __init__(
         self,
-        *,
-        reactor: IReactorTime,
-        factory: EchoFactory,
-        datagrams: EchoDatagrams,
-        tally: Tally,
-        listening: Callable[[], Sequence[str]],
+        status: StatusPage,
+        metrics: CollectorRegistry,
         listening_on: Callable[[], Sequence[IAddress]] = list,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._reactor = reactor
-        self._factory = factory
-        self._datagrams = datagrams
-        self._tally = tally
-        self._listening = listening
+        self._status = status
+        self._metrics = metrics
         self._listening_on = listening_on
-        self._registry = registry(tally, factory, datagrams)
-        self.since = datetime.now(timezone.utc)
-        self._start = reactor.seconds()
         self._pages = {b"/": self.status, b"/metrics": self.metrics}
 
     def render(self, request: Any) -> int:
@@ -117,18 +100,11 @@ class Pages(Resource):
         """Return the content type and the body of ``/metrics``, in an accepted format."""
         formats = ",".join(each for each in accept.split(",") if FORMAT.fullmatch(each))
         encode, content_type = choose_encoder(formats)
-        return content_type, encode(self._registry)
+        return content_type, encode(self._metrics)
 
     def status(self, accept: str) -> tuple[str, bytes]:
         """Return the content type and the body of ``/``: HTML where accepted, or plain text."""
-        sections = facts(
-            factory=self._factory,
-            datagrams=self._datagrams,
-            tally=self._tally,
-            listening=self._listening(),
-            since=self.since,
-            uptime=self._reactor.seconds() - self._start,
-        )
+        sections = self._status.sections()
         types = [each.partition(";")[0].strip().lower() for each in accept.split(",")]
         if "text/html" in types:
             return "text/html; charset=utf-8", html(sections)

@@ -24,8 +24,8 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.daemon.metrics import Tally
-from echod.daemon.page import facts, readable
+from echod.daemon.metrics import Tally, registry
+from echod.daemon.page import StatusPage, readable
 from echod.daemon.web import Pages, is_loopback, is_wildcard
 from echod.daemon.webguard import MAX_CONNECTIONS, TIMEOUT, GuardedSite
 from echod.events import Reason, Refused
@@ -39,7 +39,6 @@ from tests.endpoints.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
 
 MIB = 1 << 20
 LISTENING = ["tcp 127.0.0.1:7", "tcp [::1]:7"]
-EPOCH = datetime.fromtimestamp(0, timezone.utc)
 KEEP_ALIVE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -71,14 +70,12 @@ class Site:
         self.tally = Tally()
         self.factory = EchoFactory(clock=self.network, observer=self.tally, **echo)
         self.network.advance(1_000_000_000)  # not the epoch's clock, nor that of the start
-        self.pages = Pages(
-            reactor=self.network,
-            factory=self.factory,
-            datagrams=EchoDatagrams(self.network, self.tally),
-            tally=self.tally,
-            listening=lambda: listening,
-            listening_on=lambda: [IPv4Address("TCP", bound, 80)],
+        datagrams = EchoDatagrams(self.network, self.tally)
+        self.status = StatusPage(
+            self.network, self.factory, datagrams, self.tally, lambda: listening
         )
+        metrics = registry(self.tally, self.factory, datagrams)
+        self.pages = Pages(self.status, metrics, lambda: [IPv4Address("TCP", bound, 80)])
         self.site = GuardedSite(self.pages, self.network)
         self.host = host
         serving: Any = WrappingFactory(self.site) if wrapped else self.site
@@ -235,8 +232,8 @@ class PagesTests(SilentTestCase):
         site.send(b"x" * 234, site.connect(7))
         site.tally(Refused(Reason.MAX_CONNECTIONS, None))
         site.network.advance(3723.75)
-        self.assertLess(datetime.now(timezone.utc) - site.pages.since, timedelta(minutes=5))
-        site.pages.since = datetime(2026, 11, 30, 7, 3, 31, 999_999, timezone.utc)
+        self.assertLess(datetime.now(timezone.utc) - site.status.since, timedelta(minutes=5))
+        site.status.since = datetime(2026, 11, 30, 7, 3, 31, 999_999, timezone.utc)
         reply = site.get()
         self.assertEqual(reply.headers["content-type"], "text/plain; charset=utf-8")
         title, *rest = reply.body.splitlines()
@@ -281,15 +278,8 @@ Refused
         factory = EchoFactory()
         datagrams: Any = EchoDatagrams(Clock())
         datagrams.ports = [Mock(kernel_dropped=lambda: 3)]
-        sections = facts(
-            factory=factory,
-            datagrams=datagrams,
-            tally=Tally(),
-            listening=[],
-            since=EPOCH,
-            uptime=0.0,
-        )
-        rows = dict(sections)
+        page = StatusPage(Clock(), factory, datagrams, Tally(), list)
+        rows = dict(page.sections())
         self.assertEqual(
             rows["Datagrams"], [("answered", "0"), ("bytes", "0"), ("dropped by the kernel", "3")]
         )
@@ -403,15 +393,10 @@ Refused
     def test_no_limit(self) -> None:
         """Where nothing limits the connections, the page says so; with no port, it has no row."""
         factory = EchoFactory(max_connections=sys.maxsize)
-        sections = facts(
-            factory=factory,
-            datagrams=EchoDatagrams(Clock()),
-            tally=Tally(),
-            listening=[],
-            since=EPOCH,
-            uptime=0.999,
-        )
-        rows = [row for section in sections for row in section.rows]
+        clock = Clock()
+        page = StatusPage(clock, factory, EchoDatagrams(clock), Tally(), list)
+        clock.advance(0.999)
+        rows = [row for section in page.sections() for row in section.rows]
         self.assertIn(("at most", "no limit"), rows)
         self.assertIn(("up for", "0:00:00"), rows)
         self.assertNotIn("listening on", [name for name, _ in rows])
@@ -732,13 +717,9 @@ async def test_over_sockets(kind: Callable[[], Any]) -> None:
     ends = kind()
     tally = Tally()
     factory = EchoFactory(clock=ends.clock, observer=tally)
-    pages = Pages(
-        reactor=ends.clock,
-        factory=factory,
-        datagrams=EchoDatagrams(ends.clock),
-        tally=tally,
-        listening=list,
-    )
+    datagrams = EchoDatagrams(ends.clock)
+    status = StatusPage(ends.clock, factory, datagrams, tally, list)
+    pages = Pages(status, registry(tally, factory, datagrams))
     await ends.listen(GuardedSite(pages, ends.clock))
     with Logged() as logged:
         peer: Peer = await ends.connect(Peers())
