@@ -1,8 +1,10 @@
-"""An awaitable client: sends bytes to an echo service and checks every byte of the reply."""
+"""Awaitable echo client: send bytes to an echo service and check every byte of the reply."""
 
 from __future__ import annotations
 
+import operator
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 from twisted.internet.abstract import FileDescriptor
@@ -23,19 +25,18 @@ from echod.durations import LONGEST
 from echod.transport import IStreamTransport, set_options
 
 CHUNK: Final = 64 * 1024
-"""Bytes handed to the transport at once: what it calls a full buffer."""
+"""Bytes of one write to the transport: the size at which Twisted calls its buffer full."""
 
-SHOWN: Final = 16
+EXCERPT: Final = 16
 """Bytes of each side that an :class:`EchoMismatch` quotes."""
 
 
 class EchoMismatch(Exception):
-    """What came back is not what was sent.
+    """The reply differs from what was sent.
 
-    :ivar offset: bytes of the reply that were right, before the first wrong one.
-    :ivar expected: what should have come at ``offset``, 16 bytes at most. Empty where
-        more came back than was sent.
-    :ivar received: what came instead, 16 bytes at most.
+    :ivar offset: bytes of the reply before the first wrong one.
+    :ivar expected: up to 16 bytes sent at ``offset``. Empty if more bytes came back than were sent.
+    :ivar received: up to 16 bytes received at ``offset``.
     """
 
     def __init__(self, offset: int, expected: bytes, received: bytes) -> None:
@@ -47,9 +48,9 @@ class EchoMismatch(Exception):
 
 
 class EchoIncomplete(Exception):
-    """The connection ended before the whole reply came.
+    """The connection ended before the reply was complete.
 
-    :ivar missing: bytes of this call's reply that did not come.
+    :ivar missing: bytes of this call's reply that were not received.
     :ivar reason: why the connection ended.
     """
 
@@ -61,24 +62,22 @@ class EchoIncomplete(Exception):
         return f"{self.missing} bytes missing: {self.reason.getErrorMessage()}"
 
 
+@dataclass(slots=True, eq=False)
 class _Call:
-    """One :meth:`EchoClient.echo` under way."""
+    """One pending :meth:`EchoClient.echo`."""
 
-    __slots__ = ("data", "deferred", "length", "matched", "written")
-
-    def __init__(self, data: bytes, deferred: Deferred[bytes]) -> None:
-        self.data = data
-        self.deferred = deferred
-        self.length = len(data)  # shrinks to what is written when the call is cancelled
-        self.written = 0
-        self.matched = 0
+    data: bytes
+    deferred: Deferred[bytes]
+    length: int  # of the reply; a cancelled call's reply is as long as what was written
+    written: int = 0
+    matched: int = 0
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class EchoClient(Protocol):
-    """The client's end of one connection. :class:`EchoClientFactory` makes these.
+    """The client's end of one connection. :class:`EchoClientFactory` builds these.
 
-    :ivar received: bytes received so far.
+    :ivar received: bytes received.
     """
 
     transport: IStreamTransport
@@ -87,29 +86,28 @@ class EchoClient(Protocol):
     def __init__(self, clock: IReactorTime | None = None) -> None:
         unless_none(check_provider, "clock", clock, IReactorTime)
         self._clock = clock
-        self._calls: deque[_Call] = deque()  # in the order in which replies come
-        self._to_send: deque[_Call] = deque()  # the tail of these, not wholly written yet
+        self._calls: deque[_Call] = deque()  # without a complete reply, in order
+        self._to_send: deque[_Call] = deque()  # the last of these, not completely written
         self._paused = False
-        self._finishing = False
-        self._finished = False
+        self._closing = False  # close() was called
+        self._finished = False  # nothing more is written
+        self._connected = False
+        self._failure: Failure | None = Failure(ConnectionError("not connected yet"))  # of any call
         self._closed: list[Deferred[None]] = []
-        # Why nothing comes back any more; and whether there is no connection (any more).
-        self._over: Failure | None = Failure(ConnectionError("not connected yet"))
-        self._gone = True
 
     def echo(self, data: bytes, timeout: float | None = None) -> Deferred[bytes]:
-        """Send ``data`` and wait for it to come back; calls may overlap.
+        """Send ``data`` and wait for the reply. Calls may overlap.
 
-        The reply is compared with ``data`` as it comes, byte by byte, and is never
-        stored: the Deferred fires with ``data`` itself. Sending and receiving go
-        side by side, so that any length works.
+        The reply is compared with ``data`` as it is received, and is not stored: the Deferred
+        fires with ``data`` itself. The client receives while it sends, so ``data`` may have any
+        length.
 
-        A call that is cancelled or times out sends no more. What it has already sent
-        still comes back, and is checked; later calls are not disturbed.
+        A call that is cancelled or times out sends no more. The reply to the part that was sent is
+        still received and checked, before the replies to later calls.
 
-        :param data: what to send.
-        :param timeout: seconds for the whole reply, 0 or more; by default no limit.
-        :raises TypeError: for data that is not bytes, or a timeout that is not a number.
+        :param data: bytes to send.
+        :param timeout: seconds until the reply must be complete, 0 or more; by default no limit.
+        :raises TypeError: for data that is not bytes-like, or a timeout that is not a number.
         :raises ValueError: for a timeout below 0 or above 250,000 h.
         :return: fires with the reply; fails with :class:`EchoMismatch`,
             :class:`EchoIncomplete`, :class:`twisted.internet.defer.TimeoutError` or
@@ -117,11 +115,11 @@ class EchoClient(Protocol):
         """
         check_type("data", data, (bytes, bytearray, memoryview), "bytes")
         unless_none(check_number, "timeout", timeout, 0, LONGEST)
-        if self._over is not None or self._finishing:
-            reason = self._over or Failure(ConnectionError("close() was called"))
+        if self._failure is not None or self._closing:
+            reason = self._failure or Failure(ConnectionError("close() was called"))
             return fail(EchoIncomplete(len(data), reason))
         deferred: Deferred[bytes] = Deferred(lambda _: self._cancel(call))
-        call = _Call(bytes(data), deferred)
+        call = _Call(bytes(data), deferred, len(data))
         if timeout is not None:
             deferred.addTimeout(timeout, clock_of(self._clock or self.transport.reactor))
         self._calls.append(call)
@@ -131,38 +129,38 @@ class EchoClient(Protocol):
         return deferred
 
     def close(self) -> Deferred[None]:
-        """Take no more calls, let those under way come to their end, then close.
+        """Refuse new calls, wait for the pending ones, then close the connection.
 
-        :return: fires with ``None`` when the connection is closed, however it ended.
+        :return: fires with ``None`` when the connection is closed, for whatever reason.
         """
         closed: Deferred[None] = Deferred()
         self._closed.append(closed)
-        self._finishing = True
-        if self._gone:
-            self._fire_closed()
-        else:
+        self._closing = True
+        if self._connected:
             self._finish()
+        else:
+            self._fire_closed()
         return closed
 
     def connectionMade(self) -> None:
-        """Begin."""
-        self._over, self._gone = None, False
+        """Accept calls."""
+        self._failure, self._connected = None, True
         set_options(self.transport)
         self.transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
-        """Check ``data`` against what was sent."""
-        if self._over is not None:
-            return  # given up: nothing can be told of what still comes
+        """Compare ``data`` with what was sent."""
+        if self._failure is not None:
+            return  # after a mismatch, the rest of the stream means nothing
         self.received += len(data)
         at = 0
         while at < len(data):
             if not self._calls:
-                self._give_up(EchoMismatch(0, b"", data[at : at + SHOWN]))
+                self._give_up(EchoMismatch(0, b"", data[at : at + EXCERPT]))
                 return
             call = self._calls[0]
             part = data[at : at + call.written - call.matched]
-            # startswith compares in place: no copy of what may be gigabytes
+            # startswith compares in place: call.data may be gigabytes
             if not part or not call.data.startswith(part, call.matched):
                 self._mismatch(call, data[at:])
                 return
@@ -171,8 +169,8 @@ class EchoClient(Protocol):
             self._complete()
 
     def readConnectionLost(self) -> None:
-        """Close: the service has finished sending, so that nothing more can come back."""
-        self._over = connectionDone
+        """Close, because the service has finished sending: no more replies can come."""
+        self._failure = connectionDone
         if self._calls:
             self.transport.abortConnection()
         else:
@@ -180,32 +178,32 @@ class EchoClient(Protocol):
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """Do nothing: the half-close went out, and the service's own end follows."""
+        """Do nothing: after the half-close, the service finishes too."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Fail the calls that are still under way."""
-        self._gone = True
-        if self._over is None:
-            self._over = reason
+        """Fail the pending calls."""
+        self._connected = False
+        if self._failure is None:
+            self._failure = reason
         self._to_send.clear()
         calls, self._calls = self._calls, deque()
         for call in calls:
             if not call.deferred.called:
                 missing = call.length - call.matched
-                call.deferred.errback(EchoIncomplete(missing, self._over))
+                call.deferred.errback(EchoIncomplete(missing, self._failure))
         self._fire_closed()
 
     def pauseProducing(self) -> None:
-        """Send no more for now: the transport's buffer is full."""
+        """Stop writing: the transport's buffer is full."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """Send on: the transport's buffer is empty."""
+        """Write again: the transport's buffer is empty."""
         self._paused = False
         self._send()
 
     def stopProducing(self) -> None:
-        """Do nothing: the transport is gone, and :meth:`connectionLost` follows."""
+        """Do nothing: :meth:`connectionLost` follows."""
 
     def _send(self) -> None:
         while self._to_send and not self._paused:
@@ -234,20 +232,14 @@ class EchoClient(Protocol):
 
     def _mismatch(self, call: _Call, data: bytes) -> None:
         expected = call.data[call.matched : call.written]
-        same = next(
-            (
-                at
-                for at, (left, right) in enumerate(zip(expected, data, strict=False))
-                if left != right
-            ),
-            min(len(expected), len(data)),
-        )
-        shown = slice(same, same + SHOWN)
-        self._give_up(EchoMismatch(call.matched + same, expected[shown], data[shown]))
+        differs = list(map(operator.ne, expected, data))
+        same = differs.index(True) if True in differs else len(differs)
+        excerpt = slice(same, same + EXCERPT)
+        self._give_up(EchoMismatch(call.matched + same, expected[excerpt], data[excerpt]))
 
     def _give_up(self, mismatch: EchoMismatch) -> None:
-        """Fail the call that was hit; nothing after it can be told from its rest."""
-        self._over = Failure(mismatch)
+        """Fail the call with the mismatch: where the next reply begins is not known any more."""
+        self._failure = Failure(mismatch)
         if self._calls:
             call = self._calls.popleft()
             if not call.deferred.called:
@@ -255,8 +247,8 @@ class EchoClient(Protocol):
         self.transport.abortConnection()
 
     def _finish(self) -> None:
-        """Half-close, or close where there is no such thing, when :meth:`close` may."""
-        if not self._finishing or self._finished or self._over is not None or self._to_send:
+        """Half-close after :meth:`close`; without half-close, close when all replies have come."""
+        if not self._closing or self._finished or self._failure is not None or self._to_send:
             return
         if isinstance(self.transport, FileDescriptor):
             self._finish_sending()
@@ -277,10 +269,10 @@ class EchoClient(Protocol):
 
 
 class EchoClientFactory(Factory):
-    """Build an :class:`EchoClient` for each connection, on any stream endpoint.
+    """Builds an :class:`EchoClient` for each connection, over any stream endpoint.
 
-    :param clock: tells the time for timeouts; by default the reactor of each transport. Where
-        that follows the time of day, its :class:`~echod.clock.MonotonicClock` takes its place.
+    :param clock: tells the time for timeouts; by default the reactor of each transport, or its
+        :class:`~echod.clock.MonotonicClock` if that reactor follows the time of day.
     """
 
     noisy = False
@@ -291,5 +283,5 @@ class EchoClientFactory(Factory):
         self.clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> EchoClient:  # noqa: ARG002 - Twisted's signature
-        """Return a client that is not connected yet."""
+        """Build a client."""
         return self.protocol(self.clock)
