@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from typing import Final
+from typing import Any, Final
 
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
 
@@ -52,24 +54,41 @@ class AddressInUse(CannotServe):
     :ivar address: the address in use.
     """
 
-    def __init__(self, option: str, address: IAddress, why: str) -> None:
+    def __init__(self, option: str, why: str, address: IAddress) -> None:
         super().__init__(f"{option}: {why}")
         self.option = option
         self.address = address
 
 
-def explain(error: Exception, kind: str = "tcp") -> str:
-    """Describe why listening failed, and the remedy, in one line.
+def cannot_listen(option: str, error: Exception, protocol: str = "TCP") -> CannotServe:
+    """Return the error for an option that asks to listen where that fails.
 
-    :param kind: ``tcp`` or ``udp``, for errors that name a port.
+    :param option: the option as typed, with its value.
+    :param error: as listening raised it.
+    :param protocol: ``TCP`` or ``UDP``, for errors that name a port.
     """
+    why = explain(error, protocol)
+    if (
+        not isinstance(error, CannotListenError)
+        or getattr(error.socketError, "errno", None) != errno.EADDRINUSE
+    ):
+        return CannotServe(f"{option}: {why}")
+    host, port = error.interface, error.port
+    if host is None:
+        return AddressInUse(option, why, UNIXAddress(os.fsencode(port)))
+    kind: Any = IPv6Address if ":" in host else IPv4Address
+    return AddressInUse(option, why, kind(protocol, host, port))
+
+
+def explain(error: Exception, protocol: str = "TCP") -> str:
+    """Describe why listening failed, and the remedy, in one line."""
     where = ""
     cause: object = error
     if isinstance(error, CannotListenError):
         cause = error.socketError
         if error.interface is not None:
             host = f"[{error.interface}]" if ":" in error.interface else error.interface or "*"
-            where = f"cannot listen on {kind} {host}:{error.port}: "
+            where = f"cannot listen on {protocol.lower()} {host}:{error.port}: "
     if isinstance(cause, str):
         return f"{where}{cause}"
     if not isinstance(cause, OSError) or cause.errno is None:

@@ -14,10 +14,11 @@ from echod.daemon.chroot import prepare
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import systemd
 from echod.daemon.listeners.accepting import log_not_accepted
-from echod.daemon.listeners.description import echo_listener, import_extra, metrics_listener
+from echod.daemon.listeners.base import Listener
 from echod.daemon.listeners.group import Ports
+from echod.daemon.listeners.kinds import echo_listener, import_extra, metrics_listener
 from echod.daemon.listeners.systemd import METRICS, TLS, PassedListener, PassedSocket, adopt
-from echod.daemon.listeners.tcp import Listener, TCPListener
+from echod.daemon.listeners.tcp import TCPListener
 from echod.daemon.logs import ConnectionLog, RateLimitedSummary
 from echod.daemon.options import Options
 from echod.daemon.service import EchoService

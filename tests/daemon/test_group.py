@@ -18,11 +18,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.errors import CannotServe
+from echod.daemon.listeners import base
 from echod.daemon.listeners import group as module
-from echod.daemon.listeners import tcp as listening
 from echod.daemon.listeners.accepting import log_not_accepted
-from echod.daemon.listeners.description import stream_listener
 from echod.daemon.listeners.group import Ports
+from echod.daemon.listeners.kinds import make_listener
 from echod.daemon.logs import RateLimitedSummary
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
@@ -34,9 +34,9 @@ from tests.endpoints.server import Peers
 class Listener:
     """Gives out the ports that it is given."""
 
-    def __init__(self, *ports: Any, passed: bool = False, tls: bool = False) -> None:
+    def __init__(self, *ports: Any, held_by_systemd: bool = False, tls: bool = False) -> None:
         self.ports = ports
-        self.passed = passed
+        self.held_by_systemd = held_by_systemd
         self.tls = tls
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
@@ -53,8 +53,8 @@ class PortsTests(SynchronousTestCase):
         self.factory = EchoFactory(clock=Clock())
         self.failures = RateLimitedSummary(Clock(), log_not_accepted)
 
-    def opened(self, port: Any, passed: bool = False) -> Ports:
-        ports = Ports(self.factory, [Listener(port, passed=passed)], self.failures)
+    def opened(self, port: Any, **options: bool) -> Ports:
+        ports = Ports(self.factory, [Listener(port, **options)], self.failures)
         now(ports.open())
         return ports
 
@@ -113,7 +113,7 @@ class PortsTests(SynchronousTestCase):
     def test_passed(self) -> None:
         """What systemd holds too, it keeps for the next process."""
         port, _ = self.clients(1)
-        self.opened(port, passed=True).accept_waiting()
+        self.opened(port, held_by_systemd=True).accept_waiting()
         self.assertEqual(len(self.factory.connections), 0)
 
     def test_accept_fails(self) -> None:
@@ -142,13 +142,13 @@ class PortsTests(SynchronousTestCase):
 
     def test_own_clash(self) -> None:
         """Where echod itself listens already, the error says so, and names the other address."""
-        self.patch(listening.log, "observer", self.log.append)
+        self.patch(base.log, "observer", self.log.append)
         expect_failing_binds(self)
 
         def clash(*descriptions: str) -> str:
             ports = Ports(
                 self.factory,
-                [stream_listener(self.reactor, each, each) for each in descriptions],
+                [make_listener(self.reactor, each, each) for each in descriptions],
                 self.failures,
             )
             self.addCleanup(self.reactor.iterate, 0)

@@ -29,7 +29,7 @@ from tests.recorder import Recorder
 class MemoryListener:
     """Listens in memory, when it may."""
 
-    passed = False
+    held_by_systemd = False
     tls = False
 
     def __init__(self, network: MemoryNetwork, port: int = 7) -> None:

@@ -255,7 +255,7 @@ async def test_served(family: Any, tmp_path: Path) -> None:
         [sock] = adopt([passed_socket(systemd)])
         assert not sock.get_inheritable()
         listener = PassedListener(reactor, [sock])
-        assert listener.passed
+        assert listener.held_by_systemd
         for _ in range(2):
             factory = EchoFactory()
             early = await clients.connect(EchoClientFactory())

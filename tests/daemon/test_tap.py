@@ -24,13 +24,13 @@ from echod.clock import clock_of
 from echod.daemon import makeService, signals, tap
 from echod.daemon import sdnotify as notify
 from echod.daemon.errors import CannotServe
-from echod.daemon.listeners import description as endpoints
-from echod.daemon.listeners import systemd
+from echod.daemon.listeners import kinds, systemd
 from echod.daemon.listeners import tls as secure
-from echod.daemon.listeners.description import ProxyListener
+from echod.daemon.listeners.kinds import ProxyListener
 from echod.daemon.listeners.systemd import PassedListener
-from echod.daemon.listeners.tcp import TCPListener, UDPListener
+from echod.daemon.listeners.tcp import TCPListener
 from echod.daemon.listeners.tls import TLSListener
+from echod.daemon.listeners.udp import UDPListener
 from echod.daemon.listeners.unix import UNIXListener
 from echod.daemon.options import Options
 from echod.daemon.signals import STOP
@@ -211,7 +211,7 @@ class MakeServiceTests(SynchronousTestCase):
         room = descriptors_left()
         self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), room - 16)
         error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:x")
-        self.assertIn("--metrics 'tcp:x': a port takes ", str(error))
+        self.assertIn("--metrics 'tcp:x': port takes ", str(error))
         made = self.make("--metrics", "unix:/run/x")
         self.assertEqual(self.listeners(made)[1], [UNIXListener])
         for description in ("haproxy:tcp:9862", "stdio:", "quic:7", "9862"):
@@ -240,7 +240,7 @@ class MakeServiceTests(SynchronousTestCase):
         def missing(name: str) -> None:
             raise ModuleNotFoundError("broken", name="sys")
 
-        self.patch(endpoints, "import_module", missing)
+        self.patch(kinds, "import_module", missing)
         self.assertRaises(ModuleNotFoundError, self.make, "--metrics", "tcp:0")
         self.assertRaises(ModuleNotFoundError, self.make, "--listen", "ssl:0")
 

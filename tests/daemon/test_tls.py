@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.error import CannotListenError
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, formatEvent
 
@@ -22,11 +23,12 @@ from echod import certificates as module
 from echod.certificates import BadCertificates, Certificates
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import tls as secure
+from echod.daemon.listeners.kinds import echo_listener
 from echod.daemon.listeners.systemd import PassedSocket
-from echod.daemon.listeners.tls import TLSListener
 from echod.daemon.logs import on_one_line
 from echod.factory import EchoFactory
 from echod.tls import TLSFactory
+from echod.udp import EchoDatagrams
 from tests.authority import Authority
 from tests.coroutines import now
 from tests.daemon.passed_sockets import passed_socket
@@ -50,9 +52,13 @@ def ssl_port(authority: Authority, more: str = "", port: str = "7") -> str:
     return f"ssl:{port}:privateKey={key}:certKey={certificate}{more}"
 
 
+def tls_listener(reactor: Any, description: str, passed: list[PassedSocket]) -> Any:
+    return echo_listener(reactor, EchoDatagrams(Clock()), description, passed)
+
+
 def refused(description: str) -> str:
     with pytest.raises(CannotServe) as caught:
-        TLSListener(MemoryReactorClock(), description, [])
+        tls_listener(MemoryReactorClock(), description, [])
     line = str(caught.value)
     said = on_one_line(f"--listen {description!r}: ")
     assert line.startswith(f"twistd echod: {said}")
@@ -80,7 +86,7 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
     factory = EchoFactory()
     for port in ("7", "port=7"):
         reactor.tcpServers.clear()
-        ports = now(TLSListener(reactor, ssl_port(authority, more, port), []).listen(factory))
+        ports = now(tls_listener(reactor, ssl_port(authority, more, port), []).listen(factory))
         assert len(ports) == len(interfaces)
         for (number, over, backlog, interface), wanted in zip(
             reactor.tcpServers, interfaces, strict=True
@@ -93,10 +99,10 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
 @pytest.mark.parametrize(
     ("description", "says"),
     [
-        ("ssl", "a port takes a whole number from 0 to 65535, not ''"),
+        ("ssl", "it has no port"),
         (
             "ssl:http:privateKey=a:certKey=b",
-            "a port takes a whole number from 0 to 65535, not 'http'",
+            "port takes a whole number from 0 to 65535, not 'http'",
         ),
         ("ssl:65536:privateKey=a:certKey=b", "from 0 to 65535, not '65536'"),
         ("ssl:²:privateKey=a:certKey=b", "from 0 to 65535, not '\\xb2'"),
@@ -105,7 +111,7 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
         ("ssl:7:privateKey=a:certKey=b:dhParameters=c", "there is no parameter 'dhParameters=c'"),
         ("ssl:7:key.pem:cert.pem", "there is no parameter 'key.pem'"),
         ("ssl:7:privateKey=a:certKey=", "certKey= is empty"),
-        ("ssl:7:privateKey=a:certKey=b:privateKey=c", "it has privateKey= twice"),
+        ("ssl:7:privateKey=a:certKey=b:privateKey=c", "privateKey= is given twice"),
         ("ssl:7:privateKey=a:certKey=b:interface=eth0", "interface= takes an IPv4 or"),
         ("ssl:systemd:privateKey=a:certKey=b", "it has no name="),
         ("ssl:SYSTEMD:name=tls:certKey=b", "it has no privateKey="),
@@ -140,8 +146,8 @@ def test_passed(authority: Authority) -> None:
     ):
         passed = [passed_socket(one, "tls"), PassedSocket(999, "other"), passed_socket(two, "tls")]
         description = ssl_port(authority, ":name=tls", "systemd")
-        listener: Any = TLSListener(reactor_of_kind("epoll"), description, passed)
-        assert (listener.passed, listener.tls) == (True, True)
+        listener: Any = tls_listener(reactor_of_kind("epoll"), description, passed)
+        assert (listener.held_by_systemd, listener.tls) == (True, True)
         assert passed == [PassedSocket(999, "other")]
         ports: Any = now(listener.listen(EchoFactory()))
         assert [(port.getHost().port, type(port.factory)) for port in ports] == [
@@ -165,7 +171,7 @@ def test_passed_datagrams(authority: Authority) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         description = ssl_port(authority, ":name=tls", "systemd")
         with pytest.raises(CannotServe, match=r"\(tls\) is a datagram socket: give it a socket u"):
-            TLSListener(MemoryReactorClock(), description, [passed_socket(sock, "tls")])
+            tls_listener(MemoryReactorClock(), description, [passed_socket(sock, "tls")])
 
 
 def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,14 +185,14 @@ def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(reactor, "listenTCP", in_use)
     with pytest.raises(CannotServe) as caught:
-        now(TLSListener(reactor, description, []).listen(EchoFactory()))
+        now(tls_listener(reactor, description, []).listen(EchoFactory()))
     line = str(caught.value)
     assert f"--listen {description!r}: cannot listen on tcp 192.0.2.1:7: address already" in line
 
 
 def test_reload(authority: Authority, log: list[LogEvent]) -> None:
     """Loaded anew is said in a line; what cannot be loaded in a critical one, the old stay."""
-    listener = TLSListener(MemoryReactorClock(), ssl_port(authority), [])
+    listener = tls_listener(MemoryReactorClock(), ssl_port(authority), [])
     first = listener._certificates()
     listener.reload()
     second = listener._certificates()
@@ -205,7 +211,7 @@ def test_another_directory(
     authority.issue("server")
     monkeypatch.chdir(tmp_path)
     files = "privateKey=server.key:certKey=server.pem"
-    listener = TLSListener(MemoryReactorClock(), f"ssl:7:{files}", [])
+    listener = tls_listener(MemoryReactorClock(), f"ssl:7:{files}", [])
     monkeypatch.chdir("/")
     listener.reload()
     assert [event["event"] for event in log] == ["reloaded"]
@@ -298,7 +304,7 @@ def test_half_written(
     for name in ("chain", "clients"):
         names[name] = str(tmp_path / name)
         Path(names[name]).write_bytes(Path(authority.file).read_bytes())
-    listener = TLSListener(
+    listener = tls_listener(
         MemoryReactorClock(),
         f"ssl:7:privateKey={key}:certKey={certificate}"
         f":extraCertChain={names['chain']}:clientCA={names['clients']}",

@@ -30,7 +30,7 @@ from docutils import nodes
 from echod.daemon import logs, webguard
 from echod.daemon import sdnotify as notify
 from echod.daemon.command import Command
-from echod.daemon.listeners.tcp import ON_LOOPBACK
+from echod.daemon.listeners.kinds import ON_LOOPBACK
 from echod.daemon.options import PORT, Options
 from echod.events import Ending, Reason
 from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET

@@ -27,7 +27,7 @@ import pytest
 from docutils import nodes
 
 from echod import fastpath
-from echod.daemon.listeners.tcp import BACKLOG
+from echod.daemon.listeners.base import BACKLOG
 from echod.protocol import MAX_BUFFERED
 from tests import ROOT, TIMEOUT
 from tests.benchmarks.running import benchmark, needs_cc

@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 
 from echod.daemon.errors import CannotServe
-from echod.daemon.listeners.description import echo_listener
+from echod.daemon.listeners.kinds import echo_listener
 from echod.daemon.options import Options
 from echod.daemon.optiontable import TOPICS
 from echod.udp import EchoDatagrams
@@ -101,13 +101,13 @@ LINES: dict[str, str] = {
     "echod --listen tcp:0:1:2:3": "--listen 'tcp:0:1:2:3': ",
     r"echod --listen 'tcp6:0:interface=\:\:\:'": "--listen 'tcp6:0:interface=",
     r"echod --listen 'tcp6:0:interface=fe80\:\:1'": "--listen 'tcp6:0:interface=",
-    "echod --listen unix": "--listen 'unix': there is no path",
+    "echod --listen unix": "--listen 'unix': it has no path",
     "echod --listen unix:/no/such/directory/x": "its directory must exist",
     "echod --listen unix:.": "remove it, or choose another path",
-    "echod --listen unix:x:mode=rw": "mode= is a number from 0 to 777",
-    "echod --listen udp": f"a port {NUMBER} ''",
-    "echod --listen udp:x": f"a port {NUMBER} 'x'",
-    "echod --listen udp:65536": f"a port {NUMBER} '65536'",
+    "echod --listen unix:x:mode=rw": "mode= takes an octal number from 0 to 777",
+    "echod --listen udp": "it has no port",
+    "echod --listen udp:x": f"port {NUMBER} 'x'",
+    "echod --listen udp:65536": f"port {NUMBER} '65536'",
     "echod --listen udp:0:interface=192.0.2.1": "this machine has no such address",
     "echod --listen udp:7:backlog=3": "there is no parameter 'backlog=3'",
     "echod --listen udp:7:interface=localhost": "interface= takes an IPv4 or IPv6 address",

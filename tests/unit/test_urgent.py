@@ -24,7 +24,7 @@ run = pytest_twisted.ensureDeferred
 class Listener:
     """What Ports needs of a listener."""
 
-    passed = tls = False
+    held_by_systemd = tls = False
 
     def __init__(self, ends: SocketEndpoints) -> None:
         self.ends = ends

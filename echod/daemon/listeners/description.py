@@ -1,164 +1,181 @@
-"""What ``--listen`` and ``--metrics`` describe, as listeners."""
+r"""Endpoint descriptions, such as ``tcp:7:interface=127.0.0.1``: parse and validate.
+
+The grammar is Twisted's: parts are separated by colons, and ``\:`` is a colon within a part. A
+part is ``NAME=VALUE``, or a value whose name follows from its position. Twisted's own parser does
+not validate: it takes an empty interface for all addresses, and a host name for an address.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Any, Final, cast
-
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping
+from os.path import abspath
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from echod.daemon.errors import CannotServe
-from echod.daemon.listeners.systemd import PassedSocket, take_named
-from echod.daemon.listeners.tcp import (
-    ON_LOOPBACK,
-    TCP_PARTS,
-    UNESCAPED_COLON,
-    EndpointListener,
-    Listener,
-    UDPListener,
-    named_values,
-    tcp_listener,
-)
-from echod.daemon.listeners.unix import UNIXListener
-from echod.factory import EchoFactory
-from echod.proxy import ProxyFactory
-from echod.udp import EchoDatagrams
+from echod.daemon.listeners.interfaces import check_interface
+from echod.daemon.optiontable import port
+from echod.numbers import parse_whole_number
 
-PLAIN: Final = ("tcp", "tcp6", "unix", "systemd")
-"""Endpoints on which a PROXY header is the first that comes."""
+LONGEST_PATH: Final = 107
+"""Bytes of the path of a UNIX socket, which ends with a null byte in 108 (unix(7))."""
 
-EXTRAS: Final = {
-    "metrics": {"prometheus_client": "prometheus-client"},
-    "tls": {"OpenSSL": "pyOpenSSL", "cryptography": "cryptography"},
+UNESCAPED_COLON: Final = re.compile(r"(?<!\\):")
+
+LABELS: Final = {"port": "port", "address": "path"}
+"""How error messages name the parameters that a description seldom names."""
+
+Parameters = Mapping[str, Callable[[str], Any]]
+"""The validator of each parameter; its ValueError completes the sentence «NAME= ...»."""
+
+
+class Syntax(NamedTuple):
+    """The parameters of one kind of endpoint.
+
+    :ivar takes: an example, for error messages.
+    :ivar required: the parameters that a description must have.
+    :ivar positional: parameters that need no name, in their order.
+    :ivar named: parameters that need their name.
+    """
+
+    takes: str
+    required: tuple[str, ...]
+    positional: Parameters
+    named: Parameters = MappingProxyType({})
+
+
+def check_ipv6(text: str) -> str:
+    """Return ``text``, an IPv6 address; raise ValueError for any other text."""
+    if ":" not in check_interface(text):
+        raise ValueError(f"takes an IPv6 address for tcp6:, not {text!r}")
+    return text
+
+
+def check_path(text: str) -> str:
+    """Return ``text``, a path short enough for a UNIX socket; raise ValueError if it is not."""
+    if len(os.fsencode(text)) > LONGEST_PATH:
+        raise ValueError(f"takes {LONGEST_PATH} bytes at most (unix(7))")
+    return text
+
+
+def parse_mode(text: str) -> int:
+    """Return the permission bits that ``text`` stands for; raise ValueError for any other text."""
+    if not re.fullmatch("0*[0-7]{1,3}", text):
+        raise ValueError(f"takes an octal number from 0 to 777, not {text!r}")
+    return int(text, 8)
+
+
+backlog = functools.partial(parse_whole_number, least=0, most=2**31 - 1)
+flag = functools.partial(parse_whole_number, least=0, most=1)
+
+FILES: Final = {
+    "privateKey": "key",
+    "certKey": "certificate",
+    "extraCertChain": "chain",
+    "clientCA": "clients",
 }
-"""The modules that echod imports of each extra, and the distributions that they come from."""
+"""The files of ``ssl:``, by the names of Twisted's endpoint, and ``clientCA``, which is echod's
+own; and the parameters of :class:`~echod.certificates.Certificates`."""
 
+# Absolute paths, because twistd may change its directory before a reload.
+PATHS: Final = dict.fromkeys(FILES, abspath)
 
-class ProxyListener:
-    """Where a proxy connects, which says by the PROXY protocol for whom.
+TCP_TAKES: Final = (
+    r"{kind}:PORT, {kind}:PORT:interface=ADDRESS, with \: for each colon of the address, "
+    "and backlog=NUMBER"
+)
 
-    :param listener: listens.
-    """
+SSL_TAKES: Final = (
+    "ssl:PORT:privateKey=FILE:certKey=FILE, and with a colon before each "
+    r"extraCertChain=FILE, clientCA=FILE, interface=ADDRESS; \: is a colon within one; "
+    "for sockets that systemd passes, ssl:systemd:name=NAME:privateKey=FILE:certKey=FILE"
+)
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self.passed = listener.passed
-        self.tls = listener.tls
-
-    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        """Listen there."""
-        return await self._listener.listen(ProxyFactory(cast(EchoFactory, factory)))
-
-
-def echo_listener(
-    reactor: Any, datagrams: EchoDatagrams, description: str, passed: list[PassedSocket]
-) -> Listener:
-    """Return what ``--listen`` describes.
-
-    :param passed: the sockets that systemd passed. Those that it describes are removed.
-    :raises CannotServe: where that is nothing to listen on.
-    """
-    said = f"--listen {description!r}"
-    kind = kind_of(description)
-    if kind == "udp":
-        return UDPListener(reactor, datagrams, description)
-    if kind == "ssl":
-        secure: Listener = import_extra("listeners.tls", "tls", "--listen ssl: needs").TLSListener(
-            reactor, description, passed
-        )
-        return secure
-    if kind == "tls":  # Twisted's has no half-close, and takes what follows for a directory
-        raise CannotServe(f"{said}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
-    if kind == "systemd":
-        return systemd_listener(reactor, description, said, passed, datagrams)
-    if kind == "haproxy":
-        behind = description.partition(":")[2]
-        if kind_of(behind) == "systemd":
-            return ProxyListener(systemd_listener(reactor, behind, said, passed))
-        if kind_of(behind) not in PLAIN:
-            raise CannotServe(f"{said}: haproxy: goes before one of {', '.join(PLAIN)}")
-        return ProxyListener(stream_listener(reactor, behind, said))
-    return stream_listener(reactor, description, said)
-
-
-def import_extra(module: str, extra: str, what: str) -> Any:
-    """Return a module of this package that needs an extra.
-
-    :param what: needs it, and the verb, for the error message.
-    :raises CannotServe: where the extra is not installed.
-    """
-    try:
-        return import_module(f"echod.daemon.{module}")
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        if missing not in EXTRAS[extra]:
-            raise
-        raise CannotServe(
-            f"{what} {EXTRAS[extra][missing]}, which is not installed: "
-            f"install echod with its extra {extra}"
-        ) from error
-
-
-def stream_listener(reactor: Any, description: str, said: str) -> Listener:
-    """Return the stream endpoint that ``description`` describes.
-
-    :param said: the option and what it was given, for error messages.
-    :raises CannotServe: where it describes none.
-    """
-    kind = kind_of(description)
-    if kind in TCP_PARTS:
-        return tcp_listener(reactor, description, said)
-    if kind == "unix":
-        return UNIXListener(reactor, description, said)
-    return EndpointListener(reactor, description, said)
-
-
-def metrics_listener(reactor: Any, description: str, said: str) -> Listener:
-    """Return what ``--metrics`` describes, on loopback if it is IP and names no interface.
-
-    :param said: the option and what it was given, for error messages.
-    :raises CannotServe: for anything else.
-    """
-    kind = kind_of(description)
-    if kind in TCP_PARTS:
-        return tcp_listener(reactor, description, said, ON_LOOPBACK)
-    if kind == "unix":
-        return UNIXListener(reactor, description, said)
-    if kind == "ssl":
-        parts = UNESCAPED_COLON.split(description)
-        if "interface=" in parts:  # which Twisted takes for all addresses
-            raise CannotServe(f"{said}: interface= is empty: name an address, or leave it out")
-        if not any(part.startswith("interface=") for part in parts):
-            description += ":interface=127.0.0.1"
-        return EndpointListener(reactor, description, said)
-    raise CannotServe(f"{said}: metrics are served on tcp:, tcp6:, unix: or ssl:, such as tcp:9862")
-
-
-def systemd_listener(
-    reactor: Any,
-    description: str,
-    said: str,
-    passed: list[PassedSocket],
-    datagrams: EchoDatagrams | None = None,
-) -> Listener:
-    """Return a listener for the sockets that ``systemd:name=NAME`` describes: all of that name.
-
-    :param said: the option and what it was given, for error messages.
-    :param datagrams: answers on UDP sockets; ``None``: there must be none.
-    :raises CannotServe: where it describes none.
-    """
-    try:
-        values = named_values(description.split(":")[1:], {"name"})
-        if not values:
-            raise ValueError("it has no name=")
-    except ValueError as error:
-        raise CannotServe(
-            f"{said}: {error}; it takes systemd:name=NAME, for all sockets of that name"
-        ) from None
-    return take_named(values["name"], passed, reactor, said, datagrams)
+SYNTAX: Final = {
+    "tcp": Syntax(
+        TCP_TAKES.format(kind="tcp"),
+        ("port",),
+        {"port": port, "interface": check_interface, "backlog": backlog},
+    ),
+    "tcp6": Syntax(
+        TCP_TAKES.format(kind="tcp6"),
+        ("port",),
+        {"port": port, "backlog": backlog, "interface": check_ipv6},
+    ),
+    "udp": Syntax(
+        r"udp:PORT or udp:PORT:interface=ADDRESS, with \: for each colon of the address",
+        ("port",),
+        {"port": port},
+        {"interface": check_interface},
+    ),
+    "unix": Syntax(
+        "unix:PATH, unix:PATH:mode=660, and Twisted's backlog= and lockfile=",
+        ("address",),
+        {"address": check_path, "mode": parse_mode, "backlog": backlog, "lockfile": flag},
+    ),
+    "systemd": Syntax(
+        "systemd:name=NAME, for all sockets of that name", ("name",), {}, {"name": str}
+    ),
+    "ssl": Syntax(
+        SSL_TAKES,
+        ("port", "privateKey", "certKey"),
+        {"port": port},
+        {"interface": check_interface, **PATHS},
+    ),
+    "ssl:systemd": Syntax(SSL_TAKES, ("name", "privateKey", "certKey"), {}, {"name": str, **PATHS}),
+}
 
 
 def kind_of(description: str) -> str:
-    """Return the type of the endpoint, as Twisted compares it."""
-    return description.partition(":")[0].lower()
+    """Return the kind of endpoint, in lower case, as Twisted compares it.
+
+    ``ssl:systemd`` is a kind of its own: its parameters differ from those of ``ssl``.
+    """
+    first, _, rest = description.lower().partition(":")
+    systemd = first == "ssl" and rest.partition(":")[0] == "systemd"
+    return "ssl:systemd" if systemd else first
+
+
+def parse_description(kind: str, description: str, option: str) -> dict[str, Any]:
+    """Return the parameters in ``description``, validated.
+
+    :param kind: a key of :data:`SYNTAX`.
+    :param option: the option as typed, for the error message.
+    :raises CannotServe: where a parameter is missing, unknown, empty, repeated or invalid.
+    """
+    parts = UNESCAPED_COLON.split(description)[1 + kind.count(":") :]
+    try:
+        return parse_parts(parts, SYNTAX[kind])
+    except ValueError as error:
+        raise CannotServe(f"{option}: {error}; it takes {SYNTAX[kind].takes}") from None
+
+
+def parse_parts(parts: list[str], syntax: Syntax) -> dict[str, Any]:
+    """Return the parameters in the parts of a description; raise ValueError for a mistake."""
+    validators = {**syntax.positional, **syntax.named}
+    positions = iter(syntax.positional)
+    values: dict[str, Any] = {}
+    for part in parts:
+        name, equals, value = re.sub(r"\\([:\\])", r"\1", part).partition("=")
+        if not equals:
+            name, value = next(positions, ""), name
+            if not name and not value:  # a colon too many at the end
+                continue
+        label = LABELS.get(name, f"{name}=")
+        if name not in validators:
+            raise ValueError(f"there is no parameter {part!r}")
+        if not value:
+            raise ValueError(f"{label} is empty")
+        if name in values:
+            raise ValueError(f"{label} is given twice")
+        try:
+            values[name] = validators[name](value)
+        except ValueError as error:
+            raise ValueError(f"{label} {error}") from None
+    for name in syntax.required:
+        if name not in values:
+            raise ValueError(f"it has no {LABELS.get(name, f'{name}=')}")
+    return values

@@ -1,8 +1,7 @@
-"""Socket activation: what systemd passes in, served by what it is (sd_listen_fds(3)).
+"""Socket activation: choose a listener by socket type (sd_listen_fds(3)).
 
-systemd keeps its own hold of them. So nothing here is shut down, renamed or
-unlinked, and what waits to be accepted when this process stops is left for the
-next one.
+systemd holds the sockets too. So they are never shut down or unlinked, and connections that are
+in the backlog when this process stops are left for the next one.
 """
 
 from __future__ import annotations
@@ -15,36 +14,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from twisted.internet import tcp, unix
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from echod.daemon.errors import CannotServe
+from echod.daemon.listeners.base import Listener
+from echod.daemon.listeners.unix import AdoptedUNIXPort
 from echod.daemon.logs import on_one_line
 from echod.udp import DatagramPort, EchoDatagrams
 
 FIRST: Final = 3
-"""SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+"""The first descriptor that systemd passes: SD_LISTEN_FDS_START in sd_listen_fds(3)."""
 
 METRICS: Final = "metrics"
 """The name (FileDescriptorName= in systemd.socket(5)) of a socket for the metrics."""
 
 TLS: Final = "tls"
-"""The name of a socket for TLS, which is not served unless an option names it."""
+"""The name of a socket for TLS, which must be named by an option."""
 
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 ENVIRONMENT: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
-WHOLE: Final = re.compile("[1-9][0-9]{0,6}")  # open(2): there are never more
+COUNT: Final = re.compile("[1-9][0-9]{0,6}")  # no kernel allows more descriptors
 
 log = Logger(namespace="echod")
 
 
 @dataclass(frozen=True, slots=True)
 class PassedSocket:
-    """One descriptor, and the name that it was passed under."""
+    """A descriptor that systemd passed, and its name."""
 
     descriptor: int
     name: str
@@ -72,42 +71,41 @@ def pop_environment(
 
 
 def passed_sockets(environ: Mapping[str, str], pid: int) -> list[PassedSocket]:
-    """Return what ``environ`` says was passed to process ``pid``: nothing, most often.
+    """Return the sockets that ``environ`` says were passed to process ``pid``, if any.
 
-    :raises CannotServe: where the variables do not fit each other, or the process.
+    :raises CannotServe: where the variables contradict each other, or are for another process.
     """
     given = {name: environ[name] for name in ENVIRONMENT if name in environ}
     if not given:
         return []
-    said = " ".join(f"{name}={value}" for name, value in given.items())
+    as_given = " ".join(f"{name}={value}" for name, value in given.items())
     if "LISTEN_PID" not in given or "LISTEN_FDS" not in given:
         raise CannotServe(
-            f"{said}: LISTEN_PID and LISTEN_FDS come together (sd_listen_fds(3)); unset what is "
-            "left over"
+            f"{as_given}: LISTEN_PID and LISTEN_FDS come together (sd_listen_fds(3)): unset what "
+            "is left over"
         )
     if given["LISTEN_PID"] != str(pid):
         raise CannotServe(
-            f"{said}: the sockets are for another process than this one, {pid}: start twistd "
+            f"{as_given}: the sockets are for another process than this one, {pid}: start twistd "
             "without a shell in between (exec), or unset these"
         )
-    if not WHOLE.fullmatch(given["LISTEN_FDS"]):
-        raise CannotServe(f"{said}: LISTEN_FDS is a whole number of 1 or more (sd_listen_fds(3))")
+    if not COUNT.fullmatch(given["LISTEN_FDS"]):
+        raise CannotServe(
+            f"{as_given}: LISTEN_FDS is a whole number of 1 or more (sd_listen_fds(3))"
+        )
     count = int(given["LISTEN_FDS"])
-    names = given["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in given else None
-    if names is not None and len(names) != count:
-        raise CannotServe(f"{said}: {len(names)} names for {count} descriptors")
-    return [
-        PassedSocket(FIRST + index, names[index] if names is not None else "unknown")
-        for index in range(count)
-    ]
+    names = given["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in given else ["unknown"] * count
+    if len(names) != count:
+        raise CannotServe(f"{as_given}: {len(names)} names for {count} descriptors")
+    return [PassedSocket(number, name) for number, name in enumerate(names, FIRST)]
 
 
 def adopt(passed: Sequence[PassedSocket], *, datagrams: bool = False) -> list[socket.socket]:
-    """Return the sockets behind descriptors, set to non-blocking and close-on-exec.
+    """Return the sockets of descriptors, set to non-blocking and close-on-exec.
 
-    :param datagrams: whether datagram sockets are wanted; where they are not, one is left
-        out, and the log says so.
-    :raises CannotServe: for a descriptor that cannot be served.
+    :param datagrams: whether datagram sockets are served; if not, they are skipped with a
+        warning.
+    :raises CannotServe: where a descriptor cannot be served.
     """
     sockets = []
     for each in passed:
@@ -129,6 +127,17 @@ def adopt(passed: Sequence[PassedSocket], *, datagrams: bool = False) -> list[so
     return sockets
 
 
+def why_unfit(sock: socket.socket) -> str | None:
+    """Return why ``sock`` cannot be served; ``None``: it can."""
+    if sock.type == socket.SOCK_DGRAM and sock.family in (socket.AF_INET, socket.AF_INET6):
+        return None
+    if sock.type != socket.SOCK_STREAM or sock.family not in FAMILIES:
+        return "is no socket of TCP or UDP, and no UNIX stream socket"
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return "does not listen: its unit needs ListenStream= and Accept=no (systemd.socket(5))"
+    return None
+
+
 def take_named(
     name: str,
     passed: list[PassedSocket],
@@ -138,8 +147,8 @@ def take_named(
 ) -> PassedListener:
     """Return a listener for all sockets of that name, and remove them from ``passed``.
 
-    :param option: the option that names them, for error messages.
-    :param datagrams: answers on UDP sockets; ``None``: there must be none.
+    :param option: the option as typed, for error messages.
+    :param datagrams: answers on UDP sockets; ``None``: a UDP socket is an error.
     :raises CannotServe: where no socket has that name, or one of them cannot be served.
     """
     named = [each for each in passed if each.name == name]
@@ -161,27 +170,14 @@ def take_named(
     return PassedListener(reactor, sockets, datagrams)
 
 
-def why_unfit(sock: socket.socket) -> str | None:
-    """Return why ``sock`` cannot be served; ``None``: it can."""
-    if sock.type == socket.SOCK_DGRAM and sock.family in (socket.AF_INET, socket.AF_INET6):
-        return None
-    if sock.type != socket.SOCK_STREAM or sock.family not in FAMILIES:
-        return "is no socket of TCP or UDP, and no UNIX stream socket"
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return "does not listen: its unit needs ListenStream= and Accept=no (systemd.socket(5))"
-    return None
+class PassedListener(Listener):
+    """Listens on sockets that listen already.
 
-
-class PassedListener:
-    """Listens on sockets that are listening already.
-
-    :param reactor: accepts.
-    :param sockets: non-blocking. They stay open, to listen again after a stop.
-    :param datagrams: answers, if a datagram socket is among them.
+    :param sockets: non-blocking. They stay open, so that the listener can listen again.
+    :param datagrams: answers on the datagram sockets among them.
     """
 
-    passed = True
-    tls = False
+    held_by_systemd = True
 
     def __init__(
         self,
@@ -189,63 +185,22 @@ class PassedListener:
         sockets: Sequence[socket.socket],
         datagrams: EchoDatagrams | None = None,
     ) -> None:
+        super().__init__("a socket that systemd passed")
         self._reactor = reactor
         self._sockets = sockets
         self._datagrams = datagrams
 
-    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        """Accept from them."""
-        return [self._accept(sock, factory) for sock in self._sockets]
+    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        return [self._open(sock, factory) for sock in self._sockets]
 
-    def _accept(self, sock: socket.socket, factory: IProtocolFactory) -> IListeningPort:
+    def _open(self, sock: socket.socket, factory: IProtocolFactory) -> IListeningPort:
         port: Any
+        if sock.type == socket.SOCK_STREAM and sock.family != socket.AF_UNIX:
+            port = self._reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
+            return cast(IListeningPort, port)
         if sock.type == socket.SOCK_DGRAM:
             port = DatagramPort(self._reactor, sock.dup(), cast(Any, self._datagrams))
-            port.startListening()
-        elif sock.family == socket.AF_UNIX:
-            port = PassedUNIXPort(sock.dup(), factory, self._reactor)
-            port.startListening()
         else:
-            port = self._reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
+            port = AdoptedUNIXPort(sock.dup(), factory, self._reactor)
+        port.startListening()
         return cast(IListeningPort, port)
-
-
-class UNIXTransport(unix.Server):
-    """A UNIX connection that does not ask for descriptors: where the kernel has to take them.
-
-    Before Linux 6.16 a peer can send them in any case. Twisted's own transport receives them, logs
-    a line for each message, closes them one by one, and leaks the rest when a close fails. With a
-    plain recv(2) the kernel closes them all.
-    """
-
-    doRead = tcp.Connection.doRead  # type: ignore[assignment]  # unix.Server has no types
-
-
-class PassedUNIXPort(unix.Port):
-    """A port on a UNIX socket whose file, and backlog, are somebody else's.
-
-    Twisted's own, given such a socket, changes the file's mode and sets the backlog
-    to 50 when it begins; when it ends it unlinks the file and shuts the socket down
-    for everybody who holds it.
-    """
-
-    transport = UNIXTransport
-
-    def __init__(self, sock: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
-        name: str | bytes = sock.getsockname()  # bytes: an abstract name (unix(7))
-        super().__init__(os.fsencode(name), factory, reactor=reactor)
-        self.socket = sock
-        self._shouldShutdown = False  # private to Twisted, which does the same for TCP
-
-    def startListening(self) -> None:
-        """Accept from the socket."""
-        factory: Any = self.factory
-        factory.doStart()
-        self.connected = True
-        self.fileno = self.socket.fileno  # type: ignore[method-assign]
-        self.numberAccepts = 100
-        self.startReading()  # type: ignore[no-untyped-call]
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Let go of the socket."""
-        tcp.Port.connectionLost(self, reason)

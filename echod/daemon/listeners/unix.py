@@ -1,7 +1,15 @@
-"""UNIX sockets: one that nobody listens on any more is taken, one in use is left alone.
+"""Listen on UNIX sockets: replace a stale file, leave one in use alone.
 
-The file of a UNIX socket outlives the process that made it, unless that removes it. So a file
-alone says nothing; to connect tells whether somebody listens (unix(7)).
+Twisted's ``unix:`` endpoint does not suffice:
+
+- The file of a socket outlives a process that is killed. Twisted replaces it only with a lock
+  file, ``PATH.lock``, which outlives the process too, and refuses to start while another process
+  has its number.
+- It removes the file at the end even if another daemon has replaced it.
+- It sets the mode by name after bind(2): until then the umask counts, and a file that has been
+  put in its place gets the mode.
+- On a socket that systemd passed, it changes the mode and the backlog, and removes the file.
+- Its connections receive file descriptors, whose close(2) can block the daemon.
 """
 
 from __future__ import annotations
@@ -9,7 +17,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import socket
 import stat
 import time
@@ -17,113 +24,82 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from twisted.internet.address import UNIXAddress
+from twisted.internet import tcp, unix
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 
-from echod.daemon.errors import AddressInUse, CannotServe, explain
-from echod.daemon.listeners.systemd import PassedUNIXPort
-from echod.daemon.listeners.tcp import BACKLOG, UNESCAPED_COLON
+from echod.daemon.listeners.base import BACKLOG, Listener
 from echod.transport import refuse_descriptors
 
-LONGEST: Final = 107
-"""Bytes of a path, which ends with a null byte in 108 (unix(7))."""
-
-LOOKS: Final = 100
-STEP: Final = 0.05
-"""How often to look whether another process holds the directory, and seconds between."""
+LOCK_ATTEMPTS: Final = 100
+LOCK_INTERVAL: Final = 0.05
+"""Attempts to lock the directory, and seconds between them."""
 
 MODE: Final = 0o666
-"""The mode of the file by default."""
+"""The default mode of the file."""
 
 OWNER_ONLY: Final = 0o600
-"""The mode by default where any peer can send a descriptor whose close(2) blocks the daemon."""
-
-TAKES: Final = "it takes unix:PATH, unix:PATH:mode=660, and Twisted's backlog= and lockfile="
+"""The default mode where any peer can send a descriptor whose close(2) blocks the daemon."""
 
 log = Logger(namespace="echod")
 
 
-class UNIXListener:
-    """What ``unix:PATH`` asks for, with ``:mode=`` (octal) and ``:backlog=``.
+class UNIXListener(Listener):
+    """Listens on a UNIX stream socket.
 
-    The mode is 666 by default, and 600 on Linux before 6.16 (:data:`OWNER_ONLY`).
-
-    ``:lockfile=1`` makes Twisted's ``PATH.lock`` besides, for others who go by that.
-
-    :param reactor: listens.
-    :param description: as Twisted's own ``unix:`` endpoint has it.
-    :param said: the option and what it was given, for error messages.
-    :raises CannotServe: where it is not such a description.
+    :param path: the file.
+    :param option: the option as typed, for error messages.
+    :param mode: of the file. By default 666, and 600 on Linux before 6.16 (:data:`OWNER_ONLY`).
+    :param backlog: connections that the kernel queues until they are accepted.
+    :param lockfile: whether to make Twisted's ``PATH.lock``, for other programs that honour it.
     """
 
-    passed = False
-    tls = False
-
-    def __init__(self, reactor: Any, description: str, said: str) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        path: str,
+        option: str,
+        *,
+        mode: int | None = None,
+        backlog: int = BACKLOG,
+        lockfile: int = False,
+    ) -> None:
+        super().__init__(option)
         self._reactor = reactor
-        self._said = said
-        _, *parts = UNESCAPED_COLON.split(description)
-        values = {"backlog": str(BACKLOG), "lockfile": "0"}
-        names = ("address", "mode", "backlog", "lockfile")
-        for part, name in zip(parts, names, strict=False):
-            key, equals, value = part.partition("=")
-            values[key if equals else name] = re.sub(r"\\(.)", r"\1", value if equals else part)
-        try:
-            self._path = values.pop("address", "")
-            given = values.pop("mode", None)
-            self._mode = None if given is None else number("mode", given, 8, 0o777)
-            self._backlog = number("backlog", values.pop("backlog"), 10, 2**31 - 1)
-            self._lockfile = number("lockfile", values.pop("lockfile"), 10, 1)
-            if values or len(parts) > len(names):
-                raise ValueError("that is too much")
-            if not self._path:
-                raise ValueError("there is no path")
-            if len(os.fsencode(self._path)) > LONGEST:
-                raise ValueError(f"a path has {LONGEST} bytes at most (unix(7))")
-        except ValueError as error:
-            raise CannotServe(f"{said}: {error}; {TAKES}") from None
+        self._path = path
+        self._mode = mode
+        self._backlog = backlog
+        self._lockfile = lockfile
 
-    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        """Listen there."""
+    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         lock = FilesystemLock(os.path.abspath(f"{self._path}.lock")) if self._lockfile else None
         try:
             if lock is not None and not lock.lock():
-                raise ValueError(f"{lock.name} names a process that runs: stop it, or remove that")
+                why = f"{lock.name} names a running process: stop it, or remove the file"
+                raise CannotListenError(None, self._path, why)
             try:
                 sock = open_socket(self._path, self._mode, self._backlog)
             except BaseException:
                 if lock is not None:
                     lock.unlock()
                 raise
-        except (OSError, ValueError) as error:
-            if isinstance(error, ValueError):
-                raise CannotServe(f"{self._said}: {error}") from error
-            if error.errno == errno.EADDRINUSE:
-                address = UNIXAddress(os.fsencode(self._path))
-                raise AddressInUse(self._said, address, explain(error)) from error
-            raise CannotServe(f"{self._said}: {explain(error)}") from error
+        except OSError as error:
+            raise CannotListenError(None, self._path, error) from error
         port = UNIXPort(sock, factory, self._reactor)
         port.lockFile = lock
         port.startListening()
         return [port]
 
 
-def number(name: str, text: str, base: int, most: int) -> int:
-    """Return the number ``text``; raise ValueError if it is none, or above ``most``."""
-    if not re.fullmatch(f"[0-{base - 1}]{{1,18}}", text) or int(text, base) > most:
-        raise ValueError(f"{name}= is a number from 0 to {most:{'o' if base == 8 else 'd'}}")
-    return int(text, base)
-
-
 def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
-    """Return a socket that listens at ``path``, from where a stale one is removed.
+    """Return a socket that listens at ``path``; replace a stale one.
 
-    :param mode: of its file, from the beginning, whatever the umask is; ``None``: the default.
-    :raises OSError: where that is not possible, as where somebody listens there.
-    :raises ValueError: where there is a file that is no socket.
+    :param mode: of the file, whatever the umask is; ``None``: the default.
+    :raises OSError: where that fails, as where another process listens there.
+    :raises CannotListenError: where a file at ``path`` is not a socket.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -137,12 +113,12 @@ def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
                     event="unix-mode",
                     path=path,
                 )
-        # Until it listens, another daemon would take it for stale.
-        with alone_in(os.path.dirname(path) or ".") as alone:
+        # Between bind(2) and listen(2), another daemon would take the socket for stale.
+        with locked(os.path.dirname(path) or ".") as is_locked:
             try:
                 bind(sock, path, mode)
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or not (alone and remove_stale(path)):
+                if error.errno != errno.EADDRINUSE or not (is_locked and remove_stale(path)):
                     raise
                 bind(sock, path, mode)
             sock.listen(backlog)
@@ -154,43 +130,43 @@ def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
 
 
 def bind(sock: socket.socket, path: str, mode: int) -> None:
-    """Make the file of ``sock`` with its mode, which Linux takes from the socket itself.
+    """Bind ``sock`` to ``path``; the file has its mode from the start.
 
-    To change it later would be to follow whatever somebody has put in its place meanwhile.
+    Linux takes the mode of the file from the socket, less the umask.
     """
     os.fchmod(sock.fileno(), mode)
-    before = os.umask(0)
+    umask = os.umask(0)
     try:
         sock.bind(path)
     finally:
-        os.umask(before)
+        os.umask(umask)
 
 
 @contextmanager
-def alone_in(directory: str) -> Iterator[bool]:
-    """Keep other daemons from opening sockets in ``directory``; yield whether that works.
+def locked(directory: str) -> Iterator[bool]:
+    """Lock ``directory`` against other daemons that open sockets in it (flock(2)).
 
-    By a lock on the directory itself (flock(2)), which leaves no file behind.
+    Yield whether that succeeded. A lock on the directory itself leaves no file behind.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # there is none, which bind says better; or one that cannot be read
+    except OSError:  # bind(2) fails too if there is none; it may not be readable
         yield False
         return
     try:
-        yield is_locked(descriptor)
+        yield lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def is_locked(descriptor: int) -> bool:
-    """Lock it, and tell whether that was possible within a few seconds."""
-    for _ in range(LOOKS):
+def lock(descriptor: int) -> bool:
+    """Lock a directory, and return whether that succeeded within a few seconds."""
+    for _ in range(LOCK_ATTEMPTS):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(STEP)
-        except OSError:  # as on a file system of the network
+            time.sleep(LOCK_INTERVAL)
+        except OSError:  # some network file systems have no locks
             return False
         else:
             return True
@@ -198,47 +174,84 @@ def is_locked(descriptor: int) -> bool:
 
 
 def remove_stale(path: str) -> bool:
-    """Remove the socket at ``path`` if nobody listens on it; return whether it is gone.
+    """Remove the socket at ``path`` if no process listens on it; return whether it is gone.
 
-    :raises ValueError: where it is no socket.
+    Only connect(2) shows whether a process listens (unix(7)).
+
+    :raises CannotListenError: where it is not a socket.
     """
-    with suppress(FileNotFoundError):  # whoever made it has just removed it
+    with suppress(FileNotFoundError):  # its owner has just removed it
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise ValueError("there is a file that is no socket: remove it, or choose another path")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)  # where many wait already, connect would wait too
-            if probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):
+            why = "the file is not a socket: remove it, or choose another path"
+            raise CannotListenError(None, path, why)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.setblocking(False)  # connect(2) waits if the backlog is full
+            if client.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT):
                 return False
         os.unlink(path)
     return True
 
 
-class UNIXPort(PassedUNIXPort):
-    """A port on a UNIX socket that listens already, and whose file it removes in the end.
+class UNIXTransport(unix.Server):
+    """A UNIX connection that does not receive file descriptors.
 
-    Twisted's own removes what it finds there, though it be another daemon's.
+    Before Linux 6.16 a peer can send them in any case. Twisted's transport receives them, logs
+    a line for each message, closes them one by one, and leaks the rest when a close fails. With a
+    plain recv(2) the kernel closes them all.
     """
+
+    doRead = tcp.Connection.doRead  # type: ignore[assignment]  # unix.Server has no types
+
+
+class AdoptedUNIXPort(unix.Port):
+    """A port on a UNIX socket that listens already. Mode, backlog and file stay as they are."""
+
+    transport = UNIXTransport
+
+    def __init__(self, sock: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
+        name: str | bytes = sock.getsockname()  # bytes: an abstract name (unix(7))
+        super().__init__(os.fsencode(name), factory, reactor=reactor)
+        self.socket = sock
+        # Private to Twisted: shutdown(2) would stop the listener in every process that holds it.
+        self._shouldShutdown = False
+
+    def startListening(self) -> None:
+        """Accept connections."""
+        factory: Any = self.factory
+        factory.doStart()
+        self.connected = True
+        self.fileno = self.socket.fileno  # type: ignore[method-assign]
+        self.numberAccepts = 100
+        self.startReading()  # type: ignore[no-untyped-call]
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Close the socket, and leave the file."""
+        tcp.Port.connectionLost(self, reason)
+
+
+class UNIXPort(AdoptedUNIXPort):
+    """A port on a UNIX socket that listens already, and removes its file when it stops."""
 
     def __init__(self, sock: socket.socket, factory: IProtocolFactory, reactor: Any) -> None:
         super().__init__(sock, factory, reactor)
         self._file = os.path.abspath(os.fsencode(sock.getsockname()))
-        self._made = identity(self._file)
+        self._identity = identity(self._file)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Remove the file, while it still cannot be taken for stale, and close."""
-        if self._made is not None and identity(self._file) == self._made:
-            with suppress(OSError):  # it is not ours any more to remove: the next one takes it
+        """Remove the file while the socket listens, so that it is never stale; then close."""
+        if self._identity is not None and identity(self._file) == self._identity:
+            with suppress(OSError):  # no permission any more: the next daemon replaces it
                 os.unlink(self._file)
         if self.lockFile is not None:
-            with suppress(OSError, ValueError):  # somebody has removed it, or has it now
+            with suppress(OSError, ValueError):  # removed, or another process's
                 self.lockFile.unlock()
         super().connectionLost(reason)
 
 
 def identity(path: bytes) -> tuple[int, int, int] | None:
-    """Return what no other file at ``path`` has; when it was made, because numbers are reused.
+    """Return what identifies the file at ``path``; ``None`` if it cannot be seen.
 
-    ``None``: there is none, or it cannot be seen.
+    Inode numbers are reused, so the time of the last change counts too.
     """
     try:
         status = os.lstat(path)

@@ -12,9 +12,10 @@ from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.errors import CannotServe
-from echod.daemon.listeners.description import ProxyListener, echo_listener, metrics_listener
+from echod.daemon.listeners.kinds import ProxyListener, echo_listener, metrics_listener
 from echod.daemon.listeners.systemd import PassedListener, PassedSocket
-from echod.daemon.listeners.tcp import TCPListener, UDPListener
+from echod.daemon.listeners.tcp import TCPListener
+from echod.daemon.listeners.udp import UDPListener
 from echod.daemon.listeners.unix import UNIXListener
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
@@ -84,7 +85,7 @@ class EchoListenerTests(SynchronousTestCase):
     def test_behind_a_proxy(self) -> None:
         """Behind haproxy: it listens as without, and reads the header first."""
         listener = self.listener("haproxy:tcp:7:interface=192.0.2.1:backlog=5")
-        self.assertFalse(listener.passed)
+        self.assertFalse(listener.held_by_systemd)
         now(listener.listen(EchoFactory()))
         [(port, factory, backlog, interface)] = self.reactor.tcpServers
         self.assertEqual((port, backlog, interface), (7, 5, "192.0.2.1"))
@@ -103,7 +104,7 @@ class EchoListenerTests(SynchronousTestCase):
                     description, passed_socket(sock, "a"), PassedSocket(999, "b")
                 )
             self.assertEqual(self.passed, [PassedSocket(999, "b")])
-            self.assertEqual((listener.passed, listener.tls), (True, False))
+            self.assertEqual((listener.held_by_systemd, listener.tls), (True, False))
             inner = getattr(listener, "_listener", listener)
             self.assertIsInstance(inner, PassedListener)
             inner._sockets[0].close()
@@ -125,7 +126,7 @@ class EchoListenerTests(SynchronousTestCase):
             ("systemd:", "it has no name="),
             ("systemd:a", "there is no parameter 'a'"),
             ("systemd:name=", "name= is empty"),
-            ("systemd:name=a:name=a", "it has name= twice"),
+            ("systemd:name=a:name=a", "name= is given twice"),
             ("systemd:domain=INET:index=0", "there is no parameter 'domain=INET'"),
         ):
             for description in (rest, f"haproxy:{rest}"):

@@ -1,0 +1,155 @@
+"""Listeners open the ports of one option: an endpoint, or one port number on several addresses."""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import Logger
+
+from echod.daemon.errors import CannotServe, cannot_listen
+from echod.daemon.listeners.interfaces import LOOPBACK
+
+BACKLOG: Final = 1024
+"""Connections that the kernel completes and queues until they are accepted (listen(2)).
+With Twisted's default of 50, a burst of clients waits a second for the retransmitted SYN."""
+
+ATTEMPTS: Final = 16
+"""Free ports to try until one is free on every address."""
+
+NO_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""Errors of bind(2) for an address that the machine does not have, or its kernel's family."""
+
+log = Logger(namespace="echod")
+
+
+class Listener(ABC):
+    """Opens the ports of one option.
+
+    :param option: the option as typed, for error messages.
+    :cvar protocol: ``TCP`` or ``UDP``, for errors that name a port.
+    :cvar held_by_systemd: whether systemd holds the sockets too. It keeps connections that are
+        in the backlog when the service stops, for the next process.
+    :cvar tls: whether the ports speak TLS.
+    """
+
+    protocol = "TCP"
+    held_by_systemd = False
+    tls = False
+
+    def __init__(self, option: str) -> None:
+        self._option = option
+
+    async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        """Listen, and return the ports.
+
+        :raises CannotServe: where a port cannot be opened; then no port is left open.
+        """
+        try:
+            return await self._listen(factory)
+        except CannotServe:
+            raise
+        except Exception as error:  # the endpoint of a plugin may raise any
+            raise cannot_listen(self._option_for(error), error, self.protocol) from error
+
+    @abstractmethod
+    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        """Listen, and return the ports, or raise any exception."""
+
+    def _option_for(self, error: Exception) -> str:  # noqa: ARG002 - subclasses choose by it
+        """Return the option that ``error`` is about."""
+        return self._option
+
+
+class EndpointListener(Listener):
+    """Listens on a Twisted server endpoint, of a plugin too.
+
+    :param description: as :func:`~twisted.internet.endpoints.serverFromString` takes it.
+    :raises CannotServe: where Twisted cannot make an endpoint of it.
+    """
+
+    def __init__(self, reactor: object, description: str, option: str) -> None:
+        super().__init__(option)
+        try:
+            self.endpoint: Any = serverFromString(reactor, description)
+        except Exception as error:  # each kind of endpoint raises its own
+            kind, colon, _ = description.partition(":")
+            unknown = not colon or str(error).startswith("Unknown endpoint type")
+            why = f"there is no endpoint {kind!r}" if unknown else "its parameters do not fit"
+            raise CannotServe(
+                f"{option}: {why}; it takes a Twisted stream endpoint, "
+                "such as tcp:65432:interface=127.0.0.1 or unix:/run/echod/socket"
+            ) from error
+
+    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        port = await self.endpoint.listen(factory)
+        if not IListeningPort.providedBy(port):  # stdio: serves one peer, and has no port
+            raise TypeError("listen() returned no port")
+        return [port]
+
+
+class IPListener(Listener):
+    """Listens on one port number, on each of several addresses.
+
+    :param port: 0 takes a free port, the same on each address.
+    :param interfaces: IP addresses. By default 127.0.0.1 and ::1; on a machine without IPv6,
+        127.0.0.1 alone.
+    :param option: the option as typed, for error messages; empty: ``--port`` and
+        ``--interface``.
+    """
+
+    def __init__(self, port: int, interfaces: Sequence[str], option: str) -> None:
+        super().__init__(option)
+        self._port = port
+        self._interfaces = interfaces or LOOPBACK
+        self._optional = () if interfaces else LOOPBACK[1:]
+
+    @abstractmethod
+    async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:
+        """Listen on one address; raise CannotListenError where that fails."""
+
+    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        for _ in range(ATTEMPTS):
+            ports: list[IListeningPort] = []
+            try:
+                await self._open_all(factory, ports)
+            except CannotListenError as error:
+                for port in ports:
+                    port.stopListening()
+                # A port that is free on one address may be in use on the next.
+                if self._port != 0 or error.socketError.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return ports
+        raise CannotServe(
+            f"{self._option or '--port 0'}: found no port that is free on "
+            f"{' and '.join(self._interfaces)}: name a port"
+        )
+
+    async def _open_all(self, factory: IProtocolFactory, ports: list[IListeningPort]) -> None:
+        """Listen on each address, and append the ports to ``ports``."""
+        number = self._port
+        for interface in self._interfaces:
+            try:
+                port = await self._open(factory, interface, number)
+            except CannotListenError as error:
+                if interface not in self._optional or error.socketError.errno not in NO_ADDRESS:
+                    raise
+                log.info("this machine has no IPv6: serving IPv4 only", event="no-ipv6")
+            else:
+                ports.append(port)
+                number = cast(IPv4Address, port.getHost()).port
+
+    def _option_for(self, error: Exception) -> str:
+        if self._option:
+            return self._option
+        number = cast(CannotListenError, error).socketError.errno
+        if number in NO_ADDRESS and not self._optional:
+            return "--interface"
+        return "--port" if self._port else "--port 0"

@@ -1,0 +1,149 @@
+"""Choose the listener for an endpoint description of ``--listen`` or ``--metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, Final, cast
+
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+
+from echod.daemon.errors import CannotServe
+from echod.daemon.listeners.base import BACKLOG, EndpointListener, Listener
+from echod.daemon.listeners.description import (
+    FILES,
+    SYNTAX,
+    UNESCAPED_COLON,
+    kind_of,
+    parse_description,
+)
+from echod.daemon.listeners.systemd import PassedSocket, take_named
+from echod.daemon.listeners.tcp import TCPListener
+from echod.daemon.listeners.udp import UDPListener
+from echod.daemon.listeners.unix import UNIXListener
+from echod.factory import EchoFactory
+from echod.proxy import ProxyFactory
+from echod.udp import EchoDatagrams
+
+EVERYWHERE: Final = {"tcp": "0.0.0.0", "tcp6": "::"}
+ON_LOOPBACK: Final = {"tcp": "127.0.0.1", "tcp6": "::1"}
+"""Where ``tcp:`` and ``tcp6:`` listen if the description names no interface."""
+
+BEHIND_PROXY: Final = ("tcp", "tcp6", "unix", "systemd")
+"""Kinds of endpoint whose streams begin with the PROXY header."""
+
+EXTRAS: Final = {
+    "metrics": {"prometheus_client": "prometheus-client"},
+    "tls": {"OpenSSL": "pyOpenSSL", "cryptography": "cryptography"},
+}
+"""For each extra the modules that echod imports, and the distributions that provide them."""
+
+
+class ProxyListener(Listener):
+    """Expects a PROXY header on each connection to the ports of another listener."""
+
+    def __init__(self, listener: Listener, option: str) -> None:
+        super().__init__(option)
+        self._listener = listener
+        self.held_by_systemd = listener.held_by_systemd
+
+    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
+        return await self._listener.listen(ProxyFactory(cast(EchoFactory, factory)))
+
+
+def echo_listener(
+    reactor: Any, datagrams: EchoDatagrams, description: str, passed: list[PassedSocket]
+) -> Listener:
+    """Return the listener for a value of ``--listen``.
+
+    :param datagrams: answers over UDP.
+    :param passed: the sockets that systemd passed. Those that the listener takes are removed.
+    :raises CannotServe: where the description has a mistake.
+    """
+    option = f"--listen {description!r}"
+    kind, _, behind = description.partition(":")
+    if kind.lower() == "haproxy":
+        if kind_of(behind) not in BEHIND_PROXY:
+            raise CannotServe(f"{option}: haproxy: goes before one of {', '.join(BEHIND_PROXY)}")
+        return ProxyListener(make_listener(reactor, behind, option, passed=passed), option)
+    if kind.lower() == "tls":  # Twisted's has no half-close, and takes a port for a directory
+        raise CannotServe(f"{option}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
+    return make_listener(reactor, description, option, passed=passed, datagrams=datagrams)
+
+
+def metrics_listener(reactor: Any, description: str, option: str) -> Listener:
+    """Return the listener for a value of ``--metrics``: by default on loopback.
+
+    :param option: the option as typed, for error messages.
+    :raises CannotServe: where the description has a mistake, or metrics cannot be served on it.
+    """
+    kind = kind_of(description)
+    if kind in (*ON_LOOPBACK, "unix"):
+        return make_listener(reactor, description, option, hosts=ON_LOOPBACK)
+    if not kind.startswith("ssl"):
+        raise CannotServe(
+            f"{option}: metrics are served on tcp:, tcp6:, unix: or ssl:, such as tcp:9862"
+        )
+    parts = UNESCAPED_COLON.split(description)
+    if "interface=" in parts:  # Twisted would listen on all addresses
+        raise CannotServe(f"{option}: interface= is empty: name an address, or leave it out")
+    if not any(part.startswith("interface=") for part in parts):
+        description += ":interface=127.0.0.1"
+    return EndpointListener(reactor, description, option)
+
+
+def make_listener(
+    reactor: Any,
+    description: str,
+    option: str,
+    *,
+    hosts: Mapping[str, str] = EVERYWHERE,
+    passed: list[PassedSocket] | None = None,
+    datagrams: EchoDatagrams | None = None,
+) -> Listener:
+    """Return the listener for an endpoint description.
+
+    :param option: the option as typed, for error messages.
+    :param hosts: for ``tcp`` and ``tcp6``, the address if the description names none.
+    :param passed: the sockets that systemd passed. Those that the listener takes are removed.
+    :param datagrams: answers over UDP, for ``udp`` and ``systemd``.
+    :raises CannotServe: where the description has a mistake.
+    """
+    kind = kind_of(description)
+    tls = import_extra("listeners.tls", "tls", "--listen ssl: needs") if "ssl" in kind else None
+    if kind not in SYNTAX:
+        return EndpointListener(reactor, description, option)
+    values = parse_description(kind, description, option)
+    if kind == "unix":
+        return UNIXListener(reactor, values.pop("address"), option, **values)
+    if "name" in values:
+        answers = None if tls else datagrams
+        inner: Listener = take_named(values["name"], passed or [], reactor, option, answers)
+    else:
+        interface = values.get("interface", hosts.get(kind))
+        at = (values["port"], [interface] if interface else [], option)
+        if kind == "udp":
+            return UDPListener(reactor, cast(EchoDatagrams, datagrams), *at)
+        inner = TCPListener(reactor, *at, values.get("backlog", BACKLOG))
+    if tls is None:
+        return inner
+    files = {parameter: values[name] for name, parameter in FILES.items() if name in values}
+    return cast(Listener, tls.TLSListener(inner, option, **files))
+
+
+def import_extra(module: str, extra: str, what: str) -> Any:
+    """Return a module of the daemon that needs an extra.
+
+    :param what: the option, and its verb, for the error message.
+    :raises CannotServe: where the extra is not installed.
+    """
+    try:
+        return import_module(f"echod.daemon.{module}")
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing not in EXTRAS[extra]:
+            raise
+        raise CannotServe(
+            f"{what} {EXTRAS[extra][missing]}, which is not installed: "
+            f"install echod with its extra {extra}"
+        ) from error

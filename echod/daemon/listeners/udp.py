@@ -1,0 +1,59 @@
+"""Listen on UDP: ``--listen udp:``."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorFDSet
+
+from echod.daemon.listeners.base import IPListener
+from echod.udp import DatagramPort, EchoDatagrams
+
+NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+"""The flags with which getaddrinfo(3) asks no name server."""
+
+
+class UDPListener(IPListener):
+    """Listens on one UDP port number, on each of several addresses.
+
+    :param datagrams: answers. The factory given to :meth:`listen` serves no datagrams.
+    """
+
+    protocol = "UDP"
+
+    def __init__(
+        self,
+        reactor: IReactorFDSet,
+        datagrams: EchoDatagrams,
+        port: int,
+        interfaces: Sequence[str],
+        option: str,
+    ) -> None:
+        super().__init__(port, interfaces, option)
+        self._reactor = reactor
+        self._datagrams = datagrams
+
+    async def _open(
+        self,
+        factory: IProtocolFactory,  # noqa: ARG002 - serves streams
+        interface: str,
+        port: int,
+    ) -> IListeningPort:
+        sock = None
+        try:
+            # getaddrinfo() turns the link of a link-local address into its number.
+            [(family, kind, _, _, address), *_] = socket.getaddrinfo(
+                interface, port, type=socket.SOCK_DGRAM, flags=NUMERIC
+            )
+            sock = socket.socket(family, kind)
+            sock.bind(address)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            raise CannotListenError(interface, port, error) from error
+        opened = DatagramPort(self._reactor, sock, self._datagrams)
+        opened.startListening()
+        return opened

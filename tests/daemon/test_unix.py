@@ -1,0 +1,158 @@
+"""Listen on UNIX sockets: stale files, files of other processes, locks and modes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.testing import MemoryReactor
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.daemon.errors import CannotServe
+from echod.daemon.listeners import unix
+from echod.daemon.listeners.kinds import make_listener
+from echod.daemon.listeners.unix import UNIXListener, open_socket, remove_stale
+from echod.factory import EchoFactory
+from tests.coroutines import now
+from tests.daemon.descriptors import REFUSES_DESCRIPTORS
+from tests.reactors import reactor_of_kind, turn
+
+MODE = 0o666 if REFUSES_DESCRIPTORS else 0o600
+"""The default mode."""
+
+
+class UNIXListenerTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        self.path = os.path.join(directory.name, "socket")
+
+    def listener(self, description: str) -> Any:
+        return make_listener(MemoryReactor(), description, f"--listen {description!r}")
+
+    def stale(self) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(self.path)
+
+    def test_colons(self) -> None:
+        """A colon in the path is written with a backslash, as in all of Twisted's endpoints."""
+        listener: Any = self.listener("unix:/run/a\\:b:660:5:0")
+        self.assertEqual(
+            (listener._path, listener._mode, listener._backlog), ("/run/a:b", 0o660, 5)
+        )
+        listener = self.listener("unix:lockfile=1:address=/run/x")
+        self.assertEqual((listener._path, listener._mode), ("/run/x", None))
+
+    def listen(self, **options: Any) -> tuple[Any, EchoFactory]:
+        """Listen there, and return the port and the factory that it serves by."""
+        factory = EchoFactory()
+        reactor = reactor_of_kind("epoll")
+        [port] = now(UNIXListener(reactor, self.path, "-", **options).listen(factory))
+        return port, factory
+
+    def stop(self, port: Any) -> None:
+        port.stopListening()
+        turn(reactor_of_kind("epoll"))
+
+    def test_life(self) -> None:
+        """It takes a stale socket, serves with the mode asked for, and removes what it made."""
+        for options, more in (({}, []), ({"mode": 0o600, "lockfile": True}, ["socket.lock"])):
+            self.stale()
+            port, factory = self.listen(**options)
+            self.assertEqual(sorted(os.listdir(self.directory)), ["socket", *more])
+            mode = stat.S_IMODE(os.stat(self.path).st_mode)
+            self.assertEqual(mode, 0o600 if more else MODE)
+            self.assertRaises(CannotServe, self.listen, **options)
+            self.assertRaises(CannotServe, self.listen)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(self.path)
+                while not factory.connections:
+                    turn(port.reactor)
+            while factory.connections:
+                turn(port.reactor)
+            self.stop(port)
+            self.assertEqual(os.listdir(self.directory), [])
+
+    def test_what_is_not_its_own(self) -> None:
+        """It removes nothing that somebody else has put there meanwhile."""
+        for make in (None, self.stale):
+            port, _ = self.listen()
+            os.unlink(self.path)
+            if make:
+                make()
+            self.stop(port)
+            self.assertEqual(os.path.exists(self.path), make is not None)
+
+    def test_lock_file_that_is_not_its_own(self) -> None:
+        """Without its lock file, or with somebody else's there, it stops listening all the same."""
+        lock = f"{self.path}.lock"
+        for make in (None, lambda: os.symlink("1", lock)):
+            port, factory = self.listen(lockfile=True)
+            os.unlink(lock)
+            if make:
+                make()
+            self.stop(port)
+            self.assertEqual(factory.numPorts, 0)
+            self.assertEqual(os.path.lexists(lock), make is not None)
+
+    def test_bad_input(self) -> None:
+        """What it cannot be given is one line that says what it takes."""
+        for description in ("unix", "unix:", "unix:x:mode=8", "unix:x:y=", f"unix:{'x' * 108}"):
+            with self.assertRaises(CannotServe) as caught:
+                self.listener(description)
+            self.assertIn(f"twistd echod: --listen {description!r}: ", str(caught.exception))
+            self.assertIn("; it takes unix:PATH, unix:PATH:mode=660", str(caught.exception))
+
+    def test_lock_that_is_held(self) -> None:
+        """Where another process keeps the directory to itself, a stale socket is not touched."""
+        self.stale()
+        self.patch(unix, "LOCK_ATTEMPTS", 2)
+        self.patch(unix, "LOCK_INTERVAL", 0.001)
+        holder = os.open(self.directory, os.O_RDONLY)
+        self.addCleanup(os.close, holder)
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        self.assertRaises(OSError, open_socket, self.path, 0o600, 5)
+        self.assertTrue(os.path.exists(self.path))
+        fcntl.flock(holder, fcntl.LOCK_UN)
+        open_socket(self.path, 0o600, 5).close()
+
+    def test_no_locks(self) -> None:
+        """Where the file system knows no locks, likewise; a new socket can be made."""
+
+        def flock(descriptor: int, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "no locks")
+
+        self.patch(fcntl, "flock", flock)
+        self.stale()
+        self.assertRaises(OSError, open_socket, self.path, 0o600, 5)
+        os.unlink(self.path)
+        open_socket(self.path, 0o600, 5).close()
+
+    def test_directory_that_cannot_be_read(self) -> None:
+        """Where the directory may be written and not read, likewise."""
+
+        def open_(path: str, flags: int) -> int:
+            raise PermissionError(errno.EACCES, "not readable")
+
+        self.patch(os, "open", open_)
+        open_socket(self.path, 0o600, 5).close()
+        self.assertRaises(OSError, open_socket, self.path, 0o600, 5)
+
+    def test_gone_in_between(self) -> None:
+        """A socket that its owner removes in that moment is no obstacle."""
+        self.assertTrue(remove_stale(self.path))
+
+    def test_failure_leaves_no_lock_file(self) -> None:
+        """Where it cannot listen, no PATH.lock stays, and what is wrong is said."""
+        Path(self.path).touch()
+        reactor: Any = MemoryReactor()
+        listener = UNIXListener(reactor, self.path, "--listen", lockfile=True)
+        self.assertRaises(CannotServe, lambda: now(listener.listen(EchoFactory())))
+        self.assertEqual(os.listdir(self.directory), ["socket"])
