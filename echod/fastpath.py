@@ -1,68 +1,88 @@
 """The fast path: bytes go from socket to socket, past Twisted's buffers.
 
-An epoll set is a descriptor that can itself be polled. So one reader in the reactor, of
-whatever kind that is, stands for all connections in the set. When it is ready they
-are echoed in batches, received into one shared buffer and sent from it. Whatever is not
-«bytes in, the same bytes out» goes back to the connection's own transport: what the
-kernel does not take at once, the end of the peer's sending, an error. So nothing is ever
-owed here, and :class:`~echod.protocol.Echo` keeps its rules where it always does.
+An epoll set is a descriptor that can itself be polled. So a single reader in the reactor, of
+whatever kind that is, stands for all connections in the set. When it is readable, they are echoed
+in batches, received into one shared buffer and sent from it. Whatever is not «bytes in, the same
+bytes out» goes back to the connection's own transport: what the kernel does not take at once, the
+end of the peer's sending, an error. So nothing is ever buffered here, and the connection keeps its
+rules in one place.
 """
 
 from __future__ import annotations
 
 import math
 import select
-import socket
+import typing
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-if TYPE_CHECKING:
-    from echod.protocol import Echo
-
 SEGMENT: Final = 65_483
 """Bytes in the largest segment of loopback: the most of an IPv4 packet, less 52 of headers."""
 
 SIZE: Final = 3 * SEGMENT
-"""Bytes of the shared buffer, and so the most that can be owed by a connection that goes
-back to its transport. Whole segments, because with 64 KiB each send ends in one of 53
-bytes, and 1 MB messages take a third longer."""
+"""Bytes of the shared buffer, and so the most that a connection has to buffer when it goes back to
+its transport. Whole segments: with 64 KiB each send ends in a segment of 53 bytes, and 1 MB
+messages take a third longer."""
 
 BATCH: Final = 64
-"""Connections in one round. The kernel gives each its turn before one comes again."""
+"""Connections in one round. The kernel lists each ready connection once before any again."""
 
 ROUNDS: Final = 8
-MOST: Final = 4 * 1024 * 1024
-"""Rounds in one turn of the reactor, and bytes after which it begins no other round: then it
-looks after everything else."""
+MAX_ECHOED: Final = 4 * 1024 * 1024
+"""Rounds in one turn of the reactor, and bytes after which no other round begins: then the reactor
+handles everything else."""
 
 UNCHECKED: Final = 32 * 1024
-"""Bytes of one connection, and of all, after which the stall timeout looks at what the kernel has
-taken for a peer and the peer has not: no message costs that look, nor does a short connection."""
+"""Bytes of one connection, and of all, after which the stall timeout checks the kernel's send
+queue. Neither a message nor a short connection costs that check."""
 
 FEW: Final = 2
 LINGER: Final = 0.0002
-"""Connections, and seconds for which a round waits for the next message of so few."""
+"""Up to this many connections, a round waits for the next message, for these seconds."""
 
 CROWD: Final = 16
 PATIENCE: Final = 1000
-"""Descriptors besides which nobody waits so, and how often that is then not asked again."""
+"""Above this many descriptors in the reactor, do not linger; count them again after this many
+rounds."""
+
+
+class FastConnection(typing.Protocol):
+    """What the fast path needs of a connection that it serves.
+
+    :ivar transport: a transport with a kernel socket (:func:`~echod.transport.kernel_socket`).
+    """
+
+    transport: Any
+
+    @property
+    def received(self) -> int:
+        """Bytes received so far."""
+
+    def leave_fast_path(self) -> None:
+        """Call :meth:`FastPath.give_back`: the transport goes on."""
+
+    def send(self, data: bytes) -> None:
+        """Send ``data`` when the peer takes it."""
+
+    def fail(self) -> None:
+        """Log the exception that is being handled, and reset the connection."""
 
 
 @implementer(IReadDescriptor)
 class FastPath:
-    """Echoes the connections that it has been given.
+    """Echoes the connections that it was given.
 
-    :param reactor: tells when there is something to do.
-    :param on_traffic: called when more than :data:`UNCHECKED` bytes have been echoed since
-        :meth:`busy` was last called.
-    :raises OSError: where there is no descriptor left.
+    :param reactor: reports when the epoll set is readable.
+    :param on_traffic: called when more than :data:`UNCHECKED` bytes have been echoed since the last
+        call of :meth:`busy`.
+    :raises OSError: if there is no file descriptor left.
     """
 
     def __init__(self, reactor: IReactorFDSet, on_traffic: Callable[[], object]) -> None:
@@ -71,146 +91,151 @@ class FastPath:
         self._epoll = select.epoll()
         self.fileno = self._epoll.fileno
         self._view = memoryview(bytearray(SIZE))
-        self._served: dict[int, Echo] = {}
-        # By descriptor, with little to fetch for a message: there may be so many connections
-        # that the caches do not hold what each of them has.
-        self._sockets: list[socket.socket | None] = []
+        self._served: dict[int, FastConnection] = {}
+        # By descriptor, with little to fetch for each message: with many connections, the CPU's
+        # caches do not hold the objects of each.
+        self._sockets: list[Any] = []
         self._received: array[int] = array("q")
-        self._checked: array[int] = array("q")  # what was received when busy() returned it
-        self._echoed = 0.0  # since busy() was last called, by all of them
+        self._checked: array[int] = array("q")  # the bytes received when busy() last returned it
+        self._echoed = 0.0  # by all connections since the last call of busy()
         self._all: tuple[list[int], list[int]] | None = None
         self._crowded = 0
 
-    def take(self, echo: Echo, sock: socket.socket) -> None:
-        """Take over the bytes of ``echo``, to whose peer nothing is owed.
+    def add(self, connection: FastConnection, sock: Any) -> None:
+        """Echo ``connection`` from now on. Its transport must have no unsent bytes.
 
-        :raises OSError: where the kernel has no room for it; it is where it was then.
+        :param sock: its kernel socket.
+        :raises OSError: if the kernel has no memory for it; then its transport still serves it.
         """
         if not self._served:
             self._reactor.addReader(self)
         self._epoll.register(sock, select.EPOLLIN)
-        cast(Any, echo.transport).stopReading()
-        echo.fast_path = self
+        connection.transport.stopReading()
         descriptor = sock.fileno()
-        self._served[descriptor] = echo
+        self._served[descriptor] = connection
         missing = descriptor + 1 - len(self._sockets)
         self._sockets += [None] * missing
         self._received.extend([0] * missing)
         self._checked.extend([0] * missing)
-        self._checked[descriptor] = -echo.counted
+        self._checked[descriptor] = -connection.received
         self._sockets[descriptor] = sock
 
-    def give_back(self, echo: Echo) -> None:
-        """Let the transport of ``echo`` read again.
+    def give_back(self, connection: FastConnection) -> int:
+        """Let the connection's transport read again, and return the bytes that were echoed here.
 
-        Before its socket is closed: for as long as another process holds that too, it could
-        not be taken out of the set any more.
+        Call this before its socket is closed: while another process has that open too, it could
+        not be removed from the set.
         """
-        transport: Any = echo.transport
-        descriptor = transport.fileno()
+        descriptor: int = connection.transport.fileno()
         self._epoll.unregister(descriptor)
-        echo.counted = echo.received
-        echo.fast_path = None
         del self._served[descriptor]
         self._sockets[descriptor] = self._all = None
-        self._received[descriptor] = 0
+        received, self._received[descriptor] = self._received[descriptor], 0
         if not self._served:
             self._echoed = 0
             self._reactor.removeReader(self)
-        transport.startReading()
+        connection.transport.startReading()
+        return received
 
-    def received(self, echo: Echo) -> int:
-        """Return how many bytes ``echo`` has received here."""
-        descriptor: int = cast(Any, echo.transport).fileno()
+    def received(self, connection: FastConnection) -> int:
+        """Return the bytes of ``connection`` that were echoed here."""
+        descriptor: int = connection.transport.fileno()
         return self._received[descriptor]
 
-    def busy(self) -> list[Echo]:
-        """Return the connections that have received more than :data:`UNCHECKED` bytes since this
-        was last called: their peers may not have read all that the kernel has taken for them.
+    def busy(self) -> list[FastConnection]:
+        """Return the connections with more than :data:`UNCHECKED` new bytes since the last call.
+
+        Their peers may not have read all that the kernel has taken for them.
         """
         self._echoed = 0
         busy, received, checked = [], self._received, self._checked
-        for descriptor, echo in self._served.items():
+        for descriptor, connection in self._served.items():
             if received[descriptor] - checked[descriptor] > UNCHECKED:
                 checked[descriptor] = received[descriptor]
-                busy.append(echo)
+                busy.append(connection)
         return busy
 
     def logPrefix(self) -> str:
-        """Return what the log calls it."""
+        """Return the name of this reader in the log."""
         return "echod"
 
-    def doRead(self) -> None:  # noqa: PLR0912 - a call more would cost each message
-        """Echo who is ready."""
+    def doRead(self) -> None:  # noqa: PLR0912 - another call would slow down each message
+        """Echo the connections that are ready."""
         self._all = None
         served, sockets, received = self._served, self._sockets, self._received
         view, poll = self._view, self._epoll.poll
-        size, part, left = SIZE, view, MOST
-        # Who is alone need not be asked for.
+        size, part, left = SIZE, view, MAX_ECHOED
+        # With a single connection, skip the epoll call.
         alone = [(descriptor, select.EPOLLIN) for descriptor in served] if len(served) == 1 else []
         descriptor = -1
         try:
             for _ in range(ROUNDS):
+                # Poll: take a batch of ready connections, or wait for one a moment.
                 ready, alone = alone or poll(0, BATCH) or self._linger(), []
                 if not ready:
                     return
                 for descriptor, _ in ready:
+                    # Receive: the end of the stream and errors are the transport's.
                     try:
-                        sock: Any = sockets[descriptor]
+                        sock = sockets[descriptor]
                         count = sock.recv_into(view)
-                    except (AttributeError, BlockingIOError):  # just ended by an observer; no alarm
+                    except (AttributeError, BlockingIOError):  # ended by an observer; false alarm
                         continue
-                    except OSError:  # which the socket tells once, and so not to the transport
+                    except OSError:  # which the kernel reports once, and so not to the transport
                         self._apart(descriptor, self._lose, Failure(ConnectionLost()))
                         continue
                     if count != size:  # most messages are as long as the one before
                         if not count:
-                            self._apart(descriptor, self.give_back)
+                            self._apart(descriptor, self._leave)
                             continue
                         size, part = count, view[:count]
+                    # Account, before the send: what was received and not sent must not be lost.
                     received[descriptor] += count
                     left -= count
-                    try:  # as send_now, but a call more takes 3 % longer
+                    # Send: what the kernel does not take, the transport buffers.
+                    try:  # as send_now, but another call takes 3 % longer
                         sent = sock.send(part)
                     except OSError:  # which the transport meets, too
                         sent = 0
                     if sent != count:
-                        self._apart(descriptor, self._owe, part[sent:])
+                        self._apart(descriptor, self._leave, part[sent:])
                 if left < 0:
                     return
                 descriptor = -1
-        except BaseException:  # such as MemoryError; the reactor would end all of them
+        except BaseException:  # such as MemoryError; the reactor would end all connections
             with suppress(BaseException):
                 self._served[descriptor].fail()
         finally:
-            self._echoed += MOST - left
+            # Report traffic, once until the next call of busy().
+            self._echoed += MAX_ECHOED - left
             if served and self._echoed > UNCHECKED:
-                self._echoed = -math.inf  # not again until busy() is called
+                self._echoed = -math.inf
                 self._on_traffic()
 
-    def _owe(self, echo: Echo, part: memoryview) -> None:
-        """Leave ``part`` to the transport."""
-        rest = bytes(part)
-        self.give_back(echo)
-        echo.send(rest)
+    def _leave(self, connection: FastConnection, unsent: memoryview | None = None) -> None:
+        """Give the connection back to its transport, with the ``unsent`` part of the buffer."""
+        rest = b"" if unsent is None else bytes(unsent)
+        connection.leave_fast_path()
+        if rest:
+            connection.send(rest)
 
-    def _lose(self, echo: Echo, reason: Failure) -> None:
-        cast(Any, echo.transport).connectionLost(reason)
+    def _lose(self, connection: FastConnection, reason: Failure) -> None:
+        connection.transport.connectionLost(reason)
 
     def _apart(self, descriptor: int, act: Callable[..., None], *arguments: object) -> None:
-        """Act for one connection; an exception ends that one, and no other."""
-        echo = self._served[descriptor]
+        """Act for one connection: an exception ends it, and no other."""
+        connection = self._served[descriptor]
         try:
-            act(echo, *arguments)
-        except BaseException:  # as the reactor has it
+            act(connection, *arguments)
+        except BaseException:  # as in the reactor
             with suppress(BaseException):
-                echo.fail()
+                connection.fail()
 
     def _linger(self) -> list[tuple[int, int]]:
-        """Wait a moment for the next message, where only few talk, and return who is ready.
+        """Wait a moment for the next message, where few connections talk, and return the ready.
 
-        A message that comes in time is spared a turn of the reactor, which takes longer
-        than to echo it. It ends when anything else comes for the reactor, but for timers.
+        A message that arrives in time saves a turn of the reactor, which takes longer than the
+        echo. Any other event for the reactor ends the wait, except timers.
         """
         if not 0 < len(self._served) <= FEW:
             return []
@@ -223,9 +248,9 @@ class FastPath:
         try:
             if sum(map(len, self._all)) > CROWD:
                 raise ValueError
-            # Not epoll or poll: their times are whole milliseconds.
+            # Not epoll or poll: their timeouts are whole milliseconds.
             select.select(*self._all, [], LINGER)
-        except (OSError, ValueError):  # as for a descriptor above 1023, which select(2) cannot
+        except (OSError, ValueError):  # such as a descriptor above 1023, which select(2) rejects
             self._crowded = PATIENCE
             return []
         return self._epoll.poll(0, BATCH)
@@ -233,5 +258,5 @@ class FastPath:
     def connectionLost(self, reason: Failure) -> None:
         """End all connections, as the reactor does with its own when it is stopped."""
         for descriptor in list(self._served):
-            if descriptor in self._served:  # one that ends may end others
+            if descriptor in self._served:  # an observer of one ending may end others
                 self._apart(descriptor, self._lose, reason)

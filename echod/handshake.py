@@ -1,22 +1,26 @@
 """Accepted connections whose TLS handshake or PROXY header is not complete.
 
 Until it is complete, nothing is known of the connection but its socket. No observer is notified of
-it; :class:`~echod.factory.EchoFactory` counts it against ``max_connections`` and limits its time.
-Then it is served as any other connection, or refused and counted.
+it; it counts against the connection limits, and the handshake timeout limits its time. Then it is
+served as any other connection, or refused and counted.
 """
 
 from __future__ import annotations
 
+import functools
+import typing
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 
-from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from echod.events import Accepted, Reason, notify
-from echod.protocol import CHECKS_PER_TIMEOUT, FIRST_BYTE, QUIET
+from echod.events import Accepted, Closed, Ending, Event, Observer, Opened, Reason, Refused, notify
+from echod.timeouts import CHECKS_PER_TIMEOUT, FIRST_BYTE, QUIET
 from echod.transport import (
     IStreamTransport,
     beneath,
@@ -27,27 +31,49 @@ from echod.transport import (
     set_options,
 )
 
-if TYPE_CHECKING:
-    from echod.factory import EchoFactory
+Build = TypeVar("Build", bound=Callable[..., Any])
+
+log = Logger(namespace="echod")
+
+
+class Server(typing.Protocol):
+    """What a pending connection needs of the factory that serves it."""
+
+    clock: IReactorTime
+    observer: Observer
+    verbose: bool
+    handshake_timeout: float | None
+
+    def now(self, transport: IStreamTransport) -> float:
+        """Return the time, in seconds."""
+
+    def handshake_begun(self, pending: PendingConnection, peer: IAddress | None) -> None:
+        """Count a connection against the limits; per peer where ``peer`` is the client."""
+
+    def handshake_ended(self, pending: PendingConnection) -> bool:
+        """Count it no longer, and return whether a drain was ending it."""
+
+    def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
+        """Return what serves a connection from ``peer`` from now on, or refuses it."""
+
+    def report(self, *events: Event) -> None:
+        """Notify the observer of a connection that is not served."""
 
 
 class PendingConnection(Protocol):
     """One accepted connection. Subclasses read its handshake or header, and call the rest.
 
-    :param factory: serves the connection when that is complete.
+    :param factory: serves the connection once that is complete.
     :param peer: the address of the socket's peer, if it has one.
-
-    :ivar leaving: whether a drain has begun since the connection was accepted.
     """
 
     transport: IStreamTransport
     reason: Reason
-    """Why it is refused when its handshake or header is wrong or incomplete."""
-    leaving = False
+    """The reason to refuse it with if its handshake or header is wrong or incomplete."""
     tls = False
-    """Whether the connection is encrypted."""
+    """Whether the connection is encrypted; then the socket's peer is the client, and no proxy."""
 
-    def __init__(self, factory: EchoFactory, peer: IAddress | None) -> None:
+    def __init__(self, factory: Server, peer: IAddress | None) -> None:
         self._factory = factory
         self._peer = peer
         self._waiting = True
@@ -62,56 +88,52 @@ class PendingConnection(Protocol):
     def connectionMade(self) -> None:
         """Set the socket's options, and start the handshake timeout."""
         factory = self._factory
-        factory.arriving.add(self)
-        self._accepted = factory.clock_for(self.transport).seconds()
-        factory.use_reactor_of(self.transport)
+        factory.handshake_begun(self, self._peer if self.tls else None)
+        self._accepted = factory.now(self.transport)
         set_options(self.transport)
         if factory.verbose:
             notify(factory.observer, Accepted(self._peer, self.tls))
-        if factory.handshake_timeout is not None:
-            timeout = factory.handshake_timeout
+        timeout = factory.handshake_timeout
+        if timeout is not None:
             self._later(timeout, self._check_timeout, timeout / CHECKS_PER_TIMEOUT)
 
     def age(self) -> float:
         """Return the seconds since the connection was accepted."""
-        return self._factory.clock_for(self.transport).seconds() - self._accepted
+        return self._factory.clock.seconds() - self._accepted
 
-    def arrived(self, peer: IAddress | None) -> Protocol | None:
-        """Return what serves the connection from now on, or refuses it.
+    def serve(self, peer: IAddress | None) -> Protocol | None:
+        """Return the protocol that serves the connection from now on, or refuses it.
 
-        ``None``: it has been refused already. Who calls this makes the connection to it.
+        The caller connects it to the transport. ``None``: the connection was refused before.
 
-        :param peer: who it is.
+        :param peer: the client's address.
         """
         if not self._waiting:
             return None
-        self._over()
-        return self._factory.welcome(peer, leaving=self.leaving, tls=self.tls)
+        return self._factory.serve(peer, draining=self._stop_waiting(), tls=self.tls)
 
     def _check_timeout(self, again: float = 0.0) -> None:
-        """Refuse the connection; but if input is unread, have it read first and look again.
+        """Refuse the connection; with unread input, have that read first and check again.
 
         It may have arrived in time, while the process was stopped or busy.
 
-        :param again: seconds until the next look; 0: there is none.
+        :param again: seconds until the second check; 0: this is the second.
         """
         if again and self._has_unread_input():
             self._later(again, self._check_timeout)
         else:
             self.refuse(Reason.HANDSHAKE_TIMEOUT)
 
-    def leave(self) -> None:
-        """Refuse the connection if it stays silent: a drain begins.
+    def drain(self) -> None:
+        """Refuse the connection if it stays silent, because a drain begins.
 
         One that has begun its handshake or header may complete it, until the handshake timeout or
         the deadline of the drain. The first byte of one that was accepted just now may be on its
         way.
         """
-        if not self.leaving:
-            self.leaving = True
-            self._later(max(QUIET, FIRST_BYTE - self.age()), self._check_begun)
+        self._later(max(QUIET, FIRST_BYTE - self.age()), self._refuse_silent)
 
-    def _check_begun(self) -> None:
+    def _refuse_silent(self) -> None:
         if not self.received and not self._has_unread_input():
             self.refuse(Reason.DRAINING)
 
@@ -122,10 +144,11 @@ class PendingConnection(Protocol):
             lose(self.transport)
             return False
 
-    def broke_off(self) -> None:
-        """End it, because the peer has finished sending: FIN alone would look like a whole reply.
+    def truncated(self) -> None:
+        """Reset the connection: it ended before its handshake or header was complete.
 
-        Except where it never sent a byte: that is a load balancer's health check.
+        FIN alone would look like a whole reply. A connection without a byte is closed with FIN: it
+        is the health check of a load balancer.
         """
         if self.received:
             self.refuse(self.reason)
@@ -135,34 +158,82 @@ class PendingConnection(Protocol):
     def refuse(self, reason: Reason) -> None:
         """Reset the connection, unserved."""
         if self._waiting:
-            self._over()
-            # At once also where something wraps it: who waits for a drain waits no longer.
-            reset(cast(IStreamTransport, beneath(self.transport)))
-            self._factory.refused(reason, self._peer, tls=self.tls)
+            self._stop_waiting()
+            # Below any wrapper, which would reset later: a drain may wait for this connection.
+            reset(beneath(self.transport))
+            self._factory.report(Refused(reason, self._peer, self.tls))
+
+    def cut_short(self) -> None:
+        """Refuse the connection: the deadline of a drain has passed."""
+        self.refuse(Reason.DRAINING)
+
+    def forget(self) -> None:
+        """Have the connection counted no longer: its transport cannot reset it."""
+        self._factory.handshake_ended(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - any
-        """Report a connection that broke off: refused, or unused if no byte has come."""
+        """Report a connection that the peer ended: refused, or unused if no byte was received."""
         if self._waiting:
-            self._over()
+            self._stop_waiting()
             if self.received:
-                self._factory.refused(self.reason, self._peer, tls=self.tls)
+                self._factory.report(Refused(self.reason, self._peer, self.tls))
             else:
-                self._factory.left_unused(self.transport.getPeer(), self.age(), tls=self.tls)
+                peer = self.transport.getPeer()
+                closed = Closed(Ending.UNUSED, 0, self.age(), 0, peer, self.tls)
+                self._factory.report(Opened(peer, self.tls), closed)
 
-    def _later(self, seconds: float, action: Callable[..., None], *about: object) -> None:
-        clock = self._factory.clock_for(self.transport)
-        self._timers.append(clock.callLater(seconds, self._act, action, *about))
+    def _later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        call = self._factory.clock.callLater(seconds, self._act, action, *arguments)
+        self._timers.append(call)
 
     @resets_on_error
-    def _act(self, action: Callable[..., None], *about: object) -> None:
-        action(*about)
+    def _act(self, action: Callable[..., None], *arguments: object) -> None:
+        action(*arguments)
 
-    def _over(self) -> None:
+    def _stop_waiting(self) -> bool:
+        """End the wait for the handshake, and return whether a drain was ending the connection."""
         self._waiting = False
-        self._factory.arriving.discard(self)
         self._cancel_timers()
+        return self._factory.handshake_ended(self)
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:
             if timer.active():
                 timer.cancel()
+
+
+class Refusal(Protocol):
+    """Reset a connection that is not to be served.
+
+    FIN would tell a peer that has sent something, and may have finished, that this is its whole
+    reply.
+    """
+
+    transport: IStreamTransport
+
+    def connectionMade(self) -> None:
+        """Reset the connection."""
+        reset(self.transport)
+
+
+def refuse_failed() -> Refusal:
+    """Log the exception that is being handled, and return what refuses its connection."""
+    with suppress(BaseException):
+        log.failure("a connection fails")
+    return Refusal()
+
+
+def refuses_on_error(build: Build) -> Build:
+    """Decorate buildProtocol so that an exception refuses the connection.
+
+    Twisted would close it with FIN.
+    """
+
+    @functools.wraps(build)
+    def call(self: Any, addr: IAddress | None) -> Any:
+        try:
+            return build(self, addr)
+        except BaseException:
+            return refuse_failed()
+
+    return cast(Build, call)

@@ -1,26 +1,20 @@
-"""One connection: every byte back, in order, and an honest ending.
+"""Echo: send every byte of one connection back, in order, and end it honestly.
 
 The rules that this file keeps:
 
-- What comes in goes out, unchanged, in order. Nothing is added.
-- The peer's end of sending (half-close) is not the end of the connection:
-  everything owed is sent first, then FIN.
-- A peer that sends and does not read is not read from either. What is owed and
-  not yet taken by the kernel stays below :data:`MAX_BUFFERED` bytes.
-- A reply that is cut short ends in RST, never in FIN: no peer can mistake a part
-  for the whole.
-- Nothing is closed in the face of bytes that have already arrived.
-
-*Owed* means: received from the peer, and not yet taken by the kernel for sending.
+- The bytes received are sent back unchanged and in order. Nothing is added.
+- When the peer has finished sending (half-close), everything is sent back first, then FIN.
+- A peer that sends and does not read is not read from either (back-pressure). The bytes that are
+  buffered, and not yet passed to the kernel, stay below :data:`MAX_BUFFERED`.
+- A reply that is cut short ends in RST, never in FIN: no peer can mistake a part for the whole.
+- No connection is closed while bytes have arrived that are not read.
 """
 
 from __future__ import annotations
 
-import functools
 import socket
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -36,7 +30,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.events import Closed, Ending, HalfClosed, notify
-from echod.fastpath import UNCHECKED
+from echod.fastpath import UNCHECKED, FastPath
+from echod.timeouts import FIRST_BYTE, Progress
 from echod.transport import (
     IStreamTransport,
     beneath,
@@ -59,36 +54,20 @@ from echod.transport import (
 
 if TYPE_CHECKING:
     from echod.factory import EchoFactory
-    from echod.fastpath import FastPath
 
 MAX_BUFFERED: Final = 256 * 1024
-"""Bytes. Twisted stops the reading when more than 64 KiB are owed, and one read adds 64 KiB
-at most; what the fast path hands back, when nothing is owed, is less than 256 KiB."""
+"""Bytes. Twisted stops reading when more than 64 KiB are buffered, and one read adds 64 KiB at
+most; what the fast path gives back, when nothing is buffered, is less than 256 KiB."""
 
 MAX_ORPHANED: Final = 64 * 1024
 """Bytes in the kernel's send queue (SIOCOUTQ in tcp(7)) with which a connection is closed at once:
-the kernel delivers them, or gives up by its own rules. With more it stays, and is counted, until
-the peer has taken them: the kernel would keep megabytes for minutes, beyond any limit."""
+the kernel delivers them, or gives up by its own rules. With more, the connection stays open, and is
+counted, until the peer has taken them: the kernel would keep megabytes for minutes, beyond any
+limit."""
 
 DELIVERY_CHECKS: Final = (0.01, 5.0)
-"""Seconds until the first look whether a peer has taken all, and the most; each wait is twice the
-one before, so that the end is seen late by no more than it took."""
-
-QUIET: Final = 0.2
-"""Seconds without a byte that make a quiet moment, at which a drain may close."""
-
-FIRST_BYTE: Final = 1.0
-"""Seconds since its start within which a drain does not close a connection over TLS or behind a
-proxy that has not sent a byte: the first one may be on its way. Nearly every round trip is
-shorter; it is TCP's first retransmission timeout, too (RFC 6298 2.1)."""
-
-CHECKS_PER_TIMEOUT: Final = 8
-"""How often a connection is looked at within a timeout. One look to see it begin, and
-one to see it end: a timeout is late by a quarter at most, and never early; in return no
-byte costs a clock reading."""
-
-
-Build = TypeVar("Build", bound=Callable[..., Any])
+"""Seconds until the first check whether the peer has taken everything, and the longest wait. Each
+wait is twice the one before, so that the end is seen late by no more than the delivery took."""
 
 log = Logger(namespace="echod")
 
@@ -97,19 +76,15 @@ log = Logger(namespace="echod")
 class Echo(Protocol):
     """Echo one connection (RFC 862). :class:`EchoFactory` makes these.
 
-    It is its transport's producer: what it produces is what it reads, so that
-    «do not produce» stops the reading.
+    It is its transport's producer: what it produces is what it reads, so that «do not produce»
+    stops the reading.
 
-    :ivar named: the peer's address that a proxy has told, if one has.
-    :ivar counted: bytes received so far, but for those on the fast path since it is there.
-    :ivar watched: whether the factory calls :meth:`check_timeouts` now and then; the factory's own.
-    :ivar fast_path: what serves it in place of its transport, if anything; the fast path's own.
-    :ivar key: what the factory counts it under; the factory's own.
+    :ivar named: the client's address from a PROXY header, if there was one.
+    :ivar fast_path: what serves the connection in place of its transport, if anything.
     """
 
-    key: str | None = None
-    fast_path: FastPath | None = None
     named: IAddress | None = None
+    fast_path: FastPath | None = None
 
     factory: EchoFactory
     transport: IStreamTransport
@@ -118,10 +93,8 @@ class Echo(Protocol):
     _ending = Ending.FINISHED
     _closing = False
     _paused = False
-    _seen: tuple[bool, int] | None = None
-    _since = 0.0
-    _delivered = 0  # bytes received when the kernel's send queue was last seen to be empty
-    _next_check: IDelayedCall | None = None
+    _delivered = 0  # bytes received when the kernel's send queue was last found empty
+    _delivery_check: IDelayedCall | None = None
 
     @property
     def peer(self) -> IAddress:
@@ -131,68 +104,77 @@ class Echo(Protocol):
     @property
     def received(self) -> int:
         """Bytes received so far."""
-        return self.counted + (0 if self.fast_path is None else self.fast_path.received(self))
+        if self.fast_path is None:
+            return self._received
+        return self._received + self.fast_path.received(self)
 
     def connectionMade(self) -> None:
-        """Begin: set the socket's options, wire the back-pressure, tell the factory."""
-        # Set here, and not by and by, for CPython to keep the attributes compactly.
-        self.counted = 0
-        self.watched = False
+        """Set the socket's options, register for back-pressure, and report to the factory."""
+        # Set here, and not one by one later, so that CPython stores the attributes compactly.
+        self._received = 0  # excluding bytes on the fast path that the connection is on
         self._opened = 0.0
-        try:  # as resets_on_error does, but without a call more for each connection
+        try:  # as resets_on_error does, but without another call for each connection
+            self._opened = self.factory.now(self.transport)
             set_options(self.transport)
             self.transport.registerProducer(self, True)
-            self._opened = self.factory.clock_for(self.transport).seconds()
             self.factory.connection_opened(self)
         except BaseException:
             fail(self.transport)
 
     def dataReceived(self, data: bytes) -> None:
-        """Send ``data`` back. Who comes with more goes on on the fast path, if there is one."""
+        """Send ``data`` back.
+
+        From its second message on, a connection is moved to the fast path.
+        """
         try:  # likewise
             # Asked for each time, because an application may start TLS.
             sock, count = kernel_socket(self.transport), len(data)
             sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)
-            talks = self.counted > 0
-            self.counted += count
+            talks = self._received > 0
+            self._received += count
             if sent < count:
                 self.send(data[sent:])
             elif talks and sock is not None:
-                self.factory.take_over(self, sock)
+                self.fast_path = self.factory.fast_path_for(self, sock)
         except BaseException:
             fail(self.transport)
 
     def send(self, data: bytes) -> None:
         """Send ``data`` when the peer takes it."""
         self.transport.write(data)
-        if not self.watched:
-            self.factory.watch(self)
+        if self not in self.factory.timeouts.watched:
+            self.watch()
+
+    def watch(self) -> None:
+        """Have the timeouts checked until nothing is buffered or in the kernel's send queue."""
+        self.factory.timeouts.watch(self, self.factory.clock)
 
     def readConnectionLost(self) -> None:
-        """Close when all is sent: the peer has finished sending (an empty receive)."""
+        """Close when everything is sent: the peer has finished sending (an empty receive)."""
         try:  # likewise
             if not self._closing:
+                received = self.received
                 if self.factory.verbose:
-                    half_closed = HalfClosed(self.received, self.peer, encrypted(self.transport))
+                    half_closed = HalfClosed(received, self.peer, encrypted(self.transport))
                     notify(self.factory.observer, half_closed)
-                self._close(Ending.FINISHED if self.received else Ending.UNUSED)
+                self._close(Ending.FINISHED if received else Ending.UNUSED)
         except BaseException:
             fail(self.transport)
 
     def writeConnectionLost(self) -> None:
         """Do nothing: the sending side is never closed before the whole connection."""
 
-    def broke_off(self) -> None:
-        """Close when all is sent, as lost: nobody knows whether that was all of the peer's.
+    def truncated(self) -> None:
+        """Close when everything is sent, as lost: the peer may have sent more.
 
-        TLS calls this where the end is not the peer's own word (RFC 8446 6.1).
+        TLS calls this if the stream ends without a closing alert (RFC 8446 6.1).
         """
         self._close(Ending.UNUSED if self._is_silent() else Ending.LOST)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell how it ended."""
-        if self._next_check is not None and self._next_check.active():
-            self._next_check.cancel()
+        """Report how the connection ended."""
+        if self._delivery_check is not None and self._delivery_check.active():
+            self._delivery_check.cancel()
         closed = None
         try:
             closed = self._sum_up(reason)
@@ -205,8 +187,8 @@ class Echo(Protocol):
         received = self.received
         # Below Twisted's own TLS it is encrypted, and may be more than was received.
         left = min(buffered(self.transport), received)
-        # Where the transport hides half-close, or what it holds, an end that the peer
-        # made says nothing of what it has received.
+        # Where the transport hides half-close, or what it has buffered, an end made by the peer
+        # does not show what the peer has received.
         known = (
             self._closing
             or isinstance(self.transport, FileDescriptor)
@@ -224,209 +206,174 @@ class Echo(Protocol):
             ending = Ending.UNUSED
         else:
             ending = Ending.LOST
-        seconds = self.factory.clock_for(self.transport).seconds() - self._opened
+        seconds = self.factory.now(self.transport) - self._opened
         return Closed(ending, received, seconds, left, self.peer, encrypted(self.transport))
 
     def pauseProducing(self) -> None:
-        """Stop reading: what is owed has reached the transport's limit."""
-        self._leave_fast_path()
+        """Stop reading: the bytes buffered have reached the transport's limit."""
+        self.leave_fast_path()
         self._paused = True
         self.transport.pauseProducing()
-        self.factory.watch(self)
+        self.watch()
 
     @resets_on_error
     def resumeProducing(self) -> None:
-        """Read again: nothing is owed any more."""
+        """Read again: nothing is buffered any more."""
         self._paused = False
+        below: Any = beneath(self.transport)
         if self._closing and half_closes(self.transport):
-            if not unsent(self.transport):
-                cast(Any, beneath(self.transport)).unregisterProducer()
-                self._finish()
+            if not unsent(below):
+                below.unregisterProducer()
+                self._finish(below)
         elif getattr(self.transport, "disconnecting", False):
             # The application has closed the transport, which waits for its producer.
             self._closing = True
             self.transport.unregisterProducer()
-        elif getattr(beneath(self.transport), "disconnecting", False):
+        elif getattr(below, "disconnecting", False):
             # Likewise, but it was TLS that closed what is below it.
             self.transport.unregisterProducer()
         else:
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """Let go of the transport: it is about to close, and :meth:`connectionLost` follows.
+        """Reset the connection if its reply is not whole: the transport is about to close.
 
         It closes with FIN where its own code or the reactor's raised an exception (MemoryError),
-        and where the reactor stops. The reply is not whole if something is owed or unread: reset.
+        and where the reactor stops. :meth:`connectionLost` follows.
         """
-        self._leave_fast_path()
+        self.leave_fast_path()
         below = beneath(self.transport)
         if isinstance(below, FileDescriptor) and below.disconnected:
             if unsent(below):
                 cut_off(below)
-            else:
-                with suppress(OSError):
-                    # Bytes that arrive after the application has closed are not answered.
-                    held = getattr(self.transport, "held", False)
-                    if held or (not below.disconnecting and has_unread_input(below)):
-                        self._ending = Ending.LOST
-                        cut_off(below)
+            elif self._has_unanswered_input(below):
+                self._ending = Ending.LOST
+                cut_off(below)
+
+    def _has_unanswered_input(self, below: FileDescriptor) -> bool:
+        """Return whether bytes have arrived that should be echoed."""
+        if getattr(self.transport, "held", False):
+            return True
+        with suppress(OSError):
+            # Bytes that arrive after the application has closed the connection are not echoed.
+            return not below.disconnecting and has_unread_input(below)
+        return False
 
     def fail(self) -> None:
         """Log the exception that is being handled, and reset the connection."""
         fail(self.transport)
 
     def abort(self) -> None:
-        """Cut the connection off with RST."""
+        """Reset the connection."""
         self.transport.abortConnection()
+
+    def cut_short(self) -> None:
+        """Reset the connection now: the deadline of a drain has passed."""
+        reset(beneath(self.transport))
+
+    def forget(self) -> None:
+        """Have the connection counted no longer: its transport cannot reset it."""
+        self.factory.connection_closed(self, None)
+
+    def leave_fast_path(self) -> None:
+        """Let the transport read again, if the connection is on the fast path."""
+        if self.fast_path is not None:
+            self._received += self.fast_path.give_back(self)
+            self.fast_path = None
 
     def _is_silent(self) -> bool:
         """Return whether the peer has sent nothing, over TLS since the handshake."""
         return not self.received and getattr(self.transport, "silent", True)
 
-    def _leave_fast_path(self) -> None:
-        if self.fast_path is not None:
-            self.fast_path.give_back(self)
-
     def _close(self, ending: Ending) -> None:
-        self._leave_fast_path()
+        if self.fast_path is not None:
+            self.leave_fast_path()
         self._closing = True
         self._ending = ending
+        transport: Any = self.transport
         # In this order: a transport waits for its producer before it closes.
-        self.transport.unregisterProducer()
-        if not half_closes(self.transport):
-            self.transport.loseConnection()
-            self.factory.watch(self)
+        transport.unregisterProducer()
+        if not half_closes(transport):
+            self.watch()
+            transport.loseConnection()
             return
-        if not isinstance(self.transport, FileDescriptor):
-            cast(Any, self.transport).finish()
-        if unsent(self.transport):
-            cast(Any, beneath(self.transport)).stopReading()
-            # As a pull producer, it is called when all is sent; or when the transport fails.
-            self.transport.registerProducer(self, False)
-            self.factory.watch(self)
+        if not isinstance(transport, FileDescriptor):
+            transport.finish()
+        below: Any = beneath(transport)
+        if unsent(below):
+            below.stopReading()
+            # As a pull producer, it is called when everything is sent, or the transport fails.
+            transport.registerProducer(self, False)
+            self.watch()
         else:
-            self._finish()
+            self._finish(below)
 
-    def _finish(self) -> None:
-        """Close, all being sent: at once, or when the peer has taken what the kernel holds."""
-        below: Any = beneath(self.transport)
-        if self.counted <= MAX_ORPHANED or kernel_send_queue(below) <= MAX_ORPHANED:
-            # What loseConnection comes to, but now and not in the next turn of the
-            # reactor, in which bytes could arrive and make a reset of it.
+    def _finish(self, below: Any) -> None:
+        """Close, everything being sent: at once, or when the kernel's send queue is short."""
+        if self._received <= MAX_ORPHANED or kernel_send_queue(below) <= MAX_ORPHANED:
+            # As loseConnection, but now and not in the reactor's next turn: bytes that arrive
+            # before that would make the kernel reset the connection.
             below.connectionLost(connectionDone)
         else:
             below.stopReading()
-            with suppress(OSError):  # of a connection that is broken, which is seen next
+            with suppress(OSError):  # of a connection that is broken, which the check finds
                 below.getHandle().shutdown(socket.SHUT_WR)
-            self.factory.watch(self)
+            self.watch()
             self._check_delivery(DELIVERY_CHECKS[0])
 
     @resets_on_error
     def _check_delivery(self, delay: float) -> None:
-        """Close if the peer has taken all; otherwise look again in ``delay`` seconds."""
+        """Close if the peer has taken everything; otherwise check again in ``delay`` seconds."""
         below: Any = beneath(self.transport)
         if is_broken(below):
             lose(below)
         elif not kernel_send_queue(below):
             below.connectionLost(connectionDone)
         else:
-            clock = self.factory.clock_for(self.transport)
             longer = min(2 * delay, DELIVERY_CHECKS[1])
-            self._next_check = clock.callLater(delay, self._check_delivery, longer)
+            call_later = self.factory.clock.callLater
+            self._delivery_check = call_later(delay, self._check_delivery, longer)
 
-    def _awaits_first_byte(self, now: float) -> bool:
-        """Return whether the first byte may be on its way, behind a handshake or a PROXY header."""
-        if self.received or now - self._opened >= FIRST_BYTE:
-            return False
-        return self.named is not None or encrypted(self.transport)
+    def progress(self, *, draining: bool) -> Progress:
+        """Return what the peer has done, for :class:`~echod.timeouts.Timeouts`.
 
-    def check_timeouts(self, now: float) -> bool:
-        """Look whether a timeout is over, or a quiet moment has come, and act on it.
-
-        A time is over when the connection has been found unchanged for that long.
-        :class:`EchoFactory` calls this a few times within each timeout.
-
-        :param now: seconds, by the factory's clock.
-        :return: whether to look again, if no more bytes come.
+        :param draining: whether a drain ends the connection. It leaves to the kernel what a close
+            would.
         """
-        factory = self.factory
-        leaving = self in factory.leaving
-        held, received = 0, self.received
+        transport = self.transport
+        queued, received = 0, self.received
         if self._closing or received - self._delivered > UNCHECKED:
-            held = kernel_send_queue(self.transport)
-            if not held:
+            queued = kernel_send_queue(transport)
+            if not queued:
                 self._delivered = received
-        # A drain leaves to the kernel what a close would.
-        owes = self._paused or unsent(self.transport) > 0 or held > leaving * MAX_ORPHANED
-        seen = self._progress(owes)
-        if seen != self._seen:
-            self._seen, self._since = seen, now
-        still = now - self._since
-        if owes:
-            if factory.stall_timeout is not None and still >= factory.stall_timeout:
-                self._ending = Ending.STALLED
-                self.abort()
-                return False
-        elif not self._closing:
-            over = None
-            if leaving and still >= QUIET and not self._awaits_first_byte(now):
-                over = Ending.DRAINED
-            elif factory.idle_timeout is not None and still >= factory.idle_timeout:
-                over = Ending.IDLE
-            if over is not None:
-                try:
-                    waiting = has_unread_input(self.transport)
-                except OSError:
-                    lose(self.transport)
-                    return False
-                if not waiting:
-                    self._close(over)
-                    return unsent(self.transport) > 0
-        if owes or leaving or factory.idle_timeout is not None:
+        behind_handshake = self.named is not None or encrypted(transport)
+        silent = behind_handshake and not received
+        first_byte_due = self._opened + FIRST_BYTE if silent else 0.0
+        if self._paused or unsent(transport) or queued > draining * MAX_ORPHANED:
+            # Wait for the peer to read. Twisted alone would not do: the kernel asks for more only
+            # when a good part of megabytes of buffer is free again, which takes a slow but honest
+            # reader minutes. Over TLS, more is given to the kernel than was received.
+            given = getattr(transport, "given", received)
+            marker = given - unsent(transport) - kernel_send_queue(transport)
+            return Progress(True, marker, self._closing, first_byte_due)
+        # Over TLS, a peer that has sent a part of a record is not idle either.
+        marker = received + getattr(transport, "taken", 0)
+        return Progress(False, marker, self._closing, first_byte_due)
+
+    def end(self, ending: Ending) -> bool:
+        """Reset a stalled connection, or close an idle or drained one without unread input.
+
+        :return: whether its end has begun.
+        """
+        if ending is Ending.STALLED:
+            self._ending = ending
+            self.abort()
             return True
-        self._seen = None
-        return False
-
-    def _progress(self, owes: bool) -> tuple[bool, int]:
-        """Return something that changes when the peer does what it is waited for."""
-        if not owes:
-            # Over TLS, who is in the midst of a record talks too.
-            return (False, self.received + getattr(self.transport, "taken", 0))
-        # Wait for the peer to read. Twisted alone would not do: the kernel asks for
-        # more only when a good part of megabytes of buffer is free again, which
-        # takes a slow but honest reader minutes.
-        held = unsent(self.transport) + kernel_send_queue(self.transport)
-        # Over TLS, what is held grows by more than what is received.
-        return (True, getattr(self.transport, "given", self.received) - held)
-
-
-class Refusal(Protocol):
-    """Reset a connection that is not to be served.
-
-    RST and not FIN, because to a peer that has sent something, and may have
-    finished, FIN would say: this is your whole reply.
-    """
-
-    transport: IStreamTransport
-
-    def connectionMade(self) -> None:
-        """Reset it."""
-        reset(self.transport)
-
-
-def refuses_on_error(build: Build) -> Build:
-    """Make an exception that ``build`` raises refuse the connection: Twisted would close with FIN.
-
-    For buildProtocol of a factory.
-    """
-
-    @functools.wraps(build)
-    def call(self: Any, addr: IAddress | None) -> Any:
         try:
-            return build(self, addr)
-        except BaseException:
-            with suppress(BaseException):
-                log.failure("a connection fails")
-            return Refusal()
-
-    return cast(Build, call)
+            if has_unread_input(self.transport):
+                return False
+        except OSError:
+            lose(self.transport)
+        else:
+            self._close(ending)
+        return True

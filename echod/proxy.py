@@ -19,8 +19,8 @@ from zope.interface import implementer
 from echod.arguments import check_type
 from echod.events import HeaderRead, Reason, notify
 from echod.factory import EchoFactory
-from echod.handshake import PendingConnection
-from echod.protocol import Echo, refuses_on_error
+from echod.handshake import PendingConnection, refuses_on_error
+from echod.protocol import Echo
 from echod.transport import resets_on_error
 
 LINE: Final = b"PROXY "
@@ -162,7 +162,7 @@ class ProxyArrival(PendingConnection):
         if self._factory.verbose:
             proxy = self.transport.getPeer()
             notify(self._factory.observer, HeaderRead(proxy, proxy if peer is None else peer))
-        protocol = self.arrived(self._peer if peer is None else peer)
+        protocol = self.serve(self._peer if peer is None else peer)
         if protocol is not None:
             if isinstance(protocol, Echo):
                 protocol.named = peer
@@ -175,7 +175,7 @@ class ProxyArrival(PendingConnection):
 
     def readConnectionLost(self) -> None:
         """Refuse it: the header is not complete when the peer finishes sending."""
-        self.broke_off()
+        self.truncated()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: the sending side is never closed before the whole connection."""

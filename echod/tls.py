@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol, IReactorTime
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
@@ -34,8 +34,8 @@ from zope.interface import implementer
 from echod.arguments import check_callable, check_type
 from echod.events import HandshakeDone, Reason, notify
 from echod.factory import EchoFactory
-from echod.handshake import PendingConnection
-from echod.protocol import Echo, refuses_on_error
+from echod.handshake import PendingConnection, refuses_on_error
+from echod.protocol import Echo
 from echod.transport import kernel_socket, resets_on_error, send_now, unsent
 
 RECORD: Final = 16 * 1024
@@ -69,7 +69,6 @@ class TLSArrival(PendingConnection):
     transport: TLSTransport  # type: ignore[assignment]  # has the methods of what it wraps
     reason = Reason.TLS_HANDSHAKE
     tls = True
-    _key: str | None = None
     _failed = False
 
     @property
@@ -77,16 +76,11 @@ class TLSArrival(PendingConnection):
         """Bytes of the handshake that have come."""
         return self.transport.taken
 
-    def connectionMade(self) -> None:
-        """Begin to wait, and count it as its peer's."""
-        self._key = self._factory.count(self._peer)
-        super().connectionMade()
-
-    def shaken(self) -> None:
-        """Have it served: the handshake is done, and no byte of the peer's has come."""
+    def handshake_done(self) -> None:
+        """Have the connection served: the handshake is done, and no application data received."""
         if self._factory.verbose:
             notify(self._factory.observer, self.transport.negotiated(self.age()))
-        protocol = self.arrived(self._peer)
+        protocol = self.serve(self._peer)
         if protocol is not None:
             self.transport.wrappedProtocol = protocol
             protocol.makeConnection(cast(Any, self.transport))
@@ -107,10 +101,6 @@ class TLSArrival(PendingConnection):
     def refuse(self, reason: Reason) -> None:
         """Reset the connection, unserved."""
         super().refuse(self.reason if self._failed else reason)
-
-    def _over(self) -> None:
-        self._factory.discount(self._key)
-        super()._over()
 
 
 @implementer(IHalfCloseableProtocol)
@@ -173,7 +163,7 @@ class TLSTransport(ProtocolWrapper):
             return
         self._input = data
         echo = self.factory.echo
-        echo.turns.begin(self, cast(IReactorTime, echo.clock))
+        echo.turns.begin(self, echo.clock)
         if self._input:
             self.held = True
             self.transport.pauseProducing()
@@ -205,7 +195,7 @@ class TLSTransport(ProtocolWrapper):
     @resets_on_error
     def readConnectionLost(self) -> None:
         """End what the peer has ended without a closing alert (FIN alone)."""
-        self.wrappedProtocol.broke_off()
+        self.wrappedProtocol.truncated()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: the sending side is never closed before the whole connection."""
@@ -329,14 +319,14 @@ class TLSTransport(ProtocolWrapper):
         except SSL.ZeroReturnError:  # the closing alert
             end = self.wrappedProtocol.readConnectionLost
         except SSL.Error:  # a damaged record, or an alert that tells of another error
-            end = self.wrappedProtocol.broke_off
+            end = self.wrappedProtocol.truncated
         self._delivering = False
         if not self.connected:
             return
         self._flush()
         if self._unsent and isinstance(self.wrappedProtocol, Echo):
             # Which nobody else knows of, where they answer a message of TLS's own (KeyUpdate).
-            self.factory.echo.watch(self.wrappedProtocol)
+            self.wrappedProtocol.watch()
         if end is not None:
             end()
 
@@ -358,7 +348,7 @@ class TLSTransport(ProtocolWrapper):
             self._flush()
             self._shaking = False
             self._taken_by_handshake = self.taken - len(self._input) + self._at
-            self.wrappedProtocol.shaken()
+            self.wrappedProtocol.handshake_done()
 
     def _flush(self) -> None:
         """Send what OpenSSL has encrypted: now, where nothing is before it and the kernel can."""

@@ -131,7 +131,7 @@ class EchoCollector(Collector):
         tally, factory, datagrams = self.tally, self.factory, self.datagrams
         received, sent = transferred(tally, factory)
         yield _gauge("echod_connections_open", len(factory.connections))
-        yield _gauge("echod_connections_max", factory.max_connections)
+        yield _gauge("echod_connections_max", factory.limits.total)
         yield _counter("echod_connections_accepted", tally.accepted)
         yield _counters("echod_connections_closed", "ending", tally.closed)
         yield _counters("echod_connections_refused", "reason", tally.refused)

@@ -80,7 +80,7 @@ class StatusPage:
         """Return the facts, which are the same in both formats."""
         factory, datagrams, tally = self._factory, self._datagrams, self._tally
         received, sent = transferred(tally, factory)
-        limit = factory.max_connections
+        limit = factory.limits.total
         uptime = timedelta(seconds=int(self._clock.seconds() - self._start))
         service = [
             ("state", "draining: nothing new is served" if factory.draining else "serving"),

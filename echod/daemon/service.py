@@ -116,7 +116,7 @@ class EchoService(Service):
             await ports.open(opened)
             opened += ports.hosts
         # Not before: the listeners need descriptors, too.
-        self._factory.max_connections = self._connection_limit()
+        self._factory.limits.total = self._connection_limit()
         # Before the reactor runs, a signal would end the process without a drain.
         self._reactor.callWhenRunning(self._notifier.ready)
 

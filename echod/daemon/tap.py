@@ -24,7 +24,8 @@ from echod.daemon.options import Options
 from echod.daemon.service import EchoService
 from echod.daemon.signals import Signals
 from echod.events import Observer, broadcast
-from echod.factory import EchoFactory, descriptors_left
+from echod.factory import EchoFactory
+from echod.limits import descriptors_left
 from echod.udp import EchoDatagrams
 from echod.udprules import Rules
 

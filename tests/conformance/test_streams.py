@@ -18,7 +18,8 @@ from twisted.internet.task import Clock
 
 from echod.client.protocol import EchoClientFactory, EchoIncomplete, EchoMismatch
 from echod.events import Accepted, Closed, Ending, HalfClosed, HandshakeDone, Opened, Reason
-from echod.protocol import FIRST_BYTE, MAX_BUFFERED
+from echod.protocol import MAX_BUFFERED
+from echod.timeouts import FIRST_BYTE
 from echod.transport import unsent
 from tests.endpoints.memory import MemoryEndpoints
 from tests.endpoints.proxy import ProxyEndpoints

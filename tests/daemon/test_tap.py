@@ -36,7 +36,7 @@ from echod.daemon.options import Options
 from echod.daemon.signals import STOP
 from echod.daemon.tap import connection_limit
 from echod.events import Reason, Refused
-from echod.factory import descriptors_left
+from echod.limits import descriptors_left
 from tests.authority import Authority
 from tests.reactors import reactor_of_kind
 
@@ -93,9 +93,9 @@ class MakeServiceTests(SynchronousTestCase):
         """What twistd gets is a service, with the limits of the command line."""
         made = self.make("--max-connections", "3", "--idle-timeout", "7", "--quiet")
         self.assertTrue(verifyObject(IService, made))
-        self.assertEqual(made._factory.max_connections, 3)
-        self.assertEqual(made._factory.idle_timeout, 7)
-        self.assertEqual(made._factory.stall_timeout, 60)
+        self.assertEqual(made._factory.limits.total, 3)
+        self.assertEqual(made._factory.timeouts.idle, 7)
+        self.assertEqual(made._factory.timeouts.stall, 60)
         self.assertEqual(self.listeners(made), ([TCPListener], []))
         self.assertEqual(self.warnings(), [])
 

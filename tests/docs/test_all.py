@@ -20,8 +20,9 @@ from twisted.protocols.policies import WrappingFactory
 from echod.client.protocol import EchoClient, EchoIncomplete, EchoMismatch
 from echod.events import Closed, Dropped, Ending, Event, Opened, Reason
 from echod.factory import EchoFactory
-from echod.protocol import FIRST_BYTE, Echo
+from echod.protocol import Echo
 from echod.testing import MemoryNetwork, Peer
+from echod.timeouts import FIRST_BYTE
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
 from tests.endpoints.server import Peers

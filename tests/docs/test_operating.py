@@ -33,7 +33,8 @@ from echod.daemon.command import Command
 from echod.daemon.listeners.kinds import ON_LOOPBACK
 from echod.daemon.options import PORT, Options
 from echod.events import Ending, Reason
-from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET
+from echod.protocol import MAX_BUFFERED
+from echod.timeouts import FIRST_BYTE, QUIET
 from tests import ROOT, TIMEOUT
 from tests.docs.test_all import blocks, literals, section, tree
 from tests.programs.activation import socket_activation

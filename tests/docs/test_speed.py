@@ -205,7 +205,7 @@ def test_fast_path() -> None:
         f"{fastpath.BATCH} connections",
         f"{fastpath.ROUNDS} rounds",
         f"{fastpath.SIZE:,} bytes",
-        f"{fastpath.MOST // MIB} MiB",
+        f"{fastpath.MAX_ECHOED // MIB} MiB",
         f"{MAX_BUFFERED // 1024} KiB",
         f"{fastpath.UNCHECKED // 1024} KiB",
         f"{fastpath.LINGER * 1000} ms",

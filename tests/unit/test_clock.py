@@ -418,7 +418,7 @@ async def test_handshake(kind: str, time_of_day: TimeOfDay) -> None:
         served = Embedded(kind, handshake_timeout=0.1, clock=clock)
         await served.ends.listen(ProxyFactory(served.factory))
         peer: Peer = await served.ends.connect(Peers())
-        await served.until(lambda factory=served.factory: factory.arriving)
+        await served.until(lambda factory=served.factory: factory.pending)
         time_of_day.ahead = BACK
         await served.ends.until(peer.when_ended())
         assert [each.reason for each in served.events.refused] == [Reason.HANDSHAKE_TIMEOUT]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import resource
-import socket
-import sys
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -15,106 +11,14 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.addresses import peer_key
 from echod.events import Event, Opened, Reason, Refused
-from echod.factory import (
-    FD_SETSIZE,
-    SPARE_DESCRIPTORS,
-    EchoFactory,
-    descriptors_left,
-)
-from echod.protocol import Echo, Refusal
+from echod.factory import EchoFactory
+from echod.handshake import Refusal
+from echod.limits import descriptors_left
+from echod.protocol import Echo
 from echod.testing import MemoryNetwork
 from tests.endpoints.server import Peers
-from tests.reactors import reactor_of_kind
 from tests.recorder import Recorder
-
-
-class PeerKeyTests(SynchronousTestCase):
-    def test_ipv4(self) -> None:
-        """An IPv4 address is one peer, whatever its port."""
-        one, other = (peer_key(IPv4Address("TCP", "192.0.2.1", port)) for port in (1, 2))
-        self.assertEqual(one, other)
-        self.assertNotEqual(one, peer_key(IPv4Address("TCP", "192.0.2.2", 1)))
-
-    def test_ipv6(self) -> None:
-        """An IPv6 /64 is one peer, also where addresses have a zone."""
-
-        def key(host: str) -> str | None:
-            return peer_key(IPv6Address("TCP", host, 1))
-
-        self.assertEqual(key("2001:db8::1"), key("2001:db8::ffff:1"))
-        self.assertNotEqual(key("2001:db8::1"), key("2001:db8:0:1::1"))
-        self.assertEqual(key("fe80::1%lo"), key("fe80::2%lo"))
-
-    def test_ipv4_mapped(self) -> None:
-        """An IPv4 peer that came through a dual-stack socket is that IPv4 peer."""
-        mapped = IPv6Address("TCP", "::ffff:192.0.2.1", 1)
-        self.assertEqual(peer_key(mapped), peer_key(IPv4Address("TCP", "192.0.2.1", 1)))
-
-    def test_word_of_a_proxy(self) -> None:
-        """What a proxy says may be no address at all, and is one peer all the same."""
-        self.assertEqual(peer_key(IPv6Address("TCP", "zz::q", 1)), "zz::q")
-
-    def test_without_an_address(self) -> None:
-        """Who has no IP address counts for no limit by address."""
-        self.assertIsNone(peer_key(UNIXAddress(b"/run/x")))
-        self.assertIsNone(peer_key(None))
-
-
-class DescriptorsLeftTests(SynchronousTestCase):
-    def limit(self, soft: int) -> None:
-        self.patch(resource, "getrlimit", lambda which: (soft, soft))
-
-    def test_limit(self) -> None:
-        """What RLIMIT_NOFILE leaves: what is open, and some to spare, is taken off."""
-        self.limit(1000)
-        left = descriptors_left()
-        self.assertLess(left, 1000 - SPARE_DESCRIPTORS)
-        self.assertGreater(left, 500)
-
-    def test_not_known(self) -> None:
-        """Without /dev/fd, as in a chroot, the lowest free descriptor tells how many are open."""
-
-        def missing(path: str) -> list[str]:
-            raise FileNotFoundError(path)
-
-        self.limit(1000)
-        self.patch(os, "listdir", missing)
-        with socket.socket() as lowest:
-            expected = 1000 - SPARE_DESCRIPTORS - lowest.fileno()
-        self.assertEqual(descriptors_left(), expected)
-
-        def exhausted(*_: object) -> None:
-            raise OSError(errno.EMFILE, "too many open files")
-
-        self.patch(socket, "socket", exhausted)
-        self.assertEqual(descriptors_left(), 1)
-
-    def test_select(self) -> None:
-        """select(2) watches no descriptor from 1024 on, whatever RLIMIT_NOFILE is."""
-        reactor = reactor_of_kind("select")
-        for limit in (20_000, resource.RLIM_INFINITY):
-            self.limit(limit)
-            left = descriptors_left(reactor)
-            self.assertLess(left, FD_SETSIZE - SPARE_DESCRIPTORS)
-            self.assertGreater(descriptors_left(), left)
-        factory = EchoFactory()
-        factory.use_reactor(reactor)
-        self.assertEqual(factory.max_connections, left)
-        factory = EchoFactory(max_connections=3)
-        factory.use_reactor(reactor)
-        self.assertEqual(factory.max_connections, 3)
-
-    def test_at_least_one(self) -> None:
-        """One connection is always tried."""
-        self.limit(3)
-        self.assertEqual(descriptors_left(), 1)
-
-    def test_no_limit(self) -> None:
-        """Where there is no limit there is none."""
-        self.limit(resource.RLIM_INFINITY)
-        self.assertEqual(descriptors_left(), sys.maxsize)
 
 
 class EchoFactoryTests(SynchronousTestCase):
@@ -150,7 +54,7 @@ class EchoFactoryTests(SynchronousTestCase):
     def test_default_limit(self) -> None:
         """By default as many connections are served as descriptors are left."""
         self.patch(resource, "getrlimit", lambda which: (200, 200))
-        self.assertEqual(EchoFactory().max_connections, descriptors_left())
+        self.assertEqual(EchoFactory().limits.total, descriptors_left())
 
     def test_refusal(self) -> None:
         """Over the limit a connection is reset, and told as refused."""

@@ -19,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Closed, Ending, Opened, Reason
 from echod.factory import EchoFactory
-from echod.protocol import Refusal
+from echod.handshake import Refusal
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork
 from echod.tls import TLSFactory
@@ -170,10 +170,11 @@ async def test_send(failing: Failing, finish: bool) -> None:
 async def test_timers(failing: Failing) -> None:
     """A timeout that cannot be looked after resets the connection, and not those after it."""
     _, echo = await failing.connect()
-    echo.check_timeouts = fail
+    echo.progress = fail
     await failing.served.ends.advance(20)
     await failing.is_reset()
-    assert [echo.watched for echo in failing.served.factory.connections] == [True]
+    factory = failing.served.factory
+    assert set(factory.timeouts.watched) == factory.connections != set()
     await failing.served.ends.advance(200)
     await failing.served.settled(
         lambda: failing.served.events.endings == [Ending.ABORTED, Ending.IDLE]
@@ -275,7 +276,7 @@ async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("echod.handshake.set_options", fail)
     assert await end_of_new(ends) == "RST"
     assert served.events.endings == [Ending.UNUSED]
-    assert not served.factory.arriving
+    assert not served.factory.pending
     await ends.stop()
 
 
@@ -286,7 +287,7 @@ async def test_tls_context() -> None:
     factory = TLSFactory(EchoFactory(clock=ends.clock), fail)
     await ends.listen(factory)
     assert await end_of_new(ends) == "RST"
-    assert not factory.echo.arriving
+    assert not factory.echo.pending
     await ends.stop()
 
 
@@ -314,7 +315,7 @@ class FactoryTests(SynchronousTestCase):
     def test_build_protocol(self) -> None:
         """Each factory refuses what it cannot build: Twisted would close with FIN."""
         echo = EchoFactory(clock=Clock())
-        self.patch(echo, "_limit_that_meets", fail)
+        self.patch(echo.limits, "exceeded", fail)
         for factory in (echo, ProxyFactory(echo), TLSFactory(echo, fail)):
             self.assertIsInstance(factory.buildProtocol(None), Refusal)
         self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 3)
@@ -364,7 +365,7 @@ class FactoryTests(SynchronousTestCase):
         """A drain that cannot be begun waits for its deadline, and ends then."""
         events = Recorder()
         self.serve(3, events)
-        self.patch(self.factory, "_look", fail)
+        self.patch(self.factory.timeouts, "check", fail)
         drained = self.factory.drain(5)
         self.network.advance(4)
         self.assertNoResult(drained)
@@ -381,14 +382,13 @@ class FactoryTests(SynchronousTestCase):
         peer: Any = self.successResultOf(network.client_endpoint().connect(Peers()))
         peer.send(b"PROXY ")
         network.settle()
-        [arrival] = factory.arriving
-        arrival.transport.connectionLost = fail  # type: ignore[attr-defined]
-        arrival.leave = lambda: None  # type: ignore[method-assign]
-        arrival.leaving = True
+        [pending] = factory.pending
+        pending.transport.connectionLost = fail  # type: ignore[attr-defined]
+        pending.drain = lambda: None  # type: ignore[method-assign]
         drained = factory.drain(5)
         network.advance(5)
         self.successResultOf(drained)
-        self.assertEqual(factory.arriving, set())
+        self.assertEqual(factory.pending, set())
         network.settle()
         self.assertEqual(peer.ended, "RST")
 

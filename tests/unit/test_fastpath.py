@@ -25,7 +25,7 @@ from echod.fastpath import (
     CROWD,
     FEW,
     LINGER,
-    MOST,
+    MAX_ECHOED,
     PATIENCE,
     ROUNDS,
     SIZE,
@@ -205,7 +205,7 @@ async def test_no_descriptor_left(served: EchoServer, monkeypatch: pytest.Monkey
 @run
 async def test_leaves_before_it_closes(served: EchoServer, how: str) -> None:
     """A connection leaves the set before its socket is closed, which a forked process may hold."""
-    served.factory.idle_timeout = 5 if how == "idle" else None
+    served.factory.timeouts.idle = 5 if how == "idle" else None
     peer, echo = await talk(served)
     await talk(served)
     fast_path = echo.fast_path
@@ -276,11 +276,10 @@ class FakeEpoll:
 
 
 class FakeEcho:
-    fast_path: FastPath | None = None
+    received = 0
 
     def __init__(self) -> None:
         self.transport = self
-        self.counted = 0
 
     def stopReading(self) -> None:
         pass
@@ -293,7 +292,7 @@ def test_one_turn_is_bounded(spurious: bool) -> None:
     fast._epoll = FakeEpoll()
     sockets = [Endless(number, spurious) for number in range(1000, 1000 + 3 * BATCH)]
     for sock in sockets:
-        fast.take(FakeEcho(), sock)
+        fast.add(FakeEcho(), sock)
     for _ in range(30):
         fast.doRead()
     asked = [sock.asked for sock in sockets]
@@ -301,7 +300,7 @@ def test_one_turn_is_bounded(spurious: bool) -> None:
     if spurious:
         assert sum(asked) == 30 * ROUNDS * BATCH
     else:
-        assert sum(asked) * SIZE <= 30 * (MOST + BATCH * SIZE)
+        assert sum(asked) * SIZE <= 30 * (MAX_ECHOED + BATCH * SIZE)
 
 
 def test_is_a_reader() -> None:
@@ -354,7 +353,7 @@ class Talkers:
         self.pairs = [socket.socketpair() for _ in range(count)]
         for near, _ in self.pairs:
             near.setblocking(False)
-            self.fast.take(FakeEcho(), near)
+            self.fast.add(FakeEcho(), near)
 
     def __enter__(self) -> Talkers:
         return self

@@ -24,9 +24,12 @@ CORE = [
     "turns",
     "events",
     "transport",
+    "limits",
+    "timeouts",
+    "drain",
     "fastpath",
-    "protocol",
     "handshake",
+    "protocol",
     "factory",
     "certificates",
     "tls",
@@ -99,11 +102,7 @@ ROOMS = {"": CORE, "client.": CLIENT, "daemon.": DAEMON}
 ORDER = [f"echod.{room}{name}" for room, names in ROOMS.items() for name in names]
 
 # Twisted's idiom: a protocol knows its factory, for type checkers alone.
-CIRCLES = {
-    ("protocol", "factory"),
-    ("fastpath", "protocol"),
-    ("handshake", "factory"),
-}
+CIRCLES = {("protocol", "factory")}
 
 # Packages, and what starts the two commands: each imports the rest when it is called.
 STARTS = {"echod", "echod.__main__", "echod.client", "echod.daemon", "echod.daemon.listeners"}

@@ -15,8 +15,9 @@ from zope.interface import implementer
 
 from echod.events import Closed, Ending, Opened
 from echod.factory import EchoFactory
-from echod.protocol import QUIET, Echo
+from echod.protocol import Echo
 from echod.testing import MemoryNetwork
+from echod.timeouts import QUIET
 from tests.endpoints.server import Peers
 from tests.recorder import Recorder
 

@@ -14,9 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Closed, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.protocol import FIRST_BYTE, QUIET, Echo
+from echod.protocol import Echo
 from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
+from echod.timeouts import FIRST_BYTE, QUIET, Progress
 from echod.transport import lose
 from tests.endpoints.proxy import proxy_header
 from tests.endpoints.server import Peers
@@ -45,7 +46,7 @@ class ProxyTestCase(SynchronousTestCase):
 
     def assert_nothing_left(self) -> None:
         """Nobody is waited for any more, and no timer runs."""
-        self.assertEqual(self.factory.arriving, set())
+        self.assertEqual(self.factory.pending, set())
         self.assertEqual(self.network.getDelayedCalls(), [])
 
 
@@ -312,18 +313,18 @@ class DrainTests(ProxyTestCase):
         self.assertEqual(self.events.endings, [Ending.DRAINED])
         self.assert_nothing_left()
 
-    def test_many_that_arrive(self) -> None:
-        """Each that arrives in a drain costs no look at all the others: that would be for ever."""
-        looks = 0
+    def test_many_handshakes_in_a_drain(self) -> None:
+        """A handshake that is completed in a drain costs no check of all the other connections."""
+        checks = 0
 
-        class Looked(Echo):
-            def check_timeouts(self, now: float) -> bool:
-                nonlocal looks
-                looks += 1
-                return super().check_timeouts(now)
+        class CheckedEcho(Echo):
+            def progress(self, *, draining: bool) -> Progress:
+                nonlocal checks
+                checks += 1
+                return super().progress(draining=draining)
 
         self.serve()
-        self.factory.protocol = Looked
+        self.factory.protocol = CheckedEcho
         peers = [self.connect() for _ in range(40)]
         for peer in peers[:20]:
             peer.send(HEADER)
@@ -332,8 +333,8 @@ class DrainTests(ProxyTestCase):
         for peer in peers[20:]:
             peer.send(HEADER)
         self.network.settle()
-        self.assertEqual(len(self.factory.leaving), 40)
-        self.assertLess(looks, 3 * 40)
+        self.assertEqual(len(self.factory._drain.connections), 40)
+        self.assertLess(checks, 3 * 40)
         self.network.advance(FIRST_BYTE + 0.41)
         self.successResultOf(drained)
         self.assertEqual(self.events.endings, [Ending.DRAINED] * 40)

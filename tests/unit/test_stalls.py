@@ -218,7 +218,7 @@ class TimerTests(SynchronousTestCase):
         peer, echo = self.serve()
         peer.send(bytes(1 << 20))
         self.network.settle()
-        self.assertTrue(echo.watched)
+        self.assertIn(echo, self.factory.timeouts.watched)
         self.network.advance(20)
         self.assertEqual(self.network.getDelayedCalls(), [])
 
@@ -254,17 +254,18 @@ async def test_timer_of_the_fast_path() -> None:
     assert len(ends.clock.getDelayedCalls()) == 1
     await ends.advance(20)
     assert ends.clock.getDelayedCalls() == []
-    assert not echo.watched
+    assert not served.factory.timeouts.watched
     peer.abort()
     await served.settled(lambda: not served.factory.connections)
     await ends.stop()
 
 
 @run
+@pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize("stall_timeout", [None, 60])
-async def test_much_at_first(stall_timeout: float | None) -> None:
-    """A connection that has received much before it gets to the fast path is looked at."""
-    ends = TCP4Endpoints()
+async def test_much_at_first(stall_timeout: float | None, fast_path: bool) -> None:
+    """A connection that has received much before it gets to the fast path is checked."""
+    ends = TCP4Endpoints(fast_path=fast_path)
     served = EchoServer(ends, stall_timeout=stall_timeout)
     await ends.listen(served.factory)
     peer = await served.peer()
@@ -273,7 +274,7 @@ async def test_much_at_first(stall_timeout: float | None) -> None:
     for count in (1, 2):
         peer.send(bytes(size))
         await ends.until(peer.when_received(size * count))
-    assert echo.watched == (stall_timeout is not None)
+    assert (echo in served.factory.timeouts.watched) == (stall_timeout is not None)
     peer.abort()
     await served.settled(lambda: not served.factory.connections)
     await ends.stop()

@@ -27,7 +27,8 @@ from zope.interface import implementer
 from echod.certificates import Certificates
 from echod.daemon.metrics import Tally, transferred
 from echod.events import Closed, Dropped, Ending, Opened, Reason, Refused, broadcast
-from echod.protocol import FIRST_BYTE, MAX_BUFFERED, QUIET, Echo
+from echod.protocol import MAX_BUFFERED, Echo
+from echod.timeouts import FIRST_BYTE, QUIET
 from echod.tls import ALERT_TIME, MAX_EMPTY, RECORD, RECORDS, TLSFactory
 from echod.transport import beneath, buffered, has_unread_input, lose, unsent
 from tests import TIMEOUT
@@ -163,7 +164,7 @@ def test_nobody_before_the_handshake(authority: Authority) -> None:
     assert scene.factory.connections == set()
     client.handshake()
     assert [type(event) for event in scene.events] == [Opened]
-    assert scene.factory.arriving == set()
+    assert scene.factory.pending == set()
     client.send(client.record(b"hello"))
     assert client.read() == b"hello"
 
@@ -177,7 +178,7 @@ def test_handshake_timeout(authority: Authority) -> None:
     scene.network.advance(0.2)
     assert slow.peer.ended == "RST"
     assert [event.reason for event in scene.events.refused] == [Reason.HANDSHAKE_TIMEOUT]
-    assert scene.factory.arriving == set()
+    assert scene.factory.pending == set()
     scene.network.advance(100)
     quick.send(quick.record(b"hello"))
     assert quick.read() == b"hello"
@@ -228,7 +229,7 @@ def test_plaintext(authority: Authority, sent: bytes, segment: int, finishes: bo
     [refused] = scene.events.refused
     assert refused.reason in (Reason.TLS_HANDSHAKE, Reason.HANDSHAKE_TIMEOUT)
     assert refused.peer == client.peer.transport.getHost()
-    assert scene.factory.arriving == set()
+    assert scene.factory.pending == set()
     assert scene.network.getDelayedCalls() == []
 
 
@@ -240,7 +241,7 @@ def test_failed_handshake(authority: Authority, finishes: bool) -> None:
     client.send(BROKEN_HANDSHAKE + b"more")
     assert client.peer.received.startswith(b"\x15\x03")  # an alert (RFC 8446 5.1)
     assert client.peer.ended is None
-    assert len(scene.factory.arriving) == 1  # it still has its descriptor
+    assert len(scene.factory.pending) == 1  # it still has its descriptor
     if finishes:
         client.peer.finish()
         scene.network.settle()
@@ -250,7 +251,7 @@ def test_failed_handshake(authority: Authority, finishes: bool) -> None:
     assert (len(client.peer.received), client.peer.ended) == (7, "RST")
     [refused] = scene.events
     assert refused == Refused(Reason.TLS_HANDSHAKE, client.peer.transport.getHost(), tls=True)
-    assert scene.factory.arriving == set()
+    assert scene.factory.pending == set()
     assert scene.network.getDelayedCalls() == []
 
 
@@ -289,7 +290,7 @@ def test_broken_off_handshake(authority: Authority, end: str) -> None:
     getattr(client.peer, end)()
     scene.network.settle()
     assert [event.reason for event in scene.events.refused] == [Reason.TLS_HANDSHAKE]
-    assert scene.factory.arriving == set()
+    assert scene.factory.pending == set()
     if end == "finish":
         assert client.peer.ended == "RST"
     scene.network.advance(100)
@@ -421,7 +422,7 @@ def test_health_check(authority: Authority) -> None:
         peer = client.peer.transport.getHost()
         closed = Closed(Ending.UNUSED, 0, 2.0, 0, peer, tls=True)
         assert scene.events == [Opened(peer, tls=True), closed]
-        assert scene.factory.arriving == set()
+        assert scene.factory.pending == set()
         assert scene.network.getDelayedCalls() == []
 
 
@@ -453,10 +454,10 @@ def test_refused_in_the_last_moment(authority: Authority) -> None:
     """Who is refused is not served, even if its handshake is done in that very moment."""
     scene = Scene(authority)
     client = scene.connect()
-    [arrival] = scene.factory.arriving
+    [pending] = scene.factory.pending
     for reason in (Reason.DRAINING, Reason.HANDSHAKE_TIMEOUT):
-        arrival.refuse(reason)
-    arrival.shaken()  # type: ignore[attr-defined]  # as the transport calls it
+        pending.refuse(reason)
+    pending.handshake_done()  # type: ignore[attr-defined]  # as the transport calls it
     scene.network.settle()
     assert client.peer.ended == "RST"
     assert scene.events == [Refused(Reason.DRAINING, client.peer.transport.getHost(), tls=True)]
@@ -1126,8 +1127,8 @@ def test_handshake_that_waits(authority: Authority) -> None:
 
     def act(echo: Echo) -> None:
         if len(scene.seen) == 20:
-            [arrival] = scene.factory.arriving
-            assert has_unread_input(arrival.transport)
+            [pending] = scene.factory.pending
+            assert has_unread_input(pending.transport)
             scene.network.rightNow += 11  # and the timeout is due
 
     scene.act = act  # type: ignore[method-assign]

@@ -1,0 +1,74 @@
+"""Drain (graceful shutdown): end connections at a quiet moment, or at a deadline."""
+
+from __future__ import annotations
+
+import typing
+from contextlib import suppress
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+
+from echod.transport import cut_off
+
+
+class Draining(typing.Protocol):
+    """A connection that a drain ends."""
+
+    @property
+    def transport(self) -> ITransport:
+        """Its transport, which :func:`~echod.transport.cut_off` can close."""
+
+    def cut_short(self) -> None:
+        """Reset the connection now: the deadline has passed."""
+
+    def forget(self) -> None:
+        """Have it counted no longer: its transport cannot reset it."""
+
+
+class Drain:
+    """The connections that are to end, and the deadline for that.
+
+    :ivar connections: those that are not closed yet. Their owner adds and removes them, and calls
+        :meth:`finish` after one was removed.
+    :ivar waiting: what :meth:`wait` returned, until it fires.
+    """
+
+    def __init__(self) -> None:
+        self.connections: set[Draining] = set()
+        self.waiting: list[Deferred[None]] = []
+        self._deadline: IDelayedCall | None = None
+
+    def wait(self, deadline: float, clock: IReactorTime) -> Deferred[None]:
+        """Return what fires when no connection is left; of several deadlines the earliest counts.
+
+        :param deadline: seconds from now, after which the connections that are left are reset.
+        """
+        if self._deadline is None:
+            self._deadline = clock.callLater(deadline, self._cut_short)
+        elif self._deadline.getTime() > clock.seconds() + deadline:
+            self._deadline.reset(deadline)
+        drained: Deferred[None] = Deferred()
+        self.waiting.append(drained)
+        return drained
+
+    def finish(self) -> None:
+        """Notify the callers of :meth:`wait` if no connection is left."""
+        if not self.waiting or self.connections:
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        waiting, self.waiting = self.waiting, []
+        for drained in waiting:
+            drained.callback(None)
+
+    def _cut_short(self) -> None:
+        self._deadline = None
+        for connection in list(self.connections):
+            try:
+                connection.cut_short()
+            except BaseException:  # one failure must not keep the drain from its end
+                with suppress(BaseException):
+                    cut_off(connection.transport)
+                connection.forget()
+        self.finish()

@@ -1,0 +1,162 @@
+"""Idle timeout, stall timeout and drain: when a connection has to end.
+
+One timer checks all connections that are watched, because a timer each would take more memory
+than all the rest of a connection. A check compares a connection's progress with that of the check
+before; :meth:`Timeouts.expired` decides what follows, from these values alone.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable, Set
+from typing import Any, Final, NamedTuple
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from echod.events import Ending
+
+CHECKS_PER_TIMEOUT: Final = 8
+"""Checks within a timeout. One finds it begun, and another finds it over: a timeout is never early,
+and late by a quarter at most; in return no byte costs a clock reading."""
+
+QUIET: Final = 0.2
+"""Seconds without a byte after which a drain closes a connection."""
+
+FIRST_BYTE: Final = 1.0
+"""Seconds since its start within which a drain does not close a connection over TLS or behind a
+proxy that has not sent a byte: the first one may be on its way. Nearly every round trip is
+shorter, and TCP's first retransmission timeout is as long (RFC 6298 2.1)."""
+
+
+class Progress(NamedTuple):
+    """What one check observes of a connection.
+
+    :ivar waits_for_peer: whether the peer has to read before anything else happens.
+    :ivar marker: unchanged means that the peer is idle, or stalled if it has to read.
+    :ivar closing: whether the connection is being closed anyway.
+    :ivar first_byte_due: seconds, by the factory's clock; until then a first byte is expected.
+    """
+
+    waits_for_peer: bool
+    marker: int
+    closing: bool
+    first_byte_due: float
+
+
+class Watched(typing.Protocol):
+    """A connection that is checked."""
+
+    def progress(self, *, draining: bool) -> Progress:
+        """Return what can be observed now."""
+
+    def end(self, ending: Ending) -> bool:
+        """End the connection as ``ending``, and return whether that has begun."""
+
+    def fail(self) -> None:
+        """Log the exception that is being handled, and reset the connection."""
+
+
+class Timeouts:
+    """Checks connections for a timeout that has expired, as long as one of them is watched.
+
+    :param idle: seconds; see :class:`~echod.factory.EchoFactory`; ``None``: no timeout.
+    :param stall: likewise.
+    :param connections: those that are open.
+    :param draining: those that a drain ends.
+
+    :ivar watched: the progress of each watched connection, and the time since when it is the same.
+    :ivar find_busy: returns connections that have to be watched from the next check on.
+    """
+
+    def __init__(
+        self,
+        idle: float | None,
+        stall: float | None,
+        connections: Set[object],
+        draining: Set[object],
+    ) -> None:
+        self.idle = idle
+        self.stall = stall
+        self.watched: dict[Watched, tuple[bool, int, float] | None] = {}
+        self.find_busy: Callable[[], Iterable[Any]] = tuple
+        self._connections = connections
+        self._draining = draining
+        self._next_check: IDelayedCall | None = None
+
+    def watch(self, connection: Watched, clock: IReactorTime) -> None:
+        """Check ``connection`` from now on, if there is a timeout."""
+        if self.schedule(clock):
+            self.watched.setdefault(connection)
+
+    def schedule(self, clock: IReactorTime) -> bool:
+        """Have the next check made in time, and return whether there is any timeout."""
+        periods = [
+            each / CHECKS_PER_TIMEOUT for each in (self.stall, self.idle) if each is not None
+        ]
+        if self._draining:
+            periods.append(QUIET)
+        if not periods:
+            return False
+        due = self._next_check
+        if self._draining and due is not None and due.getTime() > clock.seconds() + QUIET:
+            self.cancel()  # it was due for a timeout
+        if self._next_check is None:
+            self._next_check = clock.callLater(min(periods), self.check, clock)
+        return True
+
+    def cancel(self) -> None:
+        """Make no check for now."""
+        if self._next_check is not None:
+            if self._next_check.active():
+                self._next_check.cancel()
+            self._next_check = None
+
+    def check(self, clock: IReactorTime, added: Iterable[Watched] = ()) -> None:
+        """Check each connection, and end those whose timeout has expired.
+
+        :param added: connections to watch from now on.
+        """
+        self.cancel()
+        for connection in (*added, *self.find_busy()):
+            self.watched.setdefault(connection)
+        for connection in list(self.watched):
+            try:
+                self._check(connection, clock.seconds())
+            except BaseException:  # one connection's failure must not delay the others' timeouts
+                connection.fail()
+        if self.watched:
+            self.schedule(clock)
+
+    def _check(self, connection: Watched, now: float) -> None:
+        before = self.watched.pop(connection, None)
+        if connection not in self._connections:  # an observer of one ending may end others
+            return
+        draining = connection in self._draining
+        progress = connection.progress(draining=draining)
+        current = (progress.waits_for_peer, progress.marker)
+        since = before[2] if before is not None and before[:2] == current else now
+        ending = self.expired(progress, since, now, draining=draining)
+        if ending is not None and connection.end(ending):
+            return
+        if progress.waits_for_peer or draining or self.idle is not None:
+            self.watched[connection] = (*current, since)
+
+    def expired(
+        self, progress: Progress, since: float, now: float, *, draining: bool
+    ) -> Ending | None:
+        """Return how a connection has to end, if it has to end now.
+
+        :param progress: what the check at ``now`` observed.
+        :param since: seconds, by the same clock as ``now``: when the progress was first the same.
+        :param draining: whether a drain ends the connection.
+        """
+        unchanged = now - since
+        if progress.waits_for_peer:
+            if self.stall is not None and unchanged >= self.stall:
+                return Ending.STALLED
+        elif not progress.closing:
+            if draining and unchanged >= QUIET and now >= progress.first_byte_due:
+                return Ending.DRAINED
+            if self.idle is not None and unchanged >= self.idle:
+                return Ending.IDLE
+        return None
