@@ -46,7 +46,7 @@ def test_every_block_is_tested() -> None:
 
 def test_reasons() -> None:
     """The table has each reason for which a datagram is not answered, and no other."""
-    found = [reason for reason, _ in rows("What does not come back")]
+    found = [reason for reason, _ in rows("Datagrams without an answer")]
     assert sorted(found) == sorted(drop.value for drop in Drop)
 
 
@@ -65,10 +65,10 @@ def test_rates() -> None:
         ("when it has been silent for a second", BURST == 1),
         ("never pauses for half a second", PAUSE == 0.5),
         ("An hour, so that", LONGEST_FLOW == 3600),
-        (f"{MAX_SOURCES:,} sources are remembered", True),
+        (f"The latest {MAX_SOURCES:,} sources are remembered", True),
         ("0 to 65,507 bytes (65,527 over IPv6)", True),
-        ("from a port below 1024", True),
-        ("from port 2049", True),
+        ("came from a port below 1024", True),
+        ("came from port 2049", True),
     ],
 )
 def test_numbers(said: str, is_so: bool) -> None:
@@ -179,7 +179,7 @@ def test_embedding_example(tmp_path: Path) -> None:
 
 def test_embedding_parts() -> None:
     """What the document names of the classes is there."""
-    named = literals(section(DOCUMENT, "To embed"))
+    named = literals(section(DOCUMENT, "In your own application"))
     assert {"EchoDatagrams", "answered", "bytes", "Dropped(drop, peer)"} <= named
     assert {"DatagramPort(reactor, sock, datagrams)", "startListening()"} <= named
     assert DatagramPort.startListening
