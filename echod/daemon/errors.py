@@ -11,7 +11,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
 
-from echod.daemon.logs import on_one_line
+from echod.addresses import on_one_line
 
 ADVICE: Final = {
     errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file a writable directory",

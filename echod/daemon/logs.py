@@ -8,17 +8,16 @@ wants them, :func:`json_lines` writes the fields.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Final, TextIO
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, eventAsText
 
+from echod.addresses import name_of, on_one_line
 from echod.events import (
     Accepted,
     Closed,
@@ -46,9 +45,6 @@ PRIORITIES: Final = {
 
 CLOSED: Final = "closed {peer}: {ending}, {bytes} bytes in {seconds:.3f} s"
 CUT_SHORT: Final = CLOSED + ", {unsent} of them not sent back"
-
-MAPPED: Final = "::ffff:"
-"""How the kernel begins to write an IPv4 address in IPv6."""
 
 log = Logger(namespace="echod")
 
@@ -187,34 +183,6 @@ class Reasons(dict[str, int]):
 
     def __str__(self) -> str:
         return ", ".join(f"{reason} {count}" for reason, count in self.items())
-
-
-def name_of(address: IAddress | None, *, tls: bool = False) -> str:
-    """Return ``address`` as people write it, in printable ASCII on one line.
-
-    :param tls: whether TLS is spoken there: «tls» takes the place of «tcp».
-    """
-    protocol = "tls" if tls else getattr(address, "type", "").lower()
-    if isinstance(address, IPv4Address):
-        name = f"{protocol} {address.host}:{address.port}"
-    elif isinstance(address, IPv6Address):
-        host = address.host
-        # An IPv4 client of a port for both (RFC 4291 2.5.5.2): as it is counted.
-        mapped = host.startswith(MAPPED) and "." in host
-        host = host.removeprefix(MAPPED) if mapped else f"[{host}]"
-        name = f"{protocol} {host}:{address.port}"
-    elif isinstance(address, UNIXAddress):
-        path = address.name or b"(unnamed)"
-        # The abstract namespace (unix(7)), as ss(8) and systemd write it.
-        name = "unix " + os.fsdecode(b"@" + path[1:] if path.startswith(b"\0") else path)
-    else:
-        name = repr(address)
-    return on_one_line(name)
-
-
-def on_one_line(text: str) -> str:
-    """Return ``text`` in printable ASCII: it cannot begin a line, or colour a terminal."""
-    return text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
 
 
 def journal(file: TextIO | None = None) -> FileLogObserver:

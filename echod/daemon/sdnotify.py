@@ -13,8 +13,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from echod.addresses import on_one_line
 from echod.daemon.errors import CannotServe
-from echod.daemon.logs import on_one_line
 from echod.events import Event
 
 INTERVAL: Final = 1.0

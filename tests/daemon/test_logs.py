@@ -15,7 +15,7 @@ from twisted.python import log as legacy
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon import logs
-from echod.daemon.logs import ConnectionLog, journal, json_lines, name_of
+from echod.daemon.logs import ConnectionLog, journal, json_lines
 from echod.events import (
     Accepted,
     Closed,
@@ -163,43 +163,6 @@ class ConnectionLogTests(SynchronousTestCase):
             ],
         )
         self.assertEqual({event["log_level"] for event in self.events}, {LogLevel.warn})
-
-
-class NameOfTests(SynchronousTestCase):
-    def test_names(self) -> None:
-        """Addresses look as people write them."""
-        for address, name in (
-            (PEER, "tcp 192.0.2.1:40000"),
-            (IPv6Address("TCP", "::1", 7), "tcp [::1]:7"),
-            (UNIXAddress(b"/run/echod/socket"), "unix /run/echod/socket"),
-            (UNIXAddress(b"\0abstract"), "unix @abstract"),
-            (
-                UNIXAddress("/run/\N{LATIN SMALL LETTER U WITH DIAERESIS}".encode()),
-                r"unix /run/\xfc",
-            ),
-            # IPv4 at a port for both families, as it is counted; and what only looks like it
-            (IPv6Address("TCP", "::ffff:192.0.2.1", 7), "tcp 192.0.2.1:7"),
-            (IPv6Address("TCP", "::ffff:1", 7), "tcp [::ffff:1]:7"),
-            (IPv6Address("TCP", "::192.0.2.1", 7), "tcp [::192.0.2.1]:7"),
-            (IPv6Address("TCP", "fe80::1%eth0.7", 7), "tcp [fe80::1%eth0.7]:7"),
-            (UNIXAddress(None), "unix (unnamed)"),
-            (None, "None"),
-        ):
-            self.assertEqual(name_of(address), name)
-
-    def test_tls_names(self) -> None:
-        """TLS takes the place of TCP; a UNIX socket keeps its name, whatever its path is."""
-        for address, name in (
-            (PEER, "tls 192.0.2.1:40000"),
-            (IPv6Address("TCP", "::1", 7), "tls [::1]:7"),
-            (UNIXAddress(b"/run/tcp"), "unix /run/tcp"),
-        ):
-            self.assertEqual(name_of(address, tls=True), name)
-
-    def test_forged_line(self) -> None:
-        """The name of a UNIX peer is its own to choose, and cannot make a line of its own."""
-        name = name_of(UNIXAddress(b"/x\n2026 [echod#info] all is well\x1b[2J\xff\r"))
-        self.assertTrue(name.isprintable(), name)
 
 
 class FormatTests(SynchronousTestCase):

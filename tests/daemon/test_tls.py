@@ -20,12 +20,12 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, formatEvent
 
 from echod import certificates as module
+from echod.addresses import on_one_line
 from echod.certificates import BadCertificates, Certificates
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import tls as secure
 from echod.daemon.listeners.kinds import echo_listener
 from echod.daemon.listeners.systemd import PassedSocket
-from echod.daemon.logs import on_one_line
 from echod.factory import EchoFactory
 from echod.tls import TLSFactory
 from echod.udp import EchoDatagrams

@@ -11,11 +11,12 @@ from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFacto
 from twisted.internet.tcp import Port
 from twisted.logger import Logger
 
+from echod.addresses import name_of
 from echod.daemon.errors import AddressInUse, CannotServe
 from echod.daemon.listeners.accepting import ListeningSocket
 from echod.daemon.listeners.base import BACKLOG, Listener
 from echod.daemon.listeners.interfaces import overlap
-from echod.daemon.logs import RateLimitedSummary, name_of
+from echod.daemon.logs import RateLimitedSummary
 from echod.transport import receive_urgent_inline, refuse_descriptors
 
 log = Logger(namespace="echod")
@@ -43,7 +44,7 @@ class Ports:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses as text, by :func:`~echod.daemon.logs.name_of`."""
+        """The addresses as text, by :func:`~echod.addresses.name_of`."""
         return [name_of(port.getHost(), tls=listener.tls) for port, listener in self._ports]
 
     @property

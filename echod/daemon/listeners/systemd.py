@@ -17,10 +17,10 @@ from typing import Any, Final, cast
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
+from echod.addresses import on_one_line
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.base import Listener
 from echod.daemon.listeners.unix import AdoptedUNIXPort
-from echod.daemon.logs import on_one_line
 from echod.udp import DatagramPort, EchoDatagrams
 
 FIRST: Final = 3
