@@ -1,250 +1,200 @@
-"""What the command line asks for, from the first line that it prints to the exit status."""
+"""The commands pipe, ping and load: from the options to the output."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from textwrap import fill
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
-from twisted.internet.defer import Deferred
-from twisted.internet.main import installReactor
-from twisted.logger import Logger
-
-from echod.client import report
+from echod.client import report, text
 from echod.client.connector import Connector
-from echod.client.endpoint import BadTarget
+from echod.client.console import Console
 from echod.client.errors import of_file
-from echod.client.histogram import Histogram
-from echod.client.interrupts import handled
-from echod.client.load import Interval, Load
+from echod.client.load import Load
 from echod.client.measurement import Channel
-from echod.client.options import WRONG
-from echod.client.output import discard, printable
-from echod.client.ping import Ping, Probe
+from echod.client.ping import Ping, PingReply
 from echod.client.pipe import Pipe
-from echod.client.reactor import PreciseReactor
+from echod.client.statistics import Interval
 from echod.client.streams import StreamChannel
-from echod.client.terminal import Live, columns, histogram, is_terminal, left_of, progress
-
-RIGHT: Final = 0
-NOT_RIGHT: Final = 1
-"""Exit status; :data:`~echod.client.options.WRONG` is the third."""
+from echod.client.terminal import RateLine, bytes_left, is_terminal, progress_bar
 
 SPARE: Final = 64
-"""Descriptors besides those of connections."""
-
-log = Logger(namespace="echod")
+"""File descriptors besides those of connections."""
 
 
 class Unusable(Exception):
-    """What was asked for cannot be done: one line that says why. The exit status is 2."""
+    """The options cannot be carried out: one line that says why. The exit status is 2."""
 
 
-class Console:
-    """Where lines are printed, for as long as somebody takes them.
+class Command:
+    """One command: its run, what is printed meanwhile, and the result.
 
-    :param out: for what was asked for.
-    :param err: for what went wrong.
-    :ivar gone: is called when ``out`` cannot be written any more.
+    :ivar run: measures.
+    :ivar bar: drawn in a terminal, from the first progress on: Ctrl-C before that is silent.
     """
 
-    def __init__(self, command: str, out: TextIO, err: TextIO) -> None:
-        self.name = f"echod-client {command}"
-        self.out, self.err = out, err
-        self.is_broken = False
-        self.gone: Callable[[], None] = lambda: None
-
-    def say(self, *lines: str) -> None:
-        """Print lines, each at once."""
-        if self.is_broken:
-            return
-        try:
-            for line in lines:
-                print(self._fit(line), file=self.out, flush=True)
-        except OSError as error:
-            self.is_broken = True
-            discard(self.out)
-            self.complain(f"standard output: {of_file(error)}")
-            self.gone()
-
-    def _fit(self, line: str) -> str:
-        if not is_terminal(self.out):
-            return line
-        return fill(line, columns(), break_long_words=False, break_on_hyphens=False)
-
-    def complain(self, why: str) -> None:
-        """Print what went wrong."""
-        self.note(f"{self.name}: {printable(why)}")
-
-    def note(self, line: str) -> None:
-        """Print a line to ``err``, if anybody takes it there."""
-        try:
-            print(line, file=self.err, flush=True)
-        except OSError:  # as in «2>&1 | head»: there is nobody left to be told
-            self.is_broken = True
-            discard(self.err)
-
-    def draw(self, times: Histogram) -> None:
-        """Draw a histogram, in a terminal."""
-        if times.count and is_terminal(self.out):
-            encoding = (self.out.encoding or "").lower()
-            self.say(*histogram(times.buckets(), columns(), is_ascii="utf" not in encoding))
-
-
-class PingCommand:
-    """``ping``, from its options to what it says."""
+    run: Any
+    result: Callable[[Any], report.Result]
+    lines: Callable[[report.Result], Iterable[str]]
+    bar: Any = None
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
-        self._json = options.json
-        self._console = console
+        self.connector, self.options, self.console = connector, options, console
+
+    def finish(self) -> bool:
+        """Print the result, and return whether everything came back right."""
+        result = self.result(self.run)
+        if self.bar is not None:
+            self.bar.close()
+        self.show(result)
+        if self.run.failure:
+            where = self.connector.address or self.connector.target.name
+            self.console.print_error(f"{where}: {self.failure(result)}")
+        return bool(result["ok"])
+
+    def show(self, result: report.Result) -> None:
+        """Print the result to standard output."""
+        if self.options.json:
+            self.console.print(report.to_json(result))
+        elif result["sent"]:
+            self.console.print(*self.lines(result))
+            self.console.draw(self.run.tally.times)
+
+    def failure(self, result: report.Result) -> str:
+        """Return the line that says why the run failed."""
+        return str(result["failure"])
+
+
+class PingCommand(Command):
+    """``ping``."""
+
+    result = staticmethod(report.ping_result)
+    lines = staticmethod(text.ping_lines)
+
+    def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
+        super().__init__(connector, options, console)
         self.run = Ping(
             connector,
             options.size,
             interval=options.interval,
             count=options.count,
-            tell=self._tell,
+            on_reply=self._on_reply,
+            on_connected=self._on_connected,
             dont_fragment=options.dont_fragment,
         )
-        self.run.began = self._began
-        connector.on_address_change = self._moved
+        connector.on_address_change = self._on_moved
 
-    def _began(self, channel: Channel) -> None:
-        if self._json:
-            return
-        connector = self.run.connector
-        self._console.say(
-            f"echo of {connector.target.name} ({connector.address}) by {connector.protocol}, "
-            f"{report.plural(self.run.size, 'byte')} a message"
-        )
+    def _print(self, line: str) -> None:
+        if not self.options.json:
+            self.console.print(line)
+
+    def _on_connected(self, channel: Channel) -> None:
+        connector = self.connector
+        over = text.over(connector.protocol, self.run.size)
+        self._print(f"echo of {connector.target.name} ({connector.address}) {over}")
         if isinstance(channel, StreamChannel):
             line = f"connected in {report.in_ms(channel.connect_seconds)} ms"
             if connector.includes_lookup:
-                line += ", name and all"
+                line += " with the name lookup"
             if channel.handshake_seconds is not None:
                 line += f", TLS handshake {report.in_ms(channel.handshake_seconds)} ms"
-            self._console.say(line)
+            self._print(line)
 
-    def _moved(self, refusing: str, following: str) -> None:
-        if not self._json:
-            self._console.say(f"{refusing} refuses, going on to {following}")
+    def _on_moved(self, refusing: str, following: str) -> None:
+        self._print(f"{refusing} refused, trying {following}")
 
-    def _tell(self, probe: Probe) -> None:
-        if not self._json:
-            self._console.say(report.line_of_probe(probe))
-
-    def finish(self) -> bool:
-        """Say how it went, and return whether all came back right."""
-        run = self.run
-        if self._json:
-            self._console.say(json.dumps(report.of_ping(run)))
-        elif run.tally.sent:
-            self._console.say("", *report.lines_of_ping(run))
-            self._console.draw(run.tally.times)
-        if run.failure:
-            self._console.complain(
-                f"{run.connector.address or run.connector.target.name}: {run.failure}"
-            )
-        return report.is_right(run)
+    def _on_reply(self, reply: PingReply) -> None:
+        self._print(text.reply_line(reply))
 
 
-class LoadCommand:
-    """``load``, from its options to what it says, and draws."""
+class LoadCommand(Command):
+    """``load``."""
+
+    result = staticmethod(report.load_result)
+    lines = staticmethod(text.load_lines)
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
-        self._options = options
-        self._console = console
-        self._live: Live | None = None
+        super().__init__(connector, options, console)
         if options.plot:
             self._draw, self._earlier = prepare_plot(options.plot, options.compare)
-        make_room(options.connections)
+        raise_descriptor_limit(options.connections)
+        self._is_live = is_terminal(console.err) and not options.json
         self.run = Load(
             connector,
             options.size,
             connections=options.connections,
             duration=options.duration,
             rate=options.rate,
-            tell=self._tell,
+            on_interval=self._on_interval,
         )
 
-    def _tell(self, interval: Interval) -> None:
-        if is_terminal(self._console.err) and not self._options.json:
-            if self._live is None:  # not sooner: Ctrl-C before the first message is silent
-                self._live = Live(self._console.err, self._options.duration)
-            self._live.tell(interval)
+    def failure(self, result: report.Result) -> str:
+        """Return how many connections are missing, and why."""
+        missing = result["connections"] - result["connections_made"]
+        return f"{text.plural(missing, 'connection')} could not be made: {result['failure']}"
 
     def finish(self) -> bool:
-        """Say how it went, and return whether all came back right."""
-        run, console = self.run, self._console
-        if self._live is not None:
-            self._live.close()
-        if self._options.json:
-            console.say(json.dumps(report.of_load(run)))
-        elif run.tally.sent:
-            console.say(*report.lines_of_load(run))
-            console.draw(run.tally.times)
-        if run.failure:
-            where = run.connector.address or run.connector.target.name
-            missing = run.connections - len(run.channels)
-            console.complain(
-                f"{where}: {report.plural(missing, 'connection')} could not be made: {run.failure}"
-            )
-        if self._options.plot and run.tally.sent:
+        """Print the result, draw the plot, and return whether everything came back right."""
+        is_ok = super().finish()
+        if self.options.plot and self.run.tally.sent:
             try:
-                self._draw([*self._earlier, report.of_load(run)], self._options.plot)
+                self._draw([*self._earlier, self.result(self.run)], self.options.plot)
             except OSError as error:
-                console.complain(f"--plot {self._options.plot}: {of_file(error)}")
+                self.console.print_error(f"--plot {self.options.plot}: {of_file(error)}")
                 return False
-        return report.is_right(run)
+        return is_ok
+
+    def _on_interval(self, interval: Interval) -> None:
+        if self._is_live:
+            self.bar = self.bar or RateLine(self.console.err, self.options.duration)
+            self.bar.show(interval)
 
 
-class PipeCommand:
-    """``pipe``, from its options to what it says."""
+class PipeCommand(Command):
+    """``pipe``."""
+
+    result = staticmethod(report.pipe_result)
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
-        self._json = options.json
-        self._console = console
-        self._bar: Any = None
+        super().__init__(connector, options, console)
         source, sink = 0, 1
         self._has_bar = is_terminal(console.err) and not os.isatty(sink) and not options.json
-        self._total = left_of(source) if self._has_bar else None
-        self.run = Pipe(connector, source, sink, self._progress)
+        self._total = bytes_left(source) if self._has_bar else None
+        self.run = Pipe(connector, source, sink, self._on_progress)
 
-    def _progress(self, count: int) -> None:
+    def failure(self, result: report.Result) -> str:
+        """Return why the pipe ended, and how much of the input it has written."""
+        sent = result["sent_bytes"]
+        written = f"; wrote {self.run.written:,} of {text.plural(sent, 'byte')}" if sent else ""
+        return f"{result['failure']}{written}"
+
+    def show(self, result: report.Result) -> None:
+        """Print JSON to standard error: standard output has the bytes."""
+        if self.options.json:
+            self.console.print_to_error(report.to_json(result))
+
+    def _on_progress(self, count: int) -> None:
         if self._has_bar:
-            if self._bar is None:  # not sooner, as above
-                self._bar = progress(self._console.err, self._total)
-            self._bar.update(count)
-
-    def finish(self) -> bool:
-        """Say what went wrong, and return whether all came back right."""
-        run, console = self.run, self._console
-        if self._bar is not None:
-            self._bar.close()
-        if self._json:  # where it does not get in between the bytes
-            console.note(json.dumps(report.of_pipe(run)))
-        if run.failure:
-            counted = f"{run.written:,} of {report.plural(run.sent, 'byte')} came out"
-            where = run.connector.address or run.connector.target.name
-            console.complain(f"{where}: {run.failure}" + (f"; {counted}" if run.sent else ""))
-        return not run.failure
+            if self.bar is None:
+                self.bar = progress_bar(self.console.err, self._total)
+            self.bar.update(count)
 
 
 COMMANDS: Final = {"ping": PingCommand, "load": LoadCommand, "pipe": PipeCommand}
 
 
 def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None], list[Any]]:
-    """Return what draws, and the earlier runs: whatever is wrong with them shows before the run.
+    """Return the function that draws, and the earlier runs.
 
-    :raises Unusable: where there is nothing to draw with, a file to compare with is none, or the
-        plot has no place.
+    Called before the run, which would be lost where its plot cannot be drawn.
+
+    :raises Unusable: where matplotlib is not installed, a file to compare with is not the output of
+        ``load --json``, or the plot cannot be written.
     """
     try:
-        from echod.client.plot import draw, load_run  # noqa: PLC0415 - of an extra of its own
+        from echod.client.plot import draw, load_run  # noqa: PLC0415 - needs the extra plot
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if missing != "matplotlib":
@@ -256,20 +206,19 @@ def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None]
     for file in compare:
         try:
             earlier.append(load_run(file))
-        except OSError as error:
-            raise Unusable(f"--compare {file}: {of_file(error)}") from error
-        except ValueError as error:
-            raise Unusable(f"--compare {file}: {error}") from error
+        except (OSError, ValueError) as error:
+            why = of_file(error) if isinstance(error, OSError) else error
+            raise Unusable(f"--compare {file}: {why}") from error
     place = name if os.path.exists(name) else os.path.dirname(os.path.abspath(name))
     if os.path.isdir(name) or not os.access(place, os.W_OK):
         raise Unusable(f"--plot {name}: no file can be written there")
     return draw, earlier
 
 
-def make_room(connections: int) -> None:
-    """Have as many descriptors as so many connections need (RLIMIT_NOFILE in getrlimit(2)).
+def raise_descriptor_limit(connections: int) -> None:
+    """Raise the soft RLIMIT_NOFILE to the hard one where the connections need it (getrlimit(2)).
 
-    :raises Unusable: where that is not allowed.
+    :raises Unusable: where the hard limit is too low.
     """
     needed = connections + SPARE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -280,57 +229,3 @@ def make_room(connections: int) -> None:
                 f"{max(0, hard - SPARE)}"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def run(options: Namespace) -> int:
-    """Run a command, and return the exit status."""
-    console = Console(options.command, sys.stdout, sys.stderr)
-    closed = [name for name, file in (("input", sys.stdin), ("output", sys.stdout)) if not file]
-    if closed:  # whatever is opened next would be taken for it
-        console.complain(f"standard {' and '.join(closed)} is closed")
-        return WRONG
-    try:
-        reactor = PreciseReactor()  # type: ignore[no-untyped-call]
-    except OSError as error:  # RLIMIT_NOFILE does not leave the few descriptors that it needs
-        console.complain(f"{of_file(error)}: raise the limit (ulimit -n)")
-        return WRONG
-    installReactor(reactor)  # for the TLS of Twisted, which asks for it by name
-    return perform(reactor, options, console)
-
-
-def perform(reactor: Any, options: Namespace, console: Console) -> int:
-    """Run a command in ``reactor``, to its end or until a signal, and return the exit status."""
-    try:
-        connector = Connector(reactor, options.target, options.timeout)
-        command: Any = COMMANDS[options.command](connector, options, console)
-    except (BadTarget, Unusable) as error:
-        console.complain(str(error))
-        return WRONG
-    except OSError as error:  # likewise
-        console.complain(f"{of_file(error)}: raise the limit (ulimit -n)")
-        return WRONG
-    measurement: Ping | Load | Pipe = command.run
-    console.gone = measurement.stop
-    ended: Deferred[None] = Deferred()
-    status = NOT_RIGHT
-
-    async def measure() -> None:
-        nonlocal status
-        try:
-            await measurement.run()
-            if command.finish() and not console.is_broken:
-                status = RIGHT
-        except Exception:
-            log.failure("echod-client fails")
-        ended.callback(None)
-        reactor.stop()
-
-    def interrupted() -> Deferred[None]:
-        measurement.stop()
-        return ended
-
-    reactor.addSystemEventTrigger("before", "shutdown", interrupted)
-    reactor.callWhenRunning(Deferred.fromCoroutine, measure())
-    with handled(lambda: measurement.sent > 0, lambda: reactor.callFromThread(reactor.stop)):
-        reactor.run(installSignalHandlers=False)
-    return status

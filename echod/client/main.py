@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare(sys.stdout, sys.stderr)
     options = parse(arguments)
     try:
-        from echod.client.commands import run  # noqa: PLC0415 - needs an extra
+        from echod.client.runner import run  # noqa: PLC0415 - needs an extra
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if missing not in EXTRA:

@@ -1,36 +1,41 @@
-"""What ping and load have in common: channels, the messages on them, and the wait at the end."""
+"""What ping and load share: connect, send, wait for the last replies, close.
+
+A subclass says how to connect, and what is sent when.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from twisted.internet.defer import Deferred
 
 from echod.client.connector import Connector
 from echod.client.datagrams import DatagramChannel
 from echod.client.epoll import EpollReader
+from echod.client.errors import kind_of, line_of
+from echod.client.histogram import Histogram
+from echod.client.pacing import Pacer, Schedule
 from echod.client.payloads import DatagramPayloads, contents
 from echod.client.replies import DatagramReplies, MessageTally, ReplyCallback, StreamReplies
 from echod.client.streams import StreamChannel
 
 CLOSING: Final = 1.0
-"""Seconds for which a connection may take to be closed, until it is reset."""
-
-T = TypeVar("T")
+"""Seconds that a connection may take to close, after which it is reset."""
 
 Channel = StreamChannel | DatagramChannel
 
 
 class Measurement:
-    """Messages on their way to a service and back.
+    """Messages to a service and back.
 
-    :param way: how to get there.
+    :param connector: connects to the service.
     :param size: bytes of a message.
-    :param dont_fragment: have no datagram cut into fragments.
-    :ivar counted: whether it is said what became of each message: what comes then is nothing any
-        more.
+    :param dont_fragment: set the Don't Fragment bit of datagrams.
+    :ivar failure: one line that says why there is no connection; "" otherwise.
+    :ivar answered: messages that have a reply.
+    :ivar scheduling: seconds by which messages were sent after their time.
     """
 
     def __init__(self, connector: Connector, size: int, dont_fragment: bool = False) -> None:
@@ -40,94 +45,145 @@ class Measurement:
         self.size = size
         self.tally = MessageTally(connector.timeout)
         self.errors: Counter[str] = connector.errors
+        self.failure = ""
         self.channels: list[Channel] = []
+        self.scheduling = Histogram()
         self.stopped = False
         self.answered = 0
-        self.counted = False
         self._dont_fragment = dont_fragment
-        self._given_up = 0  # messages on connections that have ended
+        self._unanswerable = 0  # messages on connections that were lost
+        self._is_final = False  # later replies count no more
+        self._connecting: Deferred[None] | None = None
+        self._sending: Deferred[None] | None = None
+        self._pacer: Pacer | None = None
         self._waiting: Deferred[None] | None = None
-        self._doing: Deferred[Any] | None = None
-        self._sockets = EpollReader(connector.reactor, self.clock, size)
+        self._reader = EpollReader(connector.reactor, self.clock, size)
         self._contents: Sequence[bytes] = () if connector.protocol == "udp" else contents(size)
 
-    async def open(self) -> Channel:
-        """Return a new channel.
+    async def run(self) -> None:
+        """Connect, send, wait for the last replies, and close."""
+        self._connecting = Deferred.fromCoroutine(self.connect())
+        try:
+            await self._connecting
+        except Exception as error:
+            self.connection_failed(error)
+        if self.has_open() and not self.stopped:
+            self._sending = Deferred()
+            self.begin_sending()
+            await self._sending
+            self.end_sending()
+        await self._last_replies()
+        self.summarize()
+        await self._close()
 
-        :raises Exception: why there is none.
+    def stop(self) -> None:
+        """End the run now: messages in flight are neither waited for nor lost."""
+        self.stopped = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self.stop_sending()
+        self.check_finished()
+
+    # A subclass overrides these.
+
+    async def connect(self) -> None:
+        """Open the channels."""
+
+    def begin_sending(self) -> None:
+        """Send messages, until :meth:`stop_sending` is called."""
+
+    def end_sending(self) -> None:
+        """Stop the timer of :meth:`pace`."""
+        if self._pacer is not None:
+            self._pacer.stop()
+
+    def summarize(self) -> None:
+        """Complete the figures: no reply counts any more."""
+
+    def reply_handler(self, channel: Channel) -> ReplyCallback:  # noqa: ARG002 - for subclasses
+        """Return the function that is called with each reply on ``channel``."""
+        return self.replied
+
+    # What the subclasses use.
+
+    async def open(self) -> Channel:
+        """Open a channel.
+
+        :raises Exception: where there is no connection; :mod:`echod.client.errors` has the words.
         """
         if self.connector.protocol == "udp":
             datagrams = self.connector.datagrams(
-                self._sockets, self._dont_fragment, lambda: not self.answered
+                self._reader, self._dont_fragment, lambda: not self.answered
             )
             self.channels.append(datagrams)
-            datagrams.use(
-                DatagramReplies(self.tally, DatagramPayloads(self.size), self.teller(datagrams))
-            )
+            handler = self.reply_handler(datagrams)
+            datagrams.use(DatagramReplies(self.tally, DatagramPayloads(self.size), handler))
             return datagrams
-        channel = await self.connector.channel(self._sockets)
-        self.channels.append(channel)
-        channel.use(StreamReplies(self.tally, self._contents, self.teller(channel)))
-        channel.ended.addCallback(self._ended, channel)
-        return channel
+        stream = await self.connector.channel(self._reader)
+        self.channels.append(stream)
+        stream.use(StreamReplies(self.tally, self._contents, self.reply_handler(stream)))
+        stream.ended.addCallback(self._ended, stream)
+        return stream
 
-    def teller(self, channel: Channel) -> ReplyCallback:  # noqa: ARG002 - for who needs it
-        """Return what is told of the replies on ``channel``."""
-        return self.replied
+    def connection_failed(self, error: BaseException) -> None:
+        """Count a connection that could not be made."""
+        if not self.stopped:
+            self.errors[kind_of(error)] += 1
+            self.failure = line_of(error)
+
+    def pace(self, schedule: Schedule, act: Callable[[float], None]) -> None:
+        """Call ``act`` at each moment of ``schedule``, until :meth:`end_sending`."""
+        self._pacer = Pacer(self.clock, schedule, act)
+        self._pacer.run()
+
+    def stop_sending(self) -> None:
+        """Send no more messages."""
+        if self._sending is not None and not self._sending.called:
+            self._sending.callback(None)
 
     def replied(self, number: int, since: float, now: float, damaged: int) -> None:  # noqa: ARG002
         """Count a reply."""
-        if self.counted:
+        if self._is_final:
             return
         self.tally.reply(since, now, damaged)
         self.answered += 1
         if self._waiting is not None:
-            self.check()
+            self.check_finished()
 
-    async def do(self, what: Coroutine[Any, Any, T]) -> T:
-        """Do something that :meth:`stop` ends, too."""
-        doing: Deferred[T] = Deferred.fromCoroutine(what)
-        self._doing = doing
-        return await doing
-
-    def stop(self) -> None:
-        """End it now: what is still under way is neither waited for nor lost."""
-        self.stopped = True
-        if self._doing is not None:
-            self._doing.cancel()
-        self.check()
-
-    def check(self) -> None:
-        """End the wait if there is nothing more to wait for."""
-        waiting = self._waiting
-        if waiting is not None and (self.stopped or self.is_over()):
-            self._waiting = None
+    def check_finished(self) -> None:
+        """End the wait for the last replies where none can come any more."""
+        if self._waiting is not None and (self.stopped or self._all_answered()):
+            waiting, self._waiting = self._waiting, None
             waiting.callback(None)
 
-    def is_over(self) -> bool:
-        """Tell whether no reply can come any more, to what was sent in all."""
-        return self.answered + self._given_up >= self.tally.sent
-
     def has_open(self) -> bool:
-        """Tell whether there is a channel to send on."""
+        """Tell whether a channel is open."""
         return any(channel.open for channel in self.channels)
 
     @property
+    def streams(self) -> list[StreamChannel]:
+        """The channels that are connections."""
+        return [channel for channel in self.channels if isinstance(channel, StreamChannel)]
+
+    @property
     def sent(self) -> int:
-        """How many messages were begun."""
+        """Messages sent, or queued for a connection that is full."""
         return sum(channel.sent for channel in self.channels)
 
-    async def last_replies(self) -> None:
-        """Wait until all have come back, or the last has had its time; or for :meth:`stop`."""
+    def _all_answered(self) -> bool:
+        return self.answered + self._unanswerable >= self.tally.sent
+
+    async def _last_replies(self) -> None:
+        """Wait for the replies to all messages, for the timeout, or for :meth:`stop`."""
         self.tally.sent = self.sent
-        if not self.stopped and not self.is_over():
+        if not self.stopped and not self._all_answered():
             self._waiting = Deferred()
             timer = self.clock.callLater(self.timeout, self._waiting.callback, None)
             await self._waiting
             self._waiting = None
             if timer.active():
                 timer.cancel()
-        self.counted = True
+        self._is_final = True
         if self.stopped:
             since = self.clock.seconds() - self.timeout
             self.tally.under_way = sum(
@@ -137,13 +193,9 @@ class Measurement:
                 for each in channel.outstanding()
             )
 
-    async def close(self) -> None:
-        """Close all channels, politely: who finishes sending gets the service's own end."""
-        streams = [
-            channel
-            for channel in self.channels
-            if isinstance(channel, StreamChannel) and channel.open
-        ]
+    async def _close(self) -> None:
+        """Close each connection in order; reset those that take longer than :data:`CLOSING`."""
+        streams = [stream for stream in self.streams if stream.open]
         for channel in self.channels:
             channel.close()
         timer = self.clock.callLater(CLOSING, _abort, streams)
@@ -151,18 +203,16 @@ class Measurement:
             await stream.ended
         if timer.active():
             timer.cancel()
-        self._sockets.close()
+        self._reader.close()
 
     def _ended(self, kind: str, channel: StreamChannel) -> str:
         if kind:
             self.errors[kind] += 1
-            self._given_up += sum(1 for _ in channel.outstanding())
-            self.lost(kind, channel)
-            self.check()
+            self._unanswerable += sum(1 for _ in channel.outstanding())
+            if not self.has_open():
+                self.stop_sending()
+            self.check_finished()
         return kind
-
-    def lost(self, kind: str, channel: StreamChannel) -> None:
-        """Do nothing more when a connection has ended that was not to."""
 
 
 def _abort(streams: Sequence[StreamChannel]) -> None:

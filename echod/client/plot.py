@@ -9,7 +9,7 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from echod.client.endpoint import short_name
-from echod.client.report import Values
+from echod.client.report import Result
 
 PERCENTILES: Final = (50, 90, 99, 99.9, 99.99, 99.999)
 MILLISECONDS: Final = 1000
@@ -18,7 +18,7 @@ SHOWN: Final = {"p50_seconds": "-", "p99_seconds": "--", "max_seconds": ":"}
 """Of each interval, and how its line is drawn."""
 
 
-def load_run(name: str) -> Values:
+def load_run(name: str) -> Result:
     """Return what ``load --json`` has written to a file.
 
     :raises OSError: where it cannot be read.
@@ -33,11 +33,11 @@ def load_run(name: str) -> Values:
             over_time(run, each)
         label(run)
     except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise ValueError("no run that load --json has written") from error
+        raise ValueError("not the output of load --json") from error
     return {**run, "file": name}
 
 
-def points(run: Values) -> tuple[list[float], list[float]]:
+def points(run: Result) -> tuple[list[float], list[float]]:
     """Return x and y: of how many replies one took longer, and the latency in milliseconds."""
     buckets = run["latency_histogram"]
     total = sum(count for _, count in buckets)
@@ -51,14 +51,14 @@ def points(run: Values) -> tuple[list[float], list[float]]:
     return x, y
 
 
-def over_time(run: Values, name: str) -> tuple[list[float], list[float]]:
+def over_time(run: Result, name: str) -> tuple[list[float], list[float]]:
     """Return x and y: seconds, and a figure of each interval in milliseconds."""
     told = [each for each in run["intervals"] if each[name] is not None]
     x = [each["start_seconds"] + each["seconds"] / 2 for each in told]
     return x, [each[name] * MILLISECONDS for each in told]
 
 
-def label(run: Values) -> str:
+def label(run: Result) -> str:
     """Return what a run is called; where it comes from a file, by that too."""
     rate = run["asked_messages_per_second"]
     loop = "closed loop" if rate is None else f"open loop, {rate:,g}/s"
@@ -67,7 +67,7 @@ def label(run: Values) -> str:
     return called.encode(errors="backslashreplace").decode()  # bytes that are no UTF-8
 
 
-def draw(runs: Sequence[Values], name: str) -> None:
+def draw(runs: Sequence[Result], name: str) -> None:
     """Draw ``runs`` over each other to a file.
 
     :param name: ends in .svg or .png.

@@ -12,8 +12,8 @@ from typing import Final, NoReturn, TextIO
 
 from tqdm import tqdm
 
-from echod.client.load import Interval
 from echod.client.report import in_ms
+from echod.client.statistics import Interval
 
 ROWS: Final = 12
 """Bars of a histogram, at the most."""
@@ -37,7 +37,7 @@ def columns() -> int:
     return max(NARROW, shutil.get_terminal_size().columns)
 
 
-def left_of(descriptor: int) -> int | None:
+def bytes_left(descriptor: int) -> int | None:
     """Return how many bytes there are still to be read, where a file knows."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -45,7 +45,7 @@ def left_of(descriptor: int) -> int | None:
     return max(0, status.st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
 
 
-def progress(file: TextIO, total: int | None) -> tqdm[NoReturn]:
+def progress_bar(file: TextIO, total: int | None) -> tqdm[NoReturn]:
     """Return a bar that counts bytes."""
     bar: tqdm[NoReturn] = tqdm(
         total=total, unit="B", unit_scale=True, file=file, dynamic_ncols=True
@@ -56,8 +56,11 @@ def progress(file: TextIO, total: int | None) -> tqdm[NoReturn]:
     return bar
 
 
-class Live:
-    """A line that tells of each second of a load."""
+class RateLine:
+    """A line that shows the rate and the p99 of each second of a load.
+
+    :param duration: seconds of the load.
+    """
 
     def __init__(self, file: TextIO, duration: float) -> None:
         self._duration = duration
@@ -69,14 +72,14 @@ class Live:
             bar_format="{n:.0f}/{total:.0f} s {desc} |{bar}|",
         )
 
-    def tell(self, interval: Interval) -> None:
-        """Tell of that second."""
-        rate = interval.replies / interval.seconds if interval.seconds else 0.0
-        self._bar.n = min(interval.start + interval.seconds, self._duration)
-        self._bar.set_description_str(f"{rate:,.0f}/s, p99 {in_ms(interval.p99)} ms")
+    def show(self, interval: Interval) -> None:
+        """Show one second."""
+        rate = interval.messages / interval.seconds if interval.seconds else 0.0
+        self._bar.n = min(interval.start_seconds + interval.seconds, self._duration)
+        self._bar.set_description_str(f"{rate:,.0f}/s, p99 {in_ms(interval.p99_seconds or 0)} ms")
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         self._bar.close()
 
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
-from echod.client.commands import Console, perform
 from echod.client.connector import Connector
+from echod.client.console import Console
 from echod.client.options import parse
 from echod.client.reactor import PreciseReactor
+from echod.client.runner import perform
 from echod.client.target import Target
 from echod.testing import MemoryNetwork
 from tests.authority import Authority

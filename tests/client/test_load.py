@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import tracemalloc
 from collections.abc import Iterator
 from math import ceil
@@ -14,9 +15,11 @@ from twisted.internet.task import deferLater
 
 from echod.client.connector import Connector
 from echod.client.epoll import EpollReader
-from echod.client.load import Interval, Load, Usage, usage
-from echod.client.report import lines_of_load, of_load
+from echod.client.load import Load
+from echod.client.report import load_result, to_json
+from echod.client.statistics import Interval, Usage, process_usage
 from echod.client.streams import StreamChannel
+from echod.client.text import load_lines
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.client.memory import MemoryTarget, Services, memory_way
@@ -28,11 +31,14 @@ class Run:
 
     def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
         self.network = network
-        self.told: list[Interval] = []
+        self.intervals: list[Interval] = []
         options = {"size": 64, "connections": 1, "duration": 10.0, "rate": None, **options}
-        use = options.pop("use", [Usage(0.0, 0.0), Usage(0.0, 0.0)])
+        usage = options.pop("usage", [Usage(0.0, 0.0), Usage(0.0, 0.0)])
         self.load = Load(
-            memory_way(network, timeout), tell=self.told.append, use=iter(use).__next__, **options
+            memory_way(network, timeout),
+            on_interval=self.intervals.append,
+            usage=iter(usage).__next__,
+            **options,
         )
         self.done = False
         Deferred.fromCoroutine(self._run())
@@ -46,17 +52,17 @@ class Run:
     def counts(self) -> dict[str, int]:
         """What is not 0."""
         names = ("received", "lost", "late", "damaged", "unexpected", "under_way")
-        told = of_load(self.load)
+        told = load_result(self.load)
         assert told["sent"] == sum(told[each] for each in names if each != "unexpected")
         return {name: told[name] for name in ("sent", *names) if told[name]}
 
     @property
     def values(self) -> dict[str, Any]:
-        return of_load(self.load)
+        return json.loads(to_json(load_result(self.load)))  # type: ignore[no-any-return]
 
     @property
     def lines(self) -> str:
-        return "\n".join(lines_of_load(self.load))
+        return "\n".join(load_lines(load_result(self.load)))
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_freeze_in_an_open_loop(network: MemoryNetwork, percent: float) -> None:
         exact(on_paper, percent), rel=0.01, abs=1e-6
     )
     assert run.values["loop"] == "open"
-    assert "open loop: 100.0 messages a second left, of 100.0 asked for" in run.lines
+    assert "open loop: 100.0 messages a second sent, of 100.0 requested" in run.lines
 
 
 def test_freeze_in_a_closed_loop(network: MemoryNetwork) -> None:
@@ -155,7 +161,7 @@ def test_many_intervals(network: MemoryNetwork) -> None:
     gc.collect()
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(run.load.intervals) == 298
+    assert len(run.load.statistics.intervals) == 298
     assert grown < 1_000_000
 
 
@@ -202,7 +208,7 @@ def test_silent(network: MemoryNetwork) -> None:
     assert run.done
     assert run.counts == {"sent": 3, "lost": 3}
     assert run.values["connections_silent"] == 3
-    assert "silent: 3 connections, on which nothing came back" in run.lines
+    assert "silent: 3 connections without any reply" in run.lines
     assert "latency" not in run.lines
 
 
@@ -214,7 +220,7 @@ def test_refused(network: MemoryNetwork) -> None:
     assert run.values["failure"] == "connection refused"
     assert run.values["connections_made"] == 0
     assert run.values["messages_per_second"] == 0
-    assert run.values["intervals"] == run.told == []
+    assert run.values["intervals"] == run.intervals == []
     assert not run.values["ok"]
 
 
@@ -243,7 +249,7 @@ def test_all_end(network: MemoryNetwork, rate: float | None) -> None:
     assert run.done
     assert run.values["errors"] == {"reset": 2}
     assert run.counts["lost"] == run.counts["sent"]
-    assert run.load.sending < 1
+    assert run.load.statistics.sending_seconds < 1
 
 
 def test_one_of_two_ends(network: MemoryNetwork) -> None:
@@ -273,12 +279,12 @@ def test_one_ends_before_it_begins(network: MemoryNetwork) -> None:
     """A connection that has ended while the others were made is not used."""
     services = Services(network, lambda now: now + 0.1)
     connector = SlowWay(network, MemoryTarget("memory:"), 10.0)
-    load = Load(connector, 64, connections=2, duration=0.95, rate=None, tell=lambda _: None)
+    load = Load(connector, 64, connections=2, duration=0.95, rate=None, on_interval=lambda _: None)
     Deferred.fromCoroutine(load.run())
     network.advance(0.5)
     services.made[0].transport.abortConnection()
     network.advance(3)
-    told = of_load(load)
+    told = load_result(load)
     assert told["sent"] == told["received"] == 10
     assert told["errors"] == {"reset": 1}
 
@@ -308,15 +314,15 @@ def test_stop(network: MemoryNetwork) -> None:
 def test_stop_while_connecting(network: MemoryNetwork) -> None:
     """At Ctrl-C before anything was sent there is nothing to say, and nothing to wait for."""
     connector = SlowWay(network, MemoryTarget("memory:"), 10.0)
-    load = Load(connector, 64, connections=2, duration=1.0, rate=None, tell=lambda _: None)
+    load = Load(connector, 64, connections=2, duration=1.0, rate=None, on_interval=lambda _: None)
     done: list[None] = []
     Deferred.fromCoroutine(load.run()).addCallback(done.append)
     assert not done
     load.stop()
     network.settle()
     assert done
-    assert of_load(load)["sent"] == of_load(load)["connections_made"] == 0
-    assert of_load(load)["errors"] == {"refused": 1}  # by whom it was refused before
+    assert load_result(load)["sent"] == load_result(load)["connections_made"] == 0
+    assert load_result(load)["errors"] == {"refused": 1}  # by whom it was refused before
 
 
 def busy(cpu: float, waited: float) -> Iterator[Usage]:
@@ -327,7 +333,7 @@ def busy(cpu: float, waited: float) -> Iterator[Usage]:
 def test_bottleneck_in_a_closed_loop(network: MemoryNetwork) -> None:
     """A client that was always busy, or waited for a processor, says that it may be the limit."""
     Services(network, lambda now: now + 0.1)
-    run = Run(network, duration=2.0, use=busy(1.5, 0.4))
+    run = Run(network, duration=2.0, usage=busy(1.5, 0.4))
     network.advance(3)
     assert run.values["client_processor_fraction"] == 0.75
     assert run.values["client_waited_fraction"] == 0.2
@@ -338,7 +344,7 @@ def test_bottleneck_in_a_closed_loop(network: MemoryNetwork) -> None:
 def test_no_bottleneck(network: MemoryNetwork) -> None:
     """A client that was not always busy was not the limit."""
     Services(network, lambda now: now + 0.1)
-    run = Run(network, duration=2.0, use=busy(1.0, 0.4))
+    run = Run(network, duration=2.0, usage=busy(1.0, 0.4))
     network.advance(3)
     assert not run.values["client_was_bottleneck"]
     assert "bottleneck" not in run.lines
@@ -365,7 +371,7 @@ def test_bottleneck_in_an_open_loop() -> None:
     # And each counts from when it should have left.
     assert run.values["latency_seconds"]["p50"] >= 0.002
     assert run.values["client_was_bottleneck"]
-    assert "one message in a hundred left 2.0" in run.lines
+    assert "one message in a hundred was sent 2.0" in run.lines
 
 
 def test_too_slow_for_its_rate() -> None:
@@ -375,19 +381,19 @@ def test_too_slow_for_its_rate() -> None:
     run = Run(network, duration=2.0, rate=3.0)
     network.advance(5)
     assert run.values["sent_messages_per_second"] < 3
-    assert "of 3.0 messages a second could leave" in run.lines
+    assert "of 3.0 messages a second could be sent" in run.lines
 
 
 def test_usage() -> None:
     """What this process has had of the machine only grows."""
-    before = usage()
+    before = process_usage()
     assert sum(range(100_000))
-    after = usage()
+    after = process_usage()
     assert after.cpu > before.cpu
     assert after.waited >= before.waited >= 0
 
 
 def test_usage_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that does not say how long a process waited says 0."""
-    monkeypatch.setattr("echod.client.load.SCHEDSTAT", "/nonexistent")
-    assert usage().waited == 0.0
+    monkeypatch.setattr("echod.client.statistics.SCHEDSTAT", "/nonexistent")
+    assert process_usage().waited == 0.0

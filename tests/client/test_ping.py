@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from echod.client.ping import Ping, Probe
-from echod.client.report import is_right, lines_of_ping, of_ping
+from echod.client.ping import Ping, PingReply
+from echod.client.report import is_ok, ping_result
+from echod.client.text import ping_lines
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from tests.client.memory import Services, memory_way
@@ -20,9 +21,9 @@ class Run:
 
     def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
         self.network = network
-        self.probes: list[Probe] = []
+        self.replies: list[PingReply] = []
         options = {"size": 64, "interval": 1.0, "count": 3, **options}
-        self.ping = Ping(memory_way(network, timeout), tell=self.probes.append, **options)
+        self.ping = Ping(memory_way(network, timeout), on_reply=self.replies.append, **options)
         self.done = False
         Deferred.fromCoroutine(self._run())
         network.settle()
@@ -35,7 +36,7 @@ class Run:
     def counts(self) -> dict[str, int]:
         """What is not 0."""
         names = ("received", "lost", "late", "damaged", "damaged_bytes", "unexpected", "under_way")
-        told = of_ping(self.ping)
+        told = ping_result(self.ping)
         assert told["sent"] == sum(
             told[each] for each in names if each[-5:] not in ("bytes", "ected")
         )
@@ -52,14 +53,14 @@ def test_all_right(network: MemoryNetwork) -> None:
     services = Services(network, lambda now: now + 0.25)
     run = Run(network)
     network.advance(2.2)
-    assert [probe.number for probe in run.probes] == [0, 1]
+    assert [reply.number for reply in run.replies] == [0, 1]
     assert not run.done
     network.advance(0.1)
-    assert run.probes == [Probe(number, 0.25, 0, late=False) for number in range(3)]
+    assert run.replies == [PingReply(number, 0.25, 0, late=False) for number in range(3)]
     assert run.done
     assert run.counts == {"received": 3}
-    assert is_right(run.ping)
-    assert of_ping(run.ping)["round_trip_seconds"] == {
+    assert is_ok(run.ping)
+    assert ping_result(run.ping)["round_trip_seconds"] == {
         **dict.fromkeys(("min", "mean", "p50", "p90", "p99", "max"), 0.25),
         "jitter": 0.0,
     }
@@ -71,9 +72,9 @@ def test_at_their_times(network: MemoryNetwork) -> None:
     Services(network, lambda now: 5.0)
     run = Run(network, count=4)
     network.advance(10)
-    assert [round(probe.seconds, 6) for probe in run.probes] == [5.0, 4.0, 3.0, 2.0]
-    assert of_ping(run.ping)["round_trip_seconds"]["jitter"] == 1.0
-    assert is_right(run.ping)
+    assert [round(reply.seconds, 6) for reply in run.replies] == [5.0, 4.0, 3.0, 2.0]
+    assert ping_result(run.ping)["round_trip_seconds"]["jitter"] == 1.0
+    assert is_ok(run.ping)
 
 
 def test_late(network: MemoryNetwork) -> None:
@@ -81,10 +82,10 @@ def test_late(network: MemoryNetwork) -> None:
     Services(network, lambda now: max(4.0, now))
     run = Run(network, timeout=3.0)
     network.advance(10)
-    assert [probe.late for probe in run.probes] == [True, False, False]
+    assert [reply.late for reply in run.replies] == [True, False, False]
     assert run.counts == {"received": 2, "late": 1}
-    assert not is_right(run.ping)
-    assert of_ping(run.ping)["round_trip_seconds"]["max"] == 4.0
+    assert not is_ok(run.ping)
+    assert ping_result(run.ping)["round_trip_seconds"]["max"] == 4.0
 
 
 def test_lost(network: MemoryNetwork) -> None:
@@ -96,8 +97,9 @@ def test_lost(network: MemoryNetwork) -> None:
     network.advance(1.2)
     assert run.done
     assert run.counts == {"lost": 3}
-    assert of_ping(run.ping)["round_trip_seconds"]["min"] is None
-    assert list(lines_of_ping(run.ping)) == [
+    assert ping_result(run.ping)["round_trip_seconds"]["min"] is None
+    assert list(ping_lines(ping_result(run.ping))) == [
+        "",
         "--- memory: ---",
         "3 sent, 0 received, 3 lost, 0 late, 0 damaged",
     ]
@@ -109,8 +111,8 @@ def test_damaged(network: MemoryNetwork) -> None:
     run = Run(network)
     network.advance(3)
     assert run.counts == {"damaged": 3, "damaged_bytes": 6}
-    assert [probe.damaged for probe in run.probes] == [2, 2, 2]
-    assert "3 damaged (6 bytes)" in list(lines_of_ping(run.ping))[1]
+    assert [reply.damaged for reply in run.replies] == [2, 2, 2]
+    assert "3 damaged (6 bytes)" in list(ping_lines(ping_result(run.ping)))[2]
 
 
 def test_unexpected(network: MemoryNetwork) -> None:
@@ -122,8 +124,8 @@ def test_unexpected(network: MemoryNetwork) -> None:
     assert run.ping.tally.unexpected == 1
     network.advance(3)
     assert run.counts == {"received": 2, "unexpected": 1}
-    assert "1 byte unexpected" in list(lines_of_ping(run.ping))[1]
-    assert not is_right(run.ping)
+    assert "1 byte unexpected" in list(ping_lines(ping_result(run.ping)))[2]
+    assert not is_ok(run.ping)
 
 
 @pytest.mark.parametrize(("end", "word"), [("finish", "closed"), ("abort", "reset")])
@@ -138,7 +140,7 @@ def test_ended_early(network: MemoryNetwork, end: str, word: str) -> None:
     assert run.done
     assert run.counts == {"lost": 3}
     assert run.ping.errors == {word: 1}
-    assert list(lines_of_ping(run.ping))[-1] == f"errors: {word} 1"
+    assert list(ping_lines(ping_result(run.ping)))[-1] == f"errors: {word} 1"
 
 
 def test_ended_after_the_last(network: MemoryNetwork) -> None:
@@ -161,8 +163,8 @@ def test_stop(network: MemoryNetwork) -> None:
     network.settle()
     assert run.done
     assert run.counts == {"received": 3, "under_way": 2}
-    assert is_right(run.ping)
-    assert "2 still under way" in list(lines_of_ping(run.ping))[1]
+    assert is_ok(run.ping)
+    assert "2 in flight" in list(ping_lines(ping_result(run.ping)))[2]
 
 
 def test_damaged_after_the_end(network: MemoryNetwork) -> None:
@@ -176,7 +178,7 @@ def test_damaged_after_the_end(network: MemoryNetwork) -> None:
     network.advance(2)
     assert run.done
     assert run.counts == {"under_way": 1}
-    assert run.probes == []
+    assert run.replies == []
 
 
 def test_stop_with_lost(network: MemoryNetwork) -> None:
@@ -206,7 +208,7 @@ def test_refused(network: MemoryNetwork) -> None:
     assert run.done
     assert run.ping.errors == {"refused": 1}
     assert run.ping.failure == "connection refused"
-    assert not is_right(run.ping)
+    assert not is_ok(run.ping)
 
 
 def test_who_does_not_close(network: MemoryNetwork) -> None:
@@ -234,7 +236,7 @@ def test_more_than_fits(network: MemoryNetwork) -> None:
     peer.stall()
     network.advance(5)
     assert run.ping.sent == 20
-    assert unsent(run.ping.stream.transport) < 300_000
+    assert unsent(run.ping.channels[0].transport) < 300_000
     seen = 0
     peer.resume()
     for _ in range(1000):
@@ -244,8 +246,8 @@ def test_more_than_fits(network: MemoryNetwork) -> None:
         if run.done:
             break
     assert run.counts == {"received": 20}
-    assert run.probes[0].seconds == pytest.approx(5.0)
-    assert run.probes[-1].seconds == pytest.approx(5.0 - 1.9)
+    assert run.replies[0].seconds == pytest.approx(5.0)
+    assert run.replies[-1].seconds == pytest.approx(5.0 - 1.9)
 
 
 def test_standing_still(network: MemoryNetwork) -> None:
@@ -260,9 +262,11 @@ def test_standing_still(network: MemoryNetwork) -> None:
     assert run.done
     # Six had left before, and the last of the sixty is late by half a second only.
     assert run.counts == {"received": 100}
-    assert of_ping(run.ping)["skipped"] == 59
-    assert "skipped: 59 messages, since this program stood still" in lines_of_ping(run.ping)
-    assert is_right(run.ping)
+    assert ping_result(run.ping)["skipped"] == 59
+    assert "skipped: 59 messages, due while this process was stopped" in ping_lines(
+        ping_result(run.ping)
+    )
+    assert is_ok(run.ping)
 
 
 def test_many(network: MemoryNetwork) -> None:
@@ -278,11 +282,17 @@ def test_many(network: MemoryNetwork) -> None:
 def test_stop_at_the_beginning(network: MemoryNetwork) -> None:
     """Who is interrupted when it has just connected sends nothing."""
     Services(network)
-    ping = Ping(memory_way(network), 64, interval=1.0, count=3, tell=lambda _: None)
-    ping.began = lambda _: ping.stop()
+    ping = Ping(
+        memory_way(network),
+        64,
+        interval=1.0,
+        count=3,
+        on_reply=lambda _: None,
+        on_connected=lambda _: ping.stop(),
+    )
     done: list[None] = []
     Deferred.fromCoroutine(ping.run()).addCallback(done.append)
     network.settle()
     assert done
-    assert of_ping(ping)["sent"] == 0
-    assert of_ping(ping)["failure"] is None
+    assert ping_result(ping)["sent"] == 0
+    assert ping_result(ping)["failure"] is None

@@ -21,7 +21,7 @@ from twisted.internet.testing import StringTransport
 from echod.client.connector import Connector
 from echod.client.pipe import WINDOW, Pipe
 from echod.client.reactor import PreciseReactor
-from echod.client.report import of_pipe
+from echod.client.report import pipe_result
 from echod.client.target import parse_target
 from tests import TIMEOUT
 from tests.programs.mirrors import Mirror
@@ -86,7 +86,7 @@ def test_files(mirror: Mirror, size: int) -> None:
     pipe, came = through(mirror, data)
     assert came == data
     assert (pipe.sent, pipe.received, pipe.failure) == (size, size, "")
-    assert of_pipe(pipe)["ok"]
+    assert pipe_result(pipe)["ok"]
     assert mirror.stop() == {"bytes": size, "connections": 1}
 
 
@@ -217,7 +217,7 @@ def test_faults(mirror: Mirror, said: str) -> None:
     pipe, came = through(mirror, data, timeout=0.3)
     assert pipe.failure.startswith(said)
     assert data.startswith(came)
-    assert not of_pipe(pipe)["ok"]
+    assert not pipe_result(pipe)["ok"]
     # A connection ends once, whatever was under way on it; and was not, where it was given up.
     ends = {"close": {"closed": 1}, "reset": {"reset": 1}, "silent": {"closed": 1}}
     assert pipe.connector.errors == ends.get(mirror.command[3], {})

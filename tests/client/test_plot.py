@@ -12,9 +12,10 @@ from twisted.internet.task import Clock
 
 from echod.client.connector import Connector
 from echod.client.histogram import Histogram
-from echod.client.load import Interval, Load
+from echod.client.load import Load
 from echod.client.plot import draw, label, load_run, over_time, points
-from echod.client.report import of_load
+from echod.client.report import load_result, to_json
+from echod.client.statistics import Interval
 from echod.client.target import parse_target
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -145,15 +146,15 @@ def test_underscore(tmp_path: Path) -> None:
 def test_load_run(tmp_path: Path) -> None:
     """What --json has written is read back, and can be drawn."""
     connector = Connector(Clock(), parse_target("h:7"), 1.0)
-    load = Load(connector, 64, connections=1, duration=1.0, rate=None, tell=lambda _: None)
+    load = Load(connector, 64, connections=1, duration=1.0, rate=None, on_interval=lambda _: None)
     times = Histogram()
     times.record([0.001, 0.002])
     load.tally.times.add(times)
-    load.intervals = [Interval.of(0.0, 1.0, times), Interval.of(1.0, 1.0, Histogram())]
-    told = of_load(load)
+    load.statistics.intervals = [Interval.of(0.0, 1.0, times), Interval.of(1.0, 1.0, Histogram())]
+    written = to_json(load_result(load))
     file = tmp_path / "run.json"
-    file.write_text(json.dumps(told))
-    assert load_run(str(file)) == {**told, "file": str(file)}
+    file.write_text(written)
+    assert load_run(str(file)) == {**json.loads(written), "file": str(file)}
     assert label(load_run(str(file))).startswith(f"{file}: h:7, ")
     draw([load_run(str(file))], str(tmp_path / "a.svg"))
 
@@ -185,7 +186,7 @@ def test_no_run(tmp_path: Path, written: str) -> None:
     """Something else is refused, such as what ping --json has written, or a picture."""
     file = tmp_path / "run.json"
     file.write_bytes(written.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match="no run that load --json has written"):
+    with pytest.raises(ValueError, match="not the output of load --json"):
         load_run(str(file))
 
 

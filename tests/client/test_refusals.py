@@ -79,8 +79,8 @@ def test_line(refusing: list[Found], good: Found, monkeypatch: pytest.MonkeyPatc
     _, out, _ = echod_client("ping", "-c", 1, "udp:echo.example:7")
     one, two = (f"127.0.0.1:{port}" for _, (_, port) in (refusing[0], good))
     assert out.splitlines()[:2] == [
-        f"echo of udp:echo.example:7 ({one}) by udp, 64 bytes a message",
-        f"{one} refuses, going on to {two}",
+        f"echo of udp:echo.example:7 ({one}) over UDP, 64 bytes a message",
+        f"{one} refused, trying {two}",
     ]
 
 

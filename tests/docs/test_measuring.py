@@ -30,13 +30,14 @@ from docutils import nodes
 
 from echod.client import errors as failures
 from echod.client.histogram import DIGITS, STEP, Histogram
-from echod.client.load import AT_ONCE, BUSY, LATE, SLOW
+from echod.client.load import AT_ONCE
 from echod.client.measurement import CLOSING
 from echod.client.options import parse, parser
+from echod.client.pacing import CHECKS_PER_TIMEOUT
 from echod.client.ping import MISSED
-from echod.client.pipe import CHECKS_PER_TIMEOUT, WINDOW
+from echod.client.pipe import WINDOW
 from echod.client.protocol import CHUNK
-from echod.client.report import is_right
+from echod.client.report import BUSY, LATE, SLOW, is_ok
 from echod.client.target import parse_target
 from echod.durations import format_duration
 from tests import ROOT, TIMEOUT
@@ -300,7 +301,7 @@ def test_percentiles() -> None:
 def test_words() -> None:
     """The table has each word for what became of a message, and which make the status 1."""
     outcomes = rows("What became of a message")[:8]
-    found = {word.replace(" ", "_"): wrong for word, wrong, _ in outcomes}
+    found = {word.replace("in flight", "under_way"): wrong for word, wrong, _ in outcomes}
     with Mirror("plain", "--udp") as mirror:
         told = echod_client("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 1, "--json").told
     names = list(told)
@@ -309,7 +310,7 @@ def test_words() -> None:
     for word, wrong in found.items():
         tally = SimpleNamespace(**{**dict.fromkeys(counts, 0), "sent": 2, "received": 1, word: 1})
         run: Any = SimpleNamespace(tally=tally, errors={})
-        assert is_right(run) == (wrong == "no"), word
+        assert is_ok(run) == (wrong == "no"), word
 
 
 ERRORS = {word for word, *_ in rows("What became of a message")[8:]}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from echod.client import commands
+from echod.client import runner
 from echod.client.main import main
 from tests import ROOT, TIMEOUT
 
@@ -67,7 +67,7 @@ def test_without_any_extra(missing: str, option: str) -> None:
 )
 def test_interrupt(before: Any, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C kills the process without a traceback, unless a shell has it ignored (sh: ``&``)."""
-    monkeypatch.setattr(commands, "run", lambda _: signal.getsignal(signal.SIGINT))
+    monkeypatch.setattr(runner, "run", lambda _: signal.getsignal(signal.SIGINT))
     signal.signal(signal.SIGINT, before)
     assert main(["ping", "h:7"]) == after
 
@@ -88,10 +88,8 @@ def test_missing(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is missing and of no extra is a mistake in the installation, and not hidden."""
-    monkeypatch.delitem(sys.modules, "echod.client.commands")
-    monkeypatch.setattr(
-        sys, "meta_path", [Finder("echod.client.commands", missing), *sys.meta_path]
-    )
+    monkeypatch.delitem(sys.modules, "echod.client.runner")
+    monkeypatch.setattr(sys, "meta_path", [Finder("echod.client.runner", missing), *sys.meta_path])
     if missing.startswith("hdrh"):
         assert main(["ping", "h:7"]) == 2
         assert capsys.readouterr().err.startswith("echod-client ping needs hdrhistogram, which")
@@ -102,5 +100,5 @@ def test_missing(
 
 def test_status(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exit status is that of the command, which has the options that were given."""
-    monkeypatch.setattr(commands, "run", lambda options: options.count)
+    monkeypatch.setattr(runner, "run", lambda options: options.count)
     assert main(["ping", "h:7", "-c", "3"]) == 3

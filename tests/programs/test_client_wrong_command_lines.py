@@ -38,7 +38,7 @@ PYTHON = re.compile(
 def process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Have a directory with some files, no reactor installed, and Ctrl-C as it was."""
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("echod.client.commands.installReactor", lambda _: None)
+    monkeypatch.setattr("echod.client.runner.installReactor", lambda _: None)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.json").touch()
@@ -127,10 +127,22 @@ WRONG = [
     ("load h:7 --compare a.json", "--compare is for --plot"),
     ("load h:7 --plot a.svg --compare a.json", "--compare a.json: no such file or directory"),
     ("load h:7 --plot a.svg --compare .", "--compare .: is a directory"),
-    ("load h:7 --plot a.svg --compare empty.json", "--compare empty.json: no run that"),
-    ("load h:7 --plot a.svg --compare list.json", "--compare list.json: no run that"),
-    ("load h:7 --plot a.svg --compare ping.json", "--compare ping.json: no run that"),
-    ("load h:7 --plot a.svg --compare bytes.json", "--compare bytes.json: no run that"),
+    (
+        "load h:7 --plot a.svg --compare empty.json",
+        "--compare empty.json: not the output of load --json",
+    ),
+    (
+        "load h:7 --plot a.svg --compare list.json",
+        "--compare list.json: not the output of load --json",
+    ),
+    (
+        "load h:7 --plot a.svg --compare ping.json",
+        "--compare ping.json: not the output of load --json",
+    ),
+    (
+        "load h:7 --plot a.svg --compare bytes.json",
+        "--compare bytes.json: not the output of load --json",
+    ),
     # targets
     ("pipe udp:h:7", "use TCP"),
     ("ping h", "has to be host:port"),

@@ -126,7 +126,7 @@ def test_interrupted_pipe(target: str) -> None:
     os.close(reading)
     os.close(writing)
     assert process.returncode == 1
-    said = f"echod-client pipe: {target}: interrupted; 5 of 5 bytes came out\n"
+    said = f"echod-client pipe: {target}: interrupted; wrote 5 of 5 bytes\n"
     assert err.decode() == said
 
 
@@ -294,7 +294,9 @@ def test_tls(tls: str, command: tuple[str, ...]) -> None:
 def test_tls_lines(tls: str) -> None:
     """And people see it, too."""
     run = client("ping", tls, "-c", "1")
-    assert re.search(rf"connected in {MS} ms, name and all, TLS handshake {MS} ms", run.stdout)
+    assert re.search(
+        rf"connected in {MS} ms with the name lookup, TLS handshake {MS} ms", run.stdout
+    )
     assert "TLS handshakes: min" in client("load", tls, "-d", "0.1").stdout
 
 

@@ -1,0 +1,79 @@
+"""Run a command in a reactor, until its end or a signal, and return the exit status."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.main import installReactor
+from twisted.logger import Logger
+
+from echod.client.commands import COMMANDS, Command, Unusable
+from echod.client.connector import Connector
+from echod.client.console import Console
+from echod.client.endpoint import BadTarget
+from echod.client.errors import of_file
+from echod.client.interrupts import handled
+from echod.client.options import WRONG
+from echod.client.reactor import PreciseReactor
+
+OK: Final = 0
+NOT_OK: Final = 1
+"""Exit statuses; :data:`~echod.client.options.WRONG` is the third."""
+
+log = Logger(namespace="echod")
+
+
+def run(options: Namespace) -> int:
+    """Run a command in a reactor of its own, and return the exit status."""
+    console = Console(options.command, sys.stdout, sys.stderr)
+    closed = [name for name, file in (("input", sys.stdin), ("output", sys.stdout)) if not file]
+    if closed:  # the next file that is opened would get its descriptor
+        console.print_error(f"standard {' and '.join(closed)} is closed")
+        return WRONG
+    try:
+        reactor = PreciseReactor()  # type: ignore[no-untyped-call]
+        installReactor(reactor)  # Twisted's TLS uses the global reactor
+        return perform(reactor, options, console)
+    except OSError as error:  # RLIMIT_NOFILE is too low for the first few descriptors
+        console.print_error(f"{of_file(error)}: raise the limit (ulimit -n)")
+        return WRONG
+
+
+def perform(reactor: Any, options: Namespace, console: Console) -> int:
+    """Run a command in ``reactor``, until its end or a signal, and return the exit status.
+
+    :raises OSError: where no file descriptor is left.
+    """
+    try:
+        connector = Connector(reactor, options.target, options.timeout)
+        command: Command = COMMANDS[options.command](connector, options, console)
+    except (BadTarget, Unusable) as error:
+        console.print_error(str(error))
+        return WRONG
+    console.on_broken = command.run.stop
+    ended: Deferred[None] = Deferred()
+    status = NOT_OK
+
+    async def measure() -> None:
+        nonlocal status
+        try:
+            await command.run.run()
+            if command.finish() and not console.is_broken:
+                status = OK
+        except Exception:
+            log.failure("echod-client fails")
+        ended.callback(None)
+        reactor.stop()
+
+    def interrupted() -> Deferred[None]:
+        command.run.stop()
+        return ended
+
+    reactor.addSystemEventTrigger("before", "shutdown", interrupted)
+    reactor.callWhenRunning(Deferred.fromCoroutine, measure())
+    with handled(lambda: command.run.sent > 0, lambda: reactor.callFromThread(reactor.stop)):
+        reactor.run(installSignalHandlers=False)
+    return status

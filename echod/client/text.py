@@ -1,0 +1,118 @@
+"""Results of ping and load as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from echod.client.endpoint import short_name
+from echod.client.ping import PingReply
+from echod.client.report import Result, bottleneck, in_ms
+
+PROTOCOLS: Final = {"unix": "a UNIX socket"}
+"""How a heading names a protocol; the others are in capitals."""
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def over(protocol: str, size: int) -> str:
+    """Return the protocol and the size of a message, for a heading."""
+    name = PROTOCOLS.get(protocol, protocol.upper())
+    return f"over {name}, {plural(size, 'byte')} a message"
+
+
+def reply_line(reply: PingReply) -> str:
+    """Return the line for one reply of a ping."""
+    marks = [f"{plural(reply.damaged, 'byte')} wrong"] if reply.damaged else []
+    marks += ["late"] if reply.late else []
+    return ", ".join([f"seq={reply.number} {in_ms(reply.seconds)} ms", *marks])
+
+
+def times_line(times: Result) -> str:
+    """Return the line for a :func:`summary`."""
+    return ", ".join(f"{name} {in_ms(value)}" for name, value in times.items()) + " ms"
+
+
+def counts_line(result: Result) -> str:
+    """Return the line for what became of the messages."""
+    names = ["sent", "received", "lost", "late", "damaged"]
+    is_udp = result["protocol"] == "udp"
+    names += ["duplicated", "reordered"] if is_udp else []
+    parts = {name: f"{result[name]:,} {name}" for name in names}
+    if result["damaged"]:
+        parts["damaged"] += f" ({plural(result['damaged_bytes'], 'byte')})"
+    if result["unexpected"]:
+        noun = "datagram" if is_udp else "byte"
+        parts["unexpected"] = f"{plural(result['unexpected'], noun)} unexpected"
+    if result["under_way"]:
+        parts["under_way"] = f"{result['under_way']:,} in flight"
+    return ", ".join(parts.values())
+
+
+def errors_lines(errors: dict[str, int]) -> Iterator[str]:
+    """Yield the line for the errors, if there were any."""
+    if errors:
+        each = (f"{word.replace('_', ' ')} {count:,}" for word, count in errors.items())
+        yield "errors: " + ", ".join(each)
+
+
+def ping_lines(result: Result) -> Iterator[str]:
+    """Yield the summary of a ping."""
+    yield ""
+    yield f"--- {short_name(result['target'])} ---"
+    yield counts_line(result)
+    if result["skipped"]:
+        yield f"skipped: {plural(result['skipped'], 'message')}, due while this process was stopped"
+    times = dict(result["round_trip_seconds"])
+    jitter = times.pop("jitter")
+    if times["max"] is not None:
+        more = "" if jitter is None else f"; jitter {in_ms(jitter)} ms"
+        yield f"round trip: {times_line(times)}{more}"
+    yield from errors_lines(result["errors"])
+
+
+def load_lines(result: Result) -> Iterator[str]:
+    """Yield the summary of a load."""
+    asked, seconds = result["asked_messages_per_second"], result["duration_seconds"]
+    connections = plural(result["connections"], "connection")
+    name, address = short_name(result["target"]), result["address"]
+    heading = over(result["protocol"], result["size_bytes"])
+    yield f"load on {name} ({address}) {heading}, {connections}"
+    if result["connect_seconds"]["max"] is not None:
+        made = f"{result['connections_made']:,} of {result['connections']:,}"
+        yield f"connected: {made}: {times_line(result['connect_seconds'])}"
+    if result["tls_handshake_seconds"]["max"] is not None:
+        yield f"TLS handshakes: {times_line(result['tls_handshake_seconds'])}"
+    yield counts_line(result)
+    yield from errors_lines(result["errors"])
+    if result["connections_silent"]:
+        yield f"silent: {plural(result['connections_silent'], 'connection')} without any reply"
+    if not seconds:
+        return
+    yield (
+        f"throughput: {result['messages_per_second']:,.1f} messages a second, "
+        f"{result['bytes_per_second'] / 1e6:,.3f} MB/s each way, for {seconds:.1f} s"
+    )
+    if asked is None:
+        yield (
+            "closed loop: each message was sent when the reply to the one before had arrived; "
+            "while the service stalled, nothing was sent"
+        )
+        if result["lost"] and result["protocol"] == "udp":
+            yield (
+                f"each lost datagram stopped its socket for {result['timeout_seconds']:g} s: "
+                "set a --rate to avoid that"
+            )
+    else:
+        yield (
+            f"open loop: {result['sent_messages_per_second']:,.1f} messages a second sent, of "
+            f"{asked:,.1f} requested; late by {times_line(result['scheduling_error_seconds'])}"
+        )
+    if result["latency_seconds"]["max"] is not None:
+        yield f"latency: {times_line(result['latency_seconds'])}"
+    why = bottleneck(result)
+    if why:
+        yield f"the client itself may have been the bottleneck: {why}"
