@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +27,14 @@ REACTORS: dict[str, Callable[[], Any]] = {
 }
 
 
-@functools.cache
+_made: dict[str, Any] = {}
+
+
 def reactor_of_kind(kind: str) -> Any:
-    return REACTORS[kind]()
+    """Return the one reactor of this kind."""
+    if kind not in _made:
+        _made[kind] = REACTORS[kind]()
+    return _made[kind]
 
 
 def turn(reactor: Any, seconds: float = 0) -> None:
@@ -41,3 +45,28 @@ def turn(reactor: Any, seconds: float = 0) -> None:
         loop.run_forever()
     else:
         reactor.iterate(seconds)
+
+
+def settle_all() -> None:
+    """Finish what a test has begun on any reactor, such as closing a port; fail on a leftover."""
+    for reactor in _made.values():
+        for _ in range(100):
+            if not _left(reactor) and not _due(reactor):
+                break
+            turn(reactor)
+        else:
+            left = _left(reactor)
+            reactor.removeAll()
+            raise AssertionError(f"a test has left these open: {left}")
+
+
+def _left(reactor: Any) -> list[Any]:
+    return [
+        each
+        for each in (*reactor.getReaders(), *reactor.getWriters())
+        if each not in reactor._internalReaders
+    ]
+
+
+def _due(reactor: Any) -> list[Any]:
+    return [call for call in reactor.getDelayedCalls() if call.getTime() <= reactor.seconds()]

@@ -10,8 +10,6 @@ import pytest
 
 from tests import ROOT
 
-pytestmark = pytest.mark.benchmark
-
 COMMANDS = [
     path
     for path in sorted((ROOT / "benchmarks").glob("*.py"))

@@ -12,8 +12,6 @@ from tests.benchmarks.running import benchmark, needs_cc, short_run
 
 client = benchmark("client")
 
-pytestmark = pytest.mark.benchmark
-
 
 @needs_cc
 @pytest.mark.skipif(not shutil.which("socat"), reason="socat is what pipe is compared with")

@@ -9,8 +9,6 @@ import pytest
 
 from tests.benchmarks.running import benchmark, short_run
 
-pytestmark = pytest.mark.benchmark
-
 
 @pytest.fixture(scope="module")
 def output() -> str:

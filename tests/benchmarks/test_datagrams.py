@@ -10,8 +10,6 @@ import pytest
 from tests import ROOT
 from tests.benchmarks.running import benchmark, short_run
 
-pytestmark = pytest.mark.benchmark
-
 datagrams = benchmark("datagrams")
 
 

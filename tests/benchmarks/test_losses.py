@@ -8,8 +8,6 @@ import pytest
 
 from tests.benchmarks.running import short_run
 
-pytestmark = pytest.mark.benchmark
-
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[str]]:

@@ -22,8 +22,6 @@ import pytest
 from tests import ROOT, TIMEOUT
 from tests.benchmarks.running import benchmark, needs_cc
 
-pytestmark = pytest.mark.benchmark
-
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "speed.py")]
 
 

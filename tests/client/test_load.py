@@ -23,7 +23,7 @@ from echod.client.text import load_lines
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.client.memory import MemoryTarget, Services, memory_way
-from tests.endpoints.server import Peers
+from tests.streams.server import Peers
 
 
 class Run:

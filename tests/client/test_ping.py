@@ -13,7 +13,7 @@ from echod.client.text import ping_lines
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from tests.client.memory import Services, memory_way
-from tests.endpoints.server import Peers
+from tests.streams.server import Peers
 
 
 class Run:

@@ -21,12 +21,12 @@ from echod.events import Accepted, Closed, Ending, HalfClosed, HandshakeDone, Op
 from echod.protocol import MAX_BUFFERED
 from echod.timeouts import FIRST_BYTE
 from echod.transport import unsent
-from tests.endpoints.memory import MemoryEndpoints
-from tests.endpoints.proxy import ProxyEndpoints
-from tests.endpoints.server import EchoServer, Peers
-from tests.endpoints.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
-from tests.endpoints.tls import TLSEndpoints
 from tests.reactors import REACTORS
+from tests.streams.memory import MemoryEndpoints
+from tests.streams.proxy import ProxyEndpoints
+from tests.streams.server import EchoServer, Peers
+from tests.streams.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
+from tests.streams.tls import TLSEndpoints
 
 MIB = 1 << 20
 

@@ -28,7 +28,7 @@ from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.coroutines import now
 from tests.daemon.failing_binds import expect_failing_binds
-from tests.endpoints.server import Peers
+from tests.streams.server import Peers
 
 
 class Listener:

@@ -27,7 +27,7 @@ from echod.events import (
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.udp import DatagramEcho, EchoDatagrams
-from tests.endpoints.server import Peers
+from tests.streams.server import Peers
 from tests.unit.test_udp import FakeTransport
 
 PEER = IPv4Address("TCP", "192.0.2.1", 40000)

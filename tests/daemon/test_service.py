@@ -22,8 +22,8 @@ from echod.daemon.service import EchoService
 from echod.events import Ending
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
-from tests.endpoints.server import Peers
 from tests.recorder import Recorder
+from tests.streams.server import Peers
 
 
 class MemoryListener:

@@ -33,9 +33,9 @@ from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from echod.udp import EchoDatagrams
-from tests.endpoints.memory import MemoryEndpoints
-from tests.endpoints.server import Peers
-from tests.endpoints.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
+from tests.streams.memory import MemoryEndpoints
+from tests.streams.server import Peers
+from tests.streams.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
 
 MIB = 1 << 20
 LISTENING = ["tcp 127.0.0.1:7", "tcp [::1]:7"]

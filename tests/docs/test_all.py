@@ -25,8 +25,8 @@ from echod.testing import MemoryNetwork, Peer
 from echod.timeouts import FIRST_BYTE
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
-from tests.endpoints.server import Peers
 from tests.recorder import Recorder
+from tests.streams.server import Peers
 
 DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.rst")),

@@ -49,8 +49,6 @@ from tests.docs.test_operating import needs
 from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
 
-pytestmark = pytest.mark.once
-
 DOCUMENT = tree(ROOT / "docs" / "measuring.rst")
 TEXT = " ".join((ROOT / "docs" / "measuring.rst").read_text().split())
 

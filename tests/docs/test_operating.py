@@ -44,8 +44,6 @@ from tests.programs.sockets import receive_all
 # The client is no part of the daemon, and has no log.
 SOURCES = sorted(set((ROOT / "echod").rglob("*.py")) - set((ROOT / "echod").glob("client/*.py")))
 
-pytestmark = pytest.mark.once
-
 DOCUMENT = tree(ROOT / "docs" / "operating.rst")
 TEXT = " ".join((ROOT / "docs" / "operating.rst").read_text().split())
 ALERTS = ROOT / "docs" / "alerts.yml"

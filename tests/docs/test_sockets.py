@@ -35,8 +35,6 @@ from tests import ROOT, TIMEOUT
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
 
-pytestmark = pytest.mark.once
-
 TEXT = (ROOT / "docs" / "sockets.rst").read_text()
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} \[")

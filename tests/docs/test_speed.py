@@ -33,8 +33,6 @@ from tests import ROOT, TIMEOUT
 from tests.benchmarks.running import benchmark, needs_cc
 from tests.docs.test_all import blocks, section, tree
 
-pytestmark = pytest.mark.benchmark
-
 PATH = ROOT / "docs" / "speed.rst"
 README = ROOT / "README.rst"
 FIGURES = ROOT / "docs" / "speed.json"

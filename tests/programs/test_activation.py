@@ -17,10 +17,10 @@ import pytest
 
 from tests import TIMEOUT
 from tests.authority import Authority
-from tests.endpoints.proxy import proxy_header
 from tests.programs.activation import socket_activation
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
+from tests.streams.proxy import proxy_header
 
 JOURNAL = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.journal", "echod")
 JSON = ("-n", "--pidfile=", "--logger", "echod.daemon.logs.json_lines", "echod")

@@ -22,9 +22,9 @@ from echod.daemon.chroot import prepare
 from echod.daemon.errors import CannotServe
 from tests import TIMEOUT
 from tests.authority import Authority
-from tests.endpoints.proxy import proxy_header
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
+from tests.streams.proxy import proxy_header
 
 NOBODY = 65534
 
@@ -165,7 +165,6 @@ def twistd(root: Path, *words: str) -> tuple[str, ...]:
 
 
 @needs_root
-@pytest.mark.once
 def test_by_default(root: Path) -> None:
     """In an empty directory both loopbacks are served."""
     with Daemon("--port", "0", twistd=twistd(root)) as daemon:
@@ -178,7 +177,6 @@ def test_by_default(root: Path) -> None:
 
 
 @needs_root
-@pytest.mark.once
 def test_privileges_are_dropped(root: Path) -> None:
     """With --uid and --gid it listens as root, and serves as that user of etc/passwd."""
     words = ("--uid", str(NOBODY), "--gid", str(NOBODY))
@@ -206,7 +204,6 @@ def last_line(*options: str, twistd: tuple[str, ...]) -> str:
     return daemon.lines[-1]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -223,7 +220,6 @@ def test_one_line(root: Path, words: tuple[str, ...], says: str) -> None:
 
 
 @needs_root
-@pytest.mark.once
 def test_a_port_in_use(root: Path) -> None:
     """A port in use is one line inside, too."""
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -321,7 +317,6 @@ class Inside:
 
 
 @needs_root
-@pytest.mark.once
 @pytest.mark.parametrize(
     "words",
     [
@@ -353,7 +348,6 @@ def test_nothing_is_loaded_late(root: Path, tmp_path: Path, words: tuple[str, ..
 
 
 @needs_root
-@pytest.mark.once
 def test_reload_inside(root: Path, tmp_path: Path) -> None:
     """SIGHUP loads certificates whose files are inside by the same path."""
     with Inside(root, Authority(tmp_path)) as service:

@@ -11,8 +11,6 @@ import pytest
 from tests.client.memory import echod_client
 from tests.programs.mirrors import Mirror
 
-pytestmark = pytest.mark.once
-
 COUNTS = ("lost", "late", "damaged", "duplicated", "reordered", "unexpected", "under_way")
 
 

@@ -253,7 +253,6 @@ def test_any_arguments(answer: Any, arguments: list[str]) -> None:
     assert answer("ping", *arguments, "h:0")[0] == 2
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("argument", [b"h\xff:x", b"-\xff", b"--\xff=\xff", b"unix:\xff:\xff"])
 def test_bytes(argument: bytes) -> None:
     """Arguments that are no UTF-8 are shown in ASCII."""

@@ -45,10 +45,7 @@ endpoint.listen(factory).addCallback(lambda port: client.connect(port.socket.get
 reactor.run()
 """
 
-pytestmark = [
-    pytest.mark.once,
-    pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime; .ci/run installs it"),
-]
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime; .ci/run installs it")
 
 
 class TimeOfDay:

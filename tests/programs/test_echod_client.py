@@ -27,8 +27,6 @@ from tests.client.memory import MS, tls_target
 from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
 
-pytestmark = pytest.mark.once
-
 CLIENT = str(Path(sys.executable).with_name("echod-client"))
 COLUMNS = 40
 

@@ -24,7 +24,6 @@ def ending(port: int, stack: contextlib.ExitStack) -> str:
         return "RST"
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("prefix", "twistd", "options", "clients"),
     [

@@ -16,8 +16,6 @@ from tests import TIMEOUT
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
 
-pytestmark = pytest.mark.once
-
 MIB = 1 << 20
 
 CONFIGURATION = """

@@ -7,8 +7,6 @@ import signal
 import time
 from contextlib import suppress
 
-import pytest
-
 from tests import TIMEOUT
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
@@ -16,7 +14,6 @@ from tests.programs.sockets import receive_all
 PEERS = 300
 
 
-@pytest.mark.once
 def test_drain_without_memory() -> None:
     """The drain ends at its deadline, and no peer takes a part of its reply for the whole."""
     options = ("--port", "0", "--interface", "127.0.0.1", "--drain-timeout", "1", "--quiet")

@@ -16,8 +16,6 @@ from tests import TIMEOUT
 from tests.programs.mirrors import HOST, LIMIT, Mirror
 from tests.programs.sockets import receive_all
 
-pytestmark = pytest.mark.once
-
 STREAMS = ["plain", "delay --seconds .01", "late --every 9 --size 9999 --seconds .01"]
 """Those that answer everything, if late."""
 

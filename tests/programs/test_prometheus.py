@@ -21,8 +21,6 @@ from tests import TIMEOUT
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
 
-pytestmark = pytest.mark.once
-
 MILLION = 1_000_000
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from tests import TIMEOUT
-from tests.endpoints.proxy import proxy_header
 from tests.programs.daemon import TWISTD, Daemon
 from tests.programs.sockets import receive_all
+from tests.streams.proxy import proxy_header
 
 MIB = 1 << 20
 

@@ -22,8 +22,6 @@ from docutils import nodes
 from tests import ROOT
 from tests.docs.test_all import blocks, section, tree
 
-pytestmark = pytest.mark.systemd
-
 LIMIT = 300
 """Seconds for all of it; it takes less than 60."""
 

@@ -43,10 +43,10 @@ from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.udp import EchoDatagrams
 from tests import ROOT, TIMEOUT
-from tests.endpoints.server import Peers
-from tests.endpoints.sockets import TCP4Endpoints
 from tests.reactors import REACTORS, reactor_of_kind, turn
 from tests.recorder import Recorder
+from tests.streams.server import Peers
+from tests.streams.sockets import TCP4Endpoints
 
 BACK = -30.0
 """Seconds that the time of day is set by: more than TIMEOUT, so that a test of a timer that follows

@@ -17,8 +17,8 @@ from echod.handshake import Refusal
 from echod.limits import descriptors_left
 from echod.protocol import Echo
 from echod.testing import MemoryNetwork
-from tests.endpoints.server import Peers
 from tests.recorder import Recorder
+from tests.streams.server import Peers
 
 
 class EchoFactoryTests(SynchronousTestCase):

@@ -24,13 +24,13 @@ from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork
 from echod.tls import TLSFactory
 from echod.transport import unsent
-from tests.endpoints.memory import MemoryEndpoints
-from tests.endpoints.proxy import ProxyEndpoints
-from tests.endpoints.server import EchoServer, Peers
-from tests.endpoints.sockets import TCP4Endpoints
-from tests.endpoints.tls import TLSEndpoints
 from tests.reactors import REACTORS
 from tests.recorder import Recorder
+from tests.streams.memory import MemoryEndpoints
+from tests.streams.proxy import ProxyEndpoints
+from tests.streams.server import EchoServer, Peers
+from tests.streams.sockets import TCP4Endpoints
+from tests.streams.tls import TLSEndpoints
 
 run = pytest_twisted.ensureDeferred
 

@@ -33,9 +33,9 @@ from echod.fastpath import (
 )
 from echod.protocol import MAX_BUFFERED
 from echod.transport import kernel_socket, send_now
-from tests.endpoints.memory import MemoryEndpoints
-from tests.endpoints.server import EchoServer
-from tests.endpoints.sockets import TCP4Endpoints
+from tests.streams.memory import MemoryEndpoints
+from tests.streams.server import EchoServer
+from tests.streams.sockets import TCP4Endpoints
 
 run = pytest_twisted.ensureDeferred
 

@@ -31,9 +31,9 @@ from echod.protocol import MAX_BUFFERED
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from tests import TIMEOUT
-from tests.endpoints.server import Peers
 from tests.reactors import REACTORS, reactor_of_kind, turn
 from tests.recorder import Recorder
+from tests.streams.server import Peers
 
 CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED, Ending.UNUSED}
 

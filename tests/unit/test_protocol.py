@@ -18,8 +18,8 @@ from echod.factory import EchoFactory
 from echod.protocol import Echo
 from echod.testing import MemoryNetwork
 from echod.timeouts import QUIET
-from tests.endpoints.server import Peers
 from tests.recorder import Recorder
+from tests.streams.server import Peers
 
 
 @implementer(ITCPTransport)

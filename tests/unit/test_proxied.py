@@ -19,9 +19,9 @@ from echod.proxy import ProxyFactory
 from echod.testing import MemoryNetwork, Peer
 from echod.timeouts import FIRST_BYTE, QUIET, Progress
 from echod.transport import lose
-from tests.endpoints.proxy import proxy_header
-from tests.endpoints.server import Peers
 from tests.recorder import Recorder
+from tests.streams.proxy import proxy_header
+from tests.streams.server import Peers
 
 CLIENT = IPv4Address("TCP", "203.0.113.1", 40000)
 HEADER = proxy_header(1, "203.0.113.1", 40000)

@@ -18,11 +18,11 @@ from echod.fastpath import UNCHECKED
 from echod.protocol import MAX_ORPHANED, Echo
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import kernel_send_queue, unsent
-from tests.endpoints.server import EchoServer, Peers
-from tests.endpoints.sockets import TCP4Endpoints, UNIXEndpoints
-from tests.endpoints.tls import TLSEndpoints
 from tests.reactors import REACTORS
 from tests.recorder import Recorder
+from tests.streams.server import EchoServer, Peers
+from tests.streams.sockets import TCP4Endpoints, UNIXEndpoints
+from tests.streams.tls import TLSEndpoints
 
 run = pytest_twisted.ensureDeferred
 

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 import echod.testing
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork, MemorySocket, Peer
-from tests.endpoints.server import Peers
+from tests.streams.server import Peers
 
 
 def pair(capacity: int = 4) -> tuple[MemorySocket, MemorySocket]:

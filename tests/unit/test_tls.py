@@ -34,8 +34,8 @@ from echod.transport import beneath, buffered, has_unread_input, lose, unsent
 from tests import TIMEOUT
 from tests.authority import Authority
 from tests.coroutines import now
-from tests.endpoints.memory import MemoryEndpoints
-from tests.endpoints.server import EchoServer, Peers
+from tests.streams.memory import MemoryEndpoints
+from tests.streams.server import EchoServer, Peers
 from tests.unit.records import Records, client_secret
 
 MIB = 1 << 20

@@ -15,8 +15,8 @@ from echod.daemon.logs import RateLimitedSummary
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 from echod.transport import receive_urgent_inline
-from tests.endpoints.proxy import proxy_header
-from tests.endpoints.sockets import SocketEndpoints, TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
+from tests.streams.proxy import proxy_header
+from tests.streams.sockets import SocketEndpoints, TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
 
 run = pytest_twisted.ensureDeferred
 

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
 
 from echod.testing import MemoryNetwork, Peer
-from tests.endpoints.base import Endpoints
+from tests.streams.base import Endpoints
 
 T = TypeVar("T")
 

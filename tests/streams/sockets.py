@@ -21,8 +21,8 @@ from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock
 
 from tests import TIMEOUT
-from tests.endpoints.base import Endpoints
 from tests.reactors import reactor_of_kind, turn
+from tests.streams.base import Endpoints
 
 T = TypeVar("T")
 

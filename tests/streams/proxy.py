@@ -13,7 +13,7 @@ from twisted.internet.protocol import Factory
 from echod.events import HeaderRead
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
-from tests.endpoints.sockets import TCP4Endpoints
+from tests.streams.sockets import TCP4Endpoints
 
 
 def proxy_header(version: int, host: str, port: int) -> bytes:

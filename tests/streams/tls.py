@@ -24,7 +24,7 @@ from echod.testing import Peer
 from echod.tls import TLSFactory
 from echod.transport import beneath
 from tests.authority import Authority
-from tests.endpoints.sockets import TCP4Endpoints
+from tests.streams.sockets import TCP4Endpoints
 
 
 class TLSPeer(TLSMemoryBIOProtocol):

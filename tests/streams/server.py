@@ -14,8 +14,8 @@ from echod.events import Ending
 from echod.factory import EchoFactory
 from echod.testing import Peer
 from tests import TIMEOUT
-from tests.endpoints.memory import MemoryEndpoints
 from tests.recorder import Recorder
+from tests.streams.memory import MemoryEndpoints
 
 
 class Peers(Factory):

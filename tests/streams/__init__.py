@@ -1,0 +1,1 @@
+"""Kinds of stream, each as a pair of endpoints, and an echo server on them."""
