@@ -156,9 +156,11 @@ def echo_listeners(
                 "add --listen ssl:systemd:name=tls:privateKey=FILE:certKey=FILE"
             )
     if not listeners and (options["says-where"] or not left):
-        listeners.append(TCPListener(reactor, options["port"], options["interface"]))
+        listeners.append(TCPListener("", reactor, options["port"], options["interface"]))
     if left:
-        listeners.append(PassedListener(reactor, adopt(left, datagrams=True), datagrams))
+        listeners.append(
+            PassedListener("LISTEN_FDS", reactor, adopt(left, datagrams=True), datagrams)
+        )
     return listeners
 
 
@@ -172,7 +174,7 @@ def metrics_listeners(
     listeners: list[Listener] = []
     passed = adopt([each for each in sockets if each.name == METRICS])
     if passed:
-        listeners.append(PassedListener(reactor, passed))
+        listeners.append(PassedListener("LISTEN_FDS", reactor, passed))
     description = options["metrics"]
     if description is not None:
         if description.lower().startswith("systemd:"):

@@ -252,13 +252,13 @@ def closed(ports: Ports, factory: EchoFactory) -> None:
 def test_descriptors_refused(tmp_path: Path, passed: bool) -> None:
     """A peer cannot send a descriptor over a UNIX socket, and its bytes come back."""
     path, reactor, factory = str(tmp_path / "socket"), reactor_of_kind("epoll"), EchoFactory()
-    listener: Any = UNIXListener(reactor, str(path), "--listen")
+    listener: Any = UNIXListener("--listen", reactor, str(path))
     sock = socket.socket(socket.AF_UNIX)
     if passed:
         sock.bind(path)
         sock.listen()
         sock.setblocking(False)
-        listener = PassedListener(reactor, [sock])
+        listener = PassedListener("-", reactor, [sock])
     ports = opened(listener, factory)
     peer = Descriptors(path)
     with refused():
@@ -279,7 +279,7 @@ def test_older_kernel(
     monkeypatch.setattr(kernel, "SO_PASSRIGHTS", 9999)
     path, reactor = str(tmp_path / "socket"), reactor_of_kind("epoll")
     factory = EchoFactory(fast_path=fast_path)
-    ports = opened(UNIXListener(reactor, str(path), "--listen"), factory)
+    ports = opened(UNIXListener("--listen", reactor, str(path)), factory)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert [event["path"] for event in log if event.get("event") == "unix-mode"] == [path]
     peer = Descriptors(path)
@@ -302,9 +302,7 @@ def test_older_kernel_with_a_mode(
     """A mode that is asked for counts on any kernel."""
     monkeypatch.setattr(kernel, "SO_PASSRIGHTS", 9999)
     path, factory = str(tmp_path / "socket"), EchoFactory()
-    ports = opened(
-        UNIXListener(reactor_of_kind("epoll"), str(path), "--listen", mode=0o660), factory
-    )
+    ports = opened(UNIXListener("--listen", reactor_of_kind("epoll"), path, mode=0o660), factory)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
     assert not [event for event in log if event.get("event") == "unix-mode"]
     closed(ports, factory)

@@ -34,10 +34,10 @@ class EndpointListenerTests(SynchronousTestCase):
         """It listens on the endpoint that is described."""
         reactor = MemoryReactor()
         factory = EchoFactory()
-        listener = EndpointListener(reactor, "tcp:7:interface=192.0.2.1", "--listen")
+        listener = EndpointListener("--listen", reactor, "tcp:7:interface=192.0.2.1")
         self.assertEqual(len(now(listener.listen(factory))), 1)
         self.assertEqual(reactor.tcpServers, [(7, factory, 50, "192.0.2.1")])
-        line = str(self.assertRaises(CannotServe, EndpointListener, reactor, "tcp:7:a:b:c", "--x"))
+        line = str(self.assertRaises(CannotServe, EndpointListener, "--x", reactor, "tcp:7:a:b:c"))
         self.assertIn("--x: its parameters do not fit", line)
 
     def test_malformed(self) -> None:
@@ -67,7 +67,7 @@ class EndpointListenerTests(SynchronousTestCase):
             async def listen(self, factory: Any) -> object:
                 return object()
 
-        listener = EndpointListener(MemoryReactor(), "tcp:0", "--listen 'once:'")
+        listener = EndpointListener("--listen 'once:'", MemoryReactor(), "tcp:0")
 
         class Failing:
             async def listen(self, factory: Any) -> object:

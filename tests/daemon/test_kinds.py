@@ -105,9 +105,9 @@ class EchoListenerTests(SynchronousTestCase):
                 )
             self.assertEqual(self.passed, [PassedSocket(999, "b")])
             self.assertEqual((listener.held_by_systemd, listener.tls), (True, False))
-            inner = getattr(listener, "_listener", listener)
+            inner = getattr(listener, "listener", listener)
             self.assertIsInstance(inner, PassedListener)
-            inner._sockets[0].close()
+            inner.sockets[0].close()
 
     def test_systemd_datagrams(self) -> None:
         """A datagram socket is served by its name, but for no header goes before a datagram."""
@@ -117,7 +117,7 @@ class EchoListenerTests(SynchronousTestCase):
             if description.startswith("haproxy:"):
                 self.assertIn("(a) is a datagram socket: ", self.refused(description, passed))
             else:
-                self.listener(description, passed)._sockets[0].close()
+                self.listener(description, passed).sockets[0].close()
 
     def test_wrong_systemd(self) -> None:
         """A description with anything wrong is answered with what is, and with what it takes."""

@@ -152,7 +152,7 @@ class AdoptTests(SynchronousTestCase):
         datagrams = EchoDatagrams(Clock())
         [sock] = adopt([passed_socket(datagram)], datagrams=True)
         self.addCleanup(sock.close)
-        listener = PassedListener(reactor, [sock], datagrams)
+        listener = PassedListener("-", reactor, [sock], datagrams)
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.addCleanup(client.close)
         client.connect(datagram.getsockname())
@@ -206,7 +206,7 @@ class TakeNamedTests(SynchronousTestCase):
         )
         for port in ports:
             port.stopListening()
-        for sock in (*listener._sockets, *adopt(rest)):
+        for sock in (*listener.sockets, *adopt(rest)):
             sock.close()
 
     def test_no_such_name(self) -> None:
@@ -227,8 +227,8 @@ class TakeNamedTests(SynchronousTestCase):
                 self.assertIn("(a) is a datagram socket: give it a socket unit of", str(error))
             else:
                 listener = take_named("a", passed, None, "--listen", datagrams)
-                self.assertEqual(len(listener._sockets), 2)
-                for opened in listener._sockets:
+                self.assertEqual(len(listener.sockets), 2)
+                for opened in listener.sockets:
                     opened.close()
 
 
@@ -254,7 +254,7 @@ async def test_served(family: Any, tmp_path: Path) -> None:
         )
         [sock] = adopt([passed_socket(systemd)])
         assert not sock.get_inheritable()
-        listener = PassedListener(reactor, [sock])
+        listener = PassedListener("-", reactor, [sock])
         assert listener.held_by_systemd
         for _ in range(2):
             factory = EchoFactory()

@@ -85,7 +85,7 @@ class MakeServiceTests(SynchronousTestCase):
         others = [listener for ports in service._others for listener in ports._listeners]
         for listener in (*echo, *others):
             if isinstance(listener, PassedListener):
-                for sock in listener._sockets:
+                for sock in listener.sockets:
                     sock.close()
         return [type(listener) for listener in echo], [type(listener) for listener in others]
 
@@ -154,7 +154,7 @@ class MakeServiceTests(SynchronousTestCase):
         """Sockets that systemd passes are served in place of the default."""
         self.pass_sockets(a=1, b=2)
         made = self.make()
-        self.assertEqual(len(made._echo._listeners[0]._sockets), 2)
+        self.assertEqual(len(made._echo._listeners[0].sockets), 2)
         self.assertEqual(self.listeners(made), ([PassedListener], []))
         self.assertEqual([name for name in os.environ if name.startswith("LISTEN_")], [])
 
@@ -175,7 +175,7 @@ class MakeServiceTests(SynchronousTestCase):
         [behind, rest] = made._echo._listeners
         self.assertIsInstance(behind, ProxyListener)
         self.assertIsInstance(rest, PassedListener)
-        for sock in (*behind._listener._sockets, *rest._sockets):
+        for sock in (*behind.listener.sockets, *rest.sockets):
             sock.close()
 
     def test_passed_by_the_name_of_all(self) -> None:

@@ -64,7 +64,7 @@ class TCPListenerTests(SynchronousTestCase):
 
     def listen(self, port: int, *interfaces: str, **errors: Any) -> list[tuple[str, int]]:
         self.reactor = FakeReactor(errors.get("errors", {}))
-        listener = TCPListener(self.reactor, port, interfaces)
+        listener = TCPListener("", self.reactor, port, interfaces)
         ports = now(listener.listen(EchoFactory()))
         return [(port.getHost().host, port.getHost().port) for port in ports]
 
@@ -155,7 +155,7 @@ class TCPDescriptionTests(SynchronousTestCase):
             (r"tcp6:0:interface=fe80\:\:1%lo", 0, "fe80::1%lo", BACKLOG),
         ):
             listener = self.listener(description)
-            found = listener._port, *listener._interfaces, listener._backlog
+            found = listener.port, *listener.interfaces, listener.backlog
             self.assertEqual(found, (port, interface, backlog), description)
 
     def test_default(self) -> None:
@@ -167,7 +167,7 @@ class TCPDescriptionTests(SynchronousTestCase):
             ("tcp:9862:interface=0.0.0.0", "0.0.0.0"),
         ):
             listener = self.listener(description, hosts=ON_LOOPBACK)
-            self.assertEqual(listener._interfaces, [interface])
+            self.assertEqual(listener.interfaces, [interface])
 
     def test_malformed(self) -> None:
         """A mistake is one line that says what is wrong, and what the option takes."""

@@ -155,7 +155,7 @@ def test_passed(authority: Authority) -> None:
         ]
         for port in ports:
             port.stopListening()
-        for sock in listener._listener._sockets:
+        for sock in listener.listener.sockets:
             sock.close()
 
 
@@ -193,13 +193,13 @@ def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -
 def test_reload(authority: Authority, log: list[LogEvent]) -> None:
     """Loaded anew is said in a line; what cannot be loaded in a critical one, the old stay."""
     listener = tls_listener(MemoryReactorClock(), ssl_port(authority), [])
-    first = listener._certificates()
+    first = listener.certificates()
     listener.reload()
-    second = listener._certificates()
+    second = listener.certificates()
     assert second is not first
     Path(authority.issue("server")[0]).unlink()
     listener.reload()
-    assert listener._certificates() is second
+    assert listener.certificates() is second
     assert [event["event"] for event in log] == ["reloaded", "unloaded"]
     assert "server.key: no such file" in formatEvent(log[1])
 

@@ -44,17 +44,15 @@ class UNIXListenerTests(SynchronousTestCase):
     def test_colons(self) -> None:
         """A colon in the path is written with a backslash, as in all of Twisted's endpoints."""
         listener: Any = self.listener("unix:/run/a\\:b:660:5:0")
-        self.assertEqual(
-            (listener._path, listener._mode, listener._backlog), ("/run/a:b", 0o660, 5)
-        )
+        self.assertEqual((listener.path, listener.mode, listener.backlog), ("/run/a:b", 0o660, 5))
         listener = self.listener("unix:lockfile=1:address=/run/x")
-        self.assertEqual((listener._path, listener._mode), ("/run/x", None))
+        self.assertEqual((listener.path, listener.mode), ("/run/x", None))
 
     def listen(self, **options: Any) -> tuple[Any, EchoFactory]:
         """Listen there, and return the port and the factory that it serves by."""
         factory = EchoFactory()
         reactor = reactor_of_kind("epoll")
-        [port] = now(UNIXListener(reactor, self.path, "-", **options).listen(factory))
+        [port] = now(UNIXListener("-", reactor, self.path, **options).listen(factory))
         return port, factory
 
     def stop(self, port: Any) -> None:
@@ -153,6 +151,6 @@ class UNIXListenerTests(SynchronousTestCase):
         """Where it cannot listen, no PATH.lock stays, and what is wrong is said."""
         Path(self.path).touch()
         reactor: Any = MemoryReactor()
-        listener = UNIXListener(reactor, self.path, "--listen", lockfile=True)
+        listener = UNIXListener("--listen", reactor, self.path, lockfile=True)
         self.assertRaises(CannotServe, lambda: now(listener.listen(EchoFactory())))
         self.assertEqual(os.listdir(self.directory), ["socket"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from twisted.internet.address import IPv4Address
@@ -29,6 +30,7 @@ NO_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 log = Logger(namespace="echod")
 
 
+@dataclass
 class Listener(ABC):
     """Opens the ports of one option.
 
@@ -39,12 +41,10 @@ class Listener(ABC):
     :cvar tls: whether the ports speak TLS.
     """
 
+    option: str
     protocol = "TCP"
     held_by_systemd = False
     tls = False
-
-    def __init__(self, option: str) -> None:
-        self._option = option
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen, and return the ports.
@@ -64,9 +64,10 @@ class Listener(ABC):
 
     def _option_for(self, error: Exception) -> str:  # noqa: ARG002 - subclasses choose by it
         """Return the option that ``error`` is about."""
-        return self._option
+        return self.option
 
 
+@dataclass
 class EndpointListener(Listener):
     """Listens on a Twisted server endpoint, of a plugin too.
 
@@ -74,16 +75,18 @@ class EndpointListener(Listener):
     :raises CannotServe: where Twisted cannot make an endpoint of it.
     """
 
-    def __init__(self, reactor: object, description: str, option: str) -> None:
-        super().__init__(option)
+    reactor: object
+    description: str
+
+    def __post_init__(self) -> None:
         try:
-            self.endpoint: Any = serverFromString(reactor, description)
+            self.endpoint: Any = serverFromString(self.reactor, self.description)
         except Exception as error:  # each kind of endpoint raises its own
-            kind, colon, _ = description.partition(":")
+            kind, colon, _ = self.description.partition(":")
             unknown = not colon or str(error).startswith("Unknown endpoint type")
             why = f"there is no endpoint {kind!r}" if unknown else "its parameters do not fit"
             raise CannotServe(
-                f"{option}: {why}; it takes a Twisted stream endpoint, "
+                f"{self.option}: {why}; it takes a Twisted stream endpoint, "
                 "such as tcp:65432:interface=127.0.0.1 or unix:/run/echod/socket"
             ) from error
 
@@ -94,21 +97,19 @@ class EndpointListener(Listener):
         return [port]
 
 
+@dataclass
 class IPListener(Listener):
     """Listens on one port number, on each of several addresses.
 
     :param port: 0 takes a free port, the same on each address.
-    :param interfaces: IP addresses. By default 127.0.0.1 and ::1; on a machine without IPv6,
+    :param interfaces: IP addresses. If empty, 127.0.0.1 and ::1; on a machine without IPv6,
         127.0.0.1 alone.
-    :param option: the option as typed, for error messages; empty: ``--port`` and
-        ``--interface``.
+    :param option: the option as typed; empty: ``--port`` and ``--interface``.
     """
 
-    def __init__(self, port: int, interfaces: Sequence[str], option: str) -> None:
-        super().__init__(option)
-        self._port = port
-        self._interfaces = interfaces or LOOPBACK
-        self._optional = () if interfaces else LOOPBACK[1:]
+    reactor: Any
+    port: int
+    interfaces: Sequence[str]
 
     @abstractmethod
     async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:
@@ -123,23 +124,24 @@ class IPListener(Listener):
                 for port in ports:
                     port.stopListening()
                 # A port that is free on one address may be in use on the next.
-                if self._port != 0 or error.socketError.errno != errno.EADDRINUSE:
+                if self.port != 0 or error.socketError.errno != errno.EADDRINUSE:
                     raise
             else:
                 return ports
         raise CannotServe(
-            f"{self._option or '--port 0'}: found no port that is free on "
-            f"{' and '.join(self._interfaces)}: name a port"
+            f"{self.option or '--port 0'}: found no port that is free on "
+            f"{' and '.join(self.interfaces or LOOPBACK)}: name a port"
         )
 
     async def _open_all(self, factory: IProtocolFactory, ports: list[IListeningPort]) -> None:
         """Listen on each address, and append the ports to ``ports``."""
-        number = self._port
-        for interface in self._interfaces:
+        number = self.port
+        for interface in self.interfaces or LOOPBACK:
             try:
                 port = await self._open(factory, interface, number)
             except CannotListenError as error:
-                if interface not in self._optional or error.socketError.errno not in NO_ADDRESS:
+                optional = not self.interfaces and interface == "::1"
+                if not optional or error.socketError.errno not in NO_ADDRESS:
                     raise
                 log.info("this machine has no IPv6: serving IPv4 only", event="no-ipv6")
             else:
@@ -147,9 +149,9 @@ class IPListener(Listener):
                 number = cast(IPv4Address, port.getHost()).port
 
     def _option_for(self, error: Exception) -> str:
-        if self._option:
-            return self._option
+        if self.option:
+            return self.option
         number = cast(CannotListenError, error).socketError.errno
-        if number in NO_ADDRESS and not self._optional:
+        if number in NO_ADDRESS and self.interfaces:
             return "--interface"
-        return "--port" if self._port else "--port 0"
+        return "--port" if self.port else "--port 0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, cast
 
@@ -39,16 +40,17 @@ EXTRAS: Final = {
 """For each extra the modules that echod imports, and the distributions that provide them."""
 
 
+@dataclass
 class ProxyListener(Listener):
     """Expects a PROXY header on each connection to the ports of another listener."""
 
-    def __init__(self, listener: Listener, option: str) -> None:
-        super().__init__(option)
-        self._listener = listener
-        self.held_by_systemd = listener.held_by_systemd
+    listener: Listener
+
+    def __post_init__(self) -> None:
+        self.held_by_systemd = self.listener.held_by_systemd
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        return await self._listener.listen(ProxyFactory(cast(EchoFactory, factory)))
+        return await self.listener.listen(ProxyFactory(cast(EchoFactory, factory)))
 
 
 def echo_listener(
@@ -65,7 +67,7 @@ def echo_listener(
     if kind.lower() == "haproxy":
         if kind_of(behind) not in BEHIND_PROXY:
             raise CannotServe(f"{option}: haproxy: goes before one of {', '.join(BEHIND_PROXY)}")
-        return ProxyListener(make_listener(reactor, behind, option, passed=passed), option)
+        return ProxyListener(option, make_listener(reactor, behind, option, passed=passed))
     if kind.lower() == "tls":  # Twisted's has no half-close, and takes a port for a directory
         raise CannotServe(f"{option}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
     return make_listener(reactor, description, option, passed=passed, datagrams=datagrams)
@@ -89,7 +91,7 @@ def metrics_listener(reactor: Any, description: str, option: str) -> Listener:
         raise CannotServe(f"{option}: interface= is empty: name an address, or leave it out")
     if not any(part.startswith("interface=") for part in parts):
         description += ":interface=127.0.0.1"
-    return EndpointListener(reactor, description, option)
+    return EndpointListener(option, reactor, description)
 
 
 def make_listener(
@@ -112,23 +114,23 @@ def make_listener(
     kind = kind_of(description)
     tls = import_extra("listeners.tls", "tls", "--listen ssl: needs") if "ssl" in kind else None
     if kind not in SYNTAX:
-        return EndpointListener(reactor, description, option)
+        return EndpointListener(option, reactor, description)
     values = parse_description(kind, description, option)
     if kind == "unix":
-        return UNIXListener(reactor, values.pop("address"), option, **values)
+        return UNIXListener(option, reactor, values.pop("address"), **values)
     if "name" in values:
         answers = None if tls else datagrams
         inner: Listener = take_named(values["name"], passed or [], reactor, option, answers)
     else:
         interface = values.get("interface", hosts.get(kind))
-        at = (values["port"], [interface] if interface else [], option)
+        where = (option, reactor, values["port"], [interface] if interface else [])
         if kind == "udp":
-            return UDPListener(reactor, cast(EchoDatagrams, datagrams), *at)
-        inner = TCPListener(reactor, *at, values.get("backlog", BACKLOG))
+            return UDPListener(*where, cast(EchoDatagrams, datagrams))
+        inner = TCPListener(*where, values.get("backlog", BACKLOG))
     if tls is None:
         return inner
     files = {parameter: values[name] for name, parameter in FILES.items() if name in values}
-    return cast(Listener, tls.TLSListener(inner, option, **files))
+    return cast(Listener, tls.TLSListener(option, inner, files))
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:

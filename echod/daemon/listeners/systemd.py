@@ -167,9 +167,10 @@ def take_named(
             raise CannotServe(
                 f"{option}: {each} is a datagram socket: give it a socket unit of its own"
             )
-    return PassedListener(reactor, sockets, datagrams)
+    return PassedListener(option, reactor, sockets, datagrams)
 
 
+@dataclass
 class PassedListener(Listener):
     """Listens on sockets that listen already.
 
@@ -177,30 +178,22 @@ class PassedListener(Listener):
     :param datagrams: answers on the datagram sockets among them.
     """
 
+    reactor: Any
+    sockets: Sequence[socket.socket]
+    datagrams: EchoDatagrams | None = None
     held_by_systemd = True
 
-    def __init__(
-        self,
-        reactor: Any,
-        sockets: Sequence[socket.socket],
-        datagrams: EchoDatagrams | None = None,
-    ) -> None:
-        super().__init__("a socket that systemd passed")
-        self._reactor = reactor
-        self._sockets = sockets
-        self._datagrams = datagrams
-
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        return [self._open(sock, factory) for sock in self._sockets]
+        return [self._open(sock, factory) for sock in self.sockets]
 
     def _open(self, sock: socket.socket, factory: IProtocolFactory) -> IListeningPort:
         port: Any
         if sock.type == socket.SOCK_STREAM and sock.family != socket.AF_UNIX:
-            port = self._reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
+            port = self.reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
             return cast(IListeningPort, port)
         if sock.type == socket.SOCK_DGRAM:
-            port = DatagramPort(self._reactor, sock.dup(), cast(Any, self._datagrams))
+            port = DatagramPort(self.reactor, sock.dup(), cast(Any, self.datagrams))
         else:
-            port = AdoptedUNIXPort(sock.dup(), factory, self._reactor)
+            port = AdoptedUNIXPort(sock.dup(), factory, self.reactor)
         port.startListening()
         return cast(IListeningPort, port)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
@@ -17,40 +18,40 @@ from echod.tls import TLSFactory
 log = Logger(namespace="echod")
 
 
+@dataclass
 class TLSListener(Listener):
     """Serves TLS on the ports of another listener.
 
     :param listener: opens the ports.
-    :param option: the option as typed, for error messages and the log.
     :param files: absolute paths, by the parameters of :class:`~echod.certificates.Certificates`.
     :raises CannotServe: where the files cannot be used.
     """
 
+    listener: Listener
+    files: Mapping[str, str]
     tls = True
 
-    def __init__(self, listener: Listener, option: str, **files: str) -> None:
-        super().__init__(option)
-        self._listener = listener
-        self.held_by_systemd = listener.held_by_systemd
+    def __post_init__(self) -> None:
+        self.held_by_systemd = self.listener.held_by_systemd
         try:
-            self._certificates = Certificates(**files)
+            self.certificates = Certificates(**self.files)
         except BadCertificates as error:
-            raise CannotServe(f"{option}: {error}") from error
+            raise CannotServe(f"{self.option}: {error}") from error
 
     def reload(self) -> None:
         """Load the certificates again, for new connections; on failure keep the old ones."""
         try:
-            self._certificates.load()
+            self.certificates.load()
         except BadCertificates as error:
             log.critical(
                 "{listen}: {why}; the certificates loaded before stay",
                 event="unloaded",
-                listen=self._option,
+                listen=self.option,
                 why=str(error),
             )
         else:
-            log.info("{listen}: certificates loaded", event="reloaded", listen=self._option)
+            log.info("{listen}: certificates loaded", event="reloaded", listen=self.option)
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        over: Any = TLSFactory(cast(EchoFactory, factory), self._certificates)
-        return await self._listener.listen(over)
+        over: Any = TLSFactory(cast(EchoFactory, factory), self.certificates)
+        return await self.listener.listen(over)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorFDSet
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from echod.daemon.listeners.base import IPListener
 from echod.udp import DatagramPort, EchoDatagrams
@@ -16,25 +16,15 @@ NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 """The flags with which getaddrinfo(3) asks no name server."""
 
 
+@dataclass
 class UDPListener(IPListener):
     """Listens on one UDP port number, on each of several addresses.
 
     :param datagrams: answers. The factory given to :meth:`listen` serves no datagrams.
     """
 
+    datagrams: EchoDatagrams
     protocol = "UDP"
-
-    def __init__(
-        self,
-        reactor: IReactorFDSet,
-        datagrams: EchoDatagrams,
-        port: int,
-        interfaces: Sequence[str],
-        option: str,
-    ) -> None:
-        super().__init__(port, interfaces, option)
-        self._reactor = reactor
-        self._datagrams = datagrams
 
     async def _open(
         self,
@@ -54,6 +44,6 @@ class UDPListener(IPListener):
             if sock is not None:
                 sock.close()
             raise CannotListenError(interface, port, error) from error
-        opened = DatagramPort(self._reactor, sock, self._datagrams)
+        opened = DatagramPort(self.reactor, sock, self.datagrams)
         opened.startListening()
         return opened

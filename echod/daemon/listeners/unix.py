@@ -22,6 +22,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet import tcp, unix
@@ -47,48 +48,37 @@ OWNER_ONLY: Final = 0o600
 log = Logger(namespace="echod")
 
 
+@dataclass
 class UNIXListener(Listener):
     """Listens on a UNIX stream socket.
 
     :param path: the file.
-    :param option: the option as typed, for error messages.
     :param mode: of the file. By default 666, and 600 on Linux before 6.16 (:data:`OWNER_ONLY`).
     :param backlog: connections that the kernel queues until they are accepted.
     :param lockfile: whether to make Twisted's ``PATH.lock``, for other programs that honour it.
     """
 
-    def __init__(
-        self,
-        reactor: Any,
-        path: str,
-        option: str,
-        *,
-        mode: int | None = None,
-        backlog: int = BACKLOG,
-        lockfile: int = False,
-    ) -> None:
-        super().__init__(option)
-        self._reactor = reactor
-        self._path = path
-        self._mode = mode
-        self._backlog = backlog
-        self._lockfile = lockfile
+    reactor: Any
+    path: str
+    mode: int | None = None
+    backlog: int = BACKLOG
+    lockfile: int = False
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        lock = FilesystemLock(os.path.abspath(f"{self._path}.lock")) if self._lockfile else None
+        lock = FilesystemLock(os.path.abspath(f"{self.path}.lock")) if self.lockfile else None
         try:
             if lock is not None and not lock.lock():
                 why = f"{lock.name} names a running process: stop it, or remove the file"
-                raise CannotListenError(None, self._path, why)
+                raise CannotListenError(None, self.path, why)
             try:
-                sock = open_socket(self._path, self._mode, self._backlog)
+                sock = open_socket(self.path, self.mode, self.backlog)
             except BaseException:
                 if lock is not None:
                     lock.unlock()
                 raise
         except OSError as error:
-            raise CannotListenError(None, self._path, error) from error
-        port = UNIXPort(sock, factory, self._reactor)
+            raise CannotListenError(None, self.path, error) from error
+        port = UNIXPort(sock, factory, self.reactor)
         port.lockFile = lock
         port.startListening()
         return [port]
