@@ -252,7 +252,7 @@ class Echo(Protocol):
 
     def _has_unanswered_input(self, below: FileDescriptor) -> bool:
         """Return whether bytes have arrived that should be echoed."""
-        if getattr(self.transport, "held", False):
+        if getattr(self.transport, "has_undecrypted_input", False):
             return True
         with suppress(OSError):
             # Bytes that arrive after the application has closed the connection are not echoed.
@@ -283,7 +283,7 @@ class Echo(Protocol):
 
     def _is_silent(self) -> bool:
         """Return whether the peer has sent nothing, over TLS since the handshake."""
-        return not self.received and getattr(self.transport, "silent", True)
+        return not self.received and getattr(self.transport, "silent_since_handshake", True)
 
     def _close(self, ending: Ending) -> None:
         if self.fast_path is not None:
@@ -353,11 +353,11 @@ class Echo(Protocol):
             # Wait for the peer to read. Twisted alone would not do: the kernel asks for more only
             # when a good part of megabytes of buffer is free again, which takes a slow but honest
             # reader minutes. Over TLS, more is given to the kernel than was received.
-            given = getattr(transport, "given", received)
-            marker = given - unsent(transport) - kernel_send_queue(transport)
+            written = getattr(transport, "ciphertext_out", received)
+            marker = written - unsent(transport) - kernel_send_queue(transport)
             return Progress(True, marker, self._closing, first_byte_due)
         # Over TLS, a peer that has sent a part of a record is not idle either.
-        marker = received + getattr(transport, "taken", 0)
+        marker = received + getattr(transport, "ciphertext_in", 0)
         return Progress(False, marker, self._closing, first_byte_due)
 
     def end(self, ending: Ending) -> bool:

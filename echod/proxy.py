@@ -1,19 +1,20 @@
-"""Whom a proxy connects for: the PROXY protocol, versions 1 and 2.
+"""PROXY protocol, versions 1 and 2: recover the client's address behind a proxy.
 
-A proxy that hides its clients' addresses can send a header before a client's first byte that
-tells them. The specification is ``proxy-protocol.txt`` of HAProxy, and what follows here in
-brackets are its sections. Who reaches a port where the header is read can claim any address.
+A proxy can send a header with the client's address before the client's first byte. The
+specification is ``proxy-protocol.txt`` of HAProxy; numbers in brackets are its sections. Any peer
+that can connect to a port with PROXY headers can claim any address.
 """
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from typing import Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol
-from twisted.internet.protocol import Factory, Protocol
+from twisted.protocols.policies import WrappingFactory
 from zope.interface import implementer
 
 from echod.arguments import check_type
@@ -23,117 +24,116 @@ from echod.handshake import PendingConnection, refuses_on_error
 from echod.protocol import Echo
 from echod.transport import resets_on_error
 
-LINE: Final = b"PROXY "
+TEXT_START: Final = b"PROXY "
 LONGEST_LINE: Final = 107
-"""How version 1 begins, and the most bytes that it may have, with CRLF [2.1]."""
+"""The start of version 1, and its maximum number of bytes, including CRLF [2.1]."""
+
+TEXT: Final = re.compile(
+    rb"PROXY (?:UNKNOWN(?: .*)?"
+    rb"|TCP([46]) ([^ ]+) ([^ ]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4}))\r\n",
+    re.DOTALL,
+)
+"""Version 1: family, source, destination, and their ports [2.1]."""
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 FIXED: Final = struct.Struct("!12sBBH")
-"""How version 2 begins, and its fixed part: that, command, family, bytes that follow [2.2]."""
+"""The start of version 2, and its fixed part: signature, command, family, rest [2.2]."""
 
 LOCAL: Final = 0x20
 PROXY: Final = 0x21
-"""The version and the command in one byte: for itself, or for somebody else [2.2]."""
+"""Version and command in one byte: the proxy's own connection, or a client's [2.2]."""
 
 FAMILIES: Final = 3
 TRANSPORTS: Final = 2
-"""The highest that there are [2.2]."""
+"""The highest numbers that are defined [2.2]."""
 
-BLOCKS: Final = {
+ADDRESSES: Final = {
     0x11: struct.Struct("!4s4sHH"),
     0x21: struct.Struct("!16s16sHH"),
     0x31: struct.Struct("!108s108s"),
 }
-"""What there is of addresses, by the byte for family and transport: source, destination and
-their ports. Of others, such as UDP, the addresses are ignored, as one may [2.2]."""
+"""The layout of source, destination and their ports, by the byte of family and transport. The
+addresses of other families and transports, such as UDP, may be ignored [2.2]."""
+
+Header = tuple[IAddress | None, int]
+"""The client's address and the header's bytes. No address: the proxy itself is the client."""
 
 
-def read_header(received: bytes | bytearray) -> tuple[IAddress | None, int] | None:
-    """Return whom the PROXY header that ``received`` begins with names, and its bytes.
+def read_header(received: bytes | bytearray) -> Header | None:
+    """Return the PROXY header at the start of ``received``; ``None``: it is not complete.
 
-    ``None``: it is not complete. The address is ``None`` where the header names nobody:
-    then the peer is who has connected.
-
-    :raises ValueError: where it is no such header, and cannot become one.
+    :raises ValueError: if it is not a PROXY header, and more bytes cannot make it one.
     """
     if SIGNATURE.startswith(received[: len(SIGNATURE)]):
         return _read_binary(received)
-    if LINE.startswith(received[: len(LINE)]):
-        return _read_line(received)
-    raise ValueError("that is no PROXY header")
+    if TEXT_START.startswith(received[: len(TEXT_START)]):
+        return _read_text(received)
+    raise ValueError("not a PROXY header")
 
 
-def _read_line(received: bytes | bytearray) -> tuple[IAddress | None, int] | None:
+def _read_text(received: bytes | bytearray) -> Header | None:
     """Read version 1 [2.1]."""
     size = received.find(b"\n", 0, LONGEST_LINE) + 1
-    if not size:
-        if len(received) >= LONGEST_LINE:
-            raise ValueError("the PROXY header is too long")
+    if not size and len(received) < LONGEST_LINE:
         return None
-    line = received[:size].decode("ascii", "replace")
-    if not line.endswith("\r\n"):
-        raise ValueError("the PROXY header does not end with CRLF")
-    _, kind, *words = line[:-2].split(" ")
-    if kind == "UNKNOWN":  # and what follows is ignored
+    line = TEXT.fullmatch(received[:size])
+    if line is None:
+        raise ValueError("not a line of the PROXY protocol")
+    version, *hosts, port, other_port = line.groups()
+    if version is None:  # UNKNOWN: the rest is ignored
         return None, size
-    if kind not in ("TCP4", "TCP6") or len(words) != 4:
-        raise ValueError("the PROXY header is not of TCP4, TCP6 or UNKNOWN")
-    family = socket.AF_INET if kind == "TCP4" else socket.AF_INET6
+    family = socket.AF_INET if version == b"4" else socket.AF_INET6
     try:
-        source, _ = (socket.inet_pton(family, host) for host in words[:2])
-    except OSError:
-        raise ValueError("the PROXY header has an address that is none") from None
-    port, _ = map(_port, words[2:])
-    return _ip_address(source, port), size
+        source, _ = (socket.inet_pton(family, host.decode("ascii")) for host in hosts)
+    except (OSError, ValueError):
+        raise ValueError("invalid address in a PROXY header") from None
+    if max(int(port), int(other_port)) > 65535:
+        raise ValueError("invalid port in a PROXY header")
+    return _ip_address(source, int(port)), size
 
 
-def _port(word: str) -> int:
-    if not word.isdigit() or str(int(word)) != word or int(word) > 65535:
-        raise ValueError("the PROXY header has a port that is none")
-    return int(word)
-
-
-def _read_binary(received: bytes | bytearray) -> tuple[IAddress | None, int] | None:
+def _read_binary(received: bytes | bytearray) -> Header | None:
     """Read version 2 [2.2]. Type-length-value blocks are skipped, checksums too."""
     if len(received) < FIXED.size:
         return None
     _, command, kind, length = FIXED.unpack_from(received)
-    block = None
+    layout = None
     if command == PROXY:
         if kind >> 4 > FAMILIES or kind & 15 > TRANSPORTS:
-            raise ValueError("the PROXY header has a family or transport that is none")
-        block = BLOCKS.get(kind)
-    elif command != LOCAL:  # for which all that follows is ignored
-        raise ValueError("the PROXY header is not of version 2, or has no command of that")
-    if block is not None and length < block.size:
-        raise ValueError("the PROXY header has no room for its addresses")
+            raise ValueError("undefined family or transport in a PROXY header")
+        layout = ADDRESSES.get(kind)
+    elif command != LOCAL:
+        raise ValueError("undefined version or command in a PROXY header")
+    if layout is not None and length < layout.size:
+        raise ValueError("PROXY header too short for its addresses")
     size = FIXED.size + length
     if len(received) < size:
         return None
-    if block is None:
+    if layout is None:
         return None, size
-    source, _, *ports = block.unpack_from(received, FIXED.size)
+    source, _, *ports = layout.unpack_from(received, FIXED.size)
     return (_ip_address(source, ports[0]) if ports else _unix_address(source)), size
 
 
 def _ip_address(packed: bytes, port: int) -> IAddress:
-    """Return the address, written as the kernel's own are: one peer is always the same."""
+    """Return the address in the kernel's notation, so that equal addresses are equal text."""
     if len(packed) == 4:
         return IPv4Address("TCP", socket.inet_ntop(socket.AF_INET, packed), port)
     return IPv6Address("TCP", socket.inet_ntop(socket.AF_INET6, packed), port)
 
 
 def _unix_address(padded: bytes) -> IAddress:
-    """Return the address; one that begins with a null byte is abstract, or none (unix(7))."""
+    """Return the address; one that starts with a null byte is abstract or unnamed (unix(7))."""
     abstract = padded.startswith(b"\0")
     return UNIXAddress((padded.rstrip(b"\0") if abstract else padded.partition(b"\0")[0]) or None)
 
 
 @implementer(IHalfCloseableProtocol)
-class ProxyArrival(PendingConnection):
-    """One connection of a proxy, until its header is read.
+class ProxyHeaderReader(PendingConnection):
+    """An accepted connection whose PROXY header is not complete.
 
-    On a plain TCP or UNIX transport, which then goes to who serves it: nothing stays between.
+    Its transport is a plain TCP or UNIX socket. It passes to the protocol that serves the
+    connection, with nothing in between.
     """
 
     reason = Reason.PROXY_HEADER
@@ -144,13 +144,13 @@ class ProxyArrival(PendingConnection):
 
     @property
     def received(self) -> int:
-        """Bytes of the header that have come."""
+        """Bytes of the header received so far."""
         return len(self._received)
 
     @resets_on_error
     def dataReceived(self, data: bytes) -> None:
-        """Go on with the header; when it is complete, let the connection be served."""
-        self._received += data  # 64 KiB of header at most, and what Twisted reads at once
+        """Read more of the header; let the factory serve the connection when it is complete."""
+        self._received += data  # at most a header of 64 KiB, and one read of Twisted's
         try:
             header = read_header(self._received)
         except ValueError:
@@ -158,14 +158,14 @@ class ProxyArrival(PendingConnection):
             return
         if header is None:
             return
-        peer, size = header
+        client, size = header
         if self._factory.verbose:
             proxy = self.transport.getPeer()
-            notify(self._factory.observer, HeaderRead(proxy, proxy if peer is None else peer))
-        protocol = self.serve(self._peer if peer is None else peer)
+            notify(self._factory.observer, HeaderRead(proxy, proxy if client is None else client))
+        protocol = self.serve(self._peer if client is None else client)
         if protocol is not None:
             if isinstance(protocol, Echo):
-                protocol.named = peer
+                protocol.named = client
             transport: Any = self.transport
             transport.protocol = protocol
             protocol.makeConnection(transport)
@@ -174,43 +174,36 @@ class ProxyArrival(PendingConnection):
                 protocol.dataReceived(rest)
 
     def readConnectionLost(self) -> None:
-        """Refuse it: the header is not complete when the peer finishes sending."""
+        """Refuse the connection: FIN before the header is complete."""
         self.truncated()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: the sending side is never closed before the whole connection."""
 
 
-class ProxyFactory(Factory):
-    """Serve by ``factory`` whom proxies connect for.
+class ProxyFactory(WrappingFactory):
+    """Serve ``factory`` behind proxies that send a PROXY header.
 
-    On an endpoint of plain TCP or UNIX sockets, because the header comes first on the wire.
+    Listen on plain TCP or UNIX endpoints, because the header comes first on the wire.
 
-    :param factory: has the limits, the time for a header, and the observer. It may listen
-        elsewhere without a proxy, too.
-    :raises TypeError: for any other factory, which has none of these.
+    :param factory: has the limits, the timeouts and the observer. It may also listen on other
+        ports, without a proxy.
+    :raises TypeError: for an argument of another type.
     """
 
     noisy = False
 
     def __init__(self, factory: EchoFactory) -> None:
         check_type("factory", factory, EchoFactory, "an EchoFactory")
-        self._factory = factory
+        super().__init__(factory)  # type: ignore[no-untyped-call]
+        self._server = factory
 
     def use_reactor(self, reactor: object) -> None:
         """Serve on ``reactor``: see :meth:`~echod.factory.EchoFactory.use_reactor`."""
-        self._factory.use_reactor(reactor)
-
-    def startFactory(self) -> None:
-        """Take connections (again): the first of the ports begins to listen."""
-        self._factory.doStart()  # type: ignore[no-untyped-call]
-
-    def stopFactory(self) -> None:
-        """Tell the factory that no port listens any more."""
-        self._factory.doStop()  # type: ignore[no-untyped-call]
+        self._server.use_reactor(reactor)
 
     @refuses_on_error
-    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         """Wait for the header, or refuse the connection with RST."""
-        refusal = self._factory.refusal(addr, is_peer=False)
-        return ProxyArrival(self._factory, addr) if refusal is None else refusal
+        refusal = self._server.refusal(addr, is_peer=False)
+        return ProxyHeaderReader(self._server, addr) if refusal is None else refusal

@@ -1,11 +1,10 @@
-"""An in-memory network: real Twisted transports over a kernel that is only pretended.
+"""In-memory network for tests: real Twisted transports over simulated sockets.
 
-What a test double pretends, it can get wrong. This one pretends as little as it
-can: the transports are Twisted's own :class:`twisted.internet.tcp.Connection`, so
-that buffers, producers, half-close and abort are the real thing, and only the
-system calls below them (send, recv, shutdown, close) and the polling are played
-here. Time is a :class:`twisted.internet.task.Clock`. The conformance tests of echod
-run over it and over real sockets alike, which is what shows that it tells the truth.
+A test double can simulate wrongly, so this one simulates as little as possible. The transports are
+Twisted's own :class:`twisted.internet.tcp.Connection`: buffers, producers, half-close and abort
+are real. Only the system calls below them (send, recv, shutdown, close) and the polling are
+simulated. Time is a :class:`twisted.internet.task.Clock`. The conformance tests of echod run over
+this network and over real sockets alike, which shows that both behave the same.
 
 See ``docs/testing.rst`` for how to use it.
 """
@@ -52,7 +51,7 @@ from echod.arguments import check_number, check_whole
 from echod.transport import IStreamTransport
 
 TURNS: Final = 1_000_000
-"""Turns of the loop after which :meth:`MemoryNetwork.settle` says that there is no end."""
+"""Turns of the loop after which :meth:`MemoryNetwork.settle` fails: the traffic never ends."""
 
 
 P = TypeVar("P")
@@ -60,14 +59,14 @@ P_co = TypeVar("P_co", covariant=True)
 
 
 class Builds(typing.Protocol[P_co]):
-    """A protocol factory whose protocols have a known type; for the type checker."""
+    """A protocol factory whose protocols have a known type, for type checkers."""
 
     def buildProtocol(self, addr: Any) -> P_co | None:
-        """Return the protocol of a new connection."""
+        """Return the protocol for a new connection."""
 
 
 def check_ipv4(name: str, host: str) -> None:
-    """Raise ValueError where ``host`` is not an IPv4 address, the one kind that is played here."""
+    """Raise ValueError if ``host`` is not an IPv4 address, the only kind that is simulated."""
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
@@ -75,10 +74,12 @@ def check_ipv4(name: str, host: str) -> None:
 
 
 class MemorySocket:
-    """One end of a connected pair of stream sockets, as tcp(7) and RFC 9293 have them.
+    """One end of a connected pair of stream sockets, after tcp(7) and RFC 9293.
 
-    Bytes go straight into the other end's receive buffer, ``capacity`` bytes at
-    the most. A reset destroys what is still in there: the worst that TCP allows.
+    Bytes go straight into the other end's receive buffer. A reset destroys the bytes in it, which
+    is the worst case that TCP allows.
+
+    :param capacity: bytes that the receive buffer holds.
     """
 
     other: MemorySocket
@@ -86,9 +87,9 @@ class MemorySocket:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._incoming = bytearray()
-        self._finished = False  # nothing comes after what is in _incoming
+        self._finished = False  # the other end sends nothing more
         self._reset = False
-        self._told = False
+        self._reset_reported = False
         self._shut = False
         self._closed = False
         self.options: dict[tuple[int, int], Any] = {}
@@ -98,69 +99,70 @@ class MemorySocket:
         return -1
 
     def setblocking(self, blocking: bool) -> None:
-        """Do nothing: this never blocks."""
+        """Do nothing: a call never blocks."""
 
     def setsockopt(self, level: int, option: int, value: Any) -> None:
-        """Remember an option; SO_LINGER of 0 seconds makes :meth:`close` a reset."""
+        """Store an option. SO_LINGER of 0 seconds makes :meth:`close` a reset."""
         self.options[level, option] = value
 
     def getsockopt(self, level: int, option: int) -> Any:
-        """Return what was set, or 0; for SO_ERROR, whether the connection was reset."""
+        """Return the stored value, or 0; for SO_ERROR, ECONNRESET if the connection was reset."""
         if (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR):
             return errno.ECONNRESET if self._reset else 0
         return self.options.get((level, option), 0)
 
     @property
     def kernel_send_queue(self) -> int:
-        """Bytes sent that the other end has not read: SIOCOUTQ, as unix(7) has it."""
+        """Bytes sent that the other end has not read (SIOCOUTQ in unix(7))."""
         return len(self.other._incoming)
 
     def readable(self) -> bool:
-        """Tell whether :meth:`recv` has something to say."""
+        """Return whether :meth:`recv` would not block."""
         return bool(self._incoming) or self._finished or self._reset
 
     def writable(self) -> bool:
-        """Tell whether :meth:`send` has something to do."""
-        return self._reset or self.other._closed or self._room() > 0
+        """Return whether :meth:`send` would not block."""
+        return self._reset or self.other._closed or self._space() > 0
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive; ``b""`` when the other end has finished. MSG_PEEK leaves it there.
+        """Receive at most ``size`` bytes; ``b""`` after the other end has finished.
 
-        A reset is told once, even to MSG_PEEK, as the kernel does (SO_ERROR in socket(7)).
+        MSG_PEEK leaves the bytes in the buffer. A reset is reported once, even to MSG_PEEK, as the
+        kernel does (SO_ERROR in socket(7)).
         """
         if self._reset:
-            if self._told:
+            if self._reset_reported:
                 return b""
-            self._told = True
+            self._reset_reported = True
             raise ConnectionResetError(errno.ECONNRESET, "reset by peer")
         if not self._incoming and not self._finished:
-            raise BlockingIOError(errno.EWOULDBLOCK, "nothing there")
+            raise BlockingIOError(errno.EWOULDBLOCK, "nothing to read")
         data = bytes(self._incoming[:size])
         if not flags & socket.MSG_PEEK:
             del self._incoming[:size]
         return data
 
     def send(self, data: bytes) -> int:
-        """Send what there is room for, and return how much that was."""
+        """Send as many bytes as the buffer has space for, and return their number."""
         if self._reset or self._shut:
-            raise BrokenPipeError(errno.EPIPE, "cannot send any more")
-        if self.other._closed:  # the other end answers with RST, and this end sees it next time
+            raise BrokenPipeError(errno.EPIPE, "sending is over")
+        if self.other._closed:  # RST comes back, and the next call reports it
             self._get_reset()
             return len(data)
-        if not self._room():
-            raise BlockingIOError(errno.EWOULDBLOCK, "no room")
-        taken = data[: self._room()]
-        self.other._incoming += taken
-        return len(taken)
+        if not self._space():
+            raise BlockingIOError(errno.EWOULDBLOCK, "no space")
+        part = data[: self._space()]
+        self.other._incoming += part
+        return len(part)
 
     def shutdown(self, how: int) -> None:
-        """Finish sending: FIN, once."""
+        """Finish sending (FIN)."""
         if how in (socket.SHUT_WR, socket.SHUT_RDWR):
             self._shut = True
             self.other._finished = True
 
     def close(self) -> None:
-        """Close with FIN, or with RST where bytes lie unread or SO_LINGER says so."""
+        """Close with FIN, or with RST if bytes are unread or SO_LINGER is 0 seconds."""
         linger = self.options.get((socket.SOL_SOCKET, socket.SO_LINGER))
         self._closed = True
         if self._incoming or linger == struct.pack("ii", 1, 0):
@@ -168,7 +170,7 @@ class MemorySocket:
         else:
             self.shutdown(socket.SHUT_WR)
 
-    def _room(self) -> int:
+    def _space(self) -> int:
         return self._capacity - len(self.other._incoming)
 
     def _get_reset(self) -> None:
@@ -187,7 +189,7 @@ class MemoryTransport(Connection):
         peer: IPv4Address,
         network: MemoryNetwork,
     ) -> None:
-        super().__init__(sock, protocol, network)  # type: ignore[arg-type]  # has what it uses
+        super().__init__(sock, protocol, network)  # type: ignore[arg-type]  # has what Connection uses
         self._host, self._peer = host, peer
         self.connected = 1
         self.startReading()  # type: ignore[no-untyped-call]
@@ -205,11 +207,11 @@ class MemoryTransport(Connection):
 class MemoryNetwork(Clock):
     """A network, its clock, and the part of a reactor that moves the bytes.
 
-    Nothing moves by itself: :meth:`settle` moves everything that can move now, and
+    Nothing moves by itself: :meth:`settle` moves all bytes that can move now, and
     :meth:`advance` lets time pass.
 
-    :param capacity: bytes that each direction of a connection holds, as the kernel's
-        buffers do; a writer whose peer does not read waits when they are full.
+    :param capacity: bytes that the buffer of each direction of a connection holds. A writer whose
+        peer does not read waits when it is full.
     :raises TypeError: for a capacity that is not a whole number.
     :raises ValueError: for a capacity below 1.
     """
@@ -219,14 +221,15 @@ class MemoryNetwork(Clock):
         super().__init__()
         self._capacity = capacity
         self._ports = itertools.count(49152)  # the ephemeral ports of RFC 6335
-        self._readers: dict[Any, None] = {}  # in order, so that a test is
-        self._writers: dict[Any, None] = {}  # the same each time
+        # In order, so that a test runs the same each time.
+        self._readers: dict[Any, None] = {}
+        self._writers: dict[Any, None] = {}
         self._listening: dict[IPv4Address, IProtocolFactory] = {}
 
-    # what a test calls
+    # called by tests
 
     def server_endpoint(self, port: int = 7, host: str = "192.0.2.1") -> MemoryServerEndpoint:
-        """Return an endpoint to listen on, by default at an address from RFC 5737.
+        """Return an endpoint to listen on; the default address is from RFC 5737.
 
         :raises ValueError: for a port that is not from 1 to 65535, or no IPv4 address.
         """
@@ -237,7 +240,7 @@ class MemoryNetwork(Clock):
     def client_endpoint(
         self, port: int = 7, host: str = "192.0.2.1", source: str = "198.51.100.1"
     ) -> MemoryClientEndpoint:
-        """Return an endpoint that connects there, coming from ``source``.
+        """Return an endpoint that connects from the address ``source``.
 
         :raises ValueError: for a port that is not from 1 to 65535, or no IPv4 address.
         """
@@ -247,9 +250,9 @@ class MemoryNetwork(Clock):
         return MemoryClientEndpoint(self, IPv4Address("TCP", host, port), source)
 
     def settle(self) -> None:
-        """Move bytes, and run what is due, until nothing moves any more.
+        """Move bytes and run the calls that are due, until nothing moves any more.
 
-        :raises AssertionError: when there is no end to it.
+        :raises AssertionError: if the traffic never ends.
         """
         for _ in range(TURNS):
             due = [call for call in self.calls if call.getTime() <= self.seconds()]
@@ -260,7 +263,7 @@ class MemoryNetwork(Clock):
         raise AssertionError(f"still moving after {TURNS} turns")
 
     def advance(self, amount: float) -> None:
-        """Let ``amount`` seconds pass, call by call, and settle after each.
+        """Let ``amount`` seconds pass, from one delayed call to the next, and settle after each.
 
         :raises TypeError: for an amount that is not a number.
         :raises ValueError: for an amount below 0.
@@ -273,51 +276,51 @@ class MemoryNetwork(Clock):
             self.settle()
         super().advance(max(0, end - self.seconds()))
 
-    # what the endpoints call
+    # called by the endpoints
 
     def connect(self, server: IPv4Address, source: str, factory: Builds[P]) -> P:
-        """Connect the protocol that ``factory`` builds to the listening ``server``.
+        """Connect the protocol that ``factory`` builds to the address ``server``.
 
-        :raises twisted.internet.error.ConnectionRefusedError: where nothing listens.
+        :raises twisted.internet.error.ConnectionRefusedError: if nothing listens there.
         """
         if server not in self._listening:
             raise error.ConnectionRefusedError
         client = IPv4Address("TCP", source, next(self._ports))
         near, far = MemorySocket(self._capacity), MemorySocket(self._capacity)
         near.other, far.other = far, near
-        answering = self._listening[server].buildProtocol(client)
-        if answering is None:
+        accepting = self._listening[server].buildProtocol(client)
+        if accepting is None:
             far.close()
         else:
-            answering.makeConnection(MemoryTransport(far, answering, server, client, self))
-        calling: Any = factory.buildProtocol(server)
-        assert calling is not None, "this factory does not want to connect"
-        calling.makeConnection(MemoryTransport(near, calling, client, server, self))
-        return cast(P, calling)
+            accepting.makeConnection(MemoryTransport(far, accepting, server, client, self))
+        connecting: Any = factory.buildProtocol(server)
+        assert connecting is not None, "the client's factory builds no protocol"
+        connecting.makeConnection(MemoryTransport(near, connecting, client, server, self))
+        return cast(P, connecting)
 
     def listen(self, address: IPv4Address, factory: IProtocolFactory) -> MemoryPort:
         """Listen at ``address``.
 
-        :raises twisted.internet.error.CannotListenError: where another factory listens.
-        :raises ValueError: for a factory of echod's that serves on another reactor or network.
+        :raises twisted.internet.error.CannotListenError: if another factory listens there.
+        :raises ValueError: for an echod factory that serves on another reactor or network.
         """
         use_reactor = getattr(factory, "use_reactor", None)
         if use_reactor is not None:
             use_reactor(self)
         if address in self._listening:
-            taken = OSError(errno.EADDRINUSE, "Address already in use")
-            raise CannotListenError(address.host, address.port, taken)
+            in_use = OSError(errno.EADDRINUSE, "Address already in use")
+            raise CannotListenError(address.host, address.port, in_use)
         self._listening[address] = factory
         factory.doStart()
         return MemoryPort(self, address)
 
     def stop(self, address: IPv4Address) -> None:
-        """Listen at ``address`` no more."""
+        """Stop listening at ``address``."""
         factory = self._listening.pop(address, None)
         if factory is not None:
             factory.doStop()
 
-    # what the transports call: IReactorFDSet
+    # called by the transports: IReactorFDSet
 
     def addReader(self, reader: IReadDescriptor) -> None:
         """See IReactorFDSet."""
@@ -351,7 +354,7 @@ class MemoryNetwork(Clock):
         return list(self._writers)
 
     def _turn(self) -> bool:
-        """Do one turn of polling; tell whether there was anything to do."""
+        """Poll once, and return whether any transport was ready."""
         moved = False
         for transport in self.getReaders():
             if transport in self._readers and transport.socket.readable():
@@ -366,10 +369,10 @@ class MemoryNetwork(Clock):
     def _do(
         self, transport: MemoryTransport, act: Callable[[], Exception | None], reading: bool
     ) -> None:
-        """Do as Twisted's reactors do when ``doRead`` or ``doWrite`` fails, or says it is over."""
+        """Call doRead or doWrite, and end the connection on an error, as Twisted's reactors do."""
         try:
             why = act()
-        except Exception as error:  # of the protocol that is tested
+        except Exception as error:  # from the protocol under test
             err()
             why = error
         if why is None:
@@ -384,33 +387,33 @@ class MemoryNetwork(Clock):
 
 @implementer(IListeningPort)
 class MemoryPort:
-    """A port of a :class:`MemoryNetwork`."""
+    """A listening port of a :class:`MemoryNetwork`."""
 
     def __init__(self, network: MemoryNetwork, address: IPv4Address) -> None:
         self._network, self._address = network, address
 
     def startListening(self) -> None:
-        """Do nothing: it listens from the beginning."""
+        """Do nothing: the port listens already."""
 
     def stopListening(self) -> Deferred[None]:
-        """Stop; connections go on."""
+        """Stop listening; connections stay open."""
         self._network.stop(self._address)
         return succeed(None)
 
     def getHost(self) -> IPv4Address:
-        """Return where it listens."""
+        """Return the address of the port."""
         return self._address
 
 
 @implementer(IStreamServerEndpoint)
 class MemoryServerEndpoint:
-    """Listens in a :class:`MemoryNetwork`."""
+    """An endpoint to listen on in a :class:`MemoryNetwork`."""
 
     def __init__(self, network: MemoryNetwork, address: IPv4Address) -> None:
         self._network, self._address = network, address
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """Listen; fails with CannotListenError where something listens already."""
+        """Listen; the Deferred fails with CannotListenError if the address is in use."""
         try:
             return succeed(self._network.listen(self._address, protocolFactory))
         except CannotListenError:
@@ -419,13 +422,13 @@ class MemoryServerEndpoint:
 
 @implementer(IStreamClientEndpoint)
 class MemoryClientEndpoint:
-    """Connects in a :class:`MemoryNetwork`."""
+    """An endpoint to connect to in a :class:`MemoryNetwork`."""
 
     def __init__(self, network: MemoryNetwork, address: IPv4Address, source: str) -> None:
         self._network, self._address, self._source = network, address, source
 
     def connect(self, protocolFactory: Builds[P]) -> Deferred[P]:
-        """Connect; fails with ConnectionRefusedError where nothing listens."""
+        """Connect; the Deferred fails with ConnectionRefusedError if nothing listens there."""
         try:
             return succeed(self._network.connect(self._address, self._source, protocolFactory))
         except error.ConnectionRefusedError:
@@ -434,9 +437,9 @@ class MemoryClientEndpoint:
 
 @implementer(IHalfCloseableProtocol)
 class Peer(Protocol):
-    """One end of a connection that a test drives by hand, in memory or on a socket.
+    """One end of a connection that a test drives step by step, in memory or on a socket.
 
-    :ivar received: the bytes that came.
+    :ivar received: the bytes received so far.
     :ivar ended: ``None`` while the other end may still send, then ``"FIN"`` or ``"RST"``.
     """
 
@@ -453,7 +456,7 @@ class Peer(Protocol):
         self.transport.write(data)
 
     def finish(self) -> None:
-        """Finish sending, and go on receiving (half-close)."""
+        """Finish sending, and continue to receive (half-close)."""
         self.transport.loseWriteConnection()
 
     def stall(self) -> None:
@@ -465,9 +468,9 @@ class Peer(Protocol):
         self.transport.resumeProducing()
 
     def read(self, count: int) -> Deferred[Peer]:
-        """Read ``count`` bytes more, or somewhat over, then stall.
+        """Read ``count`` more bytes, or slightly more than that, then stall.
 
-        :return: fires with this peer when it has.
+        :return: fires with this peer when the bytes have been received.
         """
         check_whole("count", count, 1)
         self._stall_at = len(self.received) + count
@@ -479,47 +482,47 @@ class Peer(Protocol):
         self.transport.abortConnection()
 
     def when_received(self, count: int) -> Deferred[Peer]:
-        """Return a Deferred that fires with this peer when ``count`` bytes came, or the end."""
+        """Return a Deferred that fires with this peer after ``count`` bytes, or at the end."""
         check_whole("count", count, 0)
         return self._when(lambda: len(self.received) >= count or self.ended is not None)
 
     def when_ended(self) -> Deferred[Peer]:
-        """Return a Deferred that fires with this peer when the other end finished or reset."""
+        """Return a Deferred that fires with this peer at the other end's FIN or RST."""
         return self._when(lambda: self.ended is not None)
 
     def dataReceived(self, data: bytes) -> None:
-        """Keep ``data``."""
+        """Append ``data`` to :attr:`received`."""
         self.received += data
         if self._stall_at is not None and len(self.received) >= self._stall_at:
             self._stall_at = None
             self.stall()
-        self._look()
+        self._fire()
 
     def readConnectionLost(self) -> None:
-        """Note the other end's FIN, and close."""
+        """Record the other end's FIN, and close."""
         self.ended = "FIN"
-        self._look()
+        self._fire()
         self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: this end has finished sending."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Note a reset."""
+        """Record a reset."""
         if self.ended is None:
             self.ended = "RST" if reason.check(ConnectionLost) else "FIN"
-        self._look()
+        self._fire()
 
-    def _when(self, happened: Callable[[], bool]) -> Deferred[Peer]:
+    def _when(self, condition: Callable[[], bool]) -> Deferred[Peer]:
         waiting: Deferred[Peer] = Deferred()
-        self._waiting.append((happened, waiting))
-        self._look()
+        self._waiting.append((condition, waiting))
+        self._fire()
         return waiting
 
-    def _look(self) -> None:
+    def _fire(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for happened, deferred in waiting:
-            if happened():
+        for condition, deferred in waiting:
+            if condition():
                 deferred.callback(self)
             else:
-                self._waiting.append((happened, deferred))
+                self._waiting.append((condition, deferred))

@@ -125,7 +125,7 @@ def buffered(transport: ITransport) -> int:
 
     echod's TLS counts them before encryption; for any other transport this is :func:`unsent`.
     """
-    count: int | None = getattr(transport, "buffered", None)
+    count: int | None = getattr(transport, "unsent_plaintext", None)
     return unsent(transport) if count is None else count
 
 
@@ -163,7 +163,7 @@ def has_unread_input(transport: ITransport) -> bool:
     :raises OSError: if the connection is broken. The kernel reports that once (SO_ERROR in
         socket(7)); the next call finds the end of the stream.
     """
-    if getattr(transport, "held", False):  # read, but not decrypted yet
+    if getattr(transport, "has_undecrypted_input", False):
         return True
     handle = _handle(transport)
     if handle is None:

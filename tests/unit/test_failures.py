@@ -284,10 +284,10 @@ async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) ->
 async def test_tls_context() -> None:
     """Where a handshake cannot be begun, the connection is reset."""
     ends = TCP4Endpoints()
-    factory = TLSFactory(EchoFactory(clock=ends.clock), fail)
-    await ends.listen(factory)
+    factory = EchoFactory(clock=ends.clock)
+    await ends.listen(TLSFactory(factory, fail))
     assert await end_of_new(ends) == "RST"
-    assert not factory.echo.pending
+    assert not factory.pending
     await ends.stop()
 
 

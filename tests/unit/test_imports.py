@@ -32,6 +32,8 @@ CORE = [
     "protocol",
     "factory",
     "certificates",
+    "tlsrecords",
+    "tlstransport",
     "tls",
     "proxy",
     "udprules",
@@ -113,7 +115,7 @@ STARTS = {"echod", "echod.__main__", "echod.client", "echod.daemon", "echod.daem
 
 # What each extra installs, and the files that may import it.
 EXTRAS = {
-    "OpenSSL": {"tls", "certificates"},
+    "OpenSSL": {"certificates", "tls", "tlstransport"},
     "cryptography": {"certificates"},
     "prometheus_client": {"daemon.metrics", "daemon.web"},
     "hdrh": {"client.histogram"},

@@ -122,9 +122,9 @@ async def test_one_closing_alert() -> None:
     [echo] = served.factory.connections
     transport: Any = echo.transport
     transport.finish()
-    given = transport.given
+    written = transport.ciphertext_out
     transport.finish()
-    assert transport.given == given
+    assert transport.ciphertext_out == written
     echo.abort()
     await served.settled(lambda: not served.factory.connections)
     await ends.stop()

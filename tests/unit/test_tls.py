@@ -29,7 +29,9 @@ from echod.daemon.metrics import Tally, transferred
 from echod.events import Closed, Dropped, Ending, Opened, Reason, Refused, broadcast
 from echod.protocol import MAX_BUFFERED, Echo
 from echod.timeouts import FIRST_BYTE, QUIET
-from echod.tls import ALERT_TIME, MAX_EMPTY, RECORD, RECORDS, TLSFactory
+from echod.tls import ALERT_TIME, TLSFactory
+from echod.tlsrecords import RECORD, RECORDS
+from echod.tlstransport import MAX_EMPTY
 from echod.transport import beneath, buffered, has_unread_input, lose, unsent
 from tests import TIMEOUT
 from tests.authority import Authority
@@ -618,7 +620,7 @@ def test_room_for_the_closing_alert(authority: Authority) -> None:
     client = scene.client()
     client.peer.stall()
     bottom: Any = beneath(scene.echo.transport)
-    while room := bottom.socket._room():
+    while room := bottom.socket._space():
         # a record is 22 bytes more than what is in it; tiny ones fill the rest
         client.send(client.record(bytes(min(16_000, room - 22))) if room > 22 else b"")
         if room <= 22:
@@ -867,15 +869,15 @@ def test_little_is_kept_of_what_is_unsent(authority: Authority) -> None:
     tls: Any = scene.echo.transport
     while not unsent(tls):
         client.send(client.record(bytes(8192)))
-    before = len(tls._unsent)
+    before = len(tls._ledger._marks)
     record = client.record(bytes(1000))
     for at in range(len(record)):
         client.send(record[at : at + 1])
-    assert len(tls._unsent) <= before + 1
+    assert len(tls._ledger._marks) <= before + 1
     client.peer.resume()
     scene.network.settle()
-    assert tls.buffered == 0
-    assert len(tls._unsent) == 0
+    assert tls.unsent_plaintext == 0
+    assert len(tls._ledger._marks) == 0
 
 
 @pytest.mark.parametrize("within", ["the handshake", "a message"])
@@ -945,8 +947,8 @@ class SlowScene(Scene):
             def dataReceived(self, data: bytes) -> None:
                 transport: Any = self.transport
                 scene.network.rightNow += 0.001
-                scene.seen.append((transport.getPeer().port, transport.held))
-                if transport.held:
+                scene.seen.append((transport.getPeer().port, transport.has_undecrypted_input))
+                if transport.has_undecrypted_input:
                     assert has_unread_input(transport)
                     assert beneath(transport) not in scene.network.getReaders()
                 scene.act(self)
@@ -1008,7 +1010,7 @@ def test_records_that_wait_of_a_slow_reader(authority: Authority) -> None:
     client.send(records)
     echo: Any = scene.echo
     assert echo._paused
-    assert not echo.transport.held
+    assert not echo.transport.has_undecrypted_input
     assert unsent(echo.transport) < MAX_BUFFERED
     client.peer.resume()
     assert client.read() == data
@@ -1088,7 +1090,7 @@ def test_transport_that_does_not_pause(authority: Authority) -> None:
 
     def act(echo: Echo) -> None:
         transport: Any = echo.transport
-        if transport.held and last:
+        if transport.has_undecrypted_input and last:
             transport.dataReceived(last.pop())
 
     scene.act = act  # type: ignore[method-assign]
