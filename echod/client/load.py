@@ -20,10 +20,11 @@ from echod.client.datagrams import DatagramChannel
 from echod.client.errors import TIMED_OUT
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
-from echod.client.pacing import CHECKS_PER_TIMEOUT, Pacer, Schedule
+from echod.client.pacing import Pacer, Schedule
 from echod.client.replies import ReplyCallback
 from echod.client.statistics import SECOND, Interval, Statistics, Usage, process_usage
 from echod.client.streams import StreamChannel
+from echod.timeouts import CHECKS_PER_TIMEOUT
 
 AT_ONCE: Final = 8
 """Connections that are made at the same time: more would be timed waiting for each other here."""
@@ -90,7 +91,8 @@ class Load(Measurement):
         start = self.clock.seconds()
         self._end = start + self.duration
         self.statistics.begin(start)
-        self._timer = self.clock.callLater(self.duration, self.stop_sending)
+        assert self._sending is not None
+        self._sending.addTimeout(self.duration, self.clock, lambda *_: None)
         schedule = Schedule(start + SECOND, SECOND)
         self._intervals = Pacer(self.clock, schedule, self.statistics.add_interval)
         self._intervals.run()
@@ -104,10 +106,8 @@ class Load(Measurement):
                 channel.begin(self.clock.seconds())
 
     def end_sending(self) -> None:
-        """Stop the timers, except that of the intervals."""
+        """Stop sending, and keep its figures; the intervals go on until the last reply."""
         super().end_sending()
-        if self._timer.active():
-            self._timer.cancel()
         self._end = 0.0
         self.statistics.end(self.clock.seconds(), self.sent, self.answered)
 

@@ -178,11 +178,8 @@ class Measurement:
         self.tally.sent = self.sent
         if not self.stopped and not self._all_answered():
             self._waiting = Deferred()
-            timer = self.clock.callLater(self.timeout, self._waiting.callback, None)
-            await self._waiting
+            await self._waiting.addTimeout(self.timeout, self.clock, lambda *_: None)
             self._waiting = None
-            if timer.active():
-                timer.cancel()
         self._is_final = True
         if self.stopped:
             since = self.clock.seconds() - self.timeout

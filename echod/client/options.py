@@ -1,11 +1,10 @@
-"""The command line of ``echod-client``, read into values, or refused in one line."""
+"""The command line of ``echod-client``: parse it, or report in one line what is wrong with it."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from argparse import (
-    Action,
     ArgumentParser,
     ArgumentTypeError,
     Namespace,
@@ -20,7 +19,7 @@ from echod.client.errors import of_file
 from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.target import parse_target
-from echod.durations import parse_duration
+from echod.durations import format_duration, parse_duration
 from echod.numbers import parse_rate, parse_whole_number
 
 WRONG: Final = 2
@@ -29,11 +28,13 @@ WRONG: Final = 2
 SLOWEST: Final = 0.001
 HIGHEST: Final = 1e9
 """Messages a second."""
+
 LARGEST: Final = 1 << 27
-"""Bytes of a message: randbytes() takes less than twice as much."""
+"""Bytes of a message: randbytes() is limited to less than twice as many."""
+
 PLOTS: Final = (".svg", ".png")
 
-TARGETS: Final = """\
+EPILOG: Final = """\
 TARGET is host:port, [IPv6 address]:port, udp:host:port, or a Twisted client
 endpoint such as unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY].
 
@@ -45,26 +46,19 @@ damaged or refused; 2, the command line was wrong.
 
 
 class Parser(ArgumentParser):
-    """Refuses in one line, where argparse would say all its usage too.
+    """A parser that reports an error in one line, without the usage.
 
     :param is_first: whether a command follows, which has a parser of its own.
     """
 
     def __init__(self, is_first: bool = False, **options: Any) -> None:
         self._is_first = is_first
-        self._takes_value: dict[str, bool] = {}
         super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **options)
 
-    def add_argument(self, *names: Any, **options: Any) -> Action:
-        """Add an argument, as argparse does."""
-        action = super().add_argument(*names, **options)
-        self._takes_value.update(dict.fromkeys(action.option_strings, action.nargs != 0))
-        return action
-
     def parse_known_args(self, arguments: Any = None, namespace: Any = None) -> Any:
-        """Read the command line, after a look for options that there are not.
+        """Parse the command line, after a check for unknown options.
 
-        argparse blames what follows them, or takes ``-4`` for a TARGET.
+        argparse would report the argument after them, or take ``-4`` for a TARGET.
         """
         arguments = sys.argv[1:] if arguments is None else arguments
         unknown = self._unknown(arguments)
@@ -80,15 +74,16 @@ class Parser(ArgumentParser):
             if not each.startswith("-") or each == "-":
                 continue
             name = each.partition("=")[0]
-            if name in self._takes_value:
-                if self._takes_value[name] and name == each:
-                    next(rest, None)
-            elif each.startswith("--") or each[:2] not in self._takes_value:
+            options = self._option_string_actions
+            if name in options:
+                if name == each and options[name].nargs != 0:
+                    next(rest, None)  # its value
+            elif each.startswith("--") or each[:2] not in options:
                 return name
         return None
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print, and do not hide that it fails, as argparse does."""
+        """Print, and report a failure, which argparse would ignore."""
         file = file or sys.stderr
         try:
             print(message or "", end="", file=file, flush=True)
@@ -98,12 +93,12 @@ class Parser(ArgumentParser):
                 self.exit(1, f"{self.prog}: standard output: {of_file(error)}\n")
 
     def error(self, message: str) -> NoReturn:
-        """Leave with a line that says what is wrong."""
+        """Exit with one line that says what is wrong."""
         self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
-    """Return ``parse`` with argparse's own error, whose message alone argparse prints."""
+    """Return ``parse`` with the exception whose message argparse prints."""
 
     def read(text: str) -> Any:
         try:
@@ -119,126 +114,98 @@ rate = argument(parse_rate, of="messages", least=SLOWEST, most=HIGHEST)
 whole = functools.partial(argument, parse_whole_number)
 
 
-def plot_file(given: str) -> str:
-    """Return the name of a file that a plot can be written to."""
-    if not given.lower().endswith(PLOTS):
-        raise ArgumentTypeError(f"takes a file that ends in .svg or .png, not {given!r}")
-    return given
+def plot_file(name: str) -> str:
+    """Return the name of a plot's file, which ends in .svg or .png."""
+    if not name.lower().endswith(PLOTS):
+        raise ArgumentTypeError(f"takes a file that ends in .svg or .png, not {name!r}")
+    return name
+
+
+def add_option(
+    command: ArgumentParser,
+    names: str,
+    kind: Callable[[str], Any],
+    metavar: str,
+    text: str,
+    *,
+    default: Any = None,
+) -> None:
+    """Add an option that takes a value; with a list as its default, it is repeatable."""
+    action = "append" if isinstance(default, list) else "store"
+    if default:
+        shown = format_duration(default) if isinstance(default, float) else default
+        text = f"{text} [default: {shown}]"
+    command.add_argument(
+        *names.split(), action=action, type=kind, metavar=metavar, default=default, help=text
+    )
+
+
+def add_flag(command: ArgumentParser, name: str, text: str) -> None:
+    """Add an option without a value."""
+    command.add_argument(name, action="store_true", help=text)
 
 
 def parser() -> ArgumentParser:
-    """Return what reads the command line."""
+    """Return the parser of the command line."""
     top = Parser(
         is_first=True,
         prog="echod-client",
-        description="Measure a path with the help of an echo service (RFC 862), any of them.",
-        epilog=TARGETS,
+        description="Measure a network path with any echo service (RFC 862).",
+        epilog=EPILOG,
     )
     top.add_argument("--version", action="version", version=f"echod-client {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="pipe | ping | load")
 
-    def command(name: str, what: str) -> ArgumentParser:
-        added = commands.add_parser(
-            name,
-            help=what,
-            description=f"{what[0].upper()}{what[1:]}.",
-            epilog=TARGETS,
-        )
-        added.add_argument("target", metavar="TARGET")
-        added.add_argument(
-            *("-W", "--timeout"),
-            type=duration,
-            default=10.0,
-            metavar="TIME",
-            help="until a reply is late, and a connection given up [default: 10s]",
-        )
-        added.add_argument(
-            "--json", action="store_true", help="say all of it in JSON (docs/measuring.rst)"
-        )
-        return added
+    def add_command(name: str, purpose: str) -> ArgumentParser:
+        description = f"{purpose[0].upper()}{purpose[1:]}."
+        command = commands.add_parser(name, help=purpose, description=description, epilog=EPILOG)
+        command.add_argument("target", metavar="TARGET")
+        text = "how long to wait for a connection, and for a reply"
+        add_option(command, "-W --timeout", duration, "TIME", text, default=10.0)
+        add_flag(command, "--json", "print the result as JSON (docs/measuring.rst)")
+        return command
 
-    def sizes(added: ArgumentParser) -> None:
-        added.add_argument(
-            *("-s", "--size"),
-            type=whole(least=1, most=LARGEST),
-            default=64,
-            metavar="BYTES",
-            help=f"of a message; by UDP {MIN_DATAGRAM} to {MAX_DATAGRAM} [default: 64]",
-        )
+    size = whole(least=1, most=LARGEST)
+    size_text = f"of a message; over UDP {MIN_DATAGRAM} to {MAX_DATAGRAM}"
 
-    command("pipe", "send standard input through the service to standard output, and check it")
+    add_command("pipe", "send standard input through the service to standard output, and check it")
 
-    ping = command("ping", "send a message now and then, and tell how long it takes to come back")
-    ping.add_argument(
-        *("-c", "--count"),
-        type=whole(least=1, most=1 << 62),
-        metavar="N",
-        help="messages [default: until interrupted]",
-    )
-    ping.add_argument(
-        *("-i", "--interval"),
-        type=duration,
-        default=1.0,
-        metavar="TIME",
-        help="between two messages, 1ms or more [default: 1s]",
-    )
-    sizes(ping)
-    ping.add_argument(
-        "--dont-fragment",
-        action="store_true",
-        help="by UDP: have no datagram cut on its way, to find out the MTU",
-    )
+    ping = add_command("ping", "send a message at each interval, and print its round-trip time")
+    text = "messages to send [default: until interrupted]"
+    add_option(ping, "-c --count", whole(least=1, most=1 << 62), "N", text)
+    add_option(ping, "-i --interval", duration, "TIME", "between two, 1ms or more", default=1.0)
+    add_option(ping, "-s --size", size, "BYTES", size_text, default=64)
+    add_flag(ping, "--dont-fragment", "over UDP: send no fragments, to find the path MTU")
 
-    load = command("load", "send many messages, and tell how many come back, and how fast")
-    load.add_argument(
-        *("-C", "--connections"),
-        type=whole(least=1, most=1 << 20),
-        default=1,
-        metavar="N",
-        help="at once, or sockets by UDP [default: 1]",
+    load = add_command("load", "send many messages, and print how many come back, and how fast")
+    text = "at the same time; sockets over UDP"
+    add_option(load, "-C --connections", whole(least=1, most=1 << 20), "N", text, default=1)
+    add_option(load, "-s --size", size, "BYTES", size_text, default=64)
+    add_option(load, "-d --duration", duration, "TIME", "how long to send messages", default=10.0)
+    text = (
+        "messages a second in all, whatever comes back (open loop); by default each "
+        "connection sends when the reply to its last message has come (closed loop)"
     )
-    sizes(load)
-    load.add_argument(
-        *("-d", "--duration"),
-        type=duration,
-        default=10.0,
-        metavar="TIME",
-        help="for which messages are sent [default: 10s]",
-    )
-    load.add_argument(
-        *("-r", "--rate"),
-        type=rate,
-        metavar="N",
-        help="messages a second in all, whatever comes back (open loop); by default each "
-        "connection sends when the reply to the one before has come (closed loop)",
-    )
-    load.add_argument(
-        "--plot",
-        type=plot_file,
-        metavar="FILE",
-        help="draw the latencies to an .svg or .png; needs the extra plot",
-    )
-    load.add_argument(
-        "--compare",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="draw an earlier run too, which --json has written to FILE; repeatable",
-    )
+    add_option(load, "-r --rate", rate, "N", text)
+    text = "draw the latencies to an .svg or .png file; needs the extra plot"
+    add_option(load, "--plot", plot_file, "FILE", text)
+    text = "also draw an earlier run, from a file that --json has written; repeatable"
+    add_option(load, "--compare", str, "FILE", text, default=[])
     return top
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
-    """Return the values of all options; ``target`` is a :class:`~echod.client.target.Target`.
+    """Parse the command line; ``target`` is a :class:`~echod.client.target.Target`.
 
+    :param arguments: without the name of the command; ``None`` for those of the process.
     :raises SystemExit: with status 2, after a line that says what is wrong.
     """
-    reader = parser()
+    top = parser()
     options: Any
-    options, rest = reader.parse_known_args(arguments)
+    options, rest = top.parse_known_args(arguments)
 
     def refuse(why: str) -> NoReturn:
-        reader.exit(WRONG, f"echod-client {options.command}: {printable(why)}\n")
+        top.exit(WRONG, f"echod-client {options.command}: {printable(why)}\n")
 
     if rest:
         refuse(f"takes one TARGET; leave out {rest[0]!r}")
@@ -248,11 +215,11 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
         refuse(str(error))
     if options.target.udp:
         if options.command == "pipe":
-            refuse("a pipe needs every byte, in order, which UDP does not promise: use TCP")
+            refuse("a pipe needs every byte, in order, which UDP does not guarantee: use TCP")
         if not MIN_DATAGRAM <= options.size <= MAX_DATAGRAM:
-            refuse(f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} by UDP, not {options.size}")
+            refuse(f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} over UDP, not {options.size}")
     if options.command == "ping" and options.dont_fragment and not options.target.udp:
-        refuse("--dont-fragment is for udp: targets; TCP finds out the MTU by itself")
+        refuse("--dont-fragment is for udp: targets; TCP discovers the path MTU by itself")
     if options.command == "load" and options.compare and not options.plot:
         refuse("--compare is for --plot FILE")
     return options  # type: ignore[no-any-return]

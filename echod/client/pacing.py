@@ -12,9 +12,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 TURN: Final = 0.001
 """Seconds after which, where more moments are due than can be acted for, others have their turn."""
 
-CHECKS_PER_TIMEOUT: Final = 8
-"""How often, within a timeout, the client checks whether replies are overdue."""
-
 
 class Schedule:
     """So many moments, each the same time after the one before.

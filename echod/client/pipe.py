@@ -18,9 +18,9 @@ from zope.interface import implementer
 
 from echod.client.connector import Connector
 from echod.client.errors import kind_of, line_of, of_file
-from echod.client.pacing import CHECKS_PER_TIMEOUT
 from echod.client.protocol import EchoClient, EchoIncomplete, EchoMismatch
 from echod.client.stdio import Input, Output
+from echod.timeouts import CHECKS_PER_TIMEOUT
 
 WINDOW: Final = 4 * 1024 * 1024
 """Bytes in flight or queued for standard output, above which standard input is not read."""

@@ -153,9 +153,9 @@ def test_bad_values(
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ("load udp:h:7 -s 15", "load: --size takes 16 to 65507 by UDP, not 15"),
-        ("ping udp:h:7 -s 65508", "ping: --size takes 16 to 65507 by UDP, not 65508"),
-        ("pipe udp:h:7", "pipe: a pipe needs every byte, in order, which UDP does not promise"),
+        ("load udp:h:7 -s 15", "load: --size takes 16 to 65507 over UDP, not 15"),
+        ("ping udp:h:7 -s 65508", "ping: --size takes 16 to 65507 over UDP, not 65508"),
+        ("pipe udp:h:7", "pipe: a pipe needs every byte, in order, which UDP does not guarantee"),
         ("ping h:7 --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("ping unix:/x --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("load h:7 --compare a", "load: --compare is for --plot FILE"),

@@ -33,13 +33,13 @@ from echod.client.histogram import DIGITS, STEP, Histogram
 from echod.client.load import AT_ONCE
 from echod.client.measurement import CLOSING
 from echod.client.options import parse, parser
-from echod.client.pacing import CHECKS_PER_TIMEOUT
 from echod.client.ping import MISSED
 from echod.client.pipe import WINDOW
 from echod.client.protocol import CHUNK
 from echod.client.report import BUSY, LATE, SLOW, is_ok
 from echod.client.target import parse_target
 from echod.durations import format_duration
+from echod.timeouts import CHECKS_PER_TIMEOUT
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
 from tests.client.memory import echod_client
