@@ -110,7 +110,9 @@ class EchoFactory(Factory):
         self.turns = Turns()
         self.connections: set[Echo] = set()
         self.pending: set[PendingConnection] = set()
-        self.limits = ConnectionLimits(max_connections, max_connections_per_peer)
+        self.limits = ConnectionLimits(
+            max_connections, max_connections_per_peer, self.connections, self.pending
+        )
         self._drain = Drain()
         self.timeouts = Timeouts(
             idle_timeout, stall_timeout, self.connections, self._drain.connections
@@ -125,8 +127,8 @@ class EchoFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
-        try:  # as refuses_on_error does, but without another call for each connection
-            reason = self._reason_to_refuse(addr)
+        try:
+            reason = Reason.DRAINING if self.draining else self.limits.exceeded(addr)
             if reason is not None:
                 return self._refusal(reason, addr, tls=False)
             if self.verbose:
@@ -146,17 +148,10 @@ class EchoFactory(Factory):
             not a proxy's.
         :param tls: whether the connection is encrypted, or going to be.
         """
-        reason = self._reason_to_refuse(addr if is_peer else None)
+        reason = self.limits.exceeded(addr if is_peer else None)
+        if self.draining:
+            reason = Reason.DRAINING
         return None if reason is None else self._refusal(reason, addr, tls=tls)
-
-    def _reason_to_refuse(self, peer: IAddress | None, *, drains: bool = False) -> Reason | None:
-        """Return the reason to refuse a connection, if any.
-
-        :param drains: whether a drain waits for the connection, and so does not refuse it.
-        """
-        if self.draining and not drains:
-            return Reason.DRAINING
-        return self.limits.exceeded(len(self.connections) + len(self.pending), peer)
 
     def _refusal(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> Refusal:
         self.report(Refused(reason, peer, tls))
@@ -191,7 +186,9 @@ class EchoFactory(Factory):
 
         :param draining: whether a drain has begun since it was accepted, and is to end it too.
         """
-        reason = self._reason_to_refuse(peer, drains=draining)
+        reason = self.limits.exceeded(peer)
+        if self.draining and not draining:
+            reason = Reason.DRAINING
         if reason is not None:
             return self._refusal(reason, peer, tls=tls)
         echo = self.protocol()

@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 from collections import Counter
+from collections.abc import Sized
 from contextlib import suppress
 from typing import Final
 
@@ -27,24 +28,26 @@ FD_SETSIZE: Final = 1024
 class ConnectionLimits:
     """Limits on the connections that are served at once.
 
+    :param opened: collections of all open connections.
+
     :ivar total: connections, 1 or more.
     :ivar per_peer: connections of one peer (:func:`~echod.addresses.peer_key`), 1 or more;
         ``None``: no limit.
     """
 
-    def __init__(self, total: int, per_peer: int | None) -> None:
+    def __init__(self, total: int, per_peer: int | None, *opened: Sized) -> None:
         self.total = total
         self.per_peer = per_peer
+        self._opened = opened
         self._keys: dict[object, str] = {}
         self._counts: Counter[str | None] = Counter()
 
-    def exceeded(self, connections: int, peer: IAddress | None) -> Reason | None:
+    def exceeded(self, peer: IAddress | None) -> Reason | None:
         """Return the limit that one more connection would exceed, if any.
 
-        :param connections: the number of connections that are open.
-        :param peer: the address of the next one; ``None``: not known, and under no limit per peer.
+        :param peer: its address; ``None``: not known, and under no limit per peer.
         """
-        if connections >= self.total:
+        if sum(map(len, self._opened)) >= self.total:
             return Reason.MAX_CONNECTIONS
         if self.per_peer is not None and self._counts[peer_key(peer)] >= self.per_peer:
             return Reason.MAX_CONNECTIONS_PER_PEER

@@ -206,7 +206,7 @@ class Echo(Protocol):
             ending = Ending.UNUSED
         else:
             ending = Ending.LOST
-        seconds = self.factory.now(self.transport) - self._opened
+        seconds = self.factory.clock.seconds() - self._opened
         return Closed(ending, received, seconds, left, self.peer, encrypted(self.transport))
 
     def pauseProducing(self) -> None:
@@ -293,13 +293,14 @@ class Echo(Protocol):
         transport: Any = self.transport
         # In this order: a transport waits for its producer before it closes.
         transport.unregisterProducer()
-        if not half_closes(transport):
-            self.watch()
-            transport.loseConnection()
-            return
+        below: Any = transport
         if not isinstance(transport, FileDescriptor):
+            if not half_closes(transport):
+                self.watch()
+                transport.loseConnection()
+                return
             transport.finish()
-        below: Any = beneath(transport)
+            below = beneath(transport)
         if unsent(below):
             below.stopReading()
             # As a pull producer, it is called when everything is sent, or the transport fails.
