@@ -1,8 +1,7 @@
-"""The log: a line for each connection that ended, refusals summed, for people and machines.
+"""The log: a line for each closed connection, rate-limited summaries of refusals, and formats.
 
-Where echod logs, an event has its name, ``event``, and what is known of it as fields.
-``twistd`` alone writes sentences; :func:`journal` writes them as the systemd journal
-wants them, :func:`json_lines` writes the fields.
+An event that echod logs has a name, ``event``, and fields. ``twistd`` writes them as sentences,
+:func:`journal` as lines for the systemd journal, and :func:`json_lines` as JSON objects.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from echod.events import (
 )
 
 INTERVAL: Final = 1.0
-"""Seconds, the least time between two lines of a :class:`RateLimitedSummary`: a flood of
-clients must not become a flood of lines."""
+"""Seconds between two lines of a :class:`RateLimitedSummary`."""
 
 PRIORITIES: Final = {
     LogLevel.debug: 7,
@@ -41,7 +39,7 @@ PRIORITIES: Final = {
     LogLevel.error: 3,
     LogLevel.critical: 2,
 }
-"""The levels of syslog(3)."""
+"""The priorities of syslog(3)."""
 
 CLOSED: Final = "closed {peer}: {ending}, {bytes} bytes in {seconds:.3f} s"
 CUT_SHORT: Final = CLOSED + ", {unsent} of them not sent back"
@@ -50,11 +48,11 @@ log = Logger(namespace="echod")
 
 
 class ConnectionLog:
-    """An observer that logs.
+    """An observer that logs connections and datagrams.
 
-    :param clock: tells when a second is over.
-    :param quiet: log no line for each connection, but still the refusals.
-    :param verbose: log each step of a connection, too, and those that end unused.
+    :param clock: the clock of the summaries.
+    :param quiet: log summaries of refusals, and no line for each connection.
+    :param verbose: log each step of a connection, and unused connections, too.
     """
 
     def __init__(self, clock: IReactorTime, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -64,19 +62,11 @@ class ConnectionLog:
         self._dropped = RateLimitedSummary(clock, log_dropped)
 
     def __call__(self, event: Event) -> None:
-        """Log ``event``, or count it for the next line."""
+        """Log ``event``, or count it for the next summary."""
         if isinstance(event, Closed):
             unused = event.ending is Ending.UNUSED
             if self._verbose if unused else not self._quiet:
-                log.info(
-                    CUT_SHORT if event.unsent else CLOSED,
-                    event="closed",
-                    peer=name_of(event.peer, tls=event.tls),
-                    ending=event.ending.value,
-                    bytes=event.bytes,
-                    seconds=round(event.seconds, 6),
-                    unsent=event.unsent,
-                )
+                log_closed(event)
         elif isinstance(event, Refused):
             self._refused.add(event.reason.value, name_of(event.peer, tls=event.tls))
         elif isinstance(event, Dropped):
@@ -85,42 +75,56 @@ class ConnectionLog:
             log_step(event)
 
     def flush(self) -> None:
-        """Log the refusals that are counted and not logged yet: call this before the end."""
+        """Log what the summaries have counted: call this before the process ends."""
         self._refused.flush()
         self._dropped.flush()
 
 
+def log_closed(event: Closed) -> None:
+    """Log the end of a connection."""
+    log.info(
+        CUT_SHORT if event.unsent else CLOSED,
+        event="closed",
+        peer=name_of(event.peer, tls=event.tls),
+        ending=event.ending.value,
+        bytes=event.bytes,
+        seconds=round(event.seconds, 6),
+        unsent=event.unsent,
+    )
+
+
 def log_step(event: Event) -> None:
-    """Log a step in the life of a connection that is open."""
-    if isinstance(event, Accepted):
-        log.debug("accepted {peer}", event="accepted", peer=name_of(event.peer, tls=event.tls))
-    elif isinstance(event, HandshakeDone):
-        log.debug(
-            "handshake with {peer}: {version}, {cipher}, in {seconds:.3f} s",
-            event="handshake",
-            peer=name_of(event.peer, tls=True),
-            version=event.version,
-            cipher=event.cipher,
-            seconds=round(event.seconds, 6),
-        )
-    elif isinstance(event, HeaderRead):
-        log.debug(
-            "PROXY header from {proxy}: the client is {peer}",
-            event="proxy-header",
-            proxy=name_of(event.proxy),
-            peer=name_of(event.peer),
-        )
-    elif isinstance(event, HalfClosed):
-        log.debug(
-            "half-close by {peer}, after {bytes} bytes",
-            event="half-close",
-            peer=name_of(event.peer, tls=event.tls),
-            bytes=event.bytes,
-        )
+    """Log a step of an open connection."""
+    match event:
+        case Accepted(peer, tls):
+            log.debug("accepted {peer}", event="accepted", peer=name_of(peer, tls=tls))
+        case HandshakeDone(peer, version, cipher, seconds):
+            log.debug(
+                "handshake with {peer}: {version}, {cipher}, in {seconds:.3f} s",
+                event="handshake",
+                peer=name_of(peer, tls=True),
+                version=version,
+                cipher=cipher,
+                seconds=round(seconds, 6),
+            )
+        case HeaderRead(proxy, peer):
+            log.debug(
+                "PROXY header from {proxy}: the client is {peer}",
+                event="proxy-header",
+                proxy=name_of(proxy),
+                peer=name_of(peer),
+            )
+        case HalfClosed(count, peer, tls):
+            log.debug(
+                "half-close by {peer}, after {bytes} bytes",
+                event="half-close",
+                peer=name_of(peer, tls=tls),
+                bytes=count,
+            )
 
 
 def log_refused(total: int, reasons: Reasons, peer: str) -> None:
-    """Log so many refused connections, the last from ``peer``."""
+    """Log ``total`` refused connections, the last one from ``peer``."""
     log.warn(
         "refused 1 connection: {reasons}, from {peer}"
         if total == 1
@@ -133,7 +137,7 @@ def log_refused(total: int, reasons: Reasons, peer: str) -> None:
 
 
 def log_dropped(total: int, reasons: Reasons, peer: str) -> None:
-    """Log so many datagrams that were not answered, the last from ``peer``."""
+    """Log ``total`` datagrams that were not answered, the last one from ``peer``."""
     log.warn(
         "did not answer 1 datagram: {reasons}, from {peer}"
         if total == 1
@@ -146,19 +150,21 @@ def log_dropped(total: int, reasons: Reasons, peer: str) -> None:
 
 
 class RateLimitedSummary:
-    """Events of one kind, logged in at most one line each :data:`INTERVAL`.
+    """Events of one kind in at most one line per :data:`INTERVAL`, so that a flood of clients
+    does not become a flood of lines.
 
-    The first event is logged at once. Those that follow within the interval are counted, and
-    logged together at its end.
+    The first event is logged at once. Further events within the interval are counted, and logged
+    together at its end.
 
     :param clock: schedules the end of the interval.
-    :param write: logs one line: how many events, how many for each reason, and the last peer.
+    :param write: logs one line, given the number of events, the number of events for each reason,
+        and the peer of the last event.
     """
 
     def __init__(self, clock: IReactorTime, write: Callable[[int, Reasons, str], None]) -> None:
         self._clock = clock
         self._write = write
-        self._reasons: Counter[str] = Counter()
+        self._reasons = Reasons()
         self._last = ""
         self._pending = False
 
@@ -170,15 +176,15 @@ class RateLimitedSummary:
             self.flush()
 
     def flush(self) -> None:
-        """Log the events since the last line now, if there are any, and begin a new interval."""
+        """Log the counted events now, and begin a new interval if there were any."""
         self._pending = bool(self._reasons)
-        if self._reasons:
-            reasons, self._reasons = self._reasons, Counter()
-            self._write(reasons.total(), Reasons(reasons), self._last)
+        if self._pending:
+            reasons, self._reasons = self._reasons, Reasons()
+            self._write(reasons.total(), reasons, self._last)
             self._clock.callLater(INTERVAL, self.flush)
 
 
-class Reasons(dict[str, int]):
+class Reasons(Counter[str]):
     """The number of events for each reason; as text, «draining 1, max-connections 2»."""
 
     def __str__(self) -> str:
@@ -186,43 +192,42 @@ class Reasons(dict[str, int]):
 
 
 def journal(file: TextIO | None = None) -> FileLogObserver:
-    """Observe for the systemd journal: ``twistd --logger echod.daemon.logs.journal``.
+    """Log for the systemd journal: ``twistd --logger echod.daemon.logs.journal``.
 
-    One line an event, which begins with its syslog priority (sd-daemon(3)). The journal
-    itself knows when.
+    One line for each event, which begins with its syslog priority (sd-daemon(3)). It has no time
+    stamp: the journal adds one.
 
-    :param file: where to write; by default standard output.
+    :param file: the file to write to; by default standard output.
     """
     return FileLogObserver(file or sys.stdout, journal_line)
 
 
 def journal_line(event: LogEvent) -> str | None:
-    """Return the line for ``event``; ``None``: it says nothing."""
+    """Return the line for ``event``; ``None`` if it has no text."""
     text = text_of(event)
     priority = PRIORITIES[event.get("log_level", LogLevel.info)]
     return f"<{priority}>{on_one_line(text)}\n" if text else None
 
 
 def json_lines(file: TextIO | None = None) -> FileLogObserver:
-    """Observe for machines: ``twistd --logger echod.daemon.logs.json_lines``.
+    """Log JSON: ``twistd --logger echod.daemon.logs.json_lines``.
 
-    One JSON object a line: ``time`` (RFC 3339, UTC), ``level``, ``event``, and the
-    fields of that event. What has no fields is the event ``message``, with its text in
-    ``message``.
+    One JSON object on each line: ``time`` (RFC 3339, UTC), ``level``, ``event``, and the fields of
+    that event. An event without fields is named ``message``, and has its text in ``message``.
 
-    :param file: where to write; by default standard output.
+    :param file: the file to write to; by default standard output.
     """
     return FileLogObserver(file or sys.stdout, json_line)
 
 
 def json_line(event: LogEvent) -> str | None:
-    """Return the line for ``event``; ``None``: it says nothing."""
+    """Return the line for ``event``; ``None`` if it has neither fields nor text."""
     if event.get("log_namespace") == log.namespace and "event" in event:
         fields = {name: value for name, value in event.items() if not name.startswith("log_")}
+    elif text := text_of(event):
+        fields = {"event": "message", "message": text}
     else:
-        fields = {"event": "message", "message": text_of(event)}
-        if not fields["message"]:
-            return None
+        return None
     time = datetime.fromtimestamp(event["log_time"], timezone.utc)
     level = event.get("log_level", LogLevel.info)
     head = {"time": time.isoformat(timespec="microseconds"), "level": level.name}
@@ -230,5 +235,5 @@ def json_line(event: LogEvent) -> str | None:
 
 
 def text_of(event: LogEvent) -> str:
-    """Return what ``event`` says, with its traceback if it has one."""
+    """Return the text of ``event``, with its traceback if it has one."""
     return eventAsText(event, includeTimestamp=False, includeSystem=False)

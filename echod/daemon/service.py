@@ -55,7 +55,6 @@ class EchoService(Service):
         self._notifier = notifier
         self._connection_limit = connection_limit
         self._log_observer = log_observer
-        self._draining = False
         self._listening: Deferred[None] | None = None
 
     def setServiceParent(self, parent: Any) -> None:
@@ -107,7 +106,7 @@ class EchoService(Service):
     def hasten(self) -> None:
         """Reset all connections that remain, in the current drain or when the next one begins."""
         self._drain_timeout = 0
-        if self._draining:
+        if self._factory.draining:
             self._factory.drain(0)
 
     async def _listen(self) -> None:
@@ -140,7 +139,6 @@ class EchoService(Service):
             except Exception:  # such as MemoryError: the remaining steps have to run
                 with suppress(Exception):
                     log.failure("a step of the stop fails")
-        self._draining = False
 
     def _drain(self) -> Deferred[None]:
         if self._factory.connections:
@@ -150,5 +148,4 @@ class EchoService(Service):
                 connections=len(self._factory.connections),
                 seconds=self._drain_timeout,
             )
-        self._draining = True
         return self._factory.drain(self._drain_timeout)

@@ -17,16 +17,16 @@ log = Logger(namespace="echod")
 
 
 class Signals:
-    """Handlers of the signals that stop the service, from now on until the process ends.
+    """The handlers of the signals that stop the service, installed until the process ends.
 
-    A signal that is ignored when this is made stays ignored, as nohup(1) wants it. A signal
-    that comes before the reactor runs stops the service as soon as it does; a second one
-    before that ends the process at once, for the start may hang.
+    A signal that the process ignores from the start stays ignored, for nohup(1). A signal before
+    the reactor runs stops the service as soon as it does; a second one before that ends the
+    process at once, because the start may hang.
 
-    Twisted's own handlers are not used: of two signals in one turn of the reactor, the second
-    would raise ReactorNotRunning there.
+    Twisted's own handlers raise ReactorNotRunning when two signals arrive in one reactor
+    iteration.
 
-    :param reactor: is stopped.
+    :param reactor: the reactor to stop.
     :ivar hasten: called once, by the second signal.
     """
 
@@ -40,18 +40,19 @@ class Signals:
             for number in STOP
         }
         self._install()
-        # While the reactor starts, it installs its own handlers: signals wait for ours.
+        # The reactor installs handlers of its own when it starts: signals are blocked until these
+        # are replaced.
         reactor.addSystemEventTrigger("before", "startup", self._block)
         reactor.addSystemEventTrigger("after", "startup", self._unblock)
 
     def reload_on_hangup(self, reload: Callable[[], object]) -> None:
-        """Have SIGHUP call ``reload`` and not stop the service, even where it was ignored."""
+        """Let SIGHUP call ``reload`` and not stop the service, even if it was ignored."""
         self._reload = reload
         self._handlers[signal.SIGHUP] = self._handle
         self._install()
 
     def reopen_log(self, reopen: Callable[[], object]) -> None:
-        """Have SIGUSR1 call ``reopen`` in a turn of the reactor, between two lines of the log."""
+        """Let SIGUSR1 call ``reopen`` from the reactor, between two lines of the log."""
         signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(reopen))
 
     def _install(self) -> None:
@@ -74,10 +75,9 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._received = True
-        self._reactor.callFromThread(self._stop, number)
+        self._reactor.callFromThread(self._stop, signal.Signals(number).name)
 
-    def _stop(self, number: int) -> None:
-        name = signal.Signals(number).name
+    def _stop(self, name: str) -> None:
         try:
             self._reactor.stop()
         except ReactorNotRunning:

@@ -109,7 +109,7 @@ class MakeServiceTests(SynchronousTestCase):
         options.parent["logfile"] = os.path.join(directory.name, "log")
         options.parseOptions([])
         assert options.log_file is not None
-        self.addCleanup(options.log_file.close)
+        self.addCleanup(options.log_file.file.close)
         application: Any = Application("echod")
         makeService(options).setServiceParent(application)
         self.assertIs(application.getComponent(ILogObserver), options.log_file.observer)
@@ -296,11 +296,11 @@ class MakeServiceTests(SynchronousTestCase):
 
     def test_hangup(self) -> None:
         """Without TLS, SIGHUP stops the service, and where it stops already hastens that."""
-        [[stop, number]] = self.hangup()
-        self.assertEqual(number, signal.SIGHUP)
+        [[stop, name]] = self.hangup()
+        self.assertEqual(name, "SIGHUP")
         self.assertEqual(self.made._drain_timeout, 10)
         with mock.patch("twisted.internet.reactor.stop", side_effect=ReactorNotRunning):
-            stop(number)
+            stop(name)
         self.assertEqual(self.made._drain_timeout, 0)
 
     def test_plugin(self) -> None:

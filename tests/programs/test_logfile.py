@@ -69,7 +69,7 @@ def test_which_file(directory: Path, logger: str | None) -> None:
         assert options["logger"] == (None if file else logger)
         if file is not None:
             Logger("echod", observer=file.observer).info("hello", event="greeting")
-            file.close()
+            file.file.close()
             text = (directory / str(name)).read_text()
             assert "hello" in text or json.loads(text)["event"] == "greeting"
             (directory / str(name)).unlink()
@@ -99,7 +99,7 @@ def test_no_such_file(directory: Path) -> None:
     options.parent = twistd("logfile", "log")
     options.parseOptions([])
     assert options.log_file is not None
-    options.log_file.close()
+    options.log_file.file.close()
 
 
 def test_reopened(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_reopened(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.mkdir()
     file.reopen()
     log.info("fifth", event="fifth")
-    file.close()
+    file.file.close()
     old, middle = ((directory / f"log.{n}").read_text().splitlines() for n in (1, 2))
     assert old[0] == "before"
     assert len(old) == 2
