@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.template import Tag, flattenString, tags
@@ -14,6 +15,12 @@ from echod import __version__
 from echod.daemon.metrics import Tally, transferred
 from echod.factory import EchoFactory
 from echod.udp import EchoDatagrams
+
+Rows: TypeAlias = list[tuple[str, str]]
+"""Names and values."""
+
+Sections: TypeAlias = dict[str, Rows]
+"""Rows by the title of their section."""
 
 TITLE: Final = f"echod {__version__}"
 
@@ -41,95 +48,80 @@ td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; text-align: ri
 """
 
 
-class Section(NamedTuple):
-    """Facts under one title, as rows of a name and a value."""
-
-    title: str
-    rows: Sequence[tuple[str, str]]
-
-
+@dataclass
 class StatusPage:
-    """The facts of the status page, as plain text or HTML.
+    """The facts of the status page.
 
-    :param clock: the clock of the uptime.
-    :param factory: serves the connections.
-    :param datagrams: answers the datagrams.
-    :param tally: observes both.
-    :param listening: returns the names of the echo listeners.
-
+    :ivar clock: the clock of the uptime.
+    :ivar factory: serves the connections.
+    :ivar datagrams: answers the datagrams.
+    :ivar tally: observes both.
+    :ivar listening: returns the names of the echo listeners.
     :ivar since: the start of the daemon, as a UTC time stamp.
     """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        factory: EchoFactory,
-        datagrams: EchoDatagrams,
-        tally: Tally,
-        listening: Callable[[], Sequence[str]],
-    ) -> None:
-        self.since = datetime.now(timezone.utc)
-        self._start = clock.seconds()
-        self._clock = clock
-        self._factory = factory
-        self._datagrams = datagrams
-        self._tally = tally
-        self._listening = listening
+    clock: IReactorTime
+    factory: EchoFactory
+    datagrams: EchoDatagrams
+    tally: Tally
+    listening: Callable[[], Sequence[str]]
 
-    def sections(self) -> list[Section]:
-        """Return the facts, which are the same in both formats."""
-        factory, datagrams, tally = self._factory, self._datagrams, self._tally
+    def __post_init__(self) -> None:
+        self.since = datetime.now(timezone.utc)
+        self._start = self.clock.seconds()
+
+    def sections(self) -> Sections:
+        """Return the facts, which are the same as text and as HTML."""
+        factory, datagrams, tally = self.factory, self.datagrams, self.tally
         received, sent = transferred(tally, factory)
         limit = factory.limits.total
-        uptime = timedelta(seconds=int(self._clock.seconds() - self._start))
-        service = [
-            ("state", "draining: nothing new is served" if factory.draining else "serving"),
-            *(("listening on", each) for each in self._listening()),
-            ("since", f"{self.since:%Y-%m-%dT%H:%M:%SZ}"),
-            ("up for", str(uptime)),
-        ]
-        connections = [
-            ("open", f"{len(factory.connections):,}"),
-            ("at most", f"{limit:,}" if limit < sys.maxsize else "no limit"),
-            ("accepted", f"{tally.accepted:,}"),
-            ("bytes received", readable(received)),
-            ("bytes sent", readable(sent)),
-        ]
-        sections = [
-            Section("Service", service),
-            Section("Connections", connections),
-            counted("Closed", tally.closed),
-            counted("Refused", tally.refused),
-        ]
+        uptime = timedelta(seconds=int(self.clock.seconds() - self._start))
+        sections = {
+            "Service": [
+                ("state", "draining: nothing new is served" if factory.draining else "serving"),
+                *(("listening on", each) for each in self.listening()),
+                ("since", f"{self.since:%Y-%m-%dT%H:%M:%SZ}"),
+                ("up for", str(uptime)),
+            ],
+            "Connections": [
+                ("open", f"{len(factory.connections):,}"),
+                ("at most", f"{limit:,}" if limit < sys.maxsize else "no limit"),
+                ("accepted", f"{tally.accepted:,}"),
+                ("bytes received", readable(received)),
+                ("bytes sent", readable(sent)),
+            ],
+            "Closed": counts(tally.closed),
+            "Refused": counts(tally.refused),
+        }
         if datagrams.ports:
-            answered = [
+            sections["Datagrams"] = [
                 ("answered", f"{datagrams.answered:,}"),
                 ("bytes", readable(datagrams.bytes)),
                 ("dropped by the kernel", f"{datagrams.kernel_dropped():,}"),
             ]
-            sections += [Section("Datagrams", answered), counted("Not answered", tally.dropped)]
+            sections["Not answered"] = counts(tally.dropped)
         return sections
 
 
-def counted(title: str, counts: Mapping[Any, int]) -> Section:
-    """Return a section with a row for each member of an enum."""
-    return Section(title, [(member.value, f"{count:,}") for member, count in counts.items()])
+def counts(by_member: Mapping[Any, int]) -> Rows:
+    """Return a row for each member of an enum."""
+    return [(member.value, f"{count:,}") for member, count in by_member.items()]
 
 
-def text(sections: Sequence[Section]) -> bytes:
+def text(sections: Sections) -> bytes:
     """Return ``sections`` as plain text, with all values in one column."""
-    width = max(len(name) for section in sections for name, _ in section.rows)
+    width = max(len(name) for rows in sections.values() for name, _ in rows)
     blocks = [
         "\n".join([title, *(f"  {name:{width}}  {value}" for name, value in rows)])
-        for title, rows in sections
+        for title, rows in sections.items()
     ]
     return ("\n\n".join([TITLE, *blocks]) + "\n").encode()
 
 
-def html(sections: Sequence[Section]) -> bytes:
+def html(sections: Sections) -> bytes:
     """Return ``sections`` as one HTML document without references, and with all text escaped."""
 
-    def card(title: str, rows: Sequence[tuple[str, str]]) -> Tag:
+    def card(title: str, rows: Rows) -> Tag:
         lines = [tags.tr(tags.th(name, scope="row"), tags.td(value)) for name, value in rows]
         return tags.section(tags.table(tags.caption(title), tags.tbody(*lines)))
 
@@ -139,7 +131,7 @@ def html(sections: Sequence[Section]) -> bytes:
         tags.title(TITLE),
         tags.style(STYLE),
     )
-    body = tags.body(tags.h1(TITLE), Tag("main")(*(card(*section) for section in sections)))
+    body = tags.body(tags.h1(TITLE), Tag("main")(*(card(*section) for section in sections.items())))
     written: list[bytes] = []
     flattenString(None, tags.html(head, body, lang="en")).addCallback(written.append)
     return b"<!DOCTYPE html>\n" + written[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.application.service import Service
@@ -19,49 +20,37 @@ from echod.factory import EchoFactory
 log = Logger(namespace="echod")
 
 
+@dataclass(kw_only=True, eq=False)
 class EchoService(Service):
     """The echo service of the daemon.
 
-    :param reactor: the reactor that twistd runs.
-    :param factory: serves the connections.
-    :param echo: the listeners of ``factory``.
-    :param others: listeners that stay open until the drain is over.
-    :param drain_timeout: seconds that connections have to finish when the service stops.
-    :param notifier: notifies systemd when the service is ready, and when it stops.
-    :param connection_limit: returns the limit on connections, once all listeners are open.
-    :param reload: reloads the TLS certificates; ``None`` without TLS.
-    :param log_observer: replaces twistd's own log observer.
+    :ivar reactor: the reactor that twistd runs.
+    :ivar factory: serves the connections.
+    :ivar echo: the listeners of ``factory``.
+    :ivar others: listeners that stay open until the drain is over.
+    :ivar drain_timeout: seconds that connections have to finish when the service stops.
+    :ivar notifier: notifies systemd when the service is ready, and when it stops.
+    :ivar connection_limit: returns the limit on connections, once all listeners are open.
+    :ivar reload: reloads the TLS certificates; ``None`` without TLS.
+    :ivar log_observer: replaces twistd's own log observer.
     """
 
-    def __init__(
-        self,
-        *,
-        reactor: IReactorCore,
-        factory: EchoFactory,
-        echo: Ports,
-        others: Sequence[Ports],
-        drain_timeout: float,
-        notifier: Notifier,
-        connection_limit: Callable[[], int],
-        reload: Callable[[], object] | None = None,
-        log_observer: ILogObserver | None = None,
-    ) -> None:
-        self.reload = reload
-        self._reactor = reactor
-        self._factory = factory
-        self._echo = echo
-        self._others = others
-        self._drain_timeout = drain_timeout
-        self._notifier = notifier
-        self._connection_limit = connection_limit
-        self._log_observer = log_observer
-        self._listening: Deferred[None] | None = None
+    reactor: IReactorCore
+    factory: EchoFactory
+    echo: Ports
+    others: Sequence[Ports]
+    drain_timeout: float
+    notifier: Notifier
+    connection_limit: Callable[[], int]
+    reload: Callable[[], object] | None = None
+    log_observer: ILogObserver | None = None
+    _listening: Deferred[None] | None = None
 
     def setServiceParent(self, parent: Any) -> None:
         """Join twistd's application, and set its log observer."""
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
-        if self._log_observer is not None:
-            parent.setComponent(ILogObserver, self._log_observer)
+        if self.log_observer is not None:
+            parent.setComponent(ILogObserver, self.log_observer)
 
     def privilegedStartService(self) -> None:
         """Listen, before twistd drops its privileges.
@@ -79,7 +68,7 @@ class EchoService(Service):
                 log.critical(
                     "cannot serve: {why}", why=getattr(failure.value, "why", failure.value)
                 )
-                self._reactor.stop()
+                self.reactor.stop()
 
         self._listening = Deferred.fromCoroutine(self._listen())
         self._listening.addErrback(failed)
@@ -87,9 +76,9 @@ class EchoService(Service):
         if failures:
             # Ports close in the next reactor iteration, but the reactor is not going to run,
             # and a UNIX socket would leave its file behind.
-            self._echo.close()
+            self.echo.close()
             self._close_others()
-            self._reactor.iterate(0)
+            self.reactor.iterate(0)
             failures[0].raiseException()
 
     def startService(self) -> None:
@@ -105,31 +94,31 @@ class EchoService(Service):
 
     def hasten(self) -> None:
         """Reset all connections that remain, in the current drain or when the next one begins."""
-        self._drain_timeout = 0
-        if self._factory.draining:
-            self._factory.drain(0)
+        self.drain_timeout = 0
+        if self.factory.draining:
+            self.factory.drain(0)
 
     async def _listen(self) -> None:
         opened: list[IAddress] = []
-        for ports in (self._echo, *self._others):
+        for ports in (self.echo, *self.others):
             await ports.open(opened)
             opened += ports.hosts
         # Not before: the listeners need descriptors, too.
-        self._factory.limits.total = self._connection_limit()
+        self.factory.limits.total = self.connection_limit()
         # Before the reactor runs, a signal would end the process without a drain.
-        self._reactor.callWhenRunning(self._notifier.ready)
+        self.reactor.callWhenRunning(self.notifier.ready)
 
     def _close_others(self) -> Deferred[Any]:
-        return gatherResults([ports.close() for ports in self._others])
+        return gatherResults([ports.close() for ports in self.others])
 
     async def _stop(self) -> None:
         if self._listening is not None:
             self._listening.cancel()
             self._listening = None
         steps: Sequence[Callable[[], object]] = (
-            self._notifier.stopping,
-            self._echo.accept_waiting,
-            self._echo.close,
+            self.notifier.stopping,
+            self.echo.accept_waiting,
+            self.echo.close,
             self._drain,
             self._close_others,
         )
@@ -141,11 +130,11 @@ class EchoService(Service):
                     log.failure("a step of the stop fails")
 
     def _drain(self) -> Deferred[None]:
-        if self._factory.connections:
+        if self.factory.connections:
             log.info(
                 "draining, for {seconds:g} s at most: open connections: {connections}",
                 event="draining",
-                connections=len(self._factory.connections),
-                seconds=self._drain_timeout,
+                connections=len(self.factory.connections),
+                seconds=self.drain_timeout,
             )
-        return self._factory.drain(self._drain_timeout)
+        return self.factory.drain(self.drain_timeout)

@@ -81,8 +81,8 @@ class MakeServiceTests(SynchronousTestCase):
 
     def listeners(self, service: Any) -> tuple[list[type], list[type]]:
         """Return the kinds of listener for echo, and for the metrics."""
-        echo = service._echo._listeners
-        others = [listener for ports in service._others for listener in ports._listeners]
+        echo = service.echo._listeners
+        others = [listener for ports in service.others for listener in ports._listeners]
         for listener in (*echo, *others):
             if isinstance(listener, PassedListener):
                 for sock in listener.sockets:
@@ -93,9 +93,9 @@ class MakeServiceTests(SynchronousTestCase):
         """What twistd gets is a service, with the limits of the command line."""
         made = self.make("--max-connections", "3", "--idle-timeout", "7", "--quiet")
         self.assertTrue(verifyObject(IService, made))
-        self.assertEqual(made._factory.limits.total, 3)
-        self.assertEqual(made._factory.timeouts.idle, 7)
-        self.assertEqual(made._factory.timeouts.stall, 60)
+        self.assertEqual(made.factory.limits.total, 3)
+        self.assertEqual(made.factory.timeouts.idle, 7)
+        self.assertEqual(made.factory.timeouts.stall, 60)
         self.assertEqual(self.listeners(made), ([TCPListener], []))
         self.assertEqual(self.warnings(), [])
 
@@ -129,12 +129,12 @@ class MakeServiceTests(SynchronousTestCase):
         """More connections than there are descriptors are not promised, and it says so."""
         self.patch(resource, "getrlimit", lambda which: (100, 100))
         made = self.make("--max-connections", "5000")
-        self.assertEqual(made._connection_limit(), descriptors_left())
+        self.assertEqual(made.connection_limit(), descriptors_left())
         [warning] = self.warnings()
         self.assertIn("--max-connections 5000: RLIMIT_NOFILE", warning)
-        self.assertEqual(self.make()._connection_limit(), descriptors_left())
+        self.assertEqual(self.make().connection_limit(), descriptors_left())
         self.patch(resource, "getrlimit", lambda which: (30, 30))
-        self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), 1)
+        self.assertEqual(self.make("--metrics", "tcp:0").connection_limit(), 1)
 
     def test_more_than_select(self) -> None:
         """The warning names the lower of the two limits, select(2) or RLIMIT_NOFILE."""
@@ -154,7 +154,7 @@ class MakeServiceTests(SynchronousTestCase):
         """Sockets that systemd passes are served in place of the default."""
         self.pass_sockets(a=1, b=2)
         made = self.make()
-        self.assertEqual(len(made._echo._listeners[0].sockets), 2)
+        self.assertEqual(len(made.echo._listeners[0].sockets), 2)
         self.assertEqual(self.listeners(made), ([PassedListener], []))
         self.assertEqual([name for name in os.environ if name.startswith("LISTEN_")], [])
 
@@ -172,7 +172,7 @@ class MakeServiceTests(SynchronousTestCase):
         """A --listen takes all sockets of a name; the others are served as they are."""
         self.pass_sockets(a=1, b=2)
         made = self.make("--listen", "haproxy:systemd:name=b")
-        [behind, rest] = made._echo._listeners
+        [behind, rest] = made.echo._listeners
         self.assertIsInstance(behind, ProxyListener)
         self.assertIsInstance(rest, PassedListener)
         for sock in (*behind.listener.sockets, *rest.sockets):
@@ -195,13 +195,13 @@ class MakeServiceTests(SynchronousTestCase):
 
     def test_systemd_is_told(self) -> None:
         """Under systemd the connections are told to it; else nobody is asked for that."""
-        self.assertEqual(self.make()._notifier.address, "")
+        self.assertEqual(self.make().notifier.address, "")
         self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": "/nowhere"})
         made = self.make()
         told: list[Any] = []
         self.patch(notify.Notifier, "__call__", lambda notifier, event: told.append(notifier))
-        made._factory.observer(Refused(Reason.MAX_CONNECTIONS, None))
-        self.assertEqual(told, [made._notifier])
+        made.factory.observer(Refused(Reason.MAX_CONNECTIONS, None))
+        self.assertEqual(told, [made.notifier])
 
     def test_metrics(self) -> None:
         """Metrics are served where the option says, and on a socket that was passed for them."""
@@ -209,7 +209,7 @@ class MakeServiceTests(SynchronousTestCase):
         made = self.make("--metrics", "tcp:0")
         self.assertEqual(self.listeners(made), ([TCPListener], [PassedListener, TCPListener]))
         room = descriptors_left()
-        self.assertEqual(self.make("--metrics", "tcp:0")._connection_limit(), room - 16)
+        self.assertEqual(self.make("--metrics", "tcp:0").connection_limit(), room - 16)
         error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:x")
         self.assertIn("--metrics 'tcp:x': port takes ", str(error))
         made = self.make("--metrics", "unix:/run/x")
@@ -265,7 +265,7 @@ class MakeServiceTests(SynchronousTestCase):
         """A port with TLS is echod's own, and the time of a handshake is the option's."""
         made = self.make("--listen", self.secure(), "--handshake-timeout", "3")
         self.assertEqual(self.listeners(made), ([TLSListener], []))
-        self.assertEqual(made._factory.handshake_timeout, 3)
+        self.assertEqual(made.factory.handshake_timeout, 3)
 
     def test_tls_without_the_extra(self) -> None:
         """Without pyOpenSSL or cryptography TLS is refused, in a line that names the extra."""
@@ -298,10 +298,10 @@ class MakeServiceTests(SynchronousTestCase):
         """Without TLS, SIGHUP stops the service, and where it stops already hastens that."""
         [[stop, name]] = self.hangup()
         self.assertEqual(name, "SIGHUP")
-        self.assertEqual(self.made._drain_timeout, 10)
+        self.assertEqual(self.made.drain_timeout, 10)
         with mock.patch("twisted.internet.reactor.stop", side_effect=ReactorNotRunning):
             stop(name)
-        self.assertEqual(self.made._drain_timeout, 0)
+        self.assertEqual(self.made.drain_timeout, 0)
 
     def test_plugin(self) -> None:
         """What twistd finds is one echod, with these options and this service."""

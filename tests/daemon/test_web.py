@@ -279,7 +279,7 @@ Refused
         datagrams: Any = EchoDatagrams(Clock())
         datagrams.ports = [Mock(kernel_dropped=lambda: 3)]
         page = StatusPage(Clock(), factory, datagrams, Tally(), list)
-        rows = dict(page.sections())
+        rows = page.sections()
         self.assertEqual(
             rows["Datagrams"], [("answered", "0"), ("bytes", "0"), ("dropped by the kernel", "3")]
         )
@@ -396,7 +396,7 @@ Refused
         clock = Clock()
         page = StatusPage(clock, factory, EchoDatagrams(clock), Tally(), list)
         clock.advance(0.999)
-        rows = [row for section in page.sections() for row in section.rows]
+        rows = [row for section in page.sections().values() for row in section]
         self.assertIn(("at most", "no limit"), rows)
         self.assertIn(("up for", "0:00:00"), rows)
         self.assertNotIn("listening on", [name for name, _ in rows])
