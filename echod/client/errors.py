@@ -1,4 +1,4 @@
-"""What went wrong with a connection or a datagram: in one word, and in one line."""
+"""Errors of connections and datagrams: one word to count them by, one line to show."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import socket
 from typing import Final
 
 from twisted.internet import defer, error
-from twisted.python.failure import Failure
 
+# The words are part of the output, and scripts compare them.
 REFUSED: Final = "refused"
 UNREACHABLE: Final = "unreachable"
 UNRESOLVED: Final = "unresolved"
@@ -25,58 +25,30 @@ NUMBERS: Final = {
     errno.ECONNREFUSED: REFUSED,
     errno.ENETUNREACH: UNREACHABLE,
     errno.EHOSTUNREACH: UNREACHABLE,
-    errno.ENOENT: UNREACHABLE,  # of a UNIX socket
+    errno.ENOENT: UNREACHABLE,  # no such UNIX socket
     errno.EACCES: UNREACHABLE,
-    errno.EPERM: UNREACHABLE,  # of a firewall on this machine
+    errno.EPERM: UNREACHABLE,  # a firewall on this machine
     errno.ETIMEDOUT: TIMED_OUT,
     errno.ECONNRESET: RESET,
     errno.EPIPE: RESET,
     errno.EMSGSIZE: TOO_LONG,
-    # The socket's own queue is full. A datagram that waits there is never late, but lost.
+    # The send queue is full: a datagram is dropped, not delayed.
     errno.EAGAIN: NOT_SENT,
     errno.ENOBUFS: NOT_SENT,
 }
 
+# In this order: ConnectionAborted is a ConnectionLost too.
 CLASSES: Final = {
     error.ConnectionDone: CLOSED,
-    # By this side alone, when it has waited enough; this is a ConnectionLost, too.
-    error.ConnectionAborted: TIMED_OUT,
+    error.ConnectionAborted: TIMED_OUT,  # only this side aborts, and only after a timeout
     error.ConnectionLost: RESET,
     error.ConnectionRefusedError: REFUSED,
     error.TimeoutError: TIMED_OUT,
-    error.ConnectingCancelledError: TIMED_OUT,  # by addTimeout(), of Twisted's own endpoints
-    defer.TimeoutError: TIMED_OUT,  # of addTimeout()
+    error.ConnectingCancelledError: TIMED_OUT,  # what Twisted's endpoints make of addTimeout()
+    defer.TimeoutError: TIMED_OUT,
     TimeoutError: TIMED_OUT,
     socket.gaierror: UNRESOLVED,
 }
-
-
-def number_of(what: BaseException) -> int | None:
-    """Return the error number of the kernel in an exception of Python's or Twisted's."""
-    if isinstance(what, error.ConnectError):
-        number = what.osError
-        return number if isinstance(number, int) else None
-    return what.errno if isinstance(what, OSError) else None
-
-
-def exception_of(reason: Failure | BaseException) -> BaseException:
-    """Return the exception."""
-    if isinstance(reason, Failure):
-        assert reason.value is not None
-        return reason.value
-    return reason
-
-
-def kind_of(reason: Failure | BaseException) -> str:
-    """Return one word of this module for what went wrong."""
-    what = exception_of(reason)
-    for kind, word in CLASSES.items():
-        if isinstance(what, kind):
-            return word
-    if type(what).__module__.partition(".")[0] in ("OpenSSL", "service_identity"):
-        return TLS
-    return NUMBERS.get(number_of(what) or 0, FAILED)
-
 
 LINES: Final = {
     TIMED_OUT: "no answer in time",
@@ -86,29 +58,44 @@ LINES: Final = {
 }
 
 
-def line_of(reason: Failure | BaseException) -> str:
-    """Return what went wrong, for people."""
-    what = exception_of(reason)
-    kind, number = kind_of(what), number_of(what)
+def number_of(exception: BaseException | None) -> int | None:
+    """Return the errno in an exception of Python or Twisted, or ``None``."""
+    number = getattr(exception, "osError", getattr(exception, "errno", None))
+    return number if isinstance(number, int) else None
+
+
+def kind_of(exception: BaseException | None) -> str:
+    """Return one of this module's words for ``exception``; ``Failure.value`` may be ``None``."""
+    for kind, word in CLASSES.items():
+        if isinstance(exception, kind):
+            return word
+    if type(exception).__module__.partition(".")[0] in ("OpenSSL", "service_identity"):
+        return TLS
+    return NUMBERS.get(number_of(exception) or 0, FAILED)
+
+
+def line_of(exception: BaseException) -> str:
+    """Return one line that describes ``exception`` to a user."""
+    kind, number = kind_of(exception), number_of(exception)
     if kind == TLS:
-        return f"TLS fails: {of_tls(what)}"
-    if isinstance(what, socket.gaierror):
-        return str(what.strerror)
+        return f"TLS fails: {tls_reason(exception)}"
+    if isinstance(exception, socket.gaierror):
+        return str(exception.strerror)
     line = LINES.get(kind) or (number and number > 0 and os.strerror(number).lower())
-    return line or " ".join(str(what).split())
+    return line or " ".join(str(exception).split())
 
 
-def of_tls(what: BaseException) -> str:
-    """Return what OpenSSL says, or who looks at the names in certificates."""
-    if hasattr(what, "errors"):  # VerificationError: the names asked for, of which it has none
+def tls_reason(exception: BaseException) -> str:
+    """Return the reason in an exception of OpenSSL or service_identity."""
+    if hasattr(exception, "errors"):  # VerificationError
         return "the certificate is for another name"
-    if what.args and isinstance(what.args[0], list):  # of a queue: library, function, reason
-        said = ", ".join(str(each[-1]) for each in what.args[0])
+    if exception.args and isinstance(exception.args[0], list):  # (library, function, reason)
+        reason = ", ".join(str(each[-1]) for each in exception.args[0])
     else:
-        said = " ".join(str(what).split())
-    return said or "the connection has ended"
+        reason = " ".join(str(exception).split())
+    return reason or "the connection has ended"
 
 
-def of_file(what: OSError) -> str:
-    """Return what is wrong with a file, for people."""
-    return str(what.strerror).lower()
+def of_file(exception: OSError) -> str:
+    """Return what is wrong with a file, as the shell words it."""
+    return str(exception.strerror).lower()

@@ -226,7 +226,7 @@ class StreamChannel(Protocol):
         self._reader.remove(self._descriptor)
         if not self.ready.called:
             self.ready.errback(reason)
-        self.ended.callback(WITHOUT_ERROR.get(state, kind_of(reason)))
+        self.ended.callback(WITHOUT_ERROR.get(state, kind_of(reason.value)))
 
     def pauseProducing(self) -> None:
         """Keep further messages back; each still counts from its time."""

@@ -1,4 +1,4 @@
-"""What went wrong, in one word and in one line."""
+"""Errors, as one word and as one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from service_identity.exceptions import DNSMismatch
 from service_identity.hazmat import DNS_ID
 from twisted.internet import defer, error
 from twisted.internet.error import getConnectError
-from twisted.python.failure import Failure
 
 from echod.client.errors import (
     CLOSED,
@@ -58,19 +57,19 @@ CERTIFICATE = [("SSL routines", "", "certificate verify failed")]
     ids=lambda value: getattr(value, "strerror", None) and errno.errorcode[value.errno],
 )
 def test_kernel(what: OSError, kind: str, line: str) -> None:
-    """What the kernel says, by its error number."""
+    """An error of the kernel has a word and a line by its errno."""
     assert (kind_of(what), line_of(what)) == (kind, line)
     assert number_of(what) == what.errno
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
 def test_connect(number: int) -> None:
-    """What Twisted raises where no connection could be made is what the kernel has said."""
+    """An exception of Twisted for a failed connect has the word and the line of its errno."""
     what = getConnectError(OSError(number, os.strerror(number)))
-    told = OSError(number, os.strerror(number))
+    original = OSError(number, os.strerror(number))
     assert number_of(what) == number
-    assert kind_of(what) == kind_of(told) == NUMBERS[number]
-    assert line_of(what) == line_of(told)
+    assert kind_of(what) == kind_of(original) == NUMBERS[number]
+    assert line_of(what) == line_of(original)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_connect(number: int) -> None:
     ids=repr,
 )
 def test_python_and_twisted(what: Exception, kind: str, line: str | None) -> None:
-    """What Python and Twisted say, by its class; a line is one line."""
+    """An exception of Python or Twisted has a word and a single line by its class."""
     assert kind_of(what) == kind
     assert line is None or line_of(what) == line
     assert line_of(what)
@@ -113,14 +112,14 @@ def test_python_and_twisted(what: Exception, kind: str, line: str | None) -> Non
     ids=repr,
 )
 def test_tls(what: Exception, line: str) -> None:
-    """What OpenSSL says is its own words, and so is what is wrong with a certificate's names."""
+    """An error of OpenSSL is counted as ``tls``, and quoted in one line."""
     assert kind_of(what) == TLS
     assert line_of(what).startswith(line)
     assert "\n" not in line_of(what)
 
 
-def test_certificate_of_another() -> None:
-    """A certificate for another name is called that, and one without a name by its own words."""
+def test_certificate_for_another_name() -> None:
+    """A certificate for another name is described so; one without a name in its own words."""
     mismatch = DNSMismatch(DNS_ID("localhost"))
     what = service_identity.VerificationError(errors=[mismatch])
     assert (kind_of(what), line_of(what)) == (TLS, "TLS fails: the certificate is for another name")
@@ -128,20 +127,14 @@ def test_certificate_of_another() -> None:
     assert (kind_of(nameless), line_of(nameless)) == (TLS, "TLS fails: It has no name.")
 
 
-def test_failure() -> None:
-    """A Failure is as the exception in it."""
-    reason = Failure(ConnectionRefusedError(errno.ECONNREFUSED, "x"))
-    assert (kind_of(reason), line_of(reason)) == (REFUSED, "connection refused")
-
-
 def test_number() -> None:
-    """What is of neither the kernel nor a connection has no error number."""
-    for what in (ValueError(5), error.ConnectError("5"), error.ConnectionDone()):
+    """An exception without an errno has no number."""
+    for what in (ValueError(5), error.ConnectError("5"), error.ConnectionDone(), None):
         assert number_of(what) is None
 
 
 def test_file() -> None:
-    """What is wrong with a file is told as a shell tells it."""
+    """An error of a file is worded as the shell words it."""
     with pytest.raises(OSError, match="No such file") as raised:
         open("/no/such/file")  # noqa: SIM115
     assert of_file(raised.value) == "no such file or directory"
