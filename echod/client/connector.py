@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from echod.client.datagrams import DatagramChannel
 from echod.client.epoll import EpollReader
 from echod.client.streams import StreamChannel
-from echod.client.target import Address, Target, name_of, resolve, udp_socket
+from echod.client.target import Address, Target, address_text, resolve, udp_socket
 from echod.client.tcp import ConnectAttempt
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ class Connector:
                 sock, address = self._udp_socket(dont_fragment)
             except OSError:
                 return None
-            self.on_address_change(name_of(refusing), self.address)
+            self.on_address_change(address_text(refusing), self.address)
             return sock
 
         return DatagramChannel(sock, reader, self.errors, next_socket)
@@ -142,7 +142,7 @@ class Connector:
                     raise
                 del self._addresses[0]
             else:
-                self.address = name_of(address)
+                self.address = address_text(address)
                 return sock, address
 
     async def _until_ready(
@@ -151,7 +151,7 @@ class Connector:
         begun = self.clock.seconds()
         await self._in_time(connect(protocol), timeout)
         seconds = self.clock.seconds() - begun
-        self.address = name_of(protocol.transport.getPeer())
+        self.address = address_text(protocol.transport.getPeer())
         try:
             await self._in_time(protocol.ready, max(0.0, timeout - seconds))
         except BaseException:

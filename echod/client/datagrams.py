@@ -6,12 +6,12 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from echod.client.epoll import EpollReader
+from echod.client.epoll import EpollReader, Receiver
 from echod.client.errors import REFUSED, UNREACHABLE, kind_of
 from echod.client.replies import DatagramReplies
 
 
-class DatagramChannel:
+class DatagramChannel(Receiver):
     """One UDP socket: to the service, each socket is a source of its own.
 
     :param sock: connected to the service, and non-blocking.
@@ -19,13 +19,10 @@ class DatagramChannel:
     :param errors: counts the errors of the socket, such as ICMP reports, by kind.
     :param next_socket: called when the address refuses; returns a socket for the next address, or
         ``None``.
-    :ivar replies: builds the datagrams, and matches what comes back; see :meth:`use`.
     :ivar open: whether the socket is open.
     """
 
     replies: DatagramReplies
-    receive: Callable[[int], bytes]
-    received: Callable[[bytes, float], None]
 
     def __init__(
         self,
@@ -39,11 +36,6 @@ class DatagramChannel:
         self._next_socket = next_socket
         self.open = True
         self._receive_on(sock)
-
-    def use(self, replies: DatagramReplies) -> None:
-        """Send the datagrams of ``replies``, and match with it what comes back."""
-        self.replies = replies
-        self.received = replies.received
 
     @property
     def sent(self) -> int:
@@ -70,8 +62,7 @@ class DatagramChannel:
 
     def receive_failed(self, error: OSError) -> None:
         """Try the next address, or count the error."""
-        if not self._try_next_address(error):
-            self._errors[kind_of(error)] += 1
+        self._moves_after(error)
 
     def _receive_on(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -88,19 +79,20 @@ class DatagramChannel:
             try:
                 self._socket.send(data)
             except OSError as error:
-                if self._try_next_address(error):
+                if self._moves_after(error):
                     return False
-                self._errors[kind_of(error)] += 1
                 # A refusal is reported once, for an earlier datagram: this one is not sent yet.
                 if not isinstance(error, ConnectionRefusedError):
                     return True
             else:
                 return True
 
-    def _try_next_address(self, error: OSError) -> bool:
-        """Move to the next address if this one refuses, and send there what has no reply yet."""
-        sock = self._next_socket() if kind_of(error) in (REFUSED, UNREACHABLE) else None
+    def _moves_after(self, error: OSError) -> bool:
+        """Move to the next address if this one refuses, with what has no reply; else count."""
+        kind = kind_of(error)
+        sock = self._next_socket() if kind in (REFUSED, UNREACHABLE) else None
         if sock is None:
+            self._errors[kind] += 1
             return False
         self._close_socket()
         self._receive_on(sock)

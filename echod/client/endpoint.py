@@ -1,10 +1,10 @@
-"""Client endpoints of Twisted as text: one line for what is wrong with one, and a short name."""
+"""Twisted's client endpoint descriptions as a TARGET: check one, build it, shorten it."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,108 +21,107 @@ USAGES: Final = {
 }
 
 NAMED: Final = re.compile(r"((?:[^=\\]|\\.)*)=(.*)", re.DOTALL)
-"""An argument with a name, which has an equals sign that is not escaped."""
+"""A named argument: it contains an equals sign without a backslash before it."""
+
+LOCATION: Final = re.compile("host=|port=|path=")
+"""The named arguments that a short name keeps."""
 
 LONGEST_PATH: Final = 107
-"""Bytes of the name of a UNIX socket (unix(7))."""
+"""Bytes of the path of a UNIX socket (unix(7)), which Twisted does not check."""
 
 
 class BadTarget(ValueError):
-    """TARGET is nothing to connect to: one line that says why."""
+    """TARGET is invalid; the message is one line that says why."""
 
 
-def parts(text: str) -> list[str]:
-    r"""Return what is between the colons, except those that are escaped (``\:``)."""
+def split(text: str) -> list[str]:
+    r"""Split a description at its colons, except those that are escaped (``\:``)."""
     return re.split(r"(?<!\\):", text)
 
 
-def named(given: Sequence[str]) -> dict[str, str]:
-    """Return the arguments that have names, without their backslashes."""
-    return {
-        each[1]: re.sub(r"\\(.)", r"\1", each[2]) for each in map(NAMED.fullmatch, given) if each
-    }
+def arguments_by_name(arguments: Iterable[str], names: Sequence[str] = ()) -> dict[str, str]:
+    """Return arguments without escapes: positional ones by ``names``, further ones by ``""``."""
+    positional = iter(names)
+    found = {}
+    for each in arguments:
+        named = NAMED.fullmatch(each)
+        name, value = named.groups() if named else (next(positional, ""), each)
+        found[name] = re.sub(r"\\(.)", r"\1", value)
+    return found
 
 
 def short_name(text: str) -> str:
-    """Return where a TARGET leads, without arguments such as the files for TLS."""
-    leads = re.compile("host=|port=|path=")
-    return ":".join(each for each in parts(text) if leads.match(each) or not NAMED.match(each))
+    """Return a TARGET without arguments such as the files for TLS."""
+    return ":".join(each for each in split(text) if LOCATION.match(each) or not NAMED.match(each))
 
 
 def check_port(text: str, port: str) -> None:
-    """Check the number of a port.
+    """Check the port of a TARGET.
 
-    :raises BadTarget: where it is none.
+    :raises BadTarget: for anything but a port number.
     """
     is_number = port.isascii() and port.isdecimal() and len(port) <= 5
     if not is_number or not 0 < int(port) < 65536:
         raise BadTarget(f"TARGET {text!r}: a port is from 1 to 65535, not {port!r}")
 
 
-def check_arguments(text: str, kind: str, given: Sequence[str]) -> None:
-    """Check that an endpoint of Twisted's own has its host and port, or its path.
+def check_arguments(text: str, kind: str, arguments: Iterable[str]) -> None:
+    """Check the host and port, or the path, of an endpoint in :data:`USAGES`.
 
-    :raises BadTarget: where it has not.
+    :raises BadTarget: if one is missing or invalid, or if there are more.
     """
     names = ("path",) if kind == "unix" else ("host", "port")
-    found = named(given)
-    positional = [each for each in given if not NAMED.fullmatch(each)]
-    found.update(zip(names, positional, strict=False))
-    if len(positional) > len(names) or not all(found.get(name) for name in names):
+    found = arguments_by_name(arguments, names)
+    if "" in found or not all(map(found.get, names)):
         raise BadTarget(f"TARGET {text!r} has to be {USAGES[kind]}")
     if kind != "unix":
         check_port(text, found["port"])
+    elif len(os.fsencode(found["path"])) > LONGEST_PATH:
+        raise BadTarget(f"TARGET {text!r}: a path has {LONGEST_PATH} bytes at most")
 
 
 def endpoint_of(reactor: Any, text: str) -> IStreamClientEndpoint:
     """Return the endpoint that ``text`` describes.
 
-    :raises BadTarget: where it describes none.
+    :raises BadTarget: if ``text`` describes no endpoint.
     """
-    first, *given = parts(text)
+    first, *arguments = split(text)
     kind = first.lower()
     if kind in USAGES:
-        check_arguments(text, kind, given)
+        check_arguments(text, kind, arguments)
     try:
-        endpoint: Any = clientFromString(reactor, text)
-    except (ImportError, NameError) as error:  # NameError: Twisted has gone on without it
+        return cast("IStreamClientEndpoint", clientFromString(reactor, text))
+    except (ImportError, NameError) as error:  # NameError: Twisted ignores that its import failed
         raise BadTarget(
             f"TARGET {text!r} needs TLS, which is not installed: install echod with its extra tls"
         ) from error
-    except Exception as error:  # whatever a plugin's parser raises
-        raise BadTarget(f"TARGET {text!r} {why_not(error, kind, given)}") from error
-    path = getattr(endpoint, "_path", "")  # of a UNIX socket, which Twisted trips over
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        raise BadTarget(f"TARGET {text!r}: a path has {LONGEST_PATH} bytes at most")
-    return cast("IStreamClientEndpoint", endpoint)
+    except Exception as error:  # a plugin's parser may raise any
+        raise BadTarget(f"TARGET {text!r} {reason_for(error, kind, arguments)}") from error
 
 
-def why_not(error: Exception, kind: str, given: Sequence[str]) -> str:
-    """Return what is wrong with an endpoint, in the user's terms.
-
-    What Twisted raises tells of its functions and their parameters.
-    """
-    original = getattr(error, "originalException", error)  # UnlistableError's, of trustRoots
+def reason_for(error: Exception, kind: str, arguments: Sequence[str]) -> str:
+    """Return what is wrong with an endpoint: Twisted's exceptions are about its own functions."""
+    original = getattr(error, "originalException", error)  # of an UnlistableError
     if isinstance(original, OSError):
         return f"names a file that cannot be read: {original.filename!r}: {of_file(original)}"
     if type(error).__module__.startswith("OpenSSL"):
-        return f"names a file that TLS cannot use: {why_not_loaded(given)}"
+        return f"names a file that TLS cannot use: {certificate_problem(arguments)}"
     if kind in USAGES:
         return f"has to be {USAGES[kind]}"
-    if str(error).startswith("Unknown endpoint type"):  # as of localhost:http
-        return f"has a type of endpoint that there is not: {kind!r}; a port is a number"
-    return f"is nothing that the {kind} endpoint takes"
+    if str(error).startswith("Unknown endpoint type"):  # such as localhost:http
+        return f"has an unknown endpoint type: {kind!r}; a port is a number"
+    return f"is not accepted by the {kind} endpoint"
 
 
-def why_not_loaded(given: Sequence[str]) -> str:
+def certificate_problem(arguments: Sequence[str]) -> str:
     """Return which of the files for TLS OpenSSL cannot load."""
     from twisted.internet.ssl import Certificate  # noqa: PLC0415 - needs the extra tls
 
-    found = named(given)
+    found = arguments_by_name(arguments)
     directory = found.get("trustRoots") or found.get("caCertsDir")
     for file in sorted(Path(directory).glob("*.pem")) if directory else ():
         try:
             Certificate.loadPEM(file.read_bytes())
         except Exception:
-            return f"{str(file)!r} is no certificate; a directory of these has no other .pem files"
+            return f"{str(file)!r} is not a certificate; each .pem file there has to be one"
     return "a certificate and its private key are needed, each in PEM"

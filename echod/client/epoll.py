@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
 from twisted.python.failure import Failure
@@ -19,14 +19,22 @@ MAX_RECEIVE: Final = 256 * 1024
 """Limits of the bytes that one receive asks for."""
 
 
-class Receiver(Protocol):
-    """What the reader calls for one socket."""
+class Receiver:
+    """What the reader calls for one socket.
+
+    :ivar receive: ``recv`` of the socket.
+    :ivar received: called with what was received, and the time in seconds.
+    :ivar replies: builds the messages, and matches what comes back.
+    """
 
     receive: Callable[[int], bytes]
-    """``recv`` of the socket."""
-
     received: Callable[[bytes, float], None]
-    """Called with what was received, and when, in seconds."""
+    replies: Any
+
+    def use(self, replies: Any) -> None:
+        """Send the messages of ``replies``, and match with it what is received."""
+        self.replies = replies
+        self.received = replies.received
 
     def received_nothing(self, now: float) -> None:
         """Handle an empty read: EOF of a stream, or an empty datagram."""

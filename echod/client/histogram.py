@@ -1,8 +1,8 @@
-"""How long each of many things took: all counted, to three digits, in constant memory.
+"""Histogram of durations: percentiles to three significant digits, in constant memory.
 
-Percentiles are by nearest rank: the p90 of ten is the ninth in order, or up to a thousandth more,
-and never less by more than half a step. Nothing is interpolated. Count, mean, least and most are
-exact.
+Percentiles are by nearest rank, without interpolation: the p90 of ten values is the ninth. It is
+too large by at most a thousandth, and too small by at most half a step. Count, mean, minimum and
+maximum are exact.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Final
 from hdrh.histogram import HdrHistogram
 
 STEP: Final = 1e-7
-"""Seconds between two values that are told apart, at the least: finer than any clock here."""
+"""Resolution in seconds: finer than the clock."""
 
 HIGHEST: Final = round(24 * 3600 / STEP)
-"""Steps in a day: what took longer counts as that, but in mean and most."""
+"""Steps in a day. A longer duration counts as a day, except in the mean and the maximum."""
 
 DIGITS: Final = 3
-"""Significant digits of what is told apart."""
+"""Significant digits of the values."""
 
 
 class Histogram:
-    """Durations, in seconds.
+    """Durations in seconds.
 
-    :ivar count: how many.
-    :ivar total: seconds; their sum.
-    :ivar least: seconds, or infinity where there is none.
-    :ivar most: seconds, or 0 where there is none.
+    :ivar count: the number of durations.
+    :ivar total: their sum, in seconds.
+    :ivar least: the minimum in seconds, or infinity if there is none.
+    :ivar most: the maximum in seconds, or 0 if there is none.
     """
 
     def __init__(self) -> None:
@@ -41,19 +41,19 @@ class Histogram:
         self.most = 0.0
 
     def record(self, seconds: Sequence[float]) -> None:
-        """Count these. Many at once cost less."""
+        """Add durations. One call for many is faster than many calls."""
         if not seconds:
             return
         self.count += len(seconds)
         self.total += sum(seconds)
         self.least = min(self.least, *seconds)
         self.most = max(self.most, *seconds)
-        # To the nearest step, since int() would flatter.
+        # To the nearest step: int() would round down, and flatter.
         for steps, count in Counter([round(each / STEP) for each in seconds]).items():
             self._histogram.record_value(min(max(steps, 0), HIGHEST), count)
 
     def add(self, other: Histogram) -> None:
-        """Count what ``other`` has counted, too."""
+        """Add the durations of ``other``."""
         self.count += other.count
         self.total += other.total
         self.least = min(self.least, other.least)
@@ -62,24 +62,24 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Seconds; 0 where there is none."""
+        """The mean in seconds, or 0 if there is none."""
         return self.total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
-        """Return the least of them, in seconds, than which so many per cent are not longer.
+        """Return the nearest-rank percentile, in seconds.
 
-        :param percent: above 0, and 100 at the most.
-        :return: 0 where there is none.
+        :param percent: above 0, up to 100.
+        :return: 0 if there are no durations.
         """
         if not self.count:
             return 0.0
-        # The library rounds the rank to the nearest, which of six would give the fifth for p90.
+        # The library rounds the rank: for the p90 of six values it would return the fifth.
         rank = ceil(round(percent * self.count / 100, 6))
         steps = self._histogram.get_value_at_percentile(100 * rank / self.count)
         return float(min(max(steps * STEP, self.least), self.most))
 
     def buckets(self) -> list[tuple[float, int]]:
-        """Return in order which values there are, in seconds, and how many of each."""
+        """Return the values in ascending order, in seconds, with the count of each."""
         return [
             (each.value_iterated_to * STEP, each.count_at_value_iterated_to)
             for each in self._histogram.get_recorded_iterator()

@@ -1,4 +1,4 @@
-"""Standard output and error: what the user's locale can show, and what is left when both fail."""
+"""Standard output and error: encode for the user's locale, and survive a failed write."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from io import TextIOWrapper
 from typing import Final, TextIO
 
 INITIAL: Final = "/proc/self/environ"
-"""The environment at the start (proc(5)): Python changes a locale of C to C.UTF-8 (PEP 538)."""
+"""The initial environment (proc(5)): Python itself changes the locale C to C.UTF-8 (PEP 538)."""
 
 
 def is_plain(environment: Mapping[str, str]) -> bool:
-    """Tell whether the locale is C, the one of ASCII, and Python was not asked for more.
+    """Return whether output has to be ASCII: the locale is C, and no Python variable overrides it.
 
-    See setlocale(3) for the order of the variables.
+    setlocale(3) has the order of the variables.
     """
     if environment.get("PYTHONIOENCODING") or environment.get("PYTHONUTF8"):
         return False
@@ -23,7 +23,7 @@ def is_plain(environment: Mapping[str, str]) -> bool:
 
 
 def initial_environment() -> Mapping[str, str]:
-    """Return the environment that this process was started with."""
+    """Return the environment with which this process was started."""
     try:
         with open(INITIAL, "rb") as file:
             entries = os.fsdecode(file.read()).split("\0")
@@ -33,7 +33,7 @@ def initial_environment() -> Mapping[str, str]:
 
 
 def prepare(*files: TextIO | None) -> None:
-    """Have ``files`` take any text, in ASCII where the locale is C: the rest is escaped."""
+    """Make ``files`` accept any text: characters outside their encoding are escaped."""
     encoding = "ascii" if is_plain(initial_environment()) else None
     for file in files:
         if isinstance(file, TextIOWrapper):
@@ -41,12 +41,12 @@ def prepare(*files: TextIO | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` as one line that a terminal shows as it is, whatever the user typed."""
+    """Return ``text`` with control characters escaped: one line that is safe to show."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def discard(file: TextIO) -> None:
-    """Redirect a file to /dev/null: flushing its buffer would fail again when Python ends."""
+    """Redirect a file to /dev/null: its buffer would fail to flush again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""When messages are to leave: at times that no reply, and no lack of one, changes."""
+"""Pace messages: each is sent at its scheduled time, whether or not replies come."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 TURN: Final = 0.001
-"""Seconds after which, where more moments are due than can be acted for, others have their turn."""
+"""Seconds that overdue moments may take before the reactor handles other events."""
 
 
 class Schedule:
-    """So many moments, each the same time after the one before.
+    """Moments at a fixed interval.
 
-    :param start: seconds; the first.
-    :param interval: seconds between two.
-    :param count: how many there are; by default without end.
-    :ivar passed: how many of them have passed.
+    :param start: the first moment, in seconds.
+    :param interval: seconds between two moments.
+    :param count: the number of moments; by default without limit.
+    :ivar passed: the number of moments that have passed.
     """
 
     def __init__(self, start: float, interval: float, count: float = inf) -> None:
@@ -28,23 +28,23 @@ class Schedule:
 
     @property
     def next(self) -> float | None:
-        """Seconds; the first moment that has not passed, or ``None`` where there is none."""
+        """The first moment that has not passed, in seconds, or ``None`` after the last."""
         if self.passed >= self._count:
             return None
-        # Multiplied, since a sum of so many intervals would drift.
+        # A product: the rounding errors of a sum would add up to a drift.
         return self._start + self.passed * self._interval
 
     def due(self, now: float) -> Iterator[float]:
-        """Yield the moments that have come, each once."""
+        """Yield the moments up to ``now``, each once."""
         while (moment := self.next) is not None and moment <= now:
             self.passed += 1
             yield moment
 
 
 class Pacer:
-    """Calls ``act`` with each moment of ``schedule``, when it has come.
+    """Calls ``act`` with each moment of ``schedule`` when it is due.
 
-    :ivar done: fires with ``None`` when there are no more, or after :meth:`stop`.
+    :ivar done: fires with ``None`` after the last moment, or after :meth:`stop`.
     """
 
     def __init__(
@@ -52,16 +52,15 @@ class Pacer:
     ) -> None:
         self._clock, self._schedule, self._act = clock, schedule, act
         self._call: IDelayedCall | None = None
-        self._stopped = False
         self.done: Deferred[None] = Deferred()
 
     def run(self) -> None:
-        """Act for those that are due, and wait for the next."""
+        """Call ``act`` for the moments that are due, and wait for the next one."""
         self._call = None
         now = self._clock.seconds()
         for moment in self._schedule.due(now):
             self._act(moment)
-            if self._stopped:
+            if self.done.called:
                 return
             if self._clock.seconds() - now > TURN:
                 break
@@ -73,9 +72,8 @@ class Pacer:
             self._call = self._clock.callLater(wait, self.run)
 
     def stop(self) -> None:
-        """Act no more."""
-        if not self._stopped:
-            self._stopped = True
+        """Call ``act`` no more."""
+        if not self.done.called:
             if self._call is not None:
                 self._call.cancel()
             self.done.callback(None)

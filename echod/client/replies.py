@@ -1,8 +1,8 @@
-"""Which reply belongs to which message, and what became of each.
+"""Match replies to messages, and count received, late, damaged and lost messages.
 
-Each message that was sent is, in the end, one of: received (right, and in time), late (right,
-after the timeout), damaged (with bytes that are wrong), lost. Besides, and counted apart: how many
-came again (duplicated), and how many came after one that was sent later (reordered).
+In the end, each message is one of: received (right, and in time), late (right, after the timeout),
+damaged (with wrong bytes), or lost. Further replies to the same message (duplicated), and replies
+that a later message has overtaken (reordered), are counted besides.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from echod.client.histogram import Histogram
 from echod.client.payloads import DatagramPayloads, differences
 
 WINDOW: Final = 1 << 17
-"""Messages after which one that comes again is not known any more."""
+"""Datagrams after which a duplicate is not recognised any more, but is unexpected."""
 
-OUTSTANDING: Final = 1 << 20
-"""Datagrams awaiting a reply. Older ones are given up, so that losses do not take all memory."""
+MAX_OUTSTANDING: Final = 1 << 20
+"""Datagrams that await a reply. Above this, the oldest is given up: losses take no more memory."""
 
 ReplyCallback = Callable[[int, float, float, int], None]
-"""Is told of a reply: the number of its message, from when it counts and when it came (seconds),
-and how many of its bytes were wrong."""
+"""Called for each reply with the number of its message, the time from which that counts, the time
+when the reply was received (both in seconds), and the number of wrong bytes."""
 
 
 class MessageTally:
-    """What became of the messages.
+    """Counts of messages by outcome, and the histogram of round-trip times.
 
     :param timeout: seconds after which a reply is late.
     """
@@ -44,16 +44,16 @@ class MessageTally:
         self.unexpected = 0
         self.under_way = 0
         self.times = Histogram()
-        self._fresh: list[float] = []
-        self.count = self._fresh.append
+        self._recent: list[float] = []
+        self.count = self._recent.append  # the round-trip time of a right reply, in seconds
 
     @property
     def lost(self) -> int:
-        """How many never came back."""
+        """Messages without a reply."""
         return self.sent - self.received - self.late - self.damaged - self.under_way
 
     def reply(self, since: float, now: float, damaged: int) -> None:
-        """Count a reply with so many wrong bytes."""
+        """Count a reply that has ``damaged`` wrong bytes."""
         if damaged:
             self.damaged += 1
             self.damaged_bytes += damaged
@@ -61,23 +61,23 @@ class MessageTally:
             self.count(now - since)
 
     def sum_up(self) -> Histogram:
-        """Return the times of the replies since this was called last, and count these in all."""
+        """Return the round-trip times since the last call, and add them to :attr:`times`."""
         recent = Histogram()
-        recent.record(self._fresh)
-        late = sum(each > self.timeout for each in self._fresh)
+        recent.record(self._recent)
+        late = sum(each > self.timeout for each in self._recent)
         self.late += late
-        self.received += len(self._fresh) - late
-        self._fresh.clear()
+        self.received += len(self._recent) - late
+        self._recent.clear()
         self.times.add(recent)
         return recent
 
 
 class StreamReplies:
-    """The replies on one connection: all that was sent, in order.
+    """The messages of one connection and their replies, which come in the same order.
 
-    :param tally: is told of what nobody asked for.
-    :param messages: what is sent, one after the other and over again.
-    :param reply: is told of each reply.
+    :param tally: counts unexpected bytes.
+    :param messages: what is sent, again and again.
+    :param reply: called for each reply.
     """
 
     def __init__(
@@ -88,33 +88,30 @@ class StreamReplies:
         self._reply = reply
         self._since: deque[float] = deque()
         self._expected = messages[0]
-        self._at = 0  # bytes of that which have come
-        self._damaged = 0  # of these
+        self._at = 0  # bytes of the expected reply that were received
+        self._damaged = 0  # wrong ones among these
         self.sent = 0
         self.finished = 0
 
     def send(self, since: float) -> bytes:
-        """Return the next message, which counts from ``since`` on, to be sent now."""
+        """Return the next message, to be sent now; its round trip counts from ``since``."""
         message = self._messages[self.sent % len(self._messages)]
         self.sent += 1
         self._since.append(since)
         return message
 
     def outstanding(self) -> Reversible[float]:
-        """Return from when those count that have no reply yet."""
+        """Return the times from which the messages without a reply count."""
         return self._since
 
     def received(self, data: bytes, now: float) -> None:
-        """Take what came back."""
-        if data == self._expected and not self._at and self._since:  # as most often
-            number = self.finished
-            self.finished = following = number + 1
-            self._expected = self._messages[following % len(self._messages)]
-            self._reply(number, self._since.popleft(), now, 0)
+        """Match what was received."""
+        if data == self._expected and not self._at and self._since:  # the usual case
+            self._finish(now)
         else:
-            self._parts(data, now)
+            self._match(data, now)
 
-    def _parts(self, data: bytes, now: float) -> None:
+    def _match(self, data: bytes, now: float) -> None:
         at = 0
         while at < len(data):
             if not self._since:
@@ -132,58 +129,58 @@ class StreamReplies:
     def _finish(self, now: float) -> None:
         number, damaged = self.finished, self._damaged
         self._at = self._damaged = 0
-        self.finished += 1
-        self._expected = self._messages[self.finished % len(self._messages)]
+        self.finished = following = number + 1
+        self._expected = self._messages[following % len(self._messages)]
         self._reply(number, self._since.popleft(), now, damaged)
 
 
 class DatagramReplies:
-    """The replies to datagrams from one socket, in any order, or none.
+    """The datagrams of one socket and their replies, which may be reordered or missing.
 
-    :param tally: is told of what came again, or nobody asked for.
-    :param datagrams: what is sent.
-    :param reply: is told of each reply that is the first to its datagram.
+    :param tally: counts duplicated, reordered and unexpected replies.
+    :param payloads: what is sent.
+    :param reply: called for the first reply to each datagram.
     """
 
     def __init__(
-        self, tally: MessageTally, datagrams: DatagramPayloads, reply: ReplyCallback
+        self, tally: MessageTally, payloads: DatagramPayloads, reply: ReplyCallback
     ) -> None:
         self._tally = tally
-        self._datagrams = datagrams
+        self._payloads = payloads
         self._reply = reply
         self._since: dict[int, float] = {}
-        self._answered = array("q")  # a megabyte in the end: not of each of many sockets at once
-        self._last = -1  # of all that were answered
+        self._answered = array("q")  # numbers, by their remainder; grows to a megabyte
+        self._last_answered = -1  # the highest number
         self.sent = 0
 
     def send(self, since: float) -> bytes:
-        """Return the next datagram, which counts from ``since`` on, to be sent now."""
+        """Return the next datagram, to be sent now; its round trip counts from ``since``."""
         number = self.sent
         self.sent += 1
         self._since[number] = since
         if number < WINDOW:
             self._answered.append(-1)
-        if len(self._since) > OUTSTANDING:
+        if len(self._since) > MAX_OUTSTANDING:
             del self._since[next(iter(self._since))]
-        return self._datagrams.build(number)
+        return self._payloads.build(number)
 
     def again(self, now: float) -> Iterator[bytes]:
-        """Yield the datagrams that have no reply and are not late yet; they count from ``now`` on.
+        """Yield the outstanding datagrams that are not late yet, to be sent to another address.
 
-        They were sent to an address that refuses.
+        Their round trips count from ``now``.
         """
         for number, since in list(self._since.items()):
             if now - since <= self._tally.timeout:
                 self._since[number] = now
-                yield self._datagrams.build(number)
+                yield self._payloads.build(number)
 
     def outstanding(self) -> Reversible[float]:
-        """Return from when those count that have no reply yet."""
+        """Return the times from which the datagrams without a reply count."""
         return self._since.values()
 
     def received(self, data: bytes, now: float) -> None:
-        """Take a datagram that came back."""
-        found = self._datagrams.find(data, self.sent)
+        """Match a datagram that was received."""
+        found = self._payloads.find(data, self.sent)
         if found is None:
             self._tally.unexpected += 1
             return
@@ -191,10 +188,8 @@ class DatagramReplies:
         since = self._since.pop(number, None)
         if since is not None:
             self._answered[number % WINDOW] = number
-            if number < self._last:
-                self._tally.reordered += 1
-            else:
-                self._last = number
+            self._tally.reordered += number < self._last_answered
+            self._last_answered = max(number, self._last_answered)
             self._reply(number, since, now, damaged)
         elif number < self.sent and self._answered[number % WINDOW] == number:
             self._tally.duplicated += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum, auto
 from itertools import chain
 from typing import Any, Final
@@ -26,7 +26,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.client.epoll import EpollReader
+from echod.client.epoll import EpollReader, Receiver
 from echod.client.errors import CLOSED, kind_of
 from echod.client.replies import StreamReplies
 from echod.transport import kernel_socket, set_options, unsent
@@ -73,12 +73,11 @@ DIRECT, QUEUED, FULL = Output  # each message compares with these
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
-class StreamChannel(Protocol):
+class StreamChannel(Receiver, Protocol):
     """One connection.
 
     :param clock: tells the time.
     :param reader: receives on a plain kernel socket; elsewhere the transport receives.
-    :ivar replies: builds the messages, and matches what comes back; see :meth:`use`.
     :ivar ready: fires with this channel when it is connected and a TLS handshake is complete.
     :ivar ended: fires when the connection is lost: with ``""`` if this side has closed it,
         otherwise with a word of :mod:`echod.client.errors`.
@@ -89,8 +88,6 @@ class StreamChannel(Protocol):
 
     transport: Any  # IStreamTransport; also a tcp.Connection where there is a kernel socket
     replies: StreamReplies
-    receive: Callable[[int], bytes]
-    received: Callable[[bytes, float], None]
     connected_at = 0.0
     connect_seconds = 0.0
     handshake_seconds: float | None = None
@@ -106,11 +103,6 @@ class StreamChannel(Protocol):
         self._error: OSError | None = None  # of the last send
         self.ready: Deferred[StreamChannel] = Deferred()
         self.ended: Deferred[str] = Deferred()
-
-    def use(self, replies: StreamReplies) -> None:
-        """Send the messages of ``replies``, and match with it what comes back."""
-        self.replies = replies
-        self.received = replies.received
 
     @property
     def open(self) -> bool:
@@ -169,7 +161,7 @@ class StreamChannel(Protocol):
             self._state = State.CLOSING
             self.transport.abortConnection()
 
-    def received_nothing(self, now: float) -> None:  # noqa: ARG002 - Receiver's signature
+    def received_nothing(self, now: float) -> None:  # noqa: ARG002 - datagrams use it
         """Leave EOF to the transport, unless it hides an error that a send has met."""
         if self._error is not None:
             self.receive_failed(self._error)

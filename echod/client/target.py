@@ -1,4 +1,4 @@
-"""Whom to measure: TARGET on the command line, and the way there."""
+"""TARGET, the service to measure: parse it, resolve its name, open a UDP socket to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ipaddress
 import re
 import socket
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,20 +21,23 @@ HOST_AND_PORT: Final = re.compile(
     re.IGNORECASE,
 )
 
-TAKES: Final = "host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
+USAGE: Final = "host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
 
 Address = tuple[Any, ...]
-"""As socket(7) has it: host, port, and more for IPv6."""
+"""An address of Python's socket module: host and port, for IPv6 also flow label and scope."""
+
+Addresses = list[tuple[int, Address]]
+"""Address families, each with an address."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What TARGET says.
+    """A parsed TARGET.
 
-    :ivar text: as it was given.
-    :ivar udp: whether it is to be reached by UDP.
-    :ivar host: the name or address, or ``None`` for an endpoint.
-    :ivar port: its number, or 0 for an endpoint.
+    :ivar text: the argument as typed.
+    :ivar udp: whether to use UDP.
+    :ivar host: the name or IP address, or ``None`` for a Twisted endpoint.
+    :ivar port: the port number, or 0 for a Twisted endpoint.
     """
 
     text: str
@@ -44,22 +46,22 @@ class Target:
     port: int = 0
 
     def endpoint(self, reactor: Any) -> IStreamClientEndpoint:
-        """Return the endpoint that it describes, where ``host`` is ``None``.
+        """Return the Twisted endpoint, for a target without a ``host``.
 
-        :raises BadTarget: where it describes none.
+        :raises BadTarget: if there is no such endpoint.
         """
         return endpoint_of(reactor, self.text)
 
     @property
     def name(self) -> str:
-        """Where it leads, for headings: without arguments such as the files for TLS."""
+        """The target for headings: without arguments such as the files for TLS."""
         return self.text if self.host is not None else short_name(self.text)
 
 
 def parse_target(text: str) -> Target:
-    """Return what ``text`` names.
+    """Parse TARGET. A Twisted endpoint is checked later, by :meth:`Target.endpoint`.
 
-    :raises BadTarget: where that cannot be a target.
+    :raises BadTarget: if ``text`` is neither a host with a port nor like an endpoint.
     """
     found = HOST_AND_PORT.fullmatch(text)
     if found:
@@ -70,20 +72,20 @@ def parse_target(text: str) -> Target:
         return Target(text, bool(found[1]), six or found["host"], int(port))
     if text.lower().startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", text):
         hint = "; an IPv6 address goes in brackets" if text.count(":") > 1 else ""
-        raise BadTarget(f"TARGET {text!r} has to be {TAKES}{hint}")
+        raise BadTarget(f"TARGET {text!r} has to be {USAGE}{hint}")
     return Target(text)
 
 
 def check_address(text: str, address: str) -> None:
-    """Check an IPv6 address.
+    """Check the IPv6 address of a TARGET.
 
-    :raises BadTarget: for anything but an IPv6 address, or one of a link without its zone.
+    :raises BadTarget: for anything else, and for a link-local address without its interface.
     """
     try:
-        read = ipaddress.IPv6Address(address)
+        parsed = ipaddress.IPv6Address(address)
     except ValueError as error:
-        raise BadTarget(f"TARGET {text!r}: {address!r} is no IPv6 address") from error
-    if read.is_link_local and not read.scope_id:
+        raise BadTarget(f"TARGET {text!r}: {address!r} is not an IPv6 address") from error
+    if parsed.is_link_local and not parsed.scope_id:
         raise BadTarget(
             f"TARGET {text!r}: a link-local address needs its interface, as in [{address}%eth0]"
         )
@@ -93,52 +95,57 @@ NO_NAME: Final = "no such name: each part of a name has 1 to 63 characters"
 ONLY_LOCAL: Final = "an interface after the address is for link-local addresses only: leave it out"
 
 
-def resolve(reactor: Any, target: Target) -> Deferred[list[tuple[int, Address]]]:
-    """Return the families and addresses of a target's host, the best first (RFC 6724).
+def look_up(target: Target) -> Addresses | Failure:
+    """Call getaddrinfo(3), and return what it finds, or its failure."""
+    kind = socket.SOCK_DGRAM if target.udp else socket.SOCK_STREAM
+    try:
+        found = socket.getaddrinfo(target.host, target.port, type=kind)
+    except (OSError, UnicodeError) as error:  # UnicodeError: Python's own IDNA codec
+        interface = str(target.host).partition("%")[2]
+        if isinstance(error, OSError) and not interface:
+            return Failure(error)
+        reason = NO_NAME
+        if interface:
+            exists = any(interface == name for _, name in socket.if_nameindex())
+            reason = ONLY_LOCAL if exists else f"there is no interface {interface}"
+        return Failure(socket.gaierror(socket.EAI_NONAME, reason))
+    return [(family, address) for family, *_, address in found]
 
-    In a thread that nobody waits for at the end: getaddrinfo(3) may take longer than any timeout.
+
+def resolve(reactor: Any, target: Target) -> Deferred[Addresses]:
+    """Resolve the host of ``target`` to addresses, the preferred one first (RFC 6724).
+
+    A daemon thread does it, which no shutdown waits for: getaddrinfo(3) may take longer than any
+    timeout.
 
     :return: fails with :class:`socket.gaierror`.
     """
-    found: Deferred[list[tuple[int, Address]]] = Deferred(lambda _: None)
-    kind = socket.SOCK_DGRAM if target.udp else socket.SOCK_STREAM
+    resolved: Deferred[Addresses] = Deferred(lambda _: None)
 
-    def tell(act: Callable[[Any], None], what: object) -> None:
-        if not found.called:  # its timeout is over
-            act(what)
+    def finish(result: Any) -> None:
+        if not resolved.called:  # not cancelled, as a timeout does
+            resolved.callback(result)
 
-    def ask() -> None:
-        try:
-            told = socket.getaddrinfo(target.host, target.port, type=kind)
-        except (OSError, UnicodeError) as error:  # UnicodeError: of Python's own IDNA
-            zone = str(target.host).partition("%")[2]
-            why = NO_NAME
-            if zone:
-                is_there = any(zone == name for _, name in socket.if_nameindex())
-                why = ONLY_LOCAL if is_there else f"there is no interface {zone}"
-            known = isinstance(error, OSError) and not zone
-            failure = Failure(error if known else socket.gaierror(socket.EAI_NONAME, why))
-            reactor.callFromThread(tell, found.errback, failure)
-        else:
-            reactor.callFromThread(tell, found.callback, [(each[0], each[4]) for each in told])
+    def run() -> None:
+        reactor.callFromThread(finish, look_up(target))
 
-    threading.Thread(target=ask, daemon=True).start()
-    return found
+    threading.Thread(target=run, daemon=True).start()
+    return resolved
 
 
+# IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7): the socket module has no names for them.
 MTU_DISCOVER: Final[dict[int, tuple[int, int]]] = {
     socket.AF_INET: (socket.IPPROTO_IP, 10),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
 }
 PMTUDISC_DO: Final = 2
-"""IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7); Python does not name them."""
 
 
 def udp_socket(family: int, address: Address, dont_fragment: bool) -> socket.socket:
-    """Return a socket that sends to ``address`` and receives from there alone.
+    """Return a non-blocking UDP socket that is connected to ``address``.
 
-    :param dont_fragment: have no datagram cut into fragments on its way (IP_MTU_DISCOVER in ip(7)).
-    :raises OSError: where there is no way to it.
+    :param dont_fragment: set the Don't Fragment bit (IP_MTU_DISCOVER in ip(7)).
+    :raises OSError: if there is no route.
     """
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -152,16 +159,16 @@ def udp_socket(family: int, address: Address, dont_fragment: bool) -> socket.soc
     return sock
 
 
-def name_of(address: IAddress | Address) -> str:
-    """Return an address as it is written: with a port, and IPv6 in brackets, with its zone."""
+def address_text(address: IAddress | Address) -> str:
+    """Return an address as text: with its port, IPv6 in brackets and with its zone (RFC 4007)."""
     if isinstance(address, IPv4Address):
         address = (address.host, address.port)
-    if isinstance(address, IPv6Address):
+    elif isinstance(address, IPv6Address):
         address = (address.host, address.port, address.flowInfo, address.scopeID)
     if isinstance(address, tuple):
-        host, port = address[:2]
-        if len(address) == 4:  # the name of the interface (RFC 4007), of which it has the number
-            host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+        # getnameinfo(3) turns the scope into the name of its interface.
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        host, port = socket.getnameinfo(address, numeric)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, UNIXAddress) and address.name:
         return str(address.name.decode(errors="replace"))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from echod.client.options import LARGEST
 from echod.client.payloads import (
-    MANY,
     MAX_DATAGRAM,
+    MAX_PAYLOADS,
     MIN_DATAGRAM,
     POOL,
     DatagramPayloads,
@@ -24,9 +24,9 @@ from echod.client.payloads import (
 def test_contents(size: int) -> None:
     """The messages have the size asked for, and are all different."""
     messages = contents(size)
-    assert len(messages) == MANY
+    assert len(messages) == MAX_PAYLOADS
     assert {len(each) for each in messages} == {size}
-    assert len(set(messages)) == MANY
+    assert len(set(messages)) == MAX_PAYLOADS
 
 
 def test_contents_of_another_run() -> None:
@@ -81,7 +81,7 @@ SIZES = (MIN_DATAGRAM, MIN_DATAGRAM + 1, 64, 1400, MAX_DATAGRAM)
 def test_find(size: int) -> None:
     """A datagram that comes back is known by its number, whichever was sent last."""
     datagrams = DatagramPayloads(size)
-    built = [datagrams.build(number) for number in range(3 * MANY)]
+    built = [datagrams.build(number) for number in range(3 * MAX_PAYLOADS)]
     assert {len(each) for each in built} == {size}
     assert len(set(built)) == len(built)
     for number, each in enumerate(built):
@@ -215,8 +215,11 @@ def test_ends_of_two() -> None:
     datagrams = DatagramPayloads(200)
     source = random.Random(7)
     for _ in range(50):
-        one, other = source.sample(range(MANY), 2)
+        one, other = source.sample(range(MAX_PAYLOADS), 2)
         cut = source.choice([30, 170])
         mixed = datagrams.build(one)[:cut] + datagrams.build(other)[cut:]
         expected = one if cut > 100 else other
-        assert datagrams.find(mixed, MANY) == (expected, naive(mixed, datagrams.build(expected)))
+        assert datagrams.find(mixed, MAX_PAYLOADS) == (
+            expected,
+            naive(mixed, datagrams.build(expected)),
+        )

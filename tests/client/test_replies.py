@@ -319,7 +319,7 @@ def test_unexpected(sockets: EpollReader) -> None:
 
 def test_given_up(sockets: EpollReader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of too many that are waited for the first is given up: it is lost, whatever still comes."""
-    monkeypatch.setattr(replies, "OUTSTANDING", 3)
+    monkeypatch.setattr(replies, "MAX_OUTSTANDING", 3)
     sent = sockets.send(5)
     assert len(list(sockets.replies.outstanding())) == 3
     sockets.come(*sent)

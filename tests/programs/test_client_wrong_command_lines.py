@@ -157,7 +157,7 @@ WRONG = [
     ("ping ::1:7", "an IPv6 address goes in brackets"),
     ("ping [::1]", "has to be host:port"),
     ("ping [::1:7", "has to be host:port"),
-    ("ping [::z]:7", "'::z' is no IPv6 address"),
+    ("ping [::z]:7", "'::z' is not an IPv6 address"),
     ("ping [fe80::1]:7", "a link-local address needs its interface"),
     ("ping udp:h", "has to be host:port"),
     ("ping tcp:h", "has to be tcp:HOST:PORT"),
@@ -214,7 +214,7 @@ def test_key_among_certificates(answer: Any, tmp_path: Path) -> None:
     os.rename(key, "keys/key.pem")
     status, line = answer("ping", "tls:h:7:trustRoots=keys")
     assert status == 2
-    assert "keys/key.pem' is no certificate" in line
+    assert "keys/key.pem' is not a certificate" in line
 
 
 KINDS = st.sampled_from(["", "udp:", "tcp:", "tls:", "ssl:", "unix:", "UDP:", "tcp6:", "odd:", "["])
