@@ -1,14 +1,14 @@
 #!/bin/bash
-# Boot a throw-away copy of this machine's system, and let it run a probe.
+# Boot a throw-away copy of this machine's system, and run guest.py in it.
 #
 #   boot.sh DIRECTORY
 #
-# DIRECTORY/checkout becomes /usr/src/echod, where the commands of DIRECTORY/probe/install
-# are run before the boot. DIRECTORY/probe is /probe, for reading and writing, and what the
-# booted system runs is /probe/probe.py.
+# DIRECTORY/checkout is copied to /usr/src/echod, where the commands of DIRECTORY/guest/install
+# run before the boot. DIRECTORY/guest is mounted on /guest, read-write, and the booted system
+# runs /guest/guest.py.
 #
-# All mounts are in a mount namespace and all processes in a PID namespace of their own,
-# so that the end of one process is the end of all of it, whatever happens.
+# A mount namespace holds all mounts and a PID namespace all processes, so that everything ends
+# with one process.
 set -euo pipefail
 
 script=$(realpath "$0")
@@ -18,16 +18,16 @@ LIMIT=280 # seconds
 
 inside() {
     local machine=$directory/machine root=$directory/machine/root
-    # The system without what this machine's administrator has made of it.
+    # The packages' files, without this machine's configuration.
     mkdir -p "$machine"
     mount -t tmpfs -o mode=755 tmpfs "$machine"
     mkdir "$machine"/{upper,work,root}
     mount -t overlay -o "lowerdir=/,upperdir=$machine/upper,workdir=$machine/work" overlay "$root"
     rm -rf "$root"/etc/{fstab,crypttab,machine-id,rc?.d,systemd/system} "$root"/opt/echod \
         "$root"/var/log/journal "$root"/usr/src/echod
-    mkdir -p "$root"/{etc/systemd/{system,journald.conf.d},var/log/journal,probe}
+    mkdir -p "$root"/{etc/systemd/{system,journald.conf.d},var/log/journal,guest}
     tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
-    # Where systemd does not run, nspawn's own files would be left in /run.
+    # Where systemd does not run, systemd-nspawn would leave its files in /run.
     [ -d /run/systemd/system ] || mount -t tmpfs -o mode=755 tmpfs /run
 
     cp -r "$directory/checkout" "$root/usr/src/echod"
@@ -35,18 +35,18 @@ inside() {
     for variable in $(compgen -e); do
         case $variable in PIP_* | SSL_* | *_proxy | *_PROXY) setenv+=("--setenv=$variable") ;; esac
     done
-    # On this machine's network, which pip may need.
-    spawn "${setenv[@]}" --pipe --chdir=/usr/src/echod /bin/bash -eux /probe/install
+    # With this machine's network, which pip may need.
+    spawn "${setenv[@]}" --pipe --chdir=/usr/src/echod /bin/bash -eux /guest/install
 
-    # The journal keeps all, and the probe is all that is started.
+    # The journal drops no line, and the boot starts guest.py alone.
     printf '[Journal]\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf.d/all.conf"
     cat >"$root/etc/systemd/system/default.target" <<-'UNIT'
 		[Unit]
 		Requires=basic.target
-		Wants=probe.service
+		Wants=guest.service
 		After=basic.target
 	UNIT
-    cat >"$root/etc/systemd/system/probe.service" <<-'UNIT'
+    cat >"$root/etc/systemd/system/guest.service" <<-'UNIT'
 		[Unit]
 		Requires=dbus.socket
 		After=basic.target dbus.socket
@@ -54,7 +54,7 @@ inside() {
 		FailureAction=poweroff-force
 		[Service]
 		Type=oneshot
-		ExecStart=/usr/bin/python3 /probe/probe.py
+		ExecStart=/usr/bin/python3 /guest/guest.py
 		LimitNOFILE=65536
 		StandardOutput=journal+console
 		StandardError=journal+console
@@ -68,11 +68,11 @@ inside() {
 
 spawn() {
     systemd-nspawn --quiet --register=no --keep-unit --link-journal=no --timezone=off \
-        --machine="$name" --directory="$directory/machine/root" --bind="$directory/probe:/probe" \
+        --machine="$name" --directory="$directory/machine/root" --bind="$directory/guest:/guest" \
         --setenv=SYSTEMD_COLORS=0 "$@" </dev/null
 }
 
-# A control group of its own: two systemds in one would fight over it.
+# A control group of its own: two instances of systemd cannot share one.
 enter_groups() {
     local tree path
     while IFS=: read -r _ tree path; do
@@ -94,7 +94,7 @@ leave_groups() {
     local group
     for group in "${groups[@]}"; do
         echo 0 >"${group%/*}/cgroup.procs" || true
-        for _ in {1..100}; do # the last processes may take a moment to be gone
+        for _ in {1..100}; do # the last processes may take a moment to exit
             find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
             [ -d "$group" ] || break
             sleep 0.05
@@ -106,7 +106,7 @@ leave_groups() {
 if [ "${2-}" = inside ]; then
     inside
 elif [ -d /run/systemd/system ] && [ "${2-}" != grouped ]; then
-    # The systemd of this machine makes the group, and removes it.
+    # This machine's systemd creates the group, and removes it.
     variables=()
     for variable in $(compgen -e); do variables+=("--setenv=$variable"); done
     trap 'systemctl stop "$name.service"' TERM INT

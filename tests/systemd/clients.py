@@ -1,8 +1,7 @@
-"""Clients that connect, send, read the echo and leave, as fast as they can, until told to stop.
+"""Clients that connect, send, read the echo and close, as fast as they can.
 
-``clients.py HOST PORT COUNT`` keeps COUNT of them going until the end of standard input,
-then lets them finish, and prints what became of all as JSON. One process with a selector:
-between a connect and its first byte nothing else has a turn.
+``clients.py HOST PORT COUNT`` runs COUNT clients at a time until EOF on standard input, lets the
+last ones finish, and prints as JSON how all ended. It is one process with a selector.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Client:
         return selectors.EVENT_WRITE if self.offset < len(self.sent) else selectors.EVENT_READ
 
     def step(self) -> str | None:
-        """Do what can be done, and return how it ended, if it has."""
+        """Send or receive once, and return how the exchange ended, if it has."""
         if self.offset < len(self.sent):
             self.offset += self.sock.send(self.sent[self.offset :])
             if self.offset == len(self.sent) and self.half_close:

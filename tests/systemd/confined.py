@@ -1,7 +1,7 @@
-"""What this process can still do: prints as JSON which of many attempts worked.
+"""Try to write files, open sockets and see processes; print as JSON which attempts succeed.
 
-Under the sandbox of echod.service it shows what somebody could do who has taken over the
-daemon; without, that the attempts are real.
+In the sandbox of echod.service the result shows what an attacker could do from a compromised
+daemon. Without the sandbox it shows that the attempts work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FAMILIES = ("AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET", "AF_VSOCK", "AF_AL
 KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW)
 
 UNENDING = ("/proc", "/sys")
-"""The kernel's own, which take long to walk through; their mount points are tried."""
+"""File systems of the kernel, too large to walk through; their mount points are tried."""
 
 
 def worked(attempt: Callable[..., object], *arguments: object) -> bool:
@@ -29,7 +29,7 @@ def worked(attempt: Callable[..., object], *arguments: object) -> bool:
 
 
 def seen() -> tuple[set[str], list[str], list[str]]:
-    """Return all directories and mount points; the files with a write bit; the sockets."""
+    """Return all directories and mount points, the files with a write bit, and the sockets."""
     directories, files, sockets = {f"/proc/{os.getpid()}"}, [], []
     for top, below, names in os.walk("/"):
         directories.add(top)
@@ -51,7 +51,7 @@ def seen() -> tuple[set[str], list[str], list[str]]:
 
 
 def can_make(directory: str) -> bool:
-    """Tell whether a directory, a file or a FIFO can be made in ``directory``."""
+    """Return whether a directory, a file or a FIFO can be made in ``directory``."""
     path = os.path.join(directory, f"echod-was-here-{os.getpid()}")
     if worked(os.mkdir, path):
         os.rmdir(path)
@@ -63,7 +63,7 @@ def can_make(directory: str) -> bool:
 
 
 def can_open(path: str) -> bool:
-    """Tell whether the file at ``path`` can be written to."""
+    """Return whether the file at ``path`` can be opened for writing."""
     return worked(open_file, path, os.O_WRONLY)
 
 
@@ -72,7 +72,7 @@ def open_file(path: str, flags: int) -> None:
 
 
 def can_reach(path: str) -> bool:
-    """Tell whether the UNIX socket at ``path`` can be connected to."""
+    """Return whether a connection to the UNIX socket at ``path`` succeeds."""
     return any(worked(connect, kind, path) for kind in KINDS if kind != socket.SOCK_RAW)
 
 
@@ -83,12 +83,12 @@ def connect(kind: int, path: str) -> None:
 
 
 def can_create(name: str) -> bool:
-    """Tell whether there can be a socket of the address family ``name``."""
+    """Return whether a socket of the address family ``name`` can be created."""
     return any(worked(socket.socket, getattr(socket, name), kind) for kind in KINDS)
 
 
 def main(port: int) -> None:
-    """Try everything; ``port`` is one of 127.0.0.1 that listens."""
+    """Try everything; ``port`` listens on 127.0.0.1."""
     directories, files, sockets = seen()
     result = {
         "uid": os.getuid(),

@@ -1,8 +1,8 @@
 """The units under a real systemd: it boots in a throw-away copy of this machine, as root.
 
-``tests/systemd/boot.sh`` makes the copy, installs as docs/operating.rst says, and boots it.
-``tests/systemd/probe.py`` goes through the life of the service there and writes down what
-happened, of which each test here reads its part. ``pytest -m systemd -rP`` prints the figures.
+``tests/systemd/boot.sh`` makes the copy, installs echod as docs/operating.rst says, and boots it.
+``tests/systemd/guest.py`` runs the scenarios there, and each test here checks the facts of one.
+``tox -e systemd`` prints the figures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests import ROOT
 from tests.docs.test_all import blocks, section, tree
 
 LIMIT = 300
-"""Seconds for all of it; it takes less than 60."""
+"""Seconds for the boot and all scenarios, which take less than 60."""
 
 SOURCE = ("echod", "twisted", "systemd", "setup.cfg", "pyproject.toml", "README.rst", "LICENSE")
 
@@ -63,7 +63,7 @@ def boot(directory: Path) -> str:
     script = Path(__file__).parent / "boot.sh"
     with (
         (directory / "console").open("w+", encoding="utf-8", errors="replace") as console,
-        # Dies with this process, and by no Ctrl-C before it has cleaned up.
+        # It ends with this process, and Ctrl-C does not end it before it has cleaned up.
         subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", "bash", str(script), str(directory)],
             stdin=subprocess.DEVNULL,
@@ -83,7 +83,7 @@ def boot(directory: Path) -> str:
 
 @pytest.fixture(scope="module")
 def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Facts]]:
-    """Return the facts of each scenario, by its name; under "", what to say of one without."""
+    """Return the facts of each scenario by its name; under "", the error of one without."""
     directory = tmp_path_factory.mktemp("systemd")
     (directory / "machine").mkdir()
     lacks = missing(directory / "machine")
@@ -92,29 +92,29 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Facts
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    checkout, probe = directory / "checkout", directory / "probe"
+    checkout, guest = directory / "checkout", directory / "guest"
     checkout.mkdir()
     for name in SOURCE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, checkout / name)
-    shutil.copytree(Path(__file__).parent, probe)
-    probe.chmod(0o755)  # who has no rights runs a script there too
+    shutil.copytree(Path(__file__).parent, guest)
+    guest.chmod(0o755)  # confined.py runs there without privileges
     operating = tree(ROOT / "docs" / "operating.rst")
     install = blocks(section(operating, "Install"), "sh")[0].splitlines()
     for file, booted in (("install", False), ("start", True)):
         lines = [line for line in install if line.startswith("systemctl") == booted]
-        (probe / file).write_text("\n".join(lines), encoding="utf-8")
+        (guest / file).write_text("\n".join(lines), encoding="utf-8")
     for name, block in tls_files(section(operating, "TLS")).items():
-        (probe / name).write_text(block, encoding="utf-8")
+        (guest / name).write_text(block, encoding="utf-8")
     console = boot(directory)
     facts = {"": {"error": "\n".join([console, *read(directory / "journal")[-100:]])}}
-    facts |= json.loads("\n".join(read(probe / "facts.json")) or "{}")
+    facts |= json.loads("\n".join(read(guest / "facts.json")) or "{}")
     yield facts
     shutil.rmtree(directory)
 
 
 def tls_files(documented: nodes.Node) -> dict[str, str]:
-    """Return what the document says of TLS, as files for the probe."""
+    """Return the document's commands and drop-ins for TLS, as files for the guest."""
     _, enable, readable, *_ = blocks(documented, "sh")
     credentials, readable_conf = blocks(documented, "ini")
     return {
@@ -145,12 +145,12 @@ def test_activation(facts: Facts) -> None:
     assert facts["verify"] == ""
     assert (facts["socket"], facts["before"], facts["state"]) == ("active", "inactive", "active")
     assert facts["seconds"] < 3
-    # It is systemd that says «Started», and not before the service has said READY=1.
+    # systemd logs «Started» after the service has sent READY=1.
     assert facts["type"] == "notify"
-    told = [line.partition(">")[2] for line in facts["journal"]]
-    started = next(index for index, line in enumerate(told) if line.startswith("Started echod"))
+    texts = [line.partition(">")[2] for line in facts["journal"]]
+    started = next(index for index, line in enumerate(texts) if line.startswith("Started echod"))
     for address in ("127.0.0.1:65432", "[::1]:65432"):
-        assert told.index(f"listening on tcp {address}") < started
+        assert texts.index(f"listening on tcp {address}") < started
 
 
 def test_restarts(facts: Facts) -> None:
@@ -175,7 +175,7 @@ def test_restarts(facts: Facts) -> None:
 
 
 def test_watchdog(facts: Facts) -> None:
-    """A process that hangs is replaced within twice the watchdog's time; who waited is served."""
+    """A process that hangs is replaced within twice WatchdogSec=, and serves the waiting client."""
     print(f"WatchdogSec=2: served {facts['waited']:.2f} s after SIGSTOP")
     assert facts["shipped"] == "30s"
     assert facts["in force"] == "2s"
@@ -187,14 +187,14 @@ def test_watchdog(facts: Facts) -> None:
 
 
 def test_killed(facts: Facts) -> None:
-    """A process that is killed is replaced: the next client has an echo within 2 s."""
+    """A process that is killed is replaced: the next client gets an echo within 2 s."""
     print("SIGKILL: served after", ", ".join(f"{each:.2f}" for each in facts["seconds"]), "s")
     assert max(facts["seconds"]) < 2  # 0.5 s when the machine is quiet
     assert facts["restarted"] == len(facts["seconds"]) == 5
 
 
-def test_stop_owing(facts: Facts) -> None:
-    """A stop while two slow readers wait for 12 MiB each: all of it arrives, then FIN."""
+def test_stop_with_replies(facts: Facts) -> None:
+    """A stop while two slow readers have 12 MiB each to read: all of it arrives, then FIN."""
     print(f"{facts['received']} bytes read in {facts['read for']:.1f} s while it stopped")
     assert facts["received"] == [12 << 20, 12 << 20]
     assert facts["whole"] == [True, True]
@@ -211,8 +211,8 @@ def test_stop_idle(facts: Facts) -> None:
 
 
 def test_exposure(facts: Facts) -> None:
-    """``systemd-analyze security echod.service`` says 0.6 or less."""
-    print(f"exposure {facts['figure']}, offline {facts['offline']}; what is left:")
+    """``systemd-analyze security echod.service`` reports an exposure of 0.6 or less."""
+    print(f"exposure {facts['figure']}, offline {facts['offline']}; exposed by:")
     print(*facts["lacks"], sep="\n")
     assert facts["figure"] <= 0.6
     assert facts["offline"] <= 0.6
@@ -223,7 +223,7 @@ def test_rights(facts: Facts) -> None:
     print(facts)
     assert len(facts["Uid"]) == len(facts["Gid"]) == 4
     assert len(set(facts["Uid"])) == 1
-    assert int(facts["Uid"][0]) >= 61184  # of DynamicUser=, and nobody else's
+    assert int(facts["Uid"][0]) >= 61184  # the range of DynamicUser=
     capabilities = {name: value for name, value in facts.items() if name.startswith("Cap")}
     assert set(capabilities) == {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
     assert set(map(tuple, capabilities.values())) == {("0" * 16,)}
@@ -232,15 +232,15 @@ def test_rights(facts: Facts) -> None:
 
 
 def test_confinement(facts: Facts) -> None:
-    """In its sandbox nothing can be written anywhere, and no network be reached.
+    """The sandbox allows no write anywhere, no network, and no look at another process.
 
-    Nor another process be seen, nor any socket of another service but systemd's. The same
-    attempts without the sandbox, as nobody, succeed.
+    It allows systemd's notification socket, and no socket of another service. The same attempts
+    succeed without the sandbox, as the user nobody.
     """
     confined, free = facts["confined"], facts["free"]
-    for who, found in facts.items():
+    for name, found in facts.items():
         if isinstance(found, dict):
-            print(f"{who}: {found}")
+            print(f"{name}: {found}")
     assert confined["directories"] > 0.5 * free["directories"] > 100
     assert confined["made in"] == []
     assert confined["opened"] == []
@@ -256,7 +256,7 @@ def test_confinement(facts: Facts) -> None:
 
 
 def test_refusals(facts: Facts) -> None:
-    """``journalctl -u echod -p warning`` shows what was refused, and nothing else."""
+    """``journalctl -u echod -p warning`` shows the refused connections, and nothing else."""
     print(*facts["all"], sep="\n")
     assert facts["refused"] == 3
     counts = []
@@ -270,8 +270,8 @@ def test_refusals(facts: Facts) -> None:
     assert all(line.startswith("<6>") for line in rest)
 
 
-def test_told_wrong(facts: Facts) -> None:
-    """An option that it does not have: one error says so, once; corrected, it serves."""
+def test_wrong_option(facts: Facts) -> None:
+    """An unknown option: one error line, no restart; once corrected, the service starts."""
     print(*facts["errors"], sep="\n")
     [error] = facts["errors"]
     assert error.startswith("<3>echod: ")
@@ -282,7 +282,7 @@ def test_told_wrong(facts: Facts) -> None:
 
 
 def test_own_ports(facts: Facts) -> None:
-    """An option for a port of the service's own: one error names the sandbox and the units."""
+    """An option that opens a port: one error line names the sandbox and the units."""
     for options, lines in facts["errors"].items():
         [error] = lines
         print(error)
@@ -297,20 +297,20 @@ def test_own_ports(facts: Facts) -> None:
 
 
 def test_status(facts: Facts) -> None:
-    """``systemctl status echod`` says how many connections are open."""
-    print(facts["told"])
+    """``systemctl status echod`` shows the number of open connections."""
+    print(facts["texts"])
     counts = ("0 connections", "1 connection", "2 connections", "3 connections", "0 connections")
-    assert facts["told"] == [f"{count} open" for count in counts]
+    assert facts["texts"] == [f"{count} open" for count in counts]
     assert 'Status: "3 connections open"' in facts["report"]
 
 
 def test_metrics(facts: Facts) -> None:
-    """Over the metrics' socket: what was received and sent is what the clients counted.
+    """The metrics count the bytes that the clients counted, and have the process's figures.
 
-    Started as the unit says, on a service that runs; the process's own figures are there.
+    Their socket is enabled with the unit's command, while the service runs.
     """
     samples = facts["samples"]
-    print(facts["said"])
+    print(facts["command"])
     print({name: value for name, value in samples.items() if "bytes" in name or "process" in name})
     assert facts["counted"] == 1_000_000
     assert samples["echod_received_bytes_total"] == 1_000_000
@@ -320,7 +320,7 @@ def test_metrics(facts: Facts) -> None:
 
 
 def test_other_sockets(facts: Facts) -> None:
-    """Port 7 for everybody and a UNIX socket, by a drop-in: echo before and after a restart."""
+    """A drop-in with port 7 and a UNIX socket: both echo before and after a restart."""
     print(facts)
     assert facts["ipv6"]
     assert facts["before"] == facts["after"] == [True, True, True]
@@ -331,9 +331,9 @@ def test_other_sockets(facts: Facts) -> None:
 
 
 def test_datagrams(facts: Facts) -> None:
-    """With a ``ListenDatagram=``, a datagram starts the service, and is answered; so are others.
+    """With ``ListenDatagram=``, a datagram starts the service, and is answered as all later ones.
 
-    What comes during a restart is answered after it, and TCP is served beside it.
+    Datagrams that arrive during a restart are answered after it. TCP is served, too.
     """
     print(f"{len(facts['first'])} answers {facts['seconds']:.3f} s after the first datagram")
     assert (facts["before"], facts["state"]) == ("inactive", "active")
@@ -346,17 +346,17 @@ def test_datagrams(facts: Facts) -> None:
 
 
 def test_tls_restart(facts: Facts) -> None:
-    """TLS as documented, with credentials, beside the plain ports; a restart renews it."""
+    """TLS with credentials, as documented, beside the plain ports; a restart renews it."""
     print(*facts["journal"], sep="\n")
     assert facts["served"] == facts["renewed"] == [True] * 4
-    assert not facts["old"], "the certificate is not the one before"
+    assert not facts["old"], "the server still has the old certificate"
     assert facts["other process"]
     for endpoint in ("tls 127.0.0.1:65433", "tls [::1]:65433", "tcp 127.0.0.1:65432"):
         assert f"<6>listening on {endpoint}" in facts["journal"]
 
 
 def test_tls_reload(facts: Facts) -> None:
-    """With files that it can read, ``systemctl reload`` renews it; open connections go on."""
+    """TLS with readable files: ``systemctl reload`` renews it, and connections stay open."""
     print(*facts["journal"], sep="\n")
     assert facts["served"] == facts["renewed"] == [True] * 4
     assert facts["same process"]
@@ -365,7 +365,7 @@ def test_tls_reload(facts: Facts) -> None:
 
 
 def test_no_certificate(facts: Facts) -> None:
-    """A credential whose file is missing is not tried again and again; the ports stay open."""
+    """Without its credential's file the service fails, without a restart; the ports stay open."""
     print(*facts["journal"], sep="\n")
     assert (facts["state"], facts["socket"], facts["status"]) == ("failed", "active", "243")
     assert facts["restarted"] == 0
@@ -375,8 +375,8 @@ def test_no_certificate(facts: Facts) -> None:
 def test_stop_everything(facts: Facts) -> None:
     """``systemctl stop echod.socket`` stops every unit, and no client or scrape starts one.
 
-    Connections are drained. A start brings all sockets back. The service alone is started again
-    by the next connection. After ``disable --now`` the next boot starts none of them.
+    Connections are drained. A start brings all sockets back. If only the service is stopped, the
+    next connection starts it. After ``disable --now`` the next boot starts no unit.
     """
     sockets = ("echod.socket", "echod-metrics.socket", "echod-tls.socket")
     active, inactive = dict.fromkeys(sockets, "active"), dict.fromkeys(sockets, "inactive")
@@ -395,7 +395,7 @@ def test_stop_everything(facts: Facts) -> None:
 
 
 def test_whole_journal(facts: Facts) -> None:
-    """In the whole run no traceback, no word of a plugin cache, no time but the journal's."""
+    """The whole run logs no traceback, no plugin cache, and no timestamp of its own."""
     print(f"{facts['lines']} lines by priority: {facts['priorities']}")
     print(*facts["samples"], sep="\n")
     assert facts["lines"] > 1000
@@ -405,6 +405,6 @@ def test_whole_journal(facts: Facts) -> None:
     assert facts["timed"] == []
     assert facts["prefixed"] == []
     assert set(facts["priorities"]) == {"3", "4", "6"}
-    # The wrong option, and where it hung when the watchdog ended it.
-    told = "echod: |Fatal Python error: Aborted|Current thread|  File |Extension modules|$"
-    assert [line for line in facts["errors"] if not re.match(told, line)] == []
+    # The wrong option, and the stack of the process that the watchdog ended.
+    expected = "echod: |Fatal Python error: Aborted|Current thread|  File |Extension modules|$"
+    assert [line for line in facts["errors"] if not re.match(expected, line)] == []
