@@ -28,7 +28,7 @@ class Unusable(Exception):
     """The options cannot be carried out: one line that says why. The exit status is 2."""
 
 
-class Command:
+class ClientCommand:
     """One command: its run, what is printed meanwhile, and the result.
 
     :ivar run: measures.
@@ -67,7 +67,7 @@ class Command:
         return str(result["failure"])
 
 
-class PingCommand(Command):
+class PingCommand(ClientCommand):
     """``ping``."""
 
     result = staticmethod(report.ping_result)
@@ -109,7 +109,7 @@ class PingCommand(Command):
         self._print(text.reply_line(reply))
 
 
-class LoadCommand(Command):
+class LoadCommand(ClientCommand):
     """``load``."""
 
     result = staticmethod(report.load_result)
@@ -152,7 +152,7 @@ class LoadCommand(Command):
             self.bar.show(interval)
 
 
-class PipeCommand(Command):
+class PipeCommand(ClientCommand):
     """``pipe``."""
 
     result = staticmethod(report.pipe_result)

@@ -1,4 +1,4 @@
-"""Signals during a run: an end in order for SIGINT and SIGTERM, timers in time after SIGCONT."""
+"""Signals during a run: SIGINT and SIGTERM end it with a summary, SIGCONT keeps timers on time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def handled(has_begun: Callable[[], bool], stop: Callable[[], None]) -> Iterator[None]:
-    """Answer signals while the body runs, except those that the caller's parent ignores.
+    """Handle signals while the body runs, except those that are ignored already.
 
-    After a stop (Ctrl-Z and fg), Linux has select(2) wait for the rest of its timeout, unless there
-    is a handler for SIGCONT: then Python computes the rest anew, by the clock.
+    After a stop (Ctrl-Z and fg), Linux lets select(2) wait for the rest of its timeout, as if no
+    time had passed. With a handler for SIGCONT, Python computes the rest again from the clock.
 
-    :param has_begun: tells whether there is something to sum up; if not, a signal kills this
-        process at once, so that a shell sees why it ended (status 130, 143).
-    :param stop: ends the run in order. It is called in a signal handler.
+    :param has_begun: returns whether there is something to summarize. If not, the signal kills this
+        process, so that a shell sees why it ended (status 130 or 143).
+    :param stop: ends the run; called in a signal handler.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature

@@ -19,7 +19,7 @@ from zope.interface import implementer
 from echod.client.connector import Connector
 from echod.client.errors import kind_of, line_of, of_file
 from echod.client.protocol import EchoClient, EchoIncomplete, EchoMismatch
-from echod.client.stdio import Input, Output
+from echod.client.stdio import StandardInput, StandardOutput
 from echod.timeouts import CHECKS_PER_TIMEOUT
 
 WINDOW: Final = 4 * 1024 * 1024
@@ -80,8 +80,8 @@ class Pipe:
         self.failure = ""
         self.seconds = 0.0
         self._report_progress = progress
-        self._input = Input(connector.reactor, source)
-        self._output = Output(connector.reactor, sink, self._wake, self._output_failed)
+        self._input = StandardInput(connector.reactor, source)
+        self._output = StandardOutput(connector.reactor, sink, self._wake, self._output_failed)
         self._client = PipeClient(self.clock, self._disconnected)
         self._at_end = False  # of the input
         self._last_progress = 0, 0.0  # bytes that had come back, and when

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
-from echod.client.commands import COMMANDS, Command, Unusable
+from echod.client.commands import COMMANDS, ClientCommand, Unusable
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.endpoint import BadTarget
@@ -49,7 +49,7 @@ def perform(reactor: Any, options: Namespace, console: Console) -> int:
     """
     try:
         connector = Connector(reactor, options.target, options.timeout)
-        command: Command = COMMANDS[options.command](connector, options, console)
+        command: ClientCommand = COMMANDS[options.command](connector, options, console)
     except (BadTarget, Unusable) as error:
         console.print_error(str(error))
         return WRONG

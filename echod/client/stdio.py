@@ -22,7 +22,7 @@ from echod.client.protocol import CHUNK
 
 
 @implementer(IReadDescriptor)
-class Input:
+class StandardInput:
     """A file that is read when the reactor reports it readable.
 
     :param descriptor: of the file.
@@ -82,7 +82,7 @@ class Input:
 
 
 @implementer(IWriteDescriptor)
-class Output:
+class StandardOutput:
     """A file that is written without blocking.
 
     A pipe or terminal is opened again with O_NONBLOCK. Where that is not permitted, each write is

@@ -1,4 +1,4 @@
-"""What is drawn in a terminal: progress, a line that lives, a histogram."""
+"""Drawing in a terminal: progress bar, live rate of a load, histogram."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from echod.client.report import in_ms
 from echod.client.statistics import Interval
 
 ROWS: Final = 12
-"""Bars of a histogram, at the most."""
+"""Most bars of a histogram."""
 
-PART: Final = 1.02
-"""Values that differ by less are one bar: there is nothing to see between them."""
+RATIO: Final = 1.02
+"""Least ratio between the limits of two bars: closer values share a bar."""
 
-NARROW: Final = 30
-"""Columns that are drawn in at the least."""
+MIN_COLUMNS: Final = 30
+"""Least width of a drawing, in a narrower terminal too."""
 
-tqdm.monitor_interval = 0  # it would be a thread, for loops that stand still
+tqdm.monitor_interval = 0  # tqdm would start a thread, to refresh bars that are not updated
 
 
 def is_terminal(file: TextIO) -> bool:
-    """Tell whether ``file`` is shown to somebody."""
+    """Tell whether ``file`` is a terminal."""
     return file.isatty()
 
 
 def columns() -> int:
-    """Return how many columns there are."""
-    return max(NARROW, shutil.get_terminal_size().columns)
+    """Return the width of the terminal."""
+    return max(MIN_COLUMNS, shutil.get_terminal_size().columns)
 
 
 def bytes_left(descriptor: int) -> int | None:
-    """Return how many bytes there are still to be read, where a file knows."""
+    """Return how many bytes of a regular file are left to read; ``None`` for other files."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return None
@@ -46,11 +46,14 @@ def bytes_left(descriptor: int) -> int | None:
 
 
 def progress_bar(file: TextIO, total: int | None) -> tqdm[NoReturn]:
-    """Return a bar that counts bytes."""
+    """Return a progress bar that counts bytes.
+
+    :param total: bytes; ``None`` where it is not known.
+    """
     bar: tqdm[NoReturn] = tqdm(
         total=total, unit="B", unit_scale=True, file=file, dynamic_ncols=True
     )
-    # By default tqdm follows the time of day: when that is set back, the bar stands still.
+    # tqdm uses the time of day: where that is set back, the bar would stop.
     bar._time = time.monotonic  # type: ignore[attr-defined]
     bar.reset()
     return bar
@@ -84,23 +87,24 @@ class RateLine:
 
 
 def histogram(buckets: Sequence[tuple[float, int]], width: int, is_ascii: bool) -> Iterator[str]:
-    """Yield a bar for each range of values, each as much wider than the one before.
+    """Yield the bars of a histogram, whose limits grow by a constant ratio.
 
-    :param buckets: values in seconds, in order, and how many there are of each.
+    :param buckets: values in seconds, in order, and the count of each.
     :param width: columns.
+    :param is_ascii: draw with ``#``.
     """
     least, most = max(buckets[0][0], 1e-7), max(buckets[-1][0], 1e-7)
     samples = sum(count for _, count in buckets)
-    rows = min(ROWS, samples, 1 + floor(log(most / least) / log(PART)))
+    rows = min(ROWS, samples, 1 + floor(log(most / least) / log(RATIO)))
     step = log(most / least) / rows or 1.0
     counts = [0] * rows
     for seconds, count in buckets:
         counts[min(rows - 1, floor(log(max(seconds, least) / least) / step))] += count
     labels = [f"{in_ms(least * exp(step * (row + 1)))}" for row in range(rows)]
     labels[-1] = in_ms(most)
-    room = max(map(len, labels))
-    figures = max(len(f"{count:,}") for count in counts)
-    longest = max(1, width - room - figures - len("<=  ms  ") - 1)
+    label_width = max(map(len, labels))
+    count_width = max(len(f"{count:,}") for count in counts)
+    longest = max(1, width - label_width - count_width - len("<=  ms  ") - 1)
     for label, count in zip(labels, counts, strict=True):
         bar = ("#" if is_ascii else "█") * round(longest * count / max(counts))
-        yield f"<= {label:>{room}} ms {count:>{figures},} {bar}".rstrip()
+        yield f"<= {label:>{label_width}} ms {count:>{count_width},} {bar}".rstrip()

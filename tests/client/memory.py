@@ -34,7 +34,7 @@ class MemoryTarget(Target):
         return endpoint
 
 
-def memory_way(network: MemoryNetwork, timeout: float = 10.0) -> Connector:
+def memory_connector(network: MemoryNetwork, timeout: float = 10.0) -> Connector:
     return Connector(network, MemoryTarget("memory:"), timeout)
 
 
@@ -104,7 +104,7 @@ class Outcome(NamedTuple):
     err: str
 
     @property
-    def told(self) -> Any:
+    def result(self) -> Any:
         return json.loads(self.out)
 
 

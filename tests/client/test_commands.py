@@ -157,7 +157,7 @@ def test_main_without_errors(target: str, capsys: Any, monkeypatch: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (
             ("--plot", "{}/x.svg", "--compare", "{}/none"),
@@ -168,13 +168,13 @@ def test_main_without_errors(target: str, capsys: Any, monkeypatch: Any) -> None
         (("-C", "1000000"), "--connections 1000000 is more than RLIMIT_NOFILE allows here: "),
     ],
 )
-def test_unusable(target: str, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_unusable(target: str, tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
     """What cannot be done is told in one line before the run, with status 2."""
     (tmp_path / "bad").write_text("{}")
     given = [each.format(tmp_path) for each in arguments]
     status, out, err = echod_client("load", target, *given)
     assert (status, out) == (2, "")
-    assert err.startswith(f"echod-client load: {said.format(tmp_path)}")
+    assert err.startswith(f"echod-client load: {expected.format(tmp_path)}")
     assert err.count("\n") == 1
 
 
@@ -184,8 +184,8 @@ def test_plot_in_place_of_another(target: str, tmp_path: Path, monkeypatch: Any)
     plot.touch()
     monkeypatch.setattr("os.access", lambda path, _: path != str(plot))
     outcome = echod_client("load", target, "--plot", plot)
-    said = f"echod-client load: --plot {plot}: no file can be written there\n"
-    assert outcome == (2, "", said)
+    expected = f"echod-client load: --plot {plot}: no file can be written there\n"
+    assert outcome == (2, "", expected)
 
 
 def test_plot(target: str, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_unix() -> None:
         printed = lines("ping", f"unix:{path}", "-c", 1)
         load = echod_client("load", f"unix:{path}", "-d", 0.1, "-C", 2, "--json")
     assert printed[0] == f"echo of unix:{path} ({path}) over a UNIX socket, 64 bytes a message"
-    assert load.told["ok"]
+    assert load.result["ok"]
 
 
 @pytest.fixture
@@ -252,15 +252,15 @@ def test_no_tls_there(target: str, its_own_clock: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("plain", "TLS fails: "), ("silent", "no answer in time\n")]
+    ("kind", "expected"), [("plain", "TLS fails: "), ("silent", "no answer in time\n")]
 )
-def test_empty_pipe_without_tls(kind: str, said: str, its_own_clock: Any) -> None:
+def test_empty_pipe_without_tls(kind: str, expected: str, its_own_clock: Any) -> None:
     """That there is no TLS shows in an empty pipe, too."""
     with Mirror(kind) as mirror, standard(b""):
         target = f"127.0.0.1:{mirror.port}"
         outcome = echod_client("pipe", f"tls:{target}", "-W", 0.3, prepare=its_own_clock)
     assert outcome.status == 1
-    assert outcome.err.startswith(f"echod-client pipe: {target}: {said}")
+    assert outcome.err.startswith(f"echod-client pipe: {target}: {expected}")
 
 
 @pytest.mark.parametrize("source", [b"", b"hello" * 100_000])
@@ -336,8 +336,8 @@ def test_second_address_for_all(target: str, monkeypatch: pytest.MonkeyPatch) ->
         found = [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
         monkeypatch.setattr("echod.client.connector.resolve", lambda *_: succeed(found))
         outcome = echod_client("load", target, "-C", 20, "-d", 0.1, "-W", 1, "--json")
-    assert (outcome.status, outcome.told["errors"]) == (0, {})
-    assert outcome.told["connections_made"] == 20
+    assert (outcome.status, outcome.result["errors"]) == (0, {})
+    assert outcome.result["connections_made"] == 20
 
 
 def test_lost_in_a_closed_loop() -> None:
@@ -378,8 +378,8 @@ def test_no_descriptors(name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.setattr(name, no_descriptor)
     assert main.main(["ping", "127.0.0.1:7"]) == 2
-    said = "echod-client ping: too many open files: raise the limit (ulimit -n)\n"
-    assert capsys.readouterr().err == said
+    expected = "echod-client ping: too many open files: raise the limit (ulimit -n)\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_impatience(target: str) -> None:
@@ -462,8 +462,8 @@ def test_a_bug(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_: object) -> None:
         raise RuntimeError("never thought of")
 
-    told: list[str] = []
+    result: list[str] = []
     monkeypatch.setattr("echod.client.ping.Ping.run", fail)
-    monkeypatch.setattr("echod.client.runner.log.failure", told.append)
+    monkeypatch.setattr("echod.client.runner.log.failure", result.append)
     assert echod_client("ping", target).status == 1
-    assert told == ["echod-client fails"]
+    assert result == ["echod-client fails"]

@@ -22,7 +22,7 @@ from echod.client.streams import StreamChannel
 from echod.client.text import load_lines
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
-from tests.client.memory import MemoryTarget, Services, memory_way
+from tests.client.memory import MemoryTarget, Services, memory_connector
 from tests.streams.server import Peers
 
 
@@ -35,7 +35,7 @@ class Run:
         options = {"size": 64, "connections": 1, "duration": 10.0, "rate": None, **options}
         usage = options.pop("usage", [Usage(0.0, 0.0), Usage(0.0, 0.0)])
         self.load = Load(
-            memory_way(network, timeout),
+            memory_connector(network, timeout),
             on_interval=self.intervals.append,
             usage=iter(usage).__next__,
             **options,
@@ -52,9 +52,9 @@ class Run:
     def counts(self) -> dict[str, int]:
         """What is not 0."""
         names = ("received", "lost", "late", "damaged", "unexpected", "under_way")
-        told = load_result(self.load)
-        assert told["sent"] == sum(told[each] for each in names if each != "unexpected")
-        return {name: told[name] for name in ("sent", *names) if told[name]}
+        result = load_result(self.load)
+        assert result["sent"] == sum(result[each] for each in names if each != "unexpected")
+        return {name: result[name] for name in ("sent", *names) if result[name]}
 
     @property
     def values(self) -> dict[str, Any]:
@@ -110,15 +110,15 @@ def test_rate(network: MemoryNetwork) -> None:
     EchoFactoryAt(network)
     run = Run(network, duration=2.0, rate=50.0, connections=3)
     network.advance(3)
-    told = run.values
+    result = run.values
     assert run.done
-    assert told["sent"] == told["received"] == 100
-    assert told["asked_messages_per_second"] == told["sent_messages_per_second"] == 50.0
-    assert told["messages_per_second"] == 50.0
-    assert told["bytes_per_second"] == 50.0 * 64
-    assert told["scheduling_error_seconds"]["max"] == pytest.approx(0, abs=1e-9)
-    assert told["connections_made"] == 3
-    assert told["ok"]
+    assert result["sent"] == result["received"] == 100
+    assert result["asked_messages_per_second"] == result["sent_messages_per_second"] == 50.0
+    assert result["messages_per_second"] == 50.0
+    assert result["bytes_per_second"] == 50.0 * 64
+    assert result["scheduling_error_seconds"]["max"] == pytest.approx(0, abs=1e-9)
+    assert result["connections_made"] == 3
+    assert result["ok"]
     assert [channel.sent for channel in run.load.channels] == [34, 33, 33]
 
 
@@ -145,10 +145,10 @@ def test_intervals(network: MemoryNetwork) -> None:
     Services(network, lambda now: now + 0.25)
     run = Run(network, duration=2.0, rate=4.0)
     network.advance(5)
-    told = run.values["intervals"]
-    assert [(each["start_seconds"], each["seconds"]) for each in told] == [(0, 1), (1, 1)]
-    assert [each["messages"] for each in told] == [3, 5]
-    assert told[0]["p50_seconds"] == told[0]["max_seconds"] == 0.25
+    result = run.values["intervals"]
+    assert [(each["start_seconds"], each["seconds"]) for each in result] == [(0, 1), (1, 1)]
+    assert [each["messages"] for each in result] == [3, 5]
+    assert result[0]["p50_seconds"] == result[0]["max_seconds"] == 0.25
 
 
 def test_many_intervals(network: MemoryNetwork) -> None:
@@ -229,10 +229,10 @@ def test_some_refused(network: MemoryNetwork) -> None:
     EchoFactoryAt(network, max_connections=2)
     run = Run(network, connections=3, duration=1.0, rate=10.0)
     network.advance(2)
-    told = run.values
-    assert told["received"] == told["sent"] == 10
-    assert told["errors"] == {"reset": 1}
-    assert not told["ok"]
+    result = run.values
+    assert result["received"] == result["sent"] == 10
+    assert result["errors"] == {"reset": 1}
+    assert not result["ok"]
     assert "errors: reset 1" in run.lines
 
 
@@ -263,7 +263,7 @@ def test_one_of_two_ends(network: MemoryNetwork) -> None:
     assert run.values["errors"] == {"reset": 1}
 
 
-class SlowWay(Connector):
+class SlowConnector(Connector):
     """A way on which the second connection takes a second."""
 
     made = 0
@@ -278,15 +278,15 @@ class SlowWay(Connector):
 def test_one_ends_before_it_begins(network: MemoryNetwork) -> None:
     """A connection that has ended while the others were made is not used."""
     services = Services(network, lambda now: now + 0.1)
-    connector = SlowWay(network, MemoryTarget("memory:"), 10.0)
+    connector = SlowConnector(network, MemoryTarget("memory:"), 10.0)
     load = Load(connector, 64, connections=2, duration=0.95, rate=None, on_interval=lambda _: None)
     Deferred.fromCoroutine(load.run())
     network.advance(0.5)
     services.made[0].transport.abortConnection()
     network.advance(3)
-    told = load_result(load)
-    assert told["sent"] == told["received"] == 10
-    assert told["errors"] == {"reset": 1}
+    result = load_result(load)
+    assert result["sent"] == result["received"] == 10
+    assert result["errors"] == {"reset": 1}
 
 
 def test_damaged(network: MemoryNetwork) -> None:
@@ -313,7 +313,7 @@ def test_stop(network: MemoryNetwork) -> None:
 
 def test_stop_while_connecting(network: MemoryNetwork) -> None:
     """At Ctrl-C before anything was sent there is nothing to say, and nothing to wait for."""
-    connector = SlowWay(network, MemoryTarget("memory:"), 10.0)
+    connector = SlowConnector(network, MemoryTarget("memory:"), 10.0)
     load = Load(connector, 64, connections=2, duration=1.0, rate=None, on_interval=lambda _: None)
     done: list[None] = []
     Deferred.fromCoroutine(load.run()).addCallback(done.append)

@@ -229,10 +229,10 @@ def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: list[st
     assert not raised.value.code
     out, err = capsys.readouterr()
     assert err == ""
-    told = " ".join(out.split())
-    assert "TARGET is host:port, [IPv6 address]:port, udp:host:port, or" in told
-    assert "Exit status: 0, everything came back right; 1, something was" in told
-    assert "2, the command line was wrong" in told
+    result = " ".join(out.split())
+    assert "TARGET is host:port, [IPv6 address]:port, udp:host:port, or" in result
+    assert "Exit status: 0, everything came back right; 1, something was" in result
+    assert "2, the command line was wrong" in result
     for name in DEFAULTS.get("".join(command), {}):
         assert f"--{name.replace('_', '-')}" in out
     assert all(len(line) <= 80 for line in out.splitlines())
@@ -255,8 +255,8 @@ def test_help_that_nobody_takes(capsys: Capture, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(SystemExit) as raised:
             parse(["ping", "--help"])
     assert raised.value.code == 1
-    said = "echod-client ping: standard output: no space left on device\n"
-    assert capsys.readouterr().err == said
+    expected = "echod-client ping: standard output: no space left on device\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_no_help_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

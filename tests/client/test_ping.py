@@ -12,7 +12,7 @@ from echod.client.report import is_ok, ping_result
 from echod.client.text import ping_lines
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
-from tests.client.memory import Services, memory_way
+from tests.client.memory import Services, memory_connector
 from tests.streams.server import Peers
 
 
@@ -23,7 +23,9 @@ class Run:
         self.network = network
         self.replies: list[PingReply] = []
         options = {"size": 64, "interval": 1.0, "count": 3, **options}
-        self.ping = Ping(memory_way(network, timeout), on_reply=self.replies.append, **options)
+        self.ping = Ping(
+            memory_connector(network, timeout), on_reply=self.replies.append, **options
+        )
         self.done = False
         Deferred.fromCoroutine(self._run())
         network.settle()
@@ -36,11 +38,11 @@ class Run:
     def counts(self) -> dict[str, int]:
         """What is not 0."""
         names = ("received", "lost", "late", "damaged", "damaged_bytes", "unexpected", "under_way")
-        told = ping_result(self.ping)
-        assert told["sent"] == sum(
-            told[each] for each in names if each[-5:] not in ("bytes", "ected")
+        result = ping_result(self.ping)
+        assert result["sent"] == sum(
+            result[each] for each in names if each[-5:] not in ("bytes", "ected")
         )
-        return {name: told[name] for name in names if told[name]}
+        return {name: result[name] for name in names if result[name]}
 
 
 @pytest.fixture
@@ -283,7 +285,7 @@ def test_stop_at_the_beginning(network: MemoryNetwork) -> None:
     """Who is interrupted when it has just connected sends nothing."""
     Services(network)
     ping = Ping(
-        memory_way(network),
+        memory_connector(network),
         64,
         interval=1.0,
         count=3,

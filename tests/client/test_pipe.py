@@ -83,8 +83,8 @@ def through(mirror: Mirror, data: bytes, timeout: float = 10.0) -> tuple[Pipe, b
 def test_files(mirror: Mirror, size: int) -> None:
     """All of a file comes out, byte by byte, and then the connection is closed."""
     data = noise(size)
-    pipe, came = through(mirror, data)
-    assert came == data
+    pipe, received = through(mirror, data)
+    assert received == data
     assert (pipe.sent, pipe.received, pipe.failure) == (size, size, "")
     assert pipe_result(pipe)["ok"]
     assert mirror.stop() == {"bytes": size, "connections": 1}
@@ -130,10 +130,10 @@ def test_pipes(
     data = noise(2_000_000)
     feed, source = pair(kind)
     sink, drain = pair(kind)
-    came: list[bytes] = []
+    received: list[bytes] = []
     threads = [
         threading.Thread(target=write_all, args=(feed, data)),
-        threading.Thread(target=read_all, args=(drain, came)),
+        threading.Thread(target=read_all, args=(drain, received)),
     ]
     for thread in threads:
         thread.start()
@@ -144,7 +144,7 @@ def test_pipes(
     for thread in threads:
         thread.join()
     assert pipe.failure == ""
-    assert b"".join(came) == data
+    assert b"".join(received) == data
 
 
 def test_no_room(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,31 +176,31 @@ def test_slow_reader(mirror: Mirror) -> None:
     """Nobody who reads: what is under way and what waits stays bounded, until somebody does."""
     data = noise(3 * WINDOW)
     sink, drain = pair("pipe")
-    came: list[bytes] = []
-    reader = threading.Thread(target=read_all, args=(drain, came))
+    received: list[bytes] = []
+    reader = threading.Thread(target=read_all, args=(drain, received))
     with file_with(data) as source:
         run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink, timeout=0.2)
         most: list[int] = []
 
-        def look() -> None:
+        def check() -> None:
             most.append(run.pipe.sent)
             if len(most) > 2 and most[-1] == most[-3] and not reader.ident:
                 reader.start()
             else:
-                run.reactor.callLater(0.3, look)
+                run.reactor.callLater(0.3, check)
 
-        run.reactor.callLater(0, look)
+        run.reactor.callLater(0, check)
         pipe = run.run()
     os.close(sink)
     reader.join()
     # It stood still for longer than the timeout, but not because of the service.
     assert most[-1] <= WINDOW + (1 << 20)
     assert pipe.failure == ""
-    assert b"".join(came) == data
+    assert b"".join(received) == data
 
 
 @pytest.mark.parametrize(
-    ("mirror", "said"),
+    ("mirror", "expected"),
     [
         (("damage", "--every", 100_000), "byte 99999: sent "),
         (("swallow", "--after", 100_000), "byte 100000: sent "),
@@ -211,17 +211,17 @@ def test_slow_reader(mirror: Mirror) -> None:
     ],
     indirect=["mirror"],
 )
-def test_faults(mirror: Mirror, said: str) -> None:
+def test_faults(mirror: Mirror, expected: str) -> None:
     """A service that does not give back what it got is found out, and nothing wrong comes out."""
     data = noise(1_000_000)
-    pipe, came = through(mirror, data, timeout=0.3)
-    assert pipe.failure.startswith(said)
-    assert data.startswith(came)
+    pipe, received = through(mirror, data, timeout=0.3)
+    assert pipe.failure.startswith(expected)
+    assert data.startswith(received)
     assert not pipe_result(pipe)["ok"]
     # A connection ends once, whatever was under way on it; and was not, where it was given up.
     ends = {"close": {"closed": 1}, "reset": {"reset": 1}, "silent": {"closed": 1}}
     assert pipe.connector.errors == ends.get(mirror.command[3], {})
-    assert pipe.written == len(came)
+    assert pipe.written == len(received)
 
 
 def test_silent() -> None:

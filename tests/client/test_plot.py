@@ -58,10 +58,10 @@ def test_svg(tmp_path: Path) -> None:
     """An SVG has the percentiles, the figures of each second, and what run that is."""
     file = tmp_path / "a.svg"
     draw([RUN], str(file))
-    told = comments(file)
-    assert label(RUN) in told
+    result = comments(file)
+    assert label(RUN) in result
     for each in ("p50", "p99", "max", "99.99 %", "latency, ms", "seconds since the beginning"):
-        assert each in told, each
+        assert each in result, each
 
 
 def test_several(tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_several(tmp_path: Path) -> None:
     other = {**RUN, "asked_messages_per_second": 1234.5, "target": "unix:/a$b$"}
     file = tmp_path / "a.svg"
     draw([RUN, other, {**LOST, "target": "lost.example:7"}], str(file))
-    told = comments(file)
+    result = comments(file)
     for each in ("echo.example:7", "unix:/a$b$", "lost.example:7"):
-        assert any(line.startswith(each) for line in told), each
-    assert told.count("p50") == 1
+        assert any(line.startswith(each) for line in result), each
+    assert result.count("p50") == 1
 
 
 def test_short_label() -> None:

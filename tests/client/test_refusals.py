@@ -66,10 +66,10 @@ def test_next_address(
     found = [*refusing[:count], NO_WAY, good]
     monkeypatch.setattr("echod.client.connector.resolve", lambda *_: succeed(list(found)))
     outcome = echod_client(*command, "udp:echo.example:7", "--json")
-    told = outcome.told
-    assert (outcome.status, told["errors"], told["lost"]) == (0, {}, 0)
-    assert told["address"] == f"127.0.0.1:{good[1][1]}"
-    assert told["sent"] == told["received"] > 0
+    result = outcome.result
+    assert (outcome.status, result["errors"], result["lost"]) == (0, {}, 0)
+    assert result["address"] == f"127.0.0.1:{good[1][1]}"
+    assert result["sent"] == result["received"] > 0
 
 
 def test_line(refusing: list[Found], good: Found, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +90,9 @@ def test_all_refuse(last: bool, refusing: list[Found], monkeypatch: pytest.Monke
     found = refusing if last else [refusing[0], NO_WAY]
     monkeypatch.setattr("echod.client.connector.resolve", lambda *_: succeed(list(found)))
     outcome = echod_client("ping", "-c", 1, "-W", 0.2, "udp:echo.example:7", "--json")
-    told = outcome.told
-    assert (outcome.status, told["errors"], told["lost"]) == (1, {"refused": 1}, 1)
-    assert told["address"] == f"127.0.0.1:{refusing[last][1][1]}"
+    result = outcome.result
+    assert (outcome.status, result["errors"], result["lost"]) == (1, {"refused": 1}, 1)
+    assert result["address"] == f"127.0.0.1:{refusing[last][1][1]}"
 
 
 def test_refused_while_sending(refusing: list[Found]) -> None:

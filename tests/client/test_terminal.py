@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from echod.client.histogram import Histogram
 from echod.client.statistics import Interval
 from echod.client.terminal import (
-    NARROW,
+    MIN_COLUMNS,
     ROWS,
     RateLine,
     bytes_left,
@@ -129,7 +129,7 @@ def test_ascii() -> None:
 
 def test_no_room() -> None:
     """Where there is no room, there is a bar of one column still, and no line ends in a space."""
-    lines = list(histogram([(0.001, 999_999_999), (86_400.0, 1)], NARROW, True))
+    lines = list(histogram([(0.001, 999_999_999), (86_400.0, 1)], MIN_COLUMNS, True))
     assert lines[0].endswith(" #")
     assert all(line == line.rstrip() for line in lines)
 
@@ -149,12 +149,12 @@ def opened() -> Iterator[tuple[TextIO, int]]:
 
 def shown(other: int, pattern: str) -> str:
     """Return what is shown, until there is what was looked for."""
-    told = ""
-    while not re.search(pattern, told):
+    result = ""
+    while not re.search(pattern, result):
         ready, _, _ = select.select([other], [], [], TIMEOUT)
-        assert ready, told
-        told += os.read(other, 1 << 16).decode()
-    return told
+        assert ready, result
+        result += os.read(other, 1 << 16).decode()
+    return result
 
 
 def test_is_terminal(terminal: tuple[TextIO, int]) -> None:
@@ -168,7 +168,7 @@ def test_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert columns() == 100
     monkeypatch.setenv("COLUMNS", "3")
-    assert columns() == NARROW
+    assert columns() == MIN_COLUMNS
 
 
 def test_bytes_left(tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_progress(terminal: tuple[TextIO, int], total: int | None) -> None:
     with progress_bar(terminal[0], total) as bar:
         bar.update(2000)
         bar.refresh()
-    told = shown(terminal[1], r"2\.00k.*\n")
-    assert ("50%" in told) is (total is not None)
+    result = shown(terminal[1], r"2\.00k.*\n")
+    assert ("50%" in result) is (total is not None)
 
 
 def test_progress_when_time_is_set(

@@ -301,7 +301,7 @@ def test_words() -> None:
     outcomes = rows("What became of a message")[:8]
     found = {word.replace("in flight", "under_way"): wrong for word, wrong, _ in outcomes}
     with Mirror("plain", "--udp") as mirror:
-        told = echod_client("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 1, "--json").told
+        told = echod_client("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 1, "--json").result
     names = list(told)
     counts = names[names.index("sent") + 1 : names.index("under_way") + 1]
     assert sorted(found) == sorted(set(counts) - {"damaged_bytes"})
@@ -423,8 +423,8 @@ def test_json(place: Place, command: tuple[Any, ...], udp: bool) -> None:
     target = f"udp:127.0.0.1:{place.ports['udp']}" if udp else f"127.0.0.1:{place.ports['tcp']}"
     outcome = echod_client(*command, target, "--json")
     assert outcome.status == 0
-    assert outcome.told["protocol"] == ("udp" if udp else "tcp")
-    check_json(outcome.told)
+    assert outcome.result["protocol"] == ("udp" if udp else "tcp")
+    check_json(outcome.result)
 
 
 def test_json_of_tls(place: Place) -> None:

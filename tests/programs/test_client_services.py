@@ -14,9 +14,9 @@ from tests.programs.mirrors import Mirror
 COUNTS = ("lost", "late", "damaged", "duplicated", "reordered", "unexpected", "under_way")
 
 
-def wrong(told: dict[str, Any]) -> dict[str, int]:
+def wrong(result: dict[str, Any]) -> dict[str, int]:
     """Return what is not 0 of what is not right."""
-    return {name: told[name] for name in COUNTS if told[name]}
+    return {name: result[name] for name in COUNTS if result[name]}
 
 
 def at(mirror: Mirror, udp: bool = False) -> str:
@@ -37,11 +37,11 @@ def test_right(command: tuple[Any, ...], udp: bool) -> None:
     with Mirror("plain", *["--udp"] * udp) as mirror:
         outcome = echod_client(*command, at(mirror, udp), "--json")
         counted = mirror.stop()
-    told = outcome.told
-    assert (outcome.status, outcome.err, wrong(told), told["errors"]) == (0, "", {}, {})
-    assert told["sent"] == told["received"] > 0
-    assert told["protocol"] == ("udp" if udp else "tcp")
-    assert counted["bytes"] == told["sent"] * 64
+    result = outcome.result
+    assert (outcome.status, outcome.err, wrong(result), result["errors"]) == (0, "", {}, {})
+    assert result["sent"] == result["received"] > 0
+    assert result["protocol"] == ("udp" if udp else "tcp")
+    assert counted["bytes"] == result["sent"] * 64
 
 
 @pytest.mark.parametrize("udp", [False, True])
@@ -50,12 +50,12 @@ def test_damage(udp: bool) -> None:
     with Mirror("damage", "--every", 1000, *["--udp"] * udp) as mirror:
         outcome = echod_client("load", at(mirror, udp), "-d", 0.3, "-C", 2, "-s", 300, "--json")
         counted = mirror.stop()
-    told = outcome.told
+    result = outcome.result
     assert outcome.status == 1
-    assert counted["bytes"] == told["sent"] * 300
-    assert told["damaged_bytes"] == counted["damaged"] > 10
+    assert counted["bytes"] == result["sent"] * 300
+    assert result["damaged_bytes"] == counted["damaged"] > 10
     # No two of a message's 300 bytes are a thousand apart.
-    assert wrong(told) == {"damaged": counted["damaged"]}
+    assert wrong(result) == {"damaged": counted["damaged"]}
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_datagrams(kind: str, name: str, count: str) -> None:
             *("load", at(mirror, udp=True), "-d", 2.08, "-r", 500, "-W", 1, "--json")
         )
         counted = mirror.stop()
-    told = outcome.told
-    assert counted["datagrams"] == told["sent"] == 1040
+    result = outcome.result
+    assert counted["datagrams"] == result["sent"] == 1040
     assert counted[count] == 10
-    assert wrong(told) == {name: 10}
+    assert wrong(result) == {name: 10}
     assert outcome.status == (0 if name == "reordered" else 1)
 
 
@@ -88,11 +88,11 @@ def test_late_datagrams() -> None:
             *("ping", at(mirror, udp=True), "-c", 79, "-i", 0.01, "-W", 0.15, "--json")
         )
         counted = mirror.stop()
-    told = outcome.told
+    result = outcome.result
     assert outcome.status == 1
-    assert wrong(told) == {"late": 3, "reordered": told["reordered"]}
+    assert wrong(result) == {"late": 3, "reordered": result["reordered"]}
     assert counted["late"] == 3
-    assert told["round_trip_seconds"]["max"] == pytest.approx(0.2, abs=0.05)
+    assert result["round_trip_seconds"]["max"] == pytest.approx(0.2, abs=0.05)
 
 
 def test_late_messages() -> None:
@@ -101,7 +101,7 @@ def test_late_messages() -> None:
         outcome = echod_client("ping", at(mirror), "-c", 3, "-i", 0.5, "-W", 0.25, "--json")
         counted = mirror.stop()
     assert outcome.status == 1
-    assert wrong(outcome.told) == {"late": 1}
+    assert wrong(outcome.result) == {"late": 1}
     assert counted["paused"] == 1
 
 
@@ -113,13 +113,13 @@ def test_ended_early(kind: str, count: str, word: str) -> None:
     with Mirror(kind, "--after", 640) as mirror:
         outcome = echod_client("load", at(mirror), "-d", 10, "-C", 7, "--json")
         counted = mirror.stop()
-    told = outcome.told
+    result = outcome.result
     assert outcome.status == 1
     assert counted[count] == 7
-    assert told["errors"] == {word: 7}
+    assert result["errors"] == {word: 7}
     # Ten came back on each, unless a reset has destroyed what was on its way.
-    assert told["received"] == 70 or kind == "reset"
-    assert told["sent"] == told["received"] + told["lost"]
+    assert result["received"] == 70 or kind == "reset"
+    assert result["sent"] == result["received"] + result["lost"]
 
 
 def test_silent() -> None:
@@ -127,11 +127,11 @@ def test_silent() -> None:
     with Mirror("silent") as mirror:
         outcome = echod_client("load", at(mirror), "-d", 0.1, "-C", 3, "-W", 0.3, "--json")
         counted = mirror.stop()
-    told = outcome.told
+    result = outcome.result
     assert outcome.status == 1
     assert counted == {"connections": 3, "bytes": 3 * 64}
-    assert wrong(told) == {"lost": 3}
-    assert told["connections_silent"] == 3
+    assert wrong(result) == {"lost": 3}
+    assert result["connections_silent"] == 3
 
 
 def test_silent_by_udp() -> None:
@@ -140,7 +140,7 @@ def test_silent_by_udp() -> None:
         outcome = echod_client("load", at(mirror, udp=True), "-d", 0.35, "-W", 0.1, "--json")
         counted = mirror.stop()
     assert outcome.status == 1
-    assert counted["datagrams"] == outcome.told["lost"] == outcome.told["sent"] >= 3
+    assert counted["datagrams"] == outcome.result["lost"] == outcome.result["sent"] >= 3
 
 
 def test_extra() -> None:
@@ -149,8 +149,8 @@ def test_extra() -> None:
         outcome = echod_client("ping", at(mirror), "-c", 5, "-i", 0.01, "--json")
         assert mirror.stop() == {"extra": 1}
     assert outcome.status == 1
-    assert outcome.told["received"] == 5
-    assert wrong(outcome.told) == {"unexpected": 1}
+    assert outcome.result["received"] == 5
+    assert wrong(outcome.result) == {"unexpected": 1}
 
 
 def test_swallow() -> None:
@@ -159,8 +159,8 @@ def test_swallow() -> None:
         outcome = echod_client("ping", at(mirror), "-c", 5, "-i", 0.01, "-W", 0.3, "--json")
         assert mirror.stop() == {"swallowed": 1}
     assert outcome.status == 1
-    assert outcome.told["received"] == 3
-    assert wrong(outcome.told) == {"damaged": 1, "lost": 1}
+    assert outcome.result["received"] == 3
+    assert wrong(outcome.result) == {"damaged": 1, "lost": 1}
 
 
 @pytest.mark.parametrize("command", [("ping", "-c", 2), ("load", "-d", 1), ("pipe",)])
@@ -182,8 +182,8 @@ def test_refuse_by_udp() -> None:
             "ping", at(mirror, udp=True), "-c", 5, "-i", 0.01, "-W", 0.1, "--json"
         )
     assert outcome.status == 1
-    assert outcome.told["errors"] == {"refused": 5}
-    assert wrong(outcome.told) == {"lost": 5}
+    assert outcome.result["errors"] == {"refused": 5}
+    assert wrong(outcome.result) == {"lost": 5}
 
 
 def test_name() -> None:
@@ -191,8 +191,8 @@ def test_name() -> None:
     with Mirror("plain") as mirror:
         outcome = echod_client("ping", f"localhost:{mirror.port}", "-c", 1, "--json")
     assert outcome.status == 0
-    assert outcome.told["address"] == f"127.0.0.1:{mirror.port}"
-    assert outcome.told["errors"] == {}
+    assert outcome.result["address"] == f"127.0.0.1:{mirror.port}"
+    assert outcome.result["errors"] == {}
 
 
 def test_unix() -> None:

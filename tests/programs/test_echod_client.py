@@ -66,8 +66,8 @@ def test_json_of_pipe(target: str) -> None:
     """What pipe has to say in JSON does not get among the bytes."""
     run = client("pipe", target, "--json", input="hello")
     assert run.stdout == "hello"
-    told = json.loads(run.stderr)
-    assert (told["sent_bytes"], told["received_bytes"], told["ok"]) == (5, 5, True)
+    result = json.loads(run.stderr)
+    assert (result["sent_bytes"], result["received_bytes"], result["ok"]) == (5, 5, True)
 
 
 def test_tar(target: str) -> None:
@@ -124,8 +124,8 @@ def test_interrupted_pipe(target: str) -> None:
     os.close(reading)
     os.close(writing)
     assert process.returncode == 1
-    said = f"echod-client pipe: {target}: interrupted; wrote 5 of 5 bytes\n"
-    assert err.decode() == said
+    expected = f"echod-client pipe: {target}: interrupted; wrote 5 of 5 bytes\n"
+    assert err.decode() == expected
 
 
 def test_reader_goes(target: str) -> None:
@@ -155,14 +155,14 @@ def test_no_standard_error(target: str, command: str, redirected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("redirected", "said"),
+    ("redirected", "expected"),
     [("<&-", "standard input is closed"), (">&-", "standard output is closed")],
 )
-def test_closed(target: str, redirected: str, said: str) -> None:
+def test_closed(target: str, redirected: str, expected: str) -> None:
     """Without standard input or output nothing is done: something else would take its number."""
     script = f"{CLIENT} ping {target} -c 1 {redirected}"
     run = shell(script)
-    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"echod-client ping: {said}\n")
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"echod-client ping: {expected}\n")
 
 
 class Screen:
@@ -284,9 +284,9 @@ def tls() -> Iterator[str]:
 def test_tls(tls: str, command: tuple[str, ...]) -> None:
     """TLS is a target like any other, its handshake told apart from the rest."""
     run = client(*command, tls, "--json")
-    told = json.loads(run.stdout)
-    assert (run.returncode, run.stderr, told["ok"], told["protocol"]) == (0, "", True, "tls")
-    assert told["tls_handshake_seconds"]
+    result = json.loads(run.stdout)
+    assert (run.returncode, run.stderr, result["ok"], result["protocol"]) == (0, "", True, "tls")
+    assert result["tls_handshake_seconds"]
 
 
 def test_tls_lines(tls: str) -> None:
@@ -319,12 +319,12 @@ SIGNALLED = """
 import os, signal
 change = signal.signal
 
-def tell(number, handler):
+def notify(number, handler):
     before = change(number, handler)
     os.write(int(os.environ["TELL"]), b".")
     return before
 
-signal.signal = tell
+signal.signal = notify
 from echod.client.main import main
 raise SystemExit(main())
 """
@@ -402,9 +402,9 @@ def test_stopped_for_a_while(target: str) -> None:
             process.wait(0.7)
         process.send_signal(signal.SIGCONT)
         out, _ = process.communicate(timeout=TIMEOUT)
-    told = json.loads(out)
-    assert (process.returncode, told["sent"], told["skipped"]) == (0, 2, 0)
-    assert told["scheduling_error_seconds"]["max"] < 0.5
+    result = json.loads(out)
+    assert (process.returncode, result["sent"], result["skipped"]) == (0, 2, 0)
+    assert result["scheduling_error_seconds"]["max"] < 0.5
 
 
 @pytest.mark.parametrize("locale", ["LC_ALL", "LC_CTYPE", "LANG", ""])
