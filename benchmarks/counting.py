@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
-from losses import HOST, give_up_after, table, told_in_one_line
+from losses import HOST, exit_in_one_line, give_up_after, table
 
 WHOLE: Final = 300  # seconds after which the whole is given up
 PEERS: Final = 50  # connections that stay open
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="too little to mean much, for CI")
     size = SHORT if parser.parse_args().short else FULL
     give_up_after(WHOLE)
-    with told_in_one_line():
+    with exit_in_one_line():
         # Each is as often the first as the others, and after each of them.
         orders = islice(cycle(permutations(DAEMONS)), size.rounds)
         rounds = [measure(order, size) for order in orders]

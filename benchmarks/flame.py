@@ -1,17 +1,17 @@
-"""Where the time of an echoed message goes: ``python benchmarks/flame.py``.
+"""Profile of an echoed message: ``python benchmarks/flame.py``.
 
-``twistd -n echod --quiet`` gets a load of ``speed.py``, and py-spy stops it now and then to see
-where it stands, in Python and in C. In the kernel it cannot be stopped: then it is in the
-function of the C library that made the system call, and all of the call counts there.
+``twistd -n echod --quiet`` gets a load of ``speed.py``, and py-spy samples its stacks, in Python
+and in C. The kernel cannot be sampled: the whole time of a system call counts for the function of
+the C library that made it.
 
-py-spy runs on the server's own core, and goes before the server (sched(7)), which takes root.
-So a server that is stopped was interrupted where it stands. From another core it is sent a
-signal, goes on until that arrives, and meanwhile comes back from a system call, where it is
-stopped at the latest: not a thousandth of the time was seen in Python.
+py-spy runs on the server's own core, with a higher priority (sched(7)), which needs root. So it
+stops the server exactly where it is. From another core, the server would run on until py-spy's
+signal arrives, usually at the end of a system call: less than a thousandth of the time was seen in
+Python.
 
-What is printed is a table in reST: the share of each part, and what that is of the CPU time of
-a message, which is measured in the same process before and after, when nobody stops it.
-``--svg`` draws a flame graph, and writes into it what it was drawn from, for ``--read``.
+The output is a table in reST: the share of each part, and its CPU time of a message. The CPU time
+is measured in the same process before and after the sampling. ``--svg`` draws a flame graph, and
+stores its data in it, for ``--read``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any, Final
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from losses import give_up_after, table, told_in_one_line
+from losses import exit_in_one_line, give_up_after, table
 from report import number, quiet
 from servers import LOAD_CORE, SERVER_CORE, Server, build, end_children
 from speed import SCENARIOS, Load, figures, machine, measured, target, versions, whole
@@ -42,13 +42,13 @@ from speed import SCENARIOS, Load, figures, machine, measured, target, versions,
 LOAD: Final = "message-50"
 SECONDS: Final = 10  # of sampling
 RATE: Final = 500  # samples a second
-RUNS: Final = 6  # before, and again after
-WHOLE: Final = 120  # seconds after which the whole is given up
+RUNS: Final = 6  # before the sampling, and again after it
+WHOLE: Final = 120  # seconds after which the benchmark gives up
 
 # The rows of the table.
 SEND, RECEIVE, EPOLL = "kernel, send", "kernel, recv", "kernel, epoll_wait"
 MODULES, PYTHON = "socket and select, in C", "the interpreter in doRead"
-REACTOR, ELSE = "the reactor's turn", "else"
+REACTOR, OTHER = "the reactor's turn", "other"
 COLOURS: Final = {
     SEND: "#d8433f",
     RECEIVE: "#e88a5a",
@@ -56,10 +56,10 @@ COLOURS: Final = {
     MODULES: "#8fb3d9",
     PYTHON: "#5b8db8",
     REACTOR: "#8fb58a",
-    ELSE: "#b9a3c4",
+    OTHER: "#b9a3c4",
 }
 
-# The C library has several names for each.
+# The C library has several names for each call.
 CALLS: Final = re.compile(r"(?:__)?(?:libc_)?(send|recv|epoll_wait) \(libc\)")
 KERNEL: Final = {"send": SEND, "recv": RECEIVE, "epoll_wait": EPOLL}
 FAST: Final = "FastPath.doRead (echod/fastpath.py)"
@@ -67,10 +67,10 @@ TURN: Final = "ReactorBase.mainLoop (twisted/internet/base.py)"
 
 
 def shortened(frame: str) -> str:
-    """Return a frame without what is so on this machine alone.
+    """Return a frame without the parts that are specific to this machine.
 
-    That is where a file is, the version and the processor in its name, and an address in
-    place of a function's name.
+    These are the directory of a file, the version and the processor in its name, and an address
+    in place of a function's name.
     """
     found = re.fullmatch(r"(.*) \((.*)\)", frame)
     if not found:
@@ -83,9 +83,9 @@ def shortened(frame: str) -> str:
 
 
 def stacks_of(raw: str) -> dict[str, int]:
-    """Return how often each stack was seen, from what py-spy writes; outermost frames first.
+    """Return the number of samples of each stack in py-spy's output; outermost frames first.
 
-    A stack starts with the loop of the reactor, since what is around it is always the same.
+    A stack starts with the loop of the reactor, because the frames around it are always the same.
     """
     counts: Counter[str] = Counter()
     for line in raw.splitlines():
@@ -98,18 +98,18 @@ def stacks_of(raw: str) -> dict[str, int]:
 
 
 def part_of(stack: str) -> str:
-    """Return which row of the table a stack counts for."""
+    """Return the row of the table for which a stack counts."""
     frames = stack.split(";")
     call = CALLS.fullmatch(frames[-1])
     if call:
         return KERNEL[call[1]]
     if FAST in frames:
         return PYTHON if frames[-1].endswith(".py)") else MODULES
-    return REACTOR if TURN in frames else ELSE
+    return REACTOR if TURN in frames else OTHER
 
 
 def shares(stacks: dict[str, int]) -> dict[str, float]:
-    """Return the share of each part; all are 1."""
+    """Return the share of each part; their sum is 1."""
     counts = dict.fromkeys(COLOURS, 0)
     for stack, count in stacks.items():
         counts[part_of(stack)] += count
@@ -126,7 +126,7 @@ def profiler() -> str:
 
 
 def started_before(*command: str) -> subprocess.Popen[str]:
-    """Start a command that goes before the server, on the server's core."""
+    """Start a command that has priority over the server, on the server's core."""
     os.sched_setaffinity(0, SERVER_CORE)
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -138,14 +138,14 @@ def started_before(*command: str) -> subprocess.Popen[str]:
             text=True,
         )
     except PermissionError:
-        raise RuntimeError("to sample a server on its own core takes root") from None
+        raise RuntimeError("sampling a server on its own core needs root") from None
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.sched_setaffinity(0, LOAD_CORE)
 
 
 def measure(seconds: int) -> dict[str, Any]:
-    """Return the stacks that were seen, and what a message cost."""
+    """Return the sampled stacks, and the CPU time of a message."""
     spy = profiler()
     if not shutil.which("cc"):
         raise RuntimeError("the load is a C program, and no cc is installed")
@@ -190,8 +190,8 @@ def measure(seconds: int) -> dict[str, Any]:
         }
 
 
-def said(result: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return the share of each part, and the CPU time of a message that it is."""
+def shown(result: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return for each part its share, and its CPU time of a message, as text."""
     cost = result["figures"]["cpu"] * 1000
     return {
         part: (f"{share * 100:.1f} %", f"{share * cost:,.0f} ns")
@@ -200,21 +200,21 @@ def said(result: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Return what is printed."""
-    rows = [[part, *words] for part, words in said(result).items()]
+    """Return the whole output: the table, and the notes."""
+    rows = [[part, *words] for part, words in shown(result).items()]
     rows.append(["a message", "100 %", f"{result['figures']['cpu'] * 1000:,.0f} ns"])
     count = sum(result["stacks"].values())
     return "\n".join(
         [
-            table([["where", "share", "CPU time"]], rows),
+            table([["part", "share", "CPU time"]], rows),
             "",
             f"{result['connections']} connections, {result['size']} B a message; {count:,} samples,"
             f" {result['rate']} a second.",
-            f"While these were taken, a message took {number(result['sampled']['cpu'])} µs.",
+            f"During the sampling, a message took {number(result['sampled']['cpu'])} µs.",
             quiet([{LOAD: {"echod": result["figures"]}}]),
             f"{result['machine']}.",
             f"{result['versions']}, {result['profiler']}.",
-            f"By ``{result['command']}``.",
+            f"Measured with ``{result['command']}``.",
         ]
     )
 
@@ -223,13 +223,13 @@ def tables(result: dict[str, Any]) -> str:
 
 WIDTH: Final = 1000
 HEIGHT: Final = 18  # of a frame
-LETTER: Final = 6.1  # width
+LETTER: Final = 6.1  # width of a letter
 LEAST: Final = 0.002  # the share below which a frame is not drawn
 COLUMNS: Final = 3  # of the legend
 
 
 class Frame:
-    """A frame, how often it was seen, and those that it called."""
+    """A frame, the number of its samples, and the frames that it called."""
 
     def __init__(self, name: str, colour: str) -> None:
         self.name = name
@@ -238,7 +238,7 @@ class Frame:
         self.calls: dict[str, Frame] = {}
 
     def add(self, frames: Sequence[str], below: int, count: int) -> None:
-        """Count a stack, of which so many frames lie below."""
+        """Count a stack, of which ``below`` frames lie below this one."""
         self.count += count
         if len(frames) > below:
             stack = frames[: below + 1]
@@ -253,7 +253,7 @@ class Frame:
         return 1 + max((called.height(least) for called in self.calls.values()), default=0)
 
     def draw(self, left: float, level: int, whole: int, cost: float) -> Iterator[str]:
-        """Yield it, and those that it called above it."""
+        """Yield the SVG of this frame, and above it those of the frames that it called."""
         share = self.count / whole
         if share < LEAST:
             return
@@ -275,7 +275,7 @@ class Frame:
 
 
 def legend(result: dict[str, Any]) -> Iterator[str]:
-    for at, (part, words) in enumerate(said(result).items()):
+    for at, (part, words) in enumerate(shown(result).items()):
         x, y = at % COLUMNS * WIDTH / COLUMNS, HEIGHT * (1.5 + at // COLUMNS)
         text = escape(f"{part}: {', '.join(words)}")
         yield f'<rect x="{x:.0f}" y="{y:.0f}" width="11" height="11" fill="{COLOURS[part]}"/>'
@@ -285,8 +285,8 @@ def legend(result: dict[str, Any]) -> Iterator[str]:
 def graph(result: dict[str, Any]) -> str:
     """Return a flame graph in SVG.
 
-    The wider a frame, the more time; what lies on it was called by it. Its colour is that of
-    the row for which its own time counts, where nothing lies on it.
+    The width of a frame is its time. The frames on it are those that it called. Its colour is that
+    of the row for which its own time counts.
     """
     message = Frame("a message", "#d9d9d9")
     for stack, count in result["stacks"].items():
@@ -309,12 +309,12 @@ def graph(result: dict[str, Any]) -> str:
 
 
 def drawn_from(path: Path) -> Any:
-    """Return what a flame graph was drawn from."""
+    """Return the data that a flame graph was drawn from."""
     return json.loads(ET.parse(path).findtext("{http://www.w3.org/2000/svg}metadata", ""))
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
-    """Return what a flame graph was drawn from, and the table of it."""
+    """Return the data that a flame graph was drawn from, and its table."""
     try:
         result = drawn_from(path)
         return result, tables(result)
@@ -327,14 +327,14 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Show where the time of an echoed message goes: run echod, print a reST table."
+        description="Profile an echoed message: run echod, print a reST table."
     )
     parser.add_argument("--seconds", type=whole, default=SECONDS, help="of sampling, 10 by default")
     parser.add_argument("--svg", type=target, metavar="FILE", help="draw a flame graph")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read a graph")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="read a graph, measure nothing")
     arguments = parser.parse_args()
     give_up_after(WHOLE)
-    with told_in_one_line(), ExitStack() as stack:
+    with exit_in_one_line(), ExitStack() as stack:
         stack.callback(end_children)
         if arguments.read:
             result, output = read(arguments.read)

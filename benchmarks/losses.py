@@ -331,7 +331,7 @@ def give_up_after(seconds: int) -> None:
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def exit_in_one_line() -> Iterator[None]:
     """Have the process end with one line where what is done within fails, or is interrupted."""
     try:
         yield
@@ -363,7 +363,7 @@ def main() -> None:
         ],
         ["", "replies lost", "lost of 8 MiB", "kept in memory", "lost of 8 MiB"],
     ]
-    with told_in_one_line():
+    with exit_in_one_line():
         rows = [measure(name, count, unread) for name in (*SERVERS, ECHOD)]
     print(table(head, rows))
     print(

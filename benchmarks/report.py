@@ -1,4 +1,4 @@
-"""What ``speed.py`` says of its figures: tables in reST, and a chart."""
+"""Results of ``speed.py``: tables in reST, and a chart."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from servers import PEERS
 Figures = dict[str, float]
 Round = dict[str, dict[str, Figures]]  # by scenario and server
 
-SATURATED: Final = 95  # per cent of its core
-# Where the load asks for as much as the server can do.
+SATURATED: Final = 95  # per cent of a core; a server below this is not always busy
+# Scenarios in which the load keeps the server busy all the time.
 LOADED: Final = ("message-50", "message-500", "bulk", "short")
-DISTURBED: Final = 0.05  # of the time, in which others had the core
+DISTURBED: Final = 0.05  # share of the time in which other processes used the cores
 
 
 TITLES: Final = {
@@ -32,18 +32,18 @@ TITLES: Final = {
     "load": "load's core",
 }
 
-# By scenario: what it is, and which figures mean something.
+# For each scenario: its title, and the figures that are meaningful.
 SCENARIOS: Final = {
     "message-1": ("64 B messages, 1 connection", ("cpu", "rate", "p50", "p99")),
     "message-50": ("64 B messages, 50 connections", ("cpu", "rate", "p50", "p99")),
     "message-500": ("64 B messages, 500 connections", ("cpu", "rate", "p50", "p99")),
     "bulk": ("1 MB messages, 10 connections", ("cpu", "mb", "p50", "p99")),
-    "short": ("open, 64 B, close; 10 at once", ("cpu", "rate", "p50", "p99")),
-    "idle": ("idle connections, 64 B behind each", ("kib",)),
-    "flood": ("64 B each 5 ms, beside one that floods", ("p50", "p99")),
+    "short": ("connect, 64 B, close; 10 at once", ("cpu", "rate", "p50", "p99")),
+    "idle": ("idle connections, after 64 B each", ("kib",)),
+    "flood": ("64 B every 5 ms, beside a flood", ("p50", "p99")),
 }
 
-# The columns of the first table, and the parts of the chart.
+# The columns of the first table, and the panels of the chart.
 COLUMNS: Final = (
     ("message-50", "cpu", "CPU a message,", "50 connections"),
     ("message-500", "cpu", "CPU a message,", "500 connections"),
@@ -59,7 +59,7 @@ IN_MILLISECONDS: Final = ("message-500", "bulk", "flood")
 
 
 class Aim(NamedTuple):
-    """What echod is to come to, itself or as a ratio to another's."""
+    """A bound on a figure of echod, or on its ratio to that of another server."""
 
     scenario: str
     figure: str
@@ -84,20 +84,20 @@ AIMS: Final = (
 
 
 def number(value: float) -> str:
-    """Return it with three digits, or as many as a whole number has."""
+    """Return a number with three significant digits, and with all digits before the point."""
     digits = 2 - floor(log10(abs(value))) if value else 0
     return f"{value:,.{max(0, digits)}f}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return the median, and the least and the most where there are several."""
+    """Return the median, and the least and the greatest of several values."""
     if len(values) == 1:
         return number(values[0])
     return f"{number(median(values))} ({number(min(values))}..{number(max(values))})"
 
 
 def unit(scenario: str, figure: str) -> tuple[float, str]:
-    """Return what a figure is multiplied with to be written, and the unit behind it."""
+    """Return the factor that converts a figure to the unit shown, and that unit."""
     if figure in ("busy", "load"):
         return 100, " %"
     if figure in ("p50", "p99") and scenario in IN_MILLISECONDS:
@@ -106,16 +106,16 @@ def unit(scenario: str, figure: str) -> tuple[float, str]:
 
 
 def of(rounds: Sequence[Round], scenario: str, server: str, figure: str) -> list[float]:
-    """Return a figure in each round, in its unit."""
+    """Return a figure of each round, in the unit shown."""
     factor, _ = unit(scenario, figure)
     return [each[scenario][server][figure] * factor for each in rounds]
 
 
 def bound(rounds: Sequence[Round], scenario: str, server: str, figure: str) -> str:
-    """Return "≥ " or "≤ " where a figure is no more than a bound, or an empty string.
+    """Return "≥ " or "≤ " if a figure is only a bound, or else an empty string.
 
     A server that is not always busy could have done more, and spends some of its CPU time on
-    sleeping and waking. Beside a flood, a message waits in the load too, if that is always busy.
+    sleeping and waking. Beside a flood, a message also waits in the load, if that is always busy.
     """
     if scenario in LOADED and median(of(rounds, scenario, server, "busy")) < SATURATED:
         return {"rate": "≥ ", "mb": "≥ ", "cpu": "≤ ", "p50": "≤ ", "p99": "≤ "}.get(figure, "")
@@ -162,18 +162,18 @@ def summary(rounds: Sequence[Round]) -> str:
 
 
 def aims(rounds: Sequence[Round]) -> str:
-    """Return the table of what is aimed at, and what it is."""
+    """Return the table of the aims, and of the figures that meet or miss them."""
     rows = []
     for aim in AIMS:
         servers = rounds[0].get(aim.scenario, {})
         if "echod" not in servers or (aim.other and aim.other not in servers):
             continue
         values = of(rounds, aim.scenario, "echod", aim.figure)
-        (factor, behind), what = unit(aim.scenario, aim.figure), "echod"
+        (factor, suffix), subject = unit(aim.scenario, aim.figure), "echod"
         if aim.other:
             others = of(rounds, aim.scenario, aim.other, aim.figure)
             values = [mine / other for mine, other in zip(values, others, strict=True)]
-            factor, behind, what = 1, "", f"echod / {PEERS[aim.other].title}"
+            factor, suffix, subject = 1, "", f"echod / {PEERS[aim.other].title}"
         if aim.most is not None:
             bound, how = aim.most * factor, "at most"
             met = median(values) <= bound
@@ -182,9 +182,9 @@ def aims(rounds: Sequence[Round]) -> str:
             bound, how = aim.least * factor, "at least"
             met = median(values) >= bound
         title = f"{TITLES[aim.figure]}: {SCENARIOS[aim.scenario][0]}"
-        aimed = f"{how} {number(bound)}{behind}"
-        rows.append([title, what, spread(values) + behind, aimed, "met" if met else "missed"])
-    return table([["what", "", "median (least..most)", "aim", ""]], rows) if rows else ""
+        aimed = f"{how} {number(bound)}{suffix}"
+        rows.append([title, subject, spread(values) + suffix, aimed, "met" if met else "missed"])
+    return table([["figure", "", "median (least..most)", "aim", ""]], rows) if rows else ""
 
 
 def details(rounds: Sequence[Round], scenario: str) -> str:
@@ -204,20 +204,20 @@ def details(rounds: Sequence[Round], scenario: str) -> str:
 
 
 def quiet(rounds: Sequence[Round]) -> str:
-    """Return how much others had of the cores, which servers and load have to themselves."""
+    """Return the share of the time in which other processes used the cores of the benchmark."""
     cells = [cell for each in rounds for servers in each.values() for cell in servers.values()]
     waits = [cell["waited"] for cell in cells if "waited" in cell]
     if not waits:
         return ""
     share = mean(waits)
-    said = f"others had the cores for {share:.1%} of the time, {max(waits):.0%} at the worst"
+    used = f"other processes used the cores for {share:.1%} of the time, at most {max(waits):.0%}"
     if share > DISTURBED:
-        return f"The machine was not quiet, and what is not CPU time is wrong: {said}."
-    return f"The machine was quiet: {said}."
+        return f"The machine was not quiet, and only the CPU times are right: {used}."
+    return f"The machine was quiet: {used}."
 
 
 def marks(rounds: Sequence[Round]) -> list[str]:
-    """Return what the marks mean that are there."""
+    """Return the meaning of the marks in the tables."""
     marked = {
         name in LOADED
         for name, servers in rounds[0].items()
@@ -225,24 +225,24 @@ def marks(rounds: Sequence[Round]) -> list[str]:
         if bound(rounds, name, server, "p99")
     }
     lines = {
-        True: "≥, ≤: the server was not always busy, and could do more than the load asked for.",
-        False: "≤ beside a flood: the load's own queue is in it.",
+        True: "≥, ≤: a bound, because the server was not always busy and could do more.",
+        False: "≤ beside a flood: a bound, which includes the load's own queue.",
     }
     return [line for loaded, line in lines.items() if loaded in marked]
 
 
 def log(rounds: Sequence[Round]) -> list[str]:
-    """Return who logs, where connections come and go."""
+    """Return which servers log short connections."""
     if "echod" not in rounds[0].get("short", {}):
         return []
-    return ["Where connections come and go, echod has ``--quiet``: of the others, only socat logs."]
+    return ["With short connections, echod runs with ``--quiet``; of the others, only socat logs."]
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """Return what the figures are and where they come from."""
+    """Return the notes below the tables: the method, the machine and the versions."""
     rounds = result["rounds"]
     return [
-        "CPU time is the server's, for each message or connection.",
+        "CPU time is the server's, for one message or connection.",
         f"Medians of {len(rounds)} rounds (least..most)." if rounds[1:] else "One round.",
         *marks(rounds),
         *log(rounds),
@@ -250,25 +250,25 @@ def notes(result: dict[str, Any]) -> list[str]:
         *filter(None, [quiet(rounds)]),
         f"{result['machine']}.",
         f"{result['versions']}.",
-        f"By ``{result['command']}``.",
+        f"Measured with ``{result['command']}``.",
     ]
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Return all that is printed."""
+    """Return the whole output: all tables, and the notes."""
     rounds = result["rounds"]
     parts = [summary(rounds), aims(rounds), *(details(rounds, name) for name in rounds[0])]
     return "\n\n".join([*filter(None, parts), "\n".join(notes(result))])
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
-    """Draw the columns of the first table: medians, and lines from the least to the most."""
-    import matplotlib as mpl  # noqa: PLC0415 - where a chart is wanted
+    """Draw the columns of the first table: medians, and lines from the least to the greatest."""
+    import matplotlib as mpl  # noqa: PLC0415 - needed only for a chart
 
     mpl.use("svg")
     # Text stays text, and the same figures give the same file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "echod", "font.size": 9})
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - once it is set up
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is set
 
     rounds = result["rounds"]
     columns = [column for column in COLUMNS if column[0] in rounds[0]]
@@ -298,6 +298,6 @@ def chart(result: dict[str, Any], path: Path) -> None:
     lines = [part for note in notes(result) for part in wrap(note.replace("``", ""), 44)]
     last = grid[-1][-1]
     notice = last.text(0, 1, "\n".join(lines), transform=last.transAxes, fontsize=7, va="top")
-    notice.set_in_layout(False)  # it may be longer than its part is high
+    notice.set_in_layout(False)  # it may be higher than its panel
     plt.tight_layout()
     plt.savefig(path, metadata={"Date": None})

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import report
-from losses import give_up_after, told_in_one_line
+from losses import exit_in_one_line, give_up_after
 from report import Figures, Round
 from servers import (
     CORES,
@@ -376,7 +376,7 @@ def main() -> None:
     if arguments.read and (arguments.servers or arguments.scenarios or arguments.rounds):
         parser.error("--read measures nothing: no --servers, --scenarios or --rounds")
     give_up_after(WHOLE_SHORT if arguments.short else WHOLE)
-    with told_in_one_line(), ExitStack() as stack:
+    with exit_in_one_line(), ExitStack() as stack:
         stack.callback(end_children)
         if arguments.read:
             result, output = read(arguments.read)

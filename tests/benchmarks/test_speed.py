@@ -74,7 +74,7 @@ def test_some(tmp_path: Path) -> None:
         assert re.fullmatch(r"(≤ )?[\d.,]+ µs", message)
         assert re.fullmatch(r"(≤ )?[\d.,]+ µs", connection)
         assert re.fullmatch(r"[\d.,]+ KiB", idle)
-    for title in ("64 B messages, 50 connections", "open, 64 B, close; 10 at once"):
+    for title in ("64 B messages, 50 connections", "connect, 64 B, close; 10 at once"):
         assert list(rows(ended.stdout, title)) == names
 
     again = bench("--read", str(file))
@@ -106,11 +106,11 @@ def test_log() -> None:
     """What the log costs is in the table of connections that come and go, and nowhere else."""
     ended = bench("--servers", "echod,echod-log", "--scenarios", "message-1,short")
     assert ended.returncode == 0
-    short = rows(ended.stdout, "open, 64 B, close; 10 at once")
+    short = rows(ended.stdout, "connect, 64 B, close; 10 at once")
     assert list(short) == ["echod", "echod, with its log"]
     assert list(rows(ended.stdout, "64 B messages, 1 connection")) == ["echod"]
     assert list(rows(ended.stdout, "server")) == ["echod"]
-    assert "\nWhere connections come and go, echod has ``--quiet``: " in ended.stdout
+    assert "\nWith short connections, echod runs with ``--quiet``; " in ended.stdout
 
     ended = bench("--servers", "echod-log", "--scenarios", "message-1,idle")
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -349,7 +349,7 @@ def test_not_busy(report: ModuleType, scenario: str) -> None:
     cells = rows(output, report.SCENARIOS[scenario][0])["C, epoll"]
     assert [cell[:2] for cell in cells] == ["≤ ", "≥ ", "≤ ", "≤ ", "94", "70"]
     assert re.fullmatch("[≤≥] .*", rows(output, "server")["C, epoll"][0])
-    assert "\n≥, ≤: the server was not always busy" in output
+    assert "\n≥, ≤: a bound, because the server was not always busy" in output
     assert "flood" not in output
     busy = report.tables(result({"c": figures(busy=0.96, load=0.99)}, scenario=scenario))
     assert re.findall("[≤≥]", busy) == []
@@ -381,7 +381,7 @@ def test_quiet(report: ModuleType) -> None:
         {"c": figures(waited=one), "go": figures(waited=other)}
         for one, other in ((0, 0), (0, 0.16), (0, 0))
     ]
-    assert "for 2.7% of the time, 16% at the worst." in report.tables(result(*shares))
+    assert "for 2.7% of the time, at most 16%." in report.tables(result(*shares))
 
 
 @pytest.mark.parametrize(

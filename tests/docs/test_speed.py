@@ -122,7 +122,7 @@ def test_whole(figures: Any, speed: ModuleType) -> None:
 
 def test_aims(figures: Any, report: ModuleType) -> None:
     """Each aim has its row, with what the figures say of it; and the prose says so too."""
-    rows = dict(BLOCK.findall(PATH.read_text()))["what"].splitlines()[3:-1]
+    rows = dict(BLOCK.findall(PATH.read_text()))["figure"].splitlines()[3:-1]
     assert len(rows) == len(report.AIMS)
     verdicts = []
     for row, aim in zip(rows, report.AIMS, strict=True):
@@ -135,7 +135,7 @@ def test_aims(figures: Any, report: ModuleType) -> None:
         most = median(values) <= aim.most if aim.most is not None else True
         verdicts.append(least and most)
         assert row.endswith("  met" if verdicts[-1] else "  missed")
-    assert ("All of them are met:" in prose("What was aimed at")) == all(verdicts)
+    assert ("All of them are met:" in prose("Aims")) == all(verdicts)
 
 
 def annotations(path: Path) -> list[str]:
@@ -190,10 +190,10 @@ def test_surroundings(figures: Any) -> None:
         rounds = [each["short"] for each in figures["rounds"]]
         return median(each[name]["cpu"] / each["echod"]["cpu"] for each in rounds)
 
-    text = prose("What surrounds it")
+    text = prose("Connections and floods")
     assert "«echod, no fast path» is slower all the same" in text
     assert ratio("echod-slow") > 1
-    assert "in the log costs about as much again as all the rest" in text
+    assert "The log line of a connection costs about as much as everything else" in text
     assert 1.4 < ratio("echod-log") < 3
 
 
@@ -229,14 +229,14 @@ def test_method(speed: ModuleType, report: ModuleType) -> None:
     for phrase in (
         f"{scenario.runs} runs of {scenario.milliseconds} ms each",
         f"after {warm} ms that do not count",
-        f"{scenario.connections} connections are {scenario.connections} messages under way",
+        f"{scenario.connections} connections are {scenario.connections} messages in flight",
         f"a run is {short.most:,} of them, after {short.most // 10} at most that do not count",
         f"The flood is one run of {flood.milliseconds:,} ms",
         f"the {idle.connections - first:,} idle connections come once",
         f"a process for each, {speed.FORKS['idle'] - first} tell as much",
         f"a backlog of {servers.BACKLOG:,}; echod's own is {BACKLOG:,}",
         f"busy for less than {report.SATURATED} % of it could have done more",
-        f"busy for more than {report.SATURATED} %, messages wait in the load too",
+        f"busy for more than {report.SATURATED} %, messages wait in the load, too",
     ):
         assert phrase in text
     assert servers.BACKLOG == echoes.BACKLOG
@@ -267,7 +267,7 @@ def test_flame_graph(flame: ModuleType, tmp_path: Path) -> None:
     names = {element.tag.rpartition("}")[2] for element in ET.fromstring(text).iter()}
     assert names == {"svg", "metadata", "g", "title", "rect", "text"}
     assert re.findall(r"/tmp|/root|/work|/home|/usr|pyenv|site-packages|x86_64", text) == []
-    assert f"looks {flame.drawn_from(FLAME)['rate']} times a second" in prose(FLAME_TITLE)
+    assert f"{flame.drawn_from(FLAME)['rate']} times a second" in prose(FLAME_TITLE)
 
 
 def test_flame_reading(flame: ModuleType) -> None:
@@ -299,7 +299,7 @@ READ = f"{LOOP};FastPath.doRead (echod/fastpath.py)"
         (READ, "PYTHON"),
         (f"{READ};send_now (echod/fastpath.py)", "PYTHON"),
         (f"{LOOP};ReactorBase.runUntilCurrent (twisted/internet/base.py)", "REACTOR"),
-        ("<module> (twistd)", "ELSE"),
+        ("<module> (twistd)", "OTHER"),
     ],
 )
 def test_part(flame: ModuleType, stack: str, row: str) -> None:
