@@ -1,7 +1,7 @@
-"""What a peer can rely on, over every kind of stream: in memory, TCP, UNIX, TLS, behind a proxy.
+"""Conformance: the behaviour that a peer can rely on, over each kind of stream.
 
-The same tests run over the in-memory network of :mod:`echod.testing` and over real
-sockets. That is what shows that the former tells the truth.
+In memory, TCP, UNIX, TLS, and behind a proxy. The same tests run over the in-memory network of
+:mod:`echod.testing` and over kernel sockets, which shows that the former behaves like the latter.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def ends(request: pytest.FixtureRequest) -> Any:
 
 @pytest_twisted.async_yield_fixture
 async def serve(ends: Any) -> AsyncIterator[Any]:
-    """A function that serves with the options of the factory that it is given."""
+    """A function that starts a service with the given options of the factory."""
     started: list[EchoServer] = []
 
     async def start(**options: Any) -> EchoServer:
@@ -86,8 +86,8 @@ async def serve(ends: Any) -> AsyncIterator[Any]:
 
 
 @run
-async def test_every_byte_comes_back(serve: Any, ends: Any) -> None:
-    """Whatever the sizes are in which it was sent, the same bytes come back in order."""
+async def test_every_byte_is_echoed(serve: Any, ends: Any) -> None:
+    """All bytes are echoed in order, whatever the sizes of the sends."""
     peer = await (await serve()).peer()
     chance = random.Random(862)
     sent = b""
@@ -102,7 +102,7 @@ async def test_every_byte_comes_back(serve: Any, ends: Any) -> None:
 
 @run
 async def test_half_close_at_once(serve: Any, ends: Any) -> None:
-    """A peer that sends 6 bytes and finishes at once gets them all, then FIN."""
+    """A peer that sends 6 bytes and half-closes at once receives them, then FIN."""
     served = await serve()
     peer = await served.peer()
     peer.send(b"hello\n")
@@ -116,7 +116,7 @@ async def test_half_close_at_once(serve: Any, ends: Any) -> None:
 
 @run
 async def test_half_close_without_a_byte(serve: Any, ends: Any) -> None:
-    """A peer that only finishes gets only FIN."""
+    """A peer that half-closes without a byte receives FIN."""
     peer = await (await serve()).peer()
     peer.finish()
     await ends.until(peer.when_ended())
@@ -124,8 +124,8 @@ async def test_half_close_without_a_byte(serve: Any, ends: Any) -> None:
 
 
 @run
-async def test_half_close_with_much_owed(serve: Any, ends: Any) -> None:
-    """What is owed when the peer finishes is delivered whole, also when it reads late."""
+async def test_half_close_with_much_unsent(serve: Any, ends: Any) -> None:
+    """After a half-close everything is delivered, even if the peer reads late."""
     served = await serve()
     peer = await served.peer()
     sent = random.Random(862).randbytes(8 * MIB)
@@ -137,13 +137,13 @@ async def test_half_close_with_much_owed(serve: Any, ends: Any) -> None:
     await ends.until(peer.when_ended())
     assert peer.ended == "FIN"
     assert peer.received == sent
-    await ends.advance(1)  # until it is seen that the peer has taken what the kernel held
+    await ends.advance(1)  # until the kernel's send queue is checked
     await served.settled(lambda: served.events.endings == [Ending.FINISHED])
 
 
 @run
 async def test_urgent_data(serve: Any, ends: Any) -> None:
-    """Urgent data comes back in order, as any other byte does: on its own, and before the end."""
+    """Urgent data is echoed in order, as any other byte: by itself, and before the end."""
     peer = await (await serve()).peer()
     for count in (1, 2, 3):
         ends.send_urgent(peer, b"abc")
@@ -158,7 +158,7 @@ async def test_urgent_data(serve: Any, ends: Any) -> None:
 
 @run
 async def test_client_of_urgent_replies(ends: Any) -> None:
-    """The client takes urgent data of the service's for what it is: a part of the reply."""
+    """The client treats urgent data of the service as a part of the reply."""
     service = Peers()
     await ends.listen(service)
     client = await ends.connect(EchoClientFactory(ends.clock))
@@ -167,7 +167,7 @@ async def test_client_of_urgent_replies(ends: Any) -> None:
         await ends.turn()
     [peer] = service.peers
     await ends.until(peer.when_received(6))
-    await ends.turn()  # for the session tickets of TLS to leave first
+    await ends.turn()  # so that the session tickets of TLS are sent first
     ends.send_urgent(peer, b"abc")
     ends.send_urgent(peer, b"def")
     assert await ends.until(reply) == b"abcdef"
@@ -179,9 +179,9 @@ async def test_client_of_urgent_replies(ends: Any) -> None:
 
 @run
 async def test_back_pressure(serve: Any, ends: Any) -> None:
-    """Of a peer that does not read, no more than 256 KiB are taken and held.
+    """At most 256 KiB are buffered for a peer that does not read.
 
-    Its neighbour is served meanwhile, and it gets all of it when it reads.
+    Another peer is served meanwhile. When the first reads, it receives everything.
     """
     served = await serve()
     flood = await served.peer()
@@ -204,7 +204,7 @@ async def test_back_pressure(serve: Any, ends: Any) -> None:
 
 @run
 async def test_reset_by_the_peer(serve: Any, ends: Any) -> None:
-    """A reset in mid-transfer ends that connection as lost, and disturbs no other."""
+    """A reset during a transfer ends that connection as lost, and no other."""
     served = await serve()
     peer, neighbour = await served.peer(), await served.peer()
     peer.stall()
@@ -221,7 +221,7 @@ async def test_reset_by_the_peer(serve: Any, ends: Any) -> None:
 @run
 @pytest.mark.parametrize("leave", ["finish", "abort"])
 async def test_health_check(serve: Any, ends: Any, leave: str) -> None:
-    """A peer that leaves without having sent a byte ends as unused, by FIN or by RST."""
+    """A connection that the peer ends without a byte is unused, with FIN or RST."""
     served = await serve()
     peer = await served.peer()
     getattr(peer, leave)()
@@ -232,7 +232,7 @@ async def test_health_check(serve: Any, ends: Any, leave: str) -> None:
 
 @run
 async def test_opened_then_closed(serve: Any, ends: Any) -> None:
-    """The observer is told of the opening with the peer, and of the end with the time it took."""
+    """Opened has the peer's address, and Closed the duration too."""
     served = await serve()
     peer = await served.peer()
     await ends.advance(1.5)
@@ -253,7 +253,7 @@ async def test_verbose(serve: Any, ends: Any) -> None:
     peer = await served.peer()
     peer.send(b"hello")
     await ends.until(peer.when_received(5))
-    assert isinstance(served.events[-1], Opened)  # the connection is open, the steps are known
+    assert isinstance(served.events[-1], Opened)  # all steps before it are notified
     peer.finish()
     await served.settled(lambda: served.events.endings == [Ending.FINISHED])
     accepted, *begun, opened, half_closed, closed = served.events
@@ -267,7 +267,7 @@ async def test_verbose(serve: Any, ends: Any) -> None:
 
 @run
 async def test_too_many_connections(serve: Any, ends: Any) -> None:
-    """Over the limit a connection is reset; when one has left, the next is served."""
+    """A connection over the limit is reset; when one has ended, the next is served."""
     served = await serve(max_connections=2)
     first, second = await served.peer(), await served.peer()
     assert await served.refused() == ("RST" if ends.knows_reset else "FIN")
@@ -283,7 +283,7 @@ async def test_too_many_connections(serve: Any, ends: Any) -> None:
 
 @run
 async def test_too_many_connections_of_one_peer(serve: Any, ends: Any) -> None:
-    """One address gets so many connections and no more; UNIX peers have no address."""
+    """The limit per peer counts each address; UNIX peers have none."""
     served = await serve(max_connections_per_peer=1)
     await served.peer()
     if ends.knows_addresses:
@@ -301,7 +301,7 @@ async def test_too_many_connections_of_one_peer(serve: Any, ends: Any) -> None:
 
 @run
 async def test_idle_timeout(serve: Any, ends: Any) -> None:
-    """Without a byte for the idle timeout a connection is closed with FIN, not before."""
+    """A connection without a byte for the idle timeout is closed with FIN, and not before."""
     served = await serve(idle_timeout=10)
     peer = await served.peer()
     for count in range(1, 4):
@@ -318,16 +318,14 @@ async def test_idle_timeout(serve: Any, ends: Any) -> None:
 
 @run
 @pytest.mark.parametrize("ending", [Ending.IDLE, Ending.DRAINED])
-async def test_nothing_is_closed_on_bytes_that_arrived(
-    serve: Any, ends: Any, ending: Ending
-) -> None:
-    """Bytes that wait in the kernel when the time is over, unseen, are still echoed."""
+async def test_no_close_with_unread_input(serve: Any, ends: Any, ending: Ending) -> None:
+    """Bytes that arrived before a timeout and were not read are echoed."""
     served = await serve(idle_timeout=10)
     peer = await served.peer()
     if ending is Ending.DRAINED:
         served.factory.drain(100)
     ends.send_unseen(peer, b"just in time")
-    for _ in range(8):  # the time passes, but the reactor does not get to read
+    for _ in range(8):  # time passes, but the reactor does not read
         Clock.advance(ends.clock, 10)
     await ends.until(peer.when_received(12))
     assert (peer.received, peer.ended) == (b"just in time", None)
@@ -337,10 +335,10 @@ async def test_nothing_is_closed_on_bytes_that_arrived(
 
 @run
 @pytest.mark.parametrize("ending", [Ending.IDLE, Ending.DRAINED])
-async def test_reset_that_a_timeout_meets(serve: Any, ends: Any, ending: Ending) -> None:
-    """A connection that the peer has reset is lost, also if a timeout finds out first.
+async def test_reset_found_by_a_timeout(serve: Any, ends: Any, ending: Ending) -> None:
+    """A connection that the peer has reset is lost, even if a timeout detects it first.
 
-    A UNIX peer that has gone away has just finished (unix(7)).
+    UNIX sockets have no reset: such a peer has finished sending (unix(7)).
     """
     served = await serve(idle_timeout=10)
     peer = await served.peer()
@@ -349,7 +347,7 @@ async def test_reset_that_a_timeout_meets(serve: Any, ends: Any, ending: Ending)
     if ending is Ending.DRAINED:
         served.factory.drain(100)
     ends.reset_unseen(peer)
-    for _ in range(8):  # the time passes, but the reactor does not get to read
+    for _ in range(8):  # time passes, but the reactor does not read
         Clock.advance(ends.clock, 10)
     wanted = Ending.LOST if ends.knows_reset else ending
     await served.settled(lambda: served.events.endings == [wanted])
@@ -357,7 +355,7 @@ async def test_reset_that_a_timeout_meets(serve: Any, ends: Any, ending: Ending)
 
 @run
 async def test_stall_timeout(serve: Any, ends: Any) -> None:
-    """A peer that does not read what it is owed is reset after the stall timeout."""
+    """A peer that does not read is reset after the stall timeout."""
     served = await serve(stall_timeout=40)
     peer = await served.peer()
     peer.stall()
@@ -374,10 +372,10 @@ async def test_stall_timeout(serve: Any, ends: Any) -> None:
 
 @run
 async def test_stalled_after_it_finished(serve: Any, ends: Any) -> None:
-    """A peer that finishes, and then does not read the rest, is reset too."""
+    """A peer that half-closes and then does not read is reset too."""
     served = await serve(stall_timeout=40)
     peer = await served.peer()
-    # what the kernels hold between the two differs: send until more would not fit
+    # the kernels' buffers differ in size: send until they are full
     size = 64 * 1024
     peer.stall()
     [echo] = served.factory.connections
@@ -390,11 +388,11 @@ async def test_stalled_after_it_finished(serve: Any, ends: Any) -> None:
 
 @run
 async def test_slow_is_not_stalled(serve: Any, ends: Any) -> None:
-    """A peer that reads now and then is not reset, although much is always owed to it.
+    """A peer that reads slowly is not reset, although many bytes always wait for it.
 
-    The kernel takes no more from the service until a third of megabytes of buffer is
-    free; that the peer reads can be seen long before. Not at once: its kernel tells of
-    room in large steps (RFC 9293 3.8.6.2.2). Within the timeout it reads 640 KiB.
+    The kernel takes more from the service only when a third of its send buffer, megabytes, is free.
+    That the peer reads shows earlier, but not at once: its kernel opens the window in large steps
+    (RFC 9293 3.8.6.2.2). Within the timeout the peer reads 640 KiB.
     """
     served = await serve(stall_timeout=30)
     peer = await served.peer()
@@ -413,7 +411,7 @@ async def test_slow_is_not_stalled(serve: Any, ends: Any) -> None:
 
 @run
 async def test_drain_closes_the_idle(serve: Any, ends: Any) -> None:
-    """In a drain, idle connections get FIN, and who comes is refused."""
+    """A drain closes idle connections with FIN, and refuses new ones."""
     served = await serve()
     peers = [await served.peer() for _ in range(5)]
     await ends.advance(FIRST_BYTE)
@@ -429,11 +427,11 @@ async def test_drain_closes_the_idle(serve: Any, ends: Any) -> None:
 
 @run
 async def test_drain_waits_for_the_first_byte(serve: Any, ends: Any) -> None:
-    """In a drain, a new connection over TLS or behind a proxy has a second for its first byte."""
+    """In a drain, a new connection over TLS or behind a proxy has 1 s for its first byte."""
     served = await serve()
     peer = await served.peer()
     drained = served.factory.drain(10)
-    # A plain connection has had its round trip: SYN, ACK.
+    # A plain connection has completed its round trip: SYN, ACK.
     if not isinstance(ends, TLSEndpoints | ProxyEndpoints):
         await ends.advance(0.5)
         await ends.until(drained)
@@ -452,7 +450,7 @@ async def test_drain_waits_for_the_first_byte(serve: Any, ends: Any) -> None:
 
 @run
 async def test_drain_waits_for_a_quiet_moment(serve: Any, ends: Any) -> None:
-    """In a drain, who is talking goes on until it is silent for 0.2 s."""
+    """A drain closes a connection that talks when it is silent for 0.2 s."""
     served = await serve()
     peer = await served.peer()
     drained = served.factory.drain(100)
@@ -469,8 +467,8 @@ async def test_drain_waits_for_a_quiet_moment(serve: Any, ends: Any) -> None:
 
 
 @run
-async def test_drain_delivers_what_is_owed(serve: Any, ends: Any) -> None:
-    """In a drain, a slow reader gets every byte that it is owed, then FIN."""
+async def test_drain_delivers_everything(serve: Any, ends: Any) -> None:
+    """In a drain, a slow reader receives every byte, then FIN."""
     served = await serve()
     peer = await served.peer()
     sent = random.Random(862).randbytes(16 * MIB)  # more than the kernels hold
@@ -478,7 +476,7 @@ async def test_drain_delivers_what_is_owed(serve: Any, ends: Any) -> None:
     peer.send(sent)
     peer.finish()
     [echo] = served.factory.connections
-    # Else the next moment, which is long by the clock, may be taken for a quiet one.
+    # Otherwise the next turn, which is long by the clock, may count as a quiet moment.
     await served.settled(lambda: unsent(echo.transport) > 0)
     drained = served.factory.drain(100)
     await ends.advance(5)
@@ -486,14 +484,14 @@ async def test_drain_delivers_what_is_owed(serve: Any, ends: Any) -> None:
     await ends.until(peer.when_ended())
     assert peer.received == sent
     assert peer.ended == "FIN"
-    await ends.advance(1)  # until it is seen that the peer has taken what the kernel held
+    await ends.advance(1)  # until the kernel's send queue is checked
     await ends.until(drained)
     assert served.events.endings == [Ending.FINISHED]
 
 
 @run
 async def test_drain_resets_at_the_deadline(serve: Any, ends: Any) -> None:
-    """What is left at the deadline of a drain is reset: never a FIN on a short reply."""
+    """Connections left at the deadline of a drain are reset: never a FIN after a short reply."""
     served = await serve()
     peer = await served.peer()
     peer.stall()
@@ -514,7 +512,7 @@ async def test_drain_resets_at_the_deadline(serve: Any, ends: Any) -> None:
 
 @run
 async def test_abort_by_the_application(serve: Any, ends: Any) -> None:
-    """An application that aborts a connection sees it end as aborted, the peer a reset."""
+    """A connection that the application aborts is aborted, and the peer sees a reset."""
     served = await serve()
     peer = await served.peer()
     [echo] = served.factory.connections
@@ -526,21 +524,21 @@ async def test_abort_by_the_application(serve: Any, ends: Any) -> None:
 
 @run
 async def test_client_echo(serve: Any, ends: Any) -> None:
-    """The client gets back what it sent, many calls at once, in order, of any length."""
+    """The client receives the replies to many calls at once, in order, of any length."""
     served = await serve()
     client = await ends.connect(EchoClientFactory(ends.clock))
     chance = random.Random(862)
-    said = [chance.randbytes(size) for size in (1, 8 * MIB, 0, 3, 100_000)]
-    replies = await ends.until(gatherResults([client.echo(data) for data in said]))
-    assert replies == said
+    messages = [chance.randbytes(size) for size in (1, 8 * MIB, 0, 3, 100_000)]
+    replies = await ends.until(gatherResults([client.echo(data) for data in messages]))
+    assert replies == messages
     await ends.until(client.close())
     await served.settled(lambda: served.events.endings == [Ending.FINISHED])
-    assert served.events.closed[0].bytes == sum(map(len, said))
+    assert served.events.closed[0].bytes == sum(map(len, messages))
 
 
 @run
 async def test_client_close_waits_for_replies(serve: Any, ends: Any) -> None:
-    """close() lets the calls under way come to their end."""
+    """close() waits for the outstanding calls."""
     await serve()
     client = await ends.connect(EchoClientFactory(ends.clock))
     reply = client.echo(bytes(4 * MIB))
@@ -552,7 +550,7 @@ async def test_client_close_waits_for_replies(serve: Any, ends: Any) -> None:
 @run
 @pytest.mark.parametrize("end", ["finish", "abort"])
 async def test_client_of_a_service_that_ends_early(ends: Any, end: str) -> None:
-    """Where the connection ends early, the client says how many bytes are missing."""
+    """If the connection ends early, the client reports how many bytes are missing."""
     service = Peers()
     await ends.listen(service)
     client = await ends.connect(EchoClientFactory(ends.clock))
@@ -574,7 +572,7 @@ async def test_client_of_a_service_that_ends_early(ends: Any, end: str) -> None:
 
 @run
 async def test_client_of_a_service_that_changes_a_byte(ends: Any) -> None:
-    """Where another byte comes back, the client says where, what it is, and what it should be."""
+    """If the reply differs, the client reports the offset, the expected and the received bytes."""
     service = Peers()
     await ends.listen(service)
     client = await ends.connect(EchoClientFactory(ends.clock))

@@ -55,7 +55,7 @@ class PeerKeyTests(SynchronousTestCase):
         self.assertNotEqual(one, peer_key(IPv4Address("TCP", "192.0.2.2", 1)))
 
     def test_ipv6(self) -> None:
-        """An IPv6 /64 is one peer, also where addresses have a zone."""
+        """An IPv6 /64 is one peer, with a zone or without."""
 
         def key(host: str) -> str | None:
             return peer_key(IPv6Address("TCP", host, 1))
@@ -65,15 +65,15 @@ class PeerKeyTests(SynchronousTestCase):
         self.assertEqual(key("fe80::1%lo"), key("fe80::2%lo"))
 
     def test_ipv4_mapped(self) -> None:
-        """An IPv4 peer that came through a dual-stack socket is that IPv4 peer."""
+        """An IPv4 peer counts as itself through a dual-stack socket."""
         mapped = IPv6Address("TCP", "::ffff:192.0.2.1", 1)
         self.assertEqual(peer_key(mapped), peer_key(IPv4Address("TCP", "192.0.2.1", 1)))
 
-    def test_word_of_a_proxy(self) -> None:
-        """What a proxy says may be no address at all, and is one peer all the same."""
+    def test_invalid_address_of_a_proxy(self) -> None:
+        """A proxy may state an invalid address, which counts as one peer."""
         self.assertEqual(peer_key(IPv6Address("TCP", "zz::q", 1)), "zz::q")
 
     def test_without_an_address(self) -> None:
-        """Who has no IP address counts for no limit by address."""
+        """A peer without an IP address has no key, and so no limit."""
         self.assertIsNone(peer_key(UNIXAddress(b"/run/x")))
         self.assertIsNone(peer_key(None))

@@ -1,4 +1,4 @@
-"""All connections: admission, limits, drain."""
+"""EchoFactory: admission, limits, drain."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EchoFactoryTests(SynchronousTestCase):
         return protocol
 
     def test_bad_limits(self) -> None:
-        """Limits and timeouts that make no sense are refused when the factory is made."""
+        """A factory cannot be made with a limit below 1 or a timeout out of range."""
         for name in ("max_connections", "max_connections_per_peer"):
             for value in (0, -1):
                 with self.assertRaises(ValueError, msg=name):
@@ -52,12 +52,12 @@ class EchoFactoryTests(SynchronousTestCase):
                 self.factory().drain(value)
 
     def test_default_limit(self) -> None:
-        """By default as many connections are served as descriptors are left."""
+        """The default limit is the number of file descriptors that are left."""
         self.patch(resource, "getrlimit", lambda which: (200, 200))
         self.assertEqual(EchoFactory().limits.total, descriptors_left())
 
     def test_refusal(self) -> None:
-        """Over the limit a connection is reset, and told as refused."""
+        """A connection over the limit is reset, and the observer notified."""
         factory = self.factory(max_connections=1)
         first, second = (IPv4Address("TCP", host, 1) for host in ("192.0.2.1", "192.0.2.2"))
         self.assertIsInstance(self.connect(factory, first), Echo)
@@ -67,7 +67,7 @@ class EchoFactoryTests(SynchronousTestCase):
         self.assertEqual(self.events, [Opened(first), Refused(Reason.MAX_CONNECTIONS, second)])
 
     def test_limit_per_peer(self) -> None:
-        """The limit of one IPv6 /64 is no concern of the next, nor of a UNIX peer."""
+        """The limit per peer counts each IPv6 /64 by itself, and no UNIX peer."""
         factory = self.factory(max_connections_per_peer=1)
         peers = [IPv6Address("TCP", host, 1) for host in ("2001:db8::1", "2001:db8::2")]
         first = self.connect(factory, peers[0])
@@ -79,8 +79,8 @@ class EchoFactoryTests(SynchronousTestCase):
         first.connectionLost()
         self.assertIsInstance(self.connect(factory, peers[1]), Echo)
 
-    def test_one_of_several_leaves(self) -> None:
-        """When one connection of a peer ends, there is room for one."""
+    def test_limit_per_peer_after_an_end(self) -> None:
+        """When a connection ends, one more of that peer is admitted."""
         factory = self.factory(max_connections_per_peer=2)
         peer = IPv4Address("TCP", "192.0.2.1", 1)
         first, _ = self.connect(factory, peer), self.connect(factory, peer)
@@ -89,12 +89,12 @@ class EchoFactoryTests(SynchronousTestCase):
         self.assertIsInstance(self.connect(factory, peer), Refusal)
 
     def test_drain_of_nothing(self) -> None:
-        """A drain without connections is over at once, and needs no clock."""
+        """A drain without connections ends at once, and needs no clock."""
         drained = EchoFactory().drain(10)
         self.assertIsNone(self.successResultOf(drained))
 
     def test_drain_refuses(self) -> None:
-        """From the beginning of a drain, who comes is refused."""
+        """A drain refuses new connections."""
         factory = self.factory()
         factory.drain(10)
         peer = IPv4Address("TCP", "192.0.2.1", 1)
@@ -102,17 +102,17 @@ class EchoFactoryTests(SynchronousTestCase):
         self.assertEqual(self.events, [Refused(Reason.DRAINING, peer)])
 
     def test_serve_again(self) -> None:
-        """After a drain the factory serves again when a port listens again."""
+        """After a drain, the factory serves again when a port listens again."""
         factory = self.factory()
         factory.drain(10)
         factory.doStart()
         self.assertIsInstance(self.connect(factory, UNIXAddress(None)), Echo)
 
     def test_serve_again_during_a_drain(self) -> None:
-        """Who comes when a port listens again does not leave with those of the drain."""
+        """A connection that is accepted when a port listens again is not drained."""
         factory = self.factory()
         old = self.connect(factory, UNIXAddress(None))
-        old.pauseProducing()  # something is owed
+        old.pauseProducing()  # bytes are to be sent
         drained = factory.drain(10)
         factory.doStart()
         new = self.connect(factory, UNIXAddress(None))
@@ -125,10 +125,10 @@ class EchoFactoryTests(SynchronousTestCase):
         self.assertEqual(factory.connections, {new})
 
     def test_earlier_deadline(self) -> None:
-        """Of several deadlines the earliest counts, and every caller is told."""
+        """Of several deadlines the earliest applies, and each caller is notified."""
         factory = self.factory()
         echo = self.connect(factory, UNIXAddress(None))
-        echo.pauseProducing()  # something is owed
+        echo.pauseProducing()  # bytes are to be sent
         drained = [factory.drain(deadline) for deadline in (50, 100, 10)]
         self.clock.advance(9)
         self.assertFalse(echo.transport.disconnected)
@@ -139,8 +139,8 @@ class EchoFactoryTests(SynchronousTestCase):
             self.assertIsNone(self.successResultOf(deferred))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_deadline_is_forgotten(self) -> None:
-        """When all have left before the deadline nothing waits for it."""
+    def test_deadline_is_cancelled(self) -> None:
+        """When all connections end before the deadline, no timer is left."""
         factory = self.factory()
         echo = self.connect(factory, UNIXAddress(None))
         drained = factory.drain(10)
@@ -149,7 +149,7 @@ class EchoFactoryTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_observer_that_fails(self) -> None:
-        """An observer that raises is logged, and costs the peer nothing."""
+        """An exception of the observer is logged, and does not affect the connection."""
 
         def observer(event: Event) -> None:
             raise RuntimeError("not my day")
@@ -162,7 +162,7 @@ class EchoFactoryTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 2)
 
     def test_clock_of_the_transport(self) -> None:
-        """Without a clock of its own the factory uses the reactor of its transports."""
+        """Without a clock, the factory uses the reactor of its transports."""
         network = MemoryNetwork()
         events = Recorder()
         factory = EchoFactory(observer=events, idle_timeout=10)

@@ -61,7 +61,7 @@ async def served(ends: Any) -> AsyncIterator[EchoServer]:
 
 
 class Failing:
-    """A peer, the Echo that serves it, and a neighbour."""
+    """A peer, the Echo that serves it, and a second peer."""
 
     def __init__(self, served: EchoServer) -> None:
         self.served = served
@@ -96,7 +96,7 @@ def fail(*_: object, **__: object) -> Any:
 
 
 async def end_of_new(ends: Any) -> str | None:
-    """Connect, and return how the service ends that."""
+    """Connect, and return how the service ends the connection."""
     try:
         peer = await ends.connect(Peers())
     except ConnectError:  # reset before it knew that it was connected
@@ -107,7 +107,7 @@ async def end_of_new(ends: Any) -> str | None:
 
 @run
 async def test_data_received(failing: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was received, and cannot be sent, is not left out."""
+    """Bytes that were received and cannot be sent cause a reset."""
     peer, echo = await failing.connect()
     echo.send = fail
 
@@ -122,7 +122,7 @@ async def test_data_received(failing: Failing, monkeypatch: pytest.MonkeyPatch) 
 
 @run
 async def test_read_connection_lost(failing: Failing) -> None:
-    """The end of the peer's sending is no end of the reply where it cannot be handled."""
+    """A half-close that cannot be handled causes a reset."""
     peer, echo = await failing.connect()
     echo._close = fail
     peer.send(b"hello")
@@ -132,7 +132,7 @@ async def test_read_connection_lost(failing: Failing) -> None:
 
 @run
 async def test_resume_producing(failing: Failing) -> None:
-    """A connection that cannot be read from any more is reset."""
+    """A connection that cannot be read again is reset."""
     peer, echo = await failing.connect()
     peer.stall()
     peer.send(bytes(16 * MIB))
@@ -144,7 +144,7 @@ async def test_resume_producing(failing: Failing) -> None:
 
 @run
 async def test_receive(failing: Failing) -> None:
-    """Twisted's receive fails: bytes that nobody has read have no reply."""
+    """An exception in Twisted's receive causes a reset: unread bytes have no reply."""
     peer, _ = await failing.connect()
     failing.below.doRead = fail
     peer.send(b"hello")
@@ -154,7 +154,7 @@ async def test_receive(failing: Failing) -> None:
 @run
 @pytest.mark.parametrize("finish", [False, True])
 async def test_send(failing: Failing, finish: bool) -> None:
-    """Twisted's send fails: what is owed does not leave any more, also after a half-close."""
+    """An exception in Twisted's send causes a reset, after a half-close too."""
     peer, echo = await failing.connect()
     peer.stall()
     peer.send(bytes(16 * MIB))
@@ -168,7 +168,7 @@ async def test_send(failing: Failing, finish: bool) -> None:
 
 @run
 async def test_timers(failing: Failing) -> None:
-    """A timeout that cannot be looked after resets the connection, and not those after it."""
+    """A connection whose timeouts cannot be checked is reset, and the others are checked."""
     _, echo = await failing.connect()
     echo.progress = fail
     await failing.served.ends.advance(20)
@@ -183,7 +183,7 @@ async def test_timers(failing: Failing) -> None:
 
 @run
 async def test_connection_made(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that cannot be begun is reset, and was never opened."""
+    """A connection that cannot be set up is reset, without an event."""
     monkeypatch.setattr(served.factory, "connection_opened", fail)
     assert await end_of_new(served.ends) == "RST"
     await served.ends.advance(1)
@@ -193,7 +193,7 @@ async def test_connection_made(served: EchoServer, monkeypatch: pytest.MonkeyPat
 @run
 @pytest.mark.parametrize("fast_path", [True, False])
 async def test_end_of_the_reactor(fast_path: bool) -> None:
-    """When the reactor stops, the reply that is cut short ends in RST, and the whole one in FIN."""
+    """When the reactor stops, a reply that is cut short ends in RST, and a whole one in FIN."""
     ends = TCP4Endpoints(fast_path=fast_path)
     served = EchoServer(ends)
     await ends.listen(served.factory)
@@ -215,7 +215,7 @@ async def test_end_of_the_reactor(fast_path: bool) -> None:
 
 @run
 async def test_fast_path_between_receive_and_send() -> None:
-    """On the fast path, what fails after the receive resets that connection, and no other."""
+    """An exception on the fast path, after the receive, resets only that connection."""
     ends = TCP4Endpoints()
     served = EchoServer(ends)
     await ends.listen(served.factory)
@@ -257,7 +257,7 @@ async def test_fast_path_between_receive_and_send() -> None:
 
 @run
 async def test_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header that cannot be read for want of memory is refused as a wrong one is."""
+    """A PROXY header that cannot be read for lack of memory is refused like a wrong one."""
     ends = ProxyEndpoints(version=2)
     served = EchoServer(ends)
     await ends.listen(served.factory)
@@ -269,7 +269,7 @@ async def test_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @run
 async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection whose socket takes no options is reset, and counted as one without a byte."""
+    """A connection whose socket options cannot be set is reset, and unused."""
     ends = ProxyEndpoints(version=2)
     served = EchoServer(ends)
     await ends.listen(served.factory)
@@ -282,7 +282,7 @@ async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) ->
 
 @run
 async def test_tls_context() -> None:
-    """Where a handshake cannot be begun, the connection is reset."""
+    """A connection whose TLS handshake cannot be started is reset."""
     ends = TCP4Endpoints()
     factory = EchoFactory(clock=ends.clock)
     await ends.listen(TLSFactory(factory, fail))
@@ -293,7 +293,7 @@ async def test_tls_context() -> None:
 
 @run
 async def test_no_timer_left() -> None:
-    """Where the only connection ends on the fast path, no timer is left to look at it."""
+    """When the only connection ends on the fast path, no timer is left."""
     ends = TCP4Endpoints()
     served = EchoServer(ends)
     await ends.listen(served.factory)
@@ -313,7 +313,7 @@ async def test_no_timer_left() -> None:
 
 class FactoryTests(SynchronousTestCase):
     def test_build_protocol(self) -> None:
-        """Each factory refuses what it cannot build: Twisted would close with FIN."""
+        """If buildProtocol fails, each factory resets the connection: Twisted would send FIN."""
         echo = EchoFactory(clock=Clock())
         self.patch(echo.limits, "exceeded", fail)
         for factory in (echo, ProxyFactory(echo), TLSFactory(echo, fail)):
@@ -333,7 +333,7 @@ class FactoryTests(SynchronousTestCase):
         self.network.settle()
 
     def test_drain_of_one_that_cannot_be_reset(self) -> None:
-        """The deadline resets all the others, and the drain ends."""
+        """At the deadline of a drain, a failed reset does not prevent those of the others."""
         events = Recorder()
         self.serve(3, events)
         bad = next(iter(self.factory.connections))
@@ -349,7 +349,7 @@ class FactoryTests(SynchronousTestCase):
         self.assertEqual([peer.ended for peer in self.peers], ["RST"] * 3)
 
     def test_drain_with_an_observer_that_fails(self) -> None:
-        """An observer that ends in SystemExit, too, keeps no drain from its end."""
+        """A drain ends even if the observer raises SystemExit."""
 
         def observer(event: object) -> None:
             if isinstance(event, Closed):
@@ -362,7 +362,7 @@ class FactoryTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(SystemExit)), 3)
 
     def test_drain_whose_beginning_fails(self) -> None:
-        """A drain that cannot be begun waits for its deadline, and ends then."""
+        """A drain whose beginning fails ends at its deadline."""
         events = Recorder()
         self.serve(3, events)
         self.patch(self.factory.timeouts, "check", fail)
@@ -374,8 +374,8 @@ class FactoryTests(SynchronousTestCase):
         self.assertEqual(events.endings, [Ending.ABORTED] * 3)
         self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
 
-    def test_arrival_that_cannot_be_refused(self) -> None:
-        """A connection whose header is awaited is forgotten at the deadline in any case."""
+    def test_pending_connection_that_cannot_be_refused(self) -> None:
+        """A pending connection is not counted after the deadline, even if its reset fails."""
         network = MemoryNetwork()
         factory = EchoFactory(clock=network, handshake_timeout=None)
         network.server_endpoint().listen(ProxyFactory(factory))
@@ -393,7 +393,7 @@ class FactoryTests(SynchronousTestCase):
         self.assertEqual(peer.ended, "RST")
 
     def test_reset_that_fails_at_first(self) -> None:
-        """Where Twisted's own end of a connection fails, the socket is closed with RST first."""
+        """If Twisted's connectionLost fails, the socket is closed with RST."""
         events = Recorder()
         self.serve(1, events)
         [echo] = self.factory.connections
@@ -412,8 +412,8 @@ class FactoryTests(SynchronousTestCase):
         self.assertEqual(self.peers[0].ended, "RST")
         self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 2)
 
-    def test_end_that_cannot_be_told(self) -> None:
-        """A connection whose end cannot be reported is counted out all the same."""
+    def test_end_that_cannot_be_reported(self) -> None:
+        """A connection whose end cannot be reported is counted no longer."""
         events = Recorder()
         self.serve(1, events)
         [echo] = self.factory.connections

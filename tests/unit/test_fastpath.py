@@ -1,4 +1,4 @@
-"""The fast path, where it differs from the ordinary one; all else is the conformance suite's."""
+"""The fast path, where it differs from the ordinary path; the conformance suite has the rest."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def served() -> AsyncIterator[EchoServer]:
 
 
 async def talk(served: EchoServer) -> tuple[Any, Any]:
-    """Return a peer that has talked, and the Echo that serves it, on the fast path."""
+    """Return a peer that has sent two messages, and its Echo, which is on the fast path."""
     peer = await served.peer()
     for count in (1, 2):
         peer.send(b"?")
@@ -63,8 +63,8 @@ async def talk(served: EchoServer) -> tuple[Any, Any]:
 
 
 @run
-async def test_who_talks(served: EchoServer) -> None:
-    """A connection gets there with its second message; one that sends once does not."""
+async def test_second_message(served: EchoServer) -> None:
+    """A connection is moved to the fast path with its second message, and not before."""
     peer = await served.peer()
     [echo] = served.factory.connections
     assert echo.fast_path is None
@@ -79,7 +79,7 @@ async def test_who_talks(served: EchoServer) -> None:
 
 @run
 async def test_starts_tls(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the application starts TLS, nothing goes past the transport any more."""
+    """After the application has started TLS, all bytes go through the transport."""
     peer = await served.peer()
     [echo] = served.factory.connections
     monkeypatch.setattr(echo.transport, "TLS", True)
@@ -93,7 +93,7 @@ async def test_starts_tls(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -
 
 @run
 async def test_slow_reader(served: EchoServer) -> None:
-    """Who does not take its bytes goes back, is owed a bounded number, and comes again."""
+    """The connection of a peer that does not read is moved back, with few bytes buffered."""
     peer, echo = await talk(served)
     peer.stall()
     sent = bytes(16 << 20)
@@ -102,13 +102,13 @@ async def test_slow_reader(served: EchoServer) -> None:
     assert 0 < len(echo.transport.dataBuffer) + echo.transport._tempDataLen < MAX_BUFFERED
     peer.resume()
     await served.ends.until(peer.when_received(2 + len(sent)))
-    peer.send(b"?")  # for the last of it may have gone the ordinary way
+    peer.send(b"?")  # the last bytes may have gone through the transport
     await served.settled(lambda: echo.fast_path is not None)
 
 
 @run
 async def test_reset(served: EchoServer) -> None:
-    """A reset that is met there is a loss."""
+    """A connection that is reset on the fast path is lost."""
     peer, _ = await talk(served)
     peer.abort()
     await served.settled(lambda: not served.factory.connections)
@@ -118,7 +118,7 @@ async def test_reset(served: EchoServer) -> None:
 @pytest.mark.parametrize("how", ["reset", "end of the reactor"])
 @run
 async def test_ended_by_an_observer(served: EchoServer, how: str) -> None:
-    """An observer that hears of one ending may end another that was about to be looked at."""
+    """The observer of one ending may end another connection of the same round."""
     (peer, _), (other, echo) = await talk(served), await talk(served)
 
     def end(event: Any) -> None:
@@ -139,8 +139,8 @@ async def test_ended_by_an_observer(served: EchoServer, how: str) -> None:
 
 
 @run
-async def test_others_code_fails(served: EchoServer) -> None:
-    """What an observer raises ends the connection that it was told of, and no other."""
+async def test_observer_fails(served: EchoServer) -> None:
+    """An exception of the observer ends only the connection of that event."""
     (peer, echo), (other, _), (third, _) = [await talk(served) for _ in range(3)]
 
     def fail(event: Any) -> None:
@@ -159,8 +159,8 @@ async def test_others_code_fails(served: EchoServer) -> None:
 
 
 @run
-async def test_what_is_owed_fails(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where what is owed cannot be kept, the connection is reset: no byte is left out."""
+async def test_buffering_fails(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the unsent bytes cannot be buffered, the connection is reset."""
     peer, echo = await talk(served)
     monkeypatch.setattr(echo, "send", Mock(side_effect=MemoryError))
     peer.stall()
@@ -173,7 +173,7 @@ async def test_what_is_owed_fails(served: EchoServer, monkeypatch: pytest.Monkey
 
 @run
 async def test_end_of_the_reactor(served: EchoServer) -> None:
-    """When the reactor is stopped they are lost, as all connections are."""
+    """When the reactor stops, connections on the fast path are lost, as all others."""
     _, echo = await talk(served)
     await talk(served)
     echo.fast_path.connectionLost(Failure(ConnectionLost()))
@@ -182,7 +182,7 @@ async def test_end_of_the_reactor(served: EchoServer) -> None:
 
 @run
 async def test_application_writes(served: EchoServer) -> None:
-    """What an application writes is not torn apart by what is echoed."""
+    """Echoed bytes do not interrupt what the application writes."""
     peer, echo = await talk(served)
     peer.stall()
     echo.transport.write(bytes(9 << 20))
@@ -195,7 +195,7 @@ async def test_application_writes(served: EchoServer) -> None:
 
 @run
 async def test_no_descriptor_left(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no descriptor for the fast path, the ordinary one goes on serving."""
+    """Without a descriptor for the fast path, the ordinary path serves."""
     monkeypatch.setattr(select, "epoll", Mock(side_effect=OSError(errno.EMFILE, "")))
     _, echo = await talk(served)
     assert echo.fast_path is None
@@ -203,8 +203,8 @@ async def test_no_descriptor_left(served: EchoServer, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("how", ["idle", "abort", "reset", "end"])
 @run
-async def test_leaves_before_it_closes(served: EchoServer, how: str) -> None:
-    """A connection leaves the set before its socket is closed, which a forked process may hold."""
+async def test_removed_before_the_close(served: EchoServer, how: str) -> None:
+    """A socket is removed from the epoll set before the close: a forked process may hold it."""
     served.factory.timeouts.idle = 5 if how == "idle" else None
     peer, echo = await talk(served)
     await talk(served)
@@ -241,7 +241,7 @@ class FakeReactor:
 
 
 class Endless:
-    """A socket that always has bytes, and always takes them."""
+    """A socket that can always be read and written."""
 
     def __init__(self, number: int, spurious: bool) -> None:
         self.number = number
@@ -262,7 +262,7 @@ class Endless:
 
 
 class FakeEpoll:
-    """Says in turn of all that they are ready."""
+    """An epoll set that reports all descriptors as ready, in rotation."""
 
     def __init__(self) -> None:
         self.ready: list[int] = []
@@ -287,7 +287,7 @@ class FakeEcho:
 
 @pytest.mark.parametrize("spurious", [False, True])
 def test_one_turn_is_bounded(spurious: bool) -> None:
-    """However much there is to do, a turn of the reactor ends, and each gets the same of it."""
+    """A turn of the reactor is bounded, and connections share it equally."""
     fast: Any = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
     fast._epoll = FakeEpoll()
     sockets = [Endless(number, spurious) for number in range(1000, 1000 + 3 * BATCH)]
@@ -304,15 +304,15 @@ def test_one_turn_is_bounded(spurious: bool) -> None:
 
 
 def test_is_a_reader() -> None:
-    """It is what a reactor reads from."""
+    """The fast path is a reader of the reactor."""
     fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
     assert verifyObject(IReadDescriptor, fast)
     assert fast.logPrefix() == "echod"
 
 
 @run
-async def test_not_everywhere() -> None:
-    """TLS, tests' doubles and whoever says so are served by the ordinary path."""
+async def test_ordinary_path() -> None:
+    """The ordinary path serves TLS, transports in memory, and factories without a fast path."""
     assert kernel_socket(StringTransport()) is None
     memory = EchoServer(MemoryEndpoints())
     await memory.ends.listen(memory.factory)
@@ -334,7 +334,7 @@ async def test_not_everywhere() -> None:
 
 
 def test_send_now() -> None:
-    """What the kernel does not take, for whatever reason, is not sent."""
+    """send_now returns the bytes that the kernel took, and 0 after an error."""
     near, far = socket.socketpair()
     near.setblocking(False)
     assert send_now(near, b"hello") == 5
@@ -369,7 +369,7 @@ class Talkers:
     [(1, 0, True), (FEW, 0, True), (FEW + 1, 0, False), (1, CROWD - 1, True), (1, CROWD, False)],
 )
 def test_lingers(talking: int, others: int, lingers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where few talk in a reactor of few, a turn waits a moment for the next message."""
+    """With few connections and few descriptors, a turn waits for the next message."""
     waits: list[float] = []
     monkeypatch.setattr(select, "select", lambda *lists: waits.append(lists[-1]))
     with Talkers(FakeReactor(*[Endless(9, spurious=True)] * others), talking) as talkers:
@@ -377,15 +377,15 @@ def test_lingers(talking: int, others: int, lingers: bool, monkeypatch: pytest.M
     assert waits == ([LINGER] if lingers else [])
 
 
-def test_lingers_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When all have left, nothing is waited for."""
+def test_does_not_linger_without_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without connections, a turn does not wait."""
     monkeypatch.setattr(select, "select", Mock(side_effect=AssertionError))
     fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
     fast.doRead()
 
 
-def test_lingers_no_longer_than_others_can_wait() -> None:
-    """What else comes for the reactor ends the waiting."""
+def test_linger_ends_with_other_events() -> None:
+    """Any other event for the reactor ends the wait."""
     near, far = socket.socketpair()
     with Talkers(FakeReactor(near), 1) as talkers, patched_select() as waits:
         far.send(b"?")
@@ -397,7 +397,7 @@ def test_lingers_no_longer_than_others_can_wait() -> None:
 
 @contextmanager
 def patched_select() -> Iterator[list[Any]]:
-    """Record what select(2) finds, which would wait for a minute."""
+    """Record what select(2) returns, with a timeout of a minute."""
     real, found = select.select, []
 
     def wait(readers: Any, writers: Any, others: Any, _: float) -> Any:
@@ -410,7 +410,7 @@ def patched_select() -> Iterator[list[Any]]:
 
 
 def test_lingers_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who always answers in time does not keep the reactor from its timers."""
+    """A peer that always replies in time does not block the reactor's timers."""
     with Talkers(FakeReactor(), 1) as talkers:
         [(_, far)] = talkers.pairs
         monkeypatch.setattr(select, "select", lambda *_: far.send(b"?"))
@@ -419,7 +419,7 @@ def test_lingers_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cannot_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where select(2) cannot wait for a descriptor, the reactor does, and is asked again later."""
+    """If select(2) cannot watch a descriptor, lingering is tried again later."""
     wait = Mock(side_effect=ValueError("filedescriptor out of range in select()"))
     monkeypatch.setattr(select, "select", wait)
     with Talkers(FakeReactor(), 1) as talkers:

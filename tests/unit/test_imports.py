@@ -1,4 +1,4 @@
-"""The import graph: read from the source, imports for type checkers included."""
+"""The import graph, read from the source: imports under TYPE_CHECKING are included."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import ROOT
 PACKAGE = ROOT / "echod"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# Inside each room a file imports only those before it.
+# Inside each part a file imports only those before it.
 CORE = [
     "arguments",
     "addresses",
@@ -104,16 +104,16 @@ DAEMON = [
     "tap",
 ]
 
-ROOMS = {"": CORE, "client.": CLIENT, "daemon.": DAEMON}
-ORDER = [f"echod.{room}{name}" for room, names in ROOMS.items() for name in names]
+PARTS = {"": CORE, "client.": CLIENT, "daemon.": DAEMON}
+ORDER = [f"echod.{part}{name}" for part, names in PARTS.items() for name in names]
 
 # Twisted's idiom: a protocol knows its factory, for type checkers alone.
 CIRCLES = {("protocol", "factory")}
 
-# Packages, and what starts the two commands: each imports the rest when it is called.
+# Packages, and the files that start the two commands, which import the rest when called.
 STARTS = {"echod", "echod.__main__", "echod.client", "echod.daemon", "echod.daemon.listeners"}
 
-# What each extra installs, and the files that may import it.
+# The packages of each extra, and the files that may import them.
 EXTRAS = {
     "OpenSSL": {"certificates", "tls", "tlstransport"},
     "cryptography": {"certificates"},
@@ -123,7 +123,7 @@ EXTRAS = {
     "tqdm": {"client.terminal"},
 }
 
-# Need an extra, by themselves or by what they import: others import them only inside a function.
+# Files that need an extra, or import one that does: others import them only inside a function.
 NEED_AN_EXTRA = {
     *(f"echod.{name}" for names in EXTRAS.values() for name in names),
     "echod.daemon.page",
@@ -165,7 +165,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Yield the dotted name of each thing imported, those under TYPE_CHECKING too."""
+    """Yield the dotted name of each import, those under TYPE_CHECKING too."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -175,16 +175,16 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def modules_imported(tree: ast.AST) -> set[str]:
-    """Return the modules of echod that are imported."""
+    """Return the modules of echod that a file imports."""
     modules = set()
     for name in imports(tree):
         if name.startswith("echod."):
             modules.add(name if name in ORDER else name.rpartition(".")[0])
-    return modules - {"echod"}  # of the package itself the version is imported
+    return modules - {"echod"}  # the package itself is imported for its version
 
 
 def outside_functions(tree: ast.Module) -> ast.Module:
-    """Return what runs when the module is imported."""
+    """Return the code that runs when the module is imported."""
     body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
     return ast.Module(body=body, type_ignores=[])
 
@@ -194,16 +194,16 @@ def parsed(path: Path) -> ast.Module:
 
 
 def test_each_file_has_its_place() -> None:
-    """Each file of the three rooms is in the list of its room."""
+    """Each file is in the list of its part: core, client or daemon."""
     assert {name_of(path) for path in SOURCES} == {*ORDER, *STARTS}
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_run_one_way(name: str) -> None:
-    """The daemon and the client import the core, and inside each room imports run one way."""
-    room = next(room for room in ("client.", "daemon.", "") if name.startswith(f"echod.{room}"))
+    """The daemon and the client import the core, and inside each part imports run one way."""
+    part = next(part for part in ("client.", "daemon.", "") if name.startswith(f"echod.{part}"))
     before = set(ORDER[: ORDER.index(name)])
-    if room == "daemon.":
+    if part == "daemon.":
         before -= {other for other in before if other.startswith("echod.client.")}
     allowed = {f"echod.{after}" for before_, after in CIRCLES if f"echod.{before_}" == name}
     path = ROOT / (name.replace(".", "/") + ".py")
@@ -221,7 +221,7 @@ def test_core_needs_twisted_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_extras_on_demand(path: Path) -> None:
-    """A file that works without an extra imports those that need one inside a function."""
+    """A file that works without an extra imports files that need one inside a function."""
     if name_of(path) not in NEED_AN_EXTRA and name_of(path) != "echod.daemon.tap":
         assert not modules_imported(outside_functions(parsed(path))) & NEED_AN_EXTRA
 

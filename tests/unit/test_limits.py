@@ -20,14 +20,14 @@ class DescriptorsLeftTests(SynchronousTestCase):
         self.patch(resource, "getrlimit", lambda which: (soft, soft))
 
     def test_limit(self) -> None:
-        """What RLIMIT_NOFILE leaves: what is open, and some to spare, is taken off."""
+        """Open and spare descriptors are subtracted from RLIMIT_NOFILE."""
         self.limit(1000)
         left = descriptors_left()
         self.assertLess(left, 1000 - SPARE_DESCRIPTORS)
         self.assertGreater(left, 500)
 
-    def test_not_known(self) -> None:
-        """Without /dev/fd, as in a chroot, the lowest free descriptor tells how many are open."""
+    def test_no_dev_fd(self) -> None:
+        """Without /dev/fd, as in a chroot, the lowest free descriptor is the estimate."""
 
         def missing(path: str) -> list[str]:
             raise FileNotFoundError(path)
@@ -45,7 +45,7 @@ class DescriptorsLeftTests(SynchronousTestCase):
         self.assertEqual(descriptors_left(), 1)
 
     def test_select(self) -> None:
-        """select(2) watches no descriptor from 1024 on, whatever RLIMIT_NOFILE is."""
+        """select(2) cannot watch descriptors from 1024 on, whatever RLIMIT_NOFILE is."""
         reactor = reactor_of_kind("select")
         for limit in (20_000, resource.RLIM_INFINITY):
             self.limit(limit)
@@ -60,11 +60,11 @@ class DescriptorsLeftTests(SynchronousTestCase):
         self.assertEqual(factory.limits.total, 3)
 
     def test_at_least_one(self) -> None:
-        """One connection is always tried."""
+        """At least one connection is admitted."""
         self.limit(3)
         self.assertEqual(descriptors_left(), 1)
 
     def test_no_limit(self) -> None:
-        """Where there is no limit there is none."""
+        """Without RLIMIT_NOFILE there is no limit."""
         self.limit(resource.RLIM_INFINITY)
         self.assertEqual(descriptors_left(), sys.maxsize)

@@ -1,7 +1,6 @@
-"""Any order of things that can happen to a few connections, against a simple model.
+"""State machine: random events on a few connections, checked against a simple model.
 
-The model: what came back is a prefix of what was sent, and all of it where the
-ending says so.
+The model: the reply is a prefix of what was sent, and all of it if the ending says so.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ CLEAN = {Ending.FINISHED, Ending.IDLE, Ending.DRAINED, Ending.UNUSED}
 
 
 class Caller:
-    """A peer, and what the model knows of it."""
+    """A peer, and the model's state of it."""
 
     def __init__(self, peer: Peer, address: IAddress) -> None:
         self.peer = peer
@@ -50,7 +49,7 @@ class Caller:
 
 
 class SocketNetwork(Clock):
-    """The loopback of this machine; only the time is pretended."""
+    """The loopback interface, with a fake clock."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -63,10 +62,10 @@ class SocketNetwork(Clock):
     def client_endpoint(self) -> Any:
         return TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.port.getHost().port)
 
-    def until(self, what: Callable[[], object]) -> None:
+    def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + TIMEOUT
-        while not what():
-            assert time.monotonic() < deadline, "it does not happen"
+        while not condition():
+            assert time.monotonic() < deadline, "a condition does not become true"
             turn(self.reactor, 0.001)
 
     def settle(self) -> None:
@@ -90,10 +89,10 @@ class WholeMemoryNetwork(MemoryNetwork):
     def serve(self, factory: IProtocolFactory) -> None:
         self.server_endpoint().listen(factory)
 
-    def until(self, what: Callable[[], object]) -> None:
-        if not what():
+    def until(self, condition: Callable[[], object]) -> None:
+        if not condition():
             self.settle()
-        assert what()
+        assert condition()
 
     def close(self) -> None:
         pass
@@ -131,16 +130,16 @@ class EchoMachine(RuleBasedStateMachine):
 
     @rule(target=callers)
     def connect(self) -> Caller:
-        told = len(self.events)
+        before = len(self.events)
         connected: list[Any] = []
         self.network.client_endpoint().connect(Peers()).addBoth(connected.append)
 
-        def came() -> list[Any]:
-            return [event for event in self.events[told:] if not isinstance(event, Closed)]
+        def admitted() -> list[Any]:
+            return [event for event in self.events[before:] if not isinstance(event, Closed)]
 
-        self.network.until(lambda: connected and came())
-        [peer], [event] = connected, came()
-        if isinstance(peer, Failure):  # refused before it knew that it was connected
+        self.network.until(lambda: connected and admitted())
+        [peer], [event] = connected, admitted()
+        if isinstance(peer, Failure):  # refused before the client was connected
             peer = Peer()
             peer.ended = "RST"
         caller = Caller(peer, event.peer)
@@ -152,7 +151,7 @@ class EchoMachine(RuleBasedStateMachine):
         if caller.finished or caller.peer.ended is not None:
             return
         size = min(size, self.largest)
-        # no two positions look alike nearby, so that a shift or a swap would show
+        # each position has its own bytes, so that a shift or a swap is detected
         data = b"".join((self.payload + at).to_bytes(4, "big") for at in range(0, size + 3, 4))[
             :size
         ]
@@ -198,17 +197,17 @@ class EchoMachine(RuleBasedStateMachine):
         self.drained = self.factory.drain(deadline)
 
     @invariant()
-    def a_prefix_came_back(self) -> None:
+    def reply_is_a_prefix(self) -> None:
         for caller in getattr(self, "all", ()):
             assert caller.sent.startswith(caller.peer.received)
 
     @invariant()
-    def little_is_held(self) -> None:
+    def few_bytes_are_buffered(self) -> None:
         for echo in getattr(self, "factory", EchoFactory()).connections:
             assert unsent(echo.transport) < MAX_BUFFERED
 
     def teardown(self) -> None:
-        """Let everything come to its end, and check every ending."""
+        """End all connections, and check each ending."""
         if not hasattr(self, "factory"):
             return
         drained = self.factory.drain(50)
@@ -239,24 +238,24 @@ class EchoMachine(RuleBasedStateMachine):
                 assert closed.bytes == 0
                 assert caller.finished
             if peer.ended == "FIN" and not self.gone(caller):
-                # A clean end means: all that was received came back, and that is all
-                # that was sent, unless it crossed the end of an idle or drained one.
+                # FIN means that all bytes received were sent back: all that the peer sent, unless
+                # they crossed the close of an idle or drained connection.
                 assert closed.ending in CLEAN
                 assert len(peer.received) == closed.bytes
         assert self.network.getDelayedCalls() == []
 
     def gone(self, caller: Caller) -> bool:
-        """Tell whether the peer itself has reset the connection."""
+        """Return whether the peer has reset the connection."""
         return caller.finished and caller.peer.transport._aborting  # type: ignore[attr-defined]
 
 
 EchoMachine.TestCase.settings = settings(stateful_step_count=30, max_examples=150)
 EchoTests = EchoMachine.TestCase
-EchoTests.__doc__ = "Whatever happens in whatever order, the model holds."
+EchoTests.__doc__ = "The model holds for any order of events."
 
 
 class OnSockets(EchoMachine):
-    """The same, over the sockets of the kernel."""
+    """The same over kernel sockets."""
 
     kind = "epoll"
 

@@ -1,4 +1,4 @@
-"""One connection, on a transport that only remembers what it was told."""
+"""Echo on a string transport: replies, back-pressure, timeouts, endings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.streams.server import Peers
 
 @implementer(ITCPTransport)
 class TCPStringTransport(StringTransport):
-    """A StringTransport that takes TCP's options, and remembers them."""
+    """A StringTransport that records the socket options of TCP."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -52,7 +52,7 @@ class EchoTests(SynchronousTestCase):
         echo.connectionLost(Failure(error()))
 
     def test_echo(self) -> None:
-        """What comes in goes out, unchanged and in order."""
+        """The bytes received are sent back, unchanged and in order."""
         echo = self.connect()
         for part in (b"hello", b"\0\xff\r\n", b" world"):
             echo.dataReceived(part)
@@ -67,13 +67,13 @@ class EchoTests(SynchronousTestCase):
             self.assertEqual(transport.options, {"TCP_NODELAY": True, "SO_KEEPALIVE": True})
 
     def test_no_tcp_options(self) -> None:
-        """A UNIX transport has the methods of TCP too, and they are left alone."""
+        """A UNIX transport has TCP's methods too, and they are not called."""
         transport = TCPStringTransport(hostAddress=UNIXAddress(b"/run/x"))
         self.connect(transport)
         self.assertEqual(transport.options, {})
 
     def test_back_pressure(self) -> None:
-        """When the transport's buffer is full nothing is read; when it is empty, again."""
+        """Reading stops when the transport's buffer is full, and resumes when it is empty."""
         self.connect()
         self.assertTrue(self.transport.streaming)
         self.transport.producer.pauseProducing()
@@ -82,7 +82,7 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(self.transport.producerState, "producing")
 
     def test_half_close(self) -> None:
-        """When the peer has finished, the connection is closed behind what is owed."""
+        """When the peer has finished sending, everything is sent back before the close."""
         echo = self.connect()
         echo.dataReceived(b"hello")
         echo.readConnectionLost()
@@ -94,7 +94,7 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.FINISHED])
 
     def test_events(self) -> None:
-        """One event when it opens, one when it ends: ending, bytes, seconds, peer."""
+        """The observer gets one event at the start and one at the end of a connection."""
         echo = self.connect()
         peer = self.transport.getPeer()
         self.assertEqual(self.events, [Opened(peer)])
@@ -105,15 +105,15 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(self.events[1:], [Closed(Ending.FINISHED, 5, 2.5, 0, peer)])
         self.assertEqual(self.factory.connections, set())
 
-    def test_nothing_is_left_behind(self) -> None:
-        """When a connection is over no timer runs for it any more."""
+    def test_no_timer_after_the_end(self) -> None:
+        """After the end of a connection, no timer runs for it."""
         echo = self.connect(idle_timeout=5)
         echo.dataReceived(b"hello")
         self.lose(echo, ConnectionLost)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_reset_by_the_peer(self) -> None:
-        """A connection that the peer resets is lost, also after the peer has finished."""
+        """A connection that the peer resets is lost, even if the peer has finished sending."""
         for finish in (False, True):
             echo = self.connect()
             echo.dataReceived(b"hello")
@@ -123,12 +123,12 @@ class EchoTests(SynchronousTestCase):
             self.assertEqual(self.events.endings, [Ending.LOST])
 
     def test_unused(self) -> None:
-        """A peer that leaves without a byte, with FIN, RST or both, leaves an unused connection."""
+        """A connection that the peer ends without a byte is unused: with FIN, RST or both."""
         for finish, error in (
             (True, ConnectionDone),
             (True, ConnectionLost),
             (False, ConnectionLost),
-            (False, ConnectionDone),  # as where a wrapper hides half-close
+            (False, ConnectionDone),  # as with a wrapper that hides half-close
         ):
             echo = self.connect()
             if finish:
@@ -137,7 +137,7 @@ class EchoTests(SynchronousTestCase):
             self.assertEqual(self.events.endings, [Ending.UNUSED])
 
     def test_not_unused(self) -> None:
-        """A connection that the service or the application ends is not unused, without a byte."""
+        """A connection without a byte that echod or the application ends is not unused."""
         echo = self.connect(idle_timeout=8)
         self.clock.pump([1.0] * 11)
         self.lose(echo, ConnectionDone)
@@ -155,7 +155,7 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.ABORTED])
 
     def test_closed_by_the_application(self) -> None:
-        """A connection that the embedding application closes is finished, cut off: aborted."""
+        """A connection that the application closes is finished; one that it aborts is aborted."""
         for buffered in (10, 500_000):
             network = MemoryNetwork()
             events = Recorder()
@@ -177,21 +177,21 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.ABORTED])
 
     def test_closed_by_the_peer_without_half_close(self) -> None:
-        """Where the transport hides half-close, the peer's end may have cost it bytes."""
+        """If the transport hides half-close, a close by the peer may have lost bytes."""
         echo = self.connect()
         echo.dataReceived(b"hello")
         self.lose(echo, ConnectionDone)
         self.assertEqual(self.events.endings, [Ending.LOST])
 
     def test_no_timer_without_a_timeout(self) -> None:
-        """Where there is no timeout nothing is looked at, and no timer runs."""
+        """Without a timeout, no connection is checked, and no timer runs."""
         echo = self.connect(stall_timeout=None)
         echo.dataReceived(b"hello")
         self.transport.producer.pauseProducing()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_idle_costs_no_timer(self) -> None:
-        """A silent connection has no timer by default: only who is owed something has."""
+        """By default a timer runs only while bytes are to be sent, not for a silent connection."""
         echo = self.connect()
         self.assertEqual(self.clock.getDelayedCalls(), [])
         echo.dataReceived(b"hello")
@@ -202,7 +202,7 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_idle_timeout(self) -> None:
-        """The idle timeout closes: not before its time, and a quarter later at most."""
+        """The idle timeout closes a connection: never early, and late by a quarter at most."""
         self.connect(idle_timeout=10)
         self.clock.pump([0.1] * 99)
         self.assertFalse(self.transport.disconnecting)
@@ -210,16 +210,16 @@ class EchoTests(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
         self.assertFalse(self.transport.disconnected)
 
-    def test_idle_timeout_starts_again(self) -> None:
-        """Each byte starts the idle timeout again."""
+    def test_idle_timeout_restarts(self) -> None:
+        """Each byte restarts the idle timeout."""
         echo = self.connect(idle_timeout=10)
         for _ in range(5):
             self.clock.pump([1] * 9)
             echo.dataReceived(b".")
         self.assertFalse(self.transport.disconnecting)
 
-    def test_owing_is_not_idle(self) -> None:
-        """While something is owed a connection is not idle; after that it may be."""
+    def test_unsent_is_not_idle(self) -> None:
+        """A connection is not idle while bytes are to be sent; after that it may be."""
         self.connect(idle_timeout=10, stall_timeout=None)
         self.transport.producer.pauseProducing()
         self.clock.pump([1] * 100)
@@ -229,7 +229,7 @@ class EchoTests(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
 
     def test_stall_timeout(self) -> None:
-        """The stall timeout resets a connection that is owed something and does not move."""
+        """The stall timeout resets a connection whose peer does not read."""
         echo = self.connect(stall_timeout=10)
         echo.dataReceived(b"hello")
         self.transport.producer.pauseProducing()
@@ -241,7 +241,7 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.STALLED])
 
     def test_drain(self) -> None:
-        """A drain closes a connection in which no byte comes for 0.2 s."""
+        """A drain closes a connection that receives no byte for 0.2 s."""
         echo = self.connect()
         echo.dataReceived(b"hello")
         self.factory.drain(100)
@@ -251,13 +251,13 @@ class EchoTests(SynchronousTestCase):
         self.assertFalse(self.transport.disconnecting)
         self.clock.advance(QUIET)
         self.assertTrue(self.transport.disconnecting)
-        self.clock.advance(QUIET)  # on its way out, and not closed twice
+        self.clock.advance(QUIET)  # it is closing, and not closed twice
         echo.readConnectionLost()
         self.lose(echo, ConnectionDone)
         self.assertEqual(self.events.endings, [Ending.DRAINED])
 
     def test_drain_after_the_peer_finished(self) -> None:
-        """A drain leaves alone what is closing already; it ends as finished."""
+        """A drain does not change the ending of a connection that is closing already."""
         echo = self.connect()
         echo.dataReceived(b"hello")
         echo.readConnectionLost()
@@ -266,8 +266,8 @@ class EchoTests(SynchronousTestCase):
         self.lose(echo, ConnectionDone)
         self.assertEqual(self.events.endings, [Ending.FINISHED])
 
-    def test_drain_waits_while_owing(self) -> None:
-        """A drain does not close what is owed something."""
+    def test_drain_waits_for_unsent_bytes(self) -> None:
+        """A drain does not close a connection while bytes are to be sent."""
         self.connect(stall_timeout=None)
         self.transport.producer.pauseProducing()
         self.factory.drain(100)
@@ -275,7 +275,7 @@ class EchoTests(SynchronousTestCase):
         self.assertFalse(self.transport.disconnecting)
 
     def test_stop_producing(self) -> None:
-        """A transport that goes tells its producer so, which changes nothing."""
+        """stopProducing, which a closing transport calls, does not close a string transport."""
         echo = self.connect()
         echo.stopProducing()
         self.assertFalse(self.transport.disconnecting)

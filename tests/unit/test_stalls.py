@@ -1,4 +1,4 @@
-"""What the kernel holds for a peer that does not read: it is owed, until the peer has taken it."""
+"""A peer that does not read: the kernel's send queue counts for the stall timeout and the close."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[EchoServer]:
 
 
 async def fill(served: EchoServer) -> tuple[Peer, Echo, int]:
-    """Have the kernel hold all that is owed to a peer, and return how much the peer has sent."""
+    """Fill the kernel's send queue for a peer, and return the number of bytes that it has sent."""
     peer = await served.peer()
     [echo] = served.factory.connections
     peer.stall()
@@ -67,7 +67,7 @@ async def fill(served: EchoServer) -> tuple[Peer, Echo, int]:
 
 @run
 async def test_stalled_in_the_kernel(served: EchoServer) -> None:
-    """The peer is reset after the stall timeout although the kernel has taken all for it."""
+    """A peer is reset after the stall timeout even if all its bytes are in the kernel."""
     peer, _, _ = await fill(served)
     await served.ends.advance(39)
     assert served.events.endings == []
@@ -79,7 +79,7 @@ async def test_stalled_in_the_kernel(served: EchoServer) -> None:
 
 @run
 async def test_delivered_after_half_close(served: EchoServer) -> None:
-    """A connection is counted until its peer has taken all, then it is finished."""
+    """A connection is open until its peer has received everything, then it is finished."""
     peer, echo, sent = await fill(served)
     peer.finish()
     await served.settled(lambda: echo._closing)
@@ -94,7 +94,7 @@ async def test_delivered_after_half_close(served: EchoServer) -> None:
 
 @run
 async def test_stalled_after_half_close(served: EchoServer) -> None:
-    """No orphan is left to the kernel: the peer that reads nothing more is reset."""
+    """A peer that has finished sending and does not read is reset, not left to the kernel."""
     peer, echo, _ = await fill(served)
     peer.finish()
     await served.settled(lambda: echo._closing)
@@ -103,7 +103,7 @@ async def test_stalled_after_half_close(served: EchoServer) -> None:
 
 @run
 async def test_broken_after_half_close(served: EchoServer) -> None:
-    """The peer that goes away before it has taken all has lost the rest."""
+    """A connection whose peer vanishes before it has received everything is lost."""
     peer, echo, _ = await fill(served)
     peer.finish()
     await served.settled(lambda: echo._closing)
@@ -131,7 +131,7 @@ async def test_one_closing_alert() -> None:
 
 
 class TimerTests(SynchronousTestCase):
-    """In memory, where the network holds as much as a kernel does."""
+    """In memory, with a network that buffers as much as a kernel."""
 
     def serve(self, capacity: int = 1 << 20, **options: Any) -> tuple[Peer, Echo]:
         self.network = MemoryNetwork(capacity)
@@ -143,7 +143,7 @@ class TimerTests(SynchronousTestCase):
         return peer, echo
 
     def test_slow_reader(self) -> None:
-        """A peer that reads a part of it within each stall timeout is never reset."""
+        """A peer that reads something within each stall timeout is never reset."""
         for finish in (False, True):
             peer, _ = self.serve(stall_timeout=40)
             peer.stall()
@@ -161,7 +161,7 @@ class TimerTests(SynchronousTestCase):
             self.assertEqual(self.events.endings, [Ending.FINISHED] if finish else [])
 
     def test_stalled_half_way(self) -> None:
-        """A peer that stops reading is reset, also when it has read most of it."""
+        """A peer that stops reading is reset, even if it has read most of the bytes."""
         peer, _ = self.serve(stall_timeout=40)
         peer.stall()
         peer.send(bytes(1 << 20))
@@ -171,8 +171,8 @@ class TimerTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.STALLED])
         self.assertEqual(self.events.closed[0].unsent, 0)
 
-    def test_little(self) -> None:
-        """A little that is not read is left to the kernel: the connection closes at once."""
+    def test_short_send_queue(self) -> None:
+        """With few bytes in the kernel's send queue, the connection is closed at once."""
         peer, _ = self.serve(stall_timeout=40)
         peer.stall()
         peer.send(bytes(MAX_ORPHANED))
@@ -182,7 +182,7 @@ class TimerTests(SynchronousTestCase):
         self.assertEqual(self.network.getDelayedCalls(), [])
 
     def test_drain(self) -> None:
-        """A drain waits for the peer to take what the kernel holds, or for its deadline."""
+        """A drain waits until the peer has received everything, or for its deadline."""
         for reads, ending in ((True, Ending.FINISHED), (False, Ending.ABORTED)):
             peer, _ = self.serve(stall_timeout=None)
             peer.stall()
@@ -200,7 +200,7 @@ class TimerTests(SynchronousTestCase):
             self.assertEqual(self.network.getDelayedCalls(), [])
 
     def test_drain_before_it_finished(self) -> None:
-        """A drain closes no connection while the kernel holds much for its peer."""
+        """A drain does not close a connection with many bytes in the kernel's send queue."""
         peer, _ = self.serve()
         peer.stall()
         peer.send(bytes(1 << 20))
@@ -214,7 +214,7 @@ class TimerTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.DRAINED])
 
     def test_no_timer_without_traffic(self) -> None:
-        """When the peer has taken all, and nothing comes, no timer runs."""
+        """When the peer has received everything and sends nothing, no timer runs."""
         peer, echo = self.serve()
         peer.send(bytes(1 << 20))
         self.network.settle()
@@ -223,7 +223,7 @@ class TimerTests(SynchronousTestCase):
         self.assertEqual(self.network.getDelayedCalls(), [])
 
     def test_shutdown_of_a_broken_connection(self) -> None:
-        """A connection that breaks when it is to be closed is lost."""
+        """A connection that breaks during its close is lost."""
         peer, echo = self.serve()
         peer.stall()
         peer.send(bytes(1 << 20))
@@ -238,7 +238,7 @@ class TimerTests(SynchronousTestCase):
 
 @run
 async def test_timer_of_the_fast_path() -> None:
-    """On the fast path, a look is due after some traffic; when all was taken, no timer runs."""
+    """On the fast path, traffic starts the timer; it stops when everything is received."""
     ends = TCP4Endpoints()
     served = EchoServer(ends)
     await ends.listen(served.factory)
@@ -263,8 +263,8 @@ async def test_timer_of_the_fast_path() -> None:
 @run
 @pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize("stall_timeout", [None, 60])
-async def test_much_at_first(stall_timeout: float | None, fast_path: bool) -> None:
-    """A connection that has received much before it gets to the fast path is checked."""
+async def test_large_messages_at_first(stall_timeout: float | None, fast_path: bool) -> None:
+    """After much traffic a connection is checked, on the fast path or off it."""
     ends = TCP4Endpoints(fast_path=fast_path)
     served = EchoServer(ends, stall_timeout=stall_timeout)
     await ends.listen(served.factory)

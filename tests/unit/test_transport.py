@@ -1,4 +1,4 @@
-"""What the kernel knows of a connection, asked of real sockets."""
+"""The state of transports and of their kernel sockets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.transport import cut_off, encrypted, has_unread_input, kernel_send_queue, unsent
 
 
-class KernelTests(SynchronousTestCase):
+class TransportTests(SynchronousTestCase):
     def pair(self) -> tuple[Any, socket.socket]:
-        """Return a transport, which no reactor runs, and the socket at its other end."""
+        """Return a transport without a reactor, and the socket at its other end."""
         listening = socket.create_server(("127.0.0.1", 0))
         near = socket.create_connection(listening.getsockname())
         far, _ = listening.accept()
@@ -29,7 +29,7 @@ class KernelTests(SynchronousTestCase):
         return transport, far
 
     def fill(self, sock: socket.socket) -> int:
-        """Send until the kernel takes no more, and return how much it took."""
+        """Send until the kernel takes no more, and return the number of bytes."""
         taken = 0
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -37,7 +37,7 @@ class KernelTests(SynchronousTestCase):
         return taken
 
     def test_cut_off(self) -> None:
-        """A socket is closed with RST; where there is none, nothing is done."""
+        """cut_off closes a socket with RST, and ignores a transport without one."""
         transport, far = self.pair()
         transport.stopReading = transport.stopWriting = lambda: None
         cut_off(transport)
@@ -45,7 +45,7 @@ class KernelTests(SynchronousTestCase):
         cut_off(StringTransport())
 
     def test_encrypted(self) -> None:
-        """A kernel socket's transport is encrypted once it has started TLS."""
+        """A transport is encrypted after it has started TLS."""
         transport, _ = self.pair()
         self.assertFalse(encrypted(transport))
         transport.TLS = True
@@ -53,7 +53,7 @@ class KernelTests(SynchronousTestCase):
         self.assertFalse(encrypted(StringTransport()))
 
     def test_unsent(self) -> None:
-        """Unsent is what the transport has taken and the kernel has not."""
+        """Unsent bytes are those in the transport's buffer, not in the kernel."""
         transport, _ = self.pair()
         self.assertEqual(unsent(transport), 0)
         transport.write(b"hello")
@@ -67,8 +67,8 @@ class KernelTests(SynchronousTestCase):
         transport.write(bytes(500))
         self.assertEqual(unsent(transport), 1500)
 
-    def test_unacknowledged(self) -> None:
-        """What the kernel holds for a slow peer shows that it reads."""
+    def test_kernel_send_queue(self) -> None:
+        """The kernel's send queue shrinks as the peer reads."""
         transport, far = self.pair()
         taken = self.fill(transport.socket)
         held = kernel_send_queue(transport)
@@ -78,15 +78,15 @@ class KernelTests(SynchronousTestCase):
             read += len(far.recv(1 << 16))
         self.assertLess(kernel_send_queue(transport), held)
 
-    def test_unacknowledged_where_the_kernel_does_not_say(self) -> None:
-        """A socket of which the kernel does not say holds nothing, for all that is known."""
+    def test_kernel_send_queue_unknown(self) -> None:
+        """The send queue counts as empty if the kernel does not report it."""
         transport, _ = self.pair()
         transport.socket = socket.create_server(("127.0.0.1", 0))  # EINVAL, tcp(7)
         self.addCleanup(transport.socket.close)
         self.assertEqual(kernel_send_queue(transport), 0)
 
-    def test_unread(self) -> None:
-        """Unread is what has arrived and nobody has received; to ask does not receive it."""
+    def test_has_unread_input(self) -> None:
+        """Bytes that have arrived are unread input until they are received."""
         transport, far = self.pair()
         self.assertFalse(has_unread_input(transport))
         far.send(b"x")
@@ -95,15 +95,15 @@ class KernelTests(SynchronousTestCase):
         self.assertEqual(transport.socket.recv(10), b"x")
         self.assertFalse(has_unread_input(transport))
 
-    def test_the_end_is_not_unread(self) -> None:
-        """A peer that has finished leaves nothing unread."""
+    def test_end_of_stream(self) -> None:
+        """The end of the stream is not unread input."""
         transport, far = self.pair()
         far.shutdown(socket.SHUT_WR)
         select.select([transport.socket], [], [])
         self.assertFalse(has_unread_input(transport))
 
-    def test_a_reset_is_told_once(self) -> None:
-        """A peer that has reset leaves nothing unread; that it did is known only once."""
+    def test_reset_is_reported_once(self) -> None:
+        """A reset is reported once; after that there is no unread input."""
         transport, far = self.pair()
         transport.socket.send(b"x")
         far.close()  # with a byte unread: RST
@@ -111,7 +111,7 @@ class KernelTests(SynchronousTestCase):
         self.assertFalse(has_unread_input(transport))
 
     def test_other_transports(self) -> None:
-        """Of a transport that is not a socket of Twisted's nothing is known."""
+        """A transport without a kernel socket has nothing unsent and nothing unread."""
         transport: Any = StringTransport()
         transport.write(b"hello")
         self.assertEqual(unsent(transport), 0)

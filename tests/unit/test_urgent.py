@@ -22,7 +22,7 @@ run = pytest_twisted.ensureDeferred
 
 
 class Listener:
-    """What Ports needs of a listener."""
+    """The part of a listener that Ports uses."""
 
     held_by_systemd = tls = False
 
@@ -37,7 +37,7 @@ class Listener:
 async def echoed(
     ends: SocketEndpoints, wrap: Callable[..., Any], *sent: tuple[bytes, int]
 ) -> bytes:
-    """Send all before the reactor accepts, then finish, and return what comes back."""
+    """Send everything before the reactor accepts, then half-close, and return the reply."""
     factory = wrap(EchoFactory(clock=ends.clock, **ends.options))
     failures = RateLimitedSummary(ends.clock, log_not_accepted)
     ports = Ports(factory, [Listener(ends)], failures)
@@ -67,7 +67,7 @@ async def echoed(
 @pytest.mark.parametrize("fast_path", [True, False])
 @pytest.mark.parametrize("kind", [TCP4Endpoints, TCP6Endpoints, UNIXEndpoints])
 async def test_before_accept(kind: Callable[[], SocketEndpoints], fast_path: bool) -> None:
-    """Urgent data that is there when a connection is accepted comes back, more than once too."""
+    """Urgent data that arrived before the accept is echoed, also if it is sent repeatedly."""
     ends = kind()
     ends.options["fast_path"] = fast_path
     sent = [(b"a", socket.MSG_OOB), (b"b", socket.MSG_OOB), (b"c", 0), (b"def", socket.MSG_OOB)]
@@ -76,14 +76,14 @@ async def test_before_accept(kind: Callable[[], SocketEndpoints], fast_path: boo
 
 @run
 async def test_behind_a_proxy() -> None:
-    """What is urgent right after the header, or in it, is where it was sent."""
+    """Urgent data in a PROXY header, or right after it, stays at its place in the stream."""
     header = proxy_header(1, "192.0.2.1", 49152)
     sent = [(header[:9], socket.MSG_OOB), (header[9:], 0), (b"abc", socket.MSG_OOB)]
     assert await echoed(TCP4Endpoints(), ProxyFactory, *sent) == b"abc"
 
 
 def test_no_such_option() -> None:
-    """Where a kernel has no such option for a socket, that is all."""
+    """A kernel without the option for a kind of socket causes no error."""
 
     class Port:
         socket = socket.socket()
