@@ -1,4 +1,4 @@
-"""Connections that a proxy makes: who they are, and what becomes of those that do not say."""
+"""Connections behind a proxy: the client's address, and refusal without a PROXY header."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class ProxyTestCase(SynchronousTestCase):
         return peer  # type: ignore[no-any-return]
 
     def assert_nothing_left(self) -> None:
-        """Nobody is waited for any more, and no timer runs."""
+        """Assert that no connection is pending, and no timer is running."""
         self.assertEqual(self.factory.pending, set())
         self.assertEqual(self.network.getDelayedCalls(), [])
 
 
 class ServedTests(ProxyTestCase):
     def test_peer(self) -> None:
-        """A connection is its client's from beginning to end, not the proxy's."""
+        """The peer of a connection is the client, not the proxy, in all of its events."""
         for version in (1, 2):
             for host, kind in (("203.0.113.1", IPv4Address), ("2001:db8::1", IPv6Address)):
                 self.serve()
@@ -67,7 +67,7 @@ class ServedTests(ProxyTestCase):
                 self.assertEqual(self.events, [Opened(client), closed])
 
     def test_byte_by_byte(self) -> None:
-        """A header that arrives in single bytes is read as one that arrives at once."""
+        """A header may arrive byte by byte."""
         for header in (HEADER, BINARY):
             self.serve()
             data = header + b"hello"
@@ -75,8 +75,8 @@ class ServedTests(ProxyTestCase):
             self.assertEqual(peer.received, b"hello")
             self.assertEqual(self.events, [Opened(CLIENT)])
 
-    def test_all_in_one(self) -> None:
-        """Header, bytes and FIN that arrive together: every byte comes back, then FIN."""
+    def test_header_data_and_fin(self) -> None:
+        """Header, bytes and FIN in one segment: every byte is echoed, then FIN."""
         self.serve()
         peer = self.connect()
         peer.send(HEADER + b"hello")
@@ -84,22 +84,22 @@ class ServedTests(ProxyTestCase):
         self.network.settle()
         self.assertEqual((bytes(peer.received), peer.ended), (b"hello", "FIN"))
 
-    def test_only_a_header(self) -> None:
-        """A client that sends nothing is served all the same: it is there."""
+    def test_header_alone(self) -> None:
+        """A connection is served once its header is complete, before any byte."""
         self.serve()
         self.connect(HEADER)
         self.assertEqual(self.events, [Opened(CLIENT)])
 
-    def test_for_itself(self) -> None:
-        """A proxy that connects for itself, or for nobody it can name, is the peer itself."""
+    def test_no_client_address(self) -> None:
+        """The proxy itself is the peer if its header has no client address."""
         for header in (LOCAL, b"PROXY UNKNOWN\r\n"):
             self.serve()
             peer = self.connect(header + b"hello")
             self.assertEqual(self.events, [Opened(peer.transport.getHost())])
             self.assertEqual(peer.received, b"hello")
 
-    def test_options_of_the_socket(self) -> None:
-        """TCP's options are set by what the connection is, not by what the client's was."""
+    def test_socket_options(self) -> None:
+        """TCP options are set on a TCP connection, even if the client's address is a UNIX path."""
         self.serve()
         client = b"\x21\x31\0\xd8" + b"/run/from".ljust(216, b"\0")
         self.connect(LOCAL[:12] + client + b"hello")
@@ -107,8 +107,8 @@ class ServedTests(ProxyTestCase):
         self.assertEqual(getattr(echo.peer, "name", None), b"/run/from")
         self.assertTrue(echo.transport.getTcpNoDelay())
 
-    def test_limit_for_one_peer(self) -> None:
-        """The limit for one peer counts clients: a proxy may have as many as it likes."""
+    def test_limit_per_peer(self) -> None:
+        """The limit per peer counts clients, and does not limit the proxy."""
         self.serve(max_connections_per_peer=1)
         first = self.connect(HEADER)
         second = self.connect(HEADER)
@@ -118,7 +118,7 @@ class ServedTests(ProxyTestCase):
         self.assertEqual(self.events.refused, [Refused(Reason.MAX_CONNECTIONS_PER_PEER, CLIENT)])
 
     def test_closed_by_an_observer(self) -> None:
-        """Who is told of a connection may end it at once: what came with the header is dropped."""
+        """An observer may end a connection at its first event, and no byte is echoed."""
 
         def observe(event: Event) -> None:
             if isinstance(event, Opened):
@@ -138,14 +138,14 @@ class RefusedTests(ProxyTestCase):
         self.assert_nothing_left()
 
     def test_garbage(self) -> None:
-        """What is no header is reset, at the first byte that shows it, and counted once."""
+        """A malformed header is reset at its first wrong byte, and counted once."""
         for sent in (b"hello\n", b"\xff\xfe", b"PROXY TCP4 \xff 1 1 1\r\n", b"GET / HTTP/1.1\r\n"):
             for parts in ([sent], [sent[:1], sent[1:]]):
                 self.serve()
                 self.assert_refused(self.connect(*parts), Reason.PROXY_HEADER)
 
-    def test_no_header_in_time(self) -> None:
-        """Who has not sent a header in time is reset and counted, also in the middle of it."""
+    def test_timeout(self) -> None:
+        """A header that is not complete in time is reset and counted."""
         for sent in (b"", HEADER[:20]):
             self.serve(handshake_timeout=10)
             peer = self.connect(sent)
@@ -154,8 +154,8 @@ class RefusedTests(ProxyTestCase):
             self.network.advance(1)
             self.assert_refused(peer, Reason.HANDSHAKE_TIMEOUT)
 
-    def test_any_time(self) -> None:
-        """Without that timeout a header may take any time."""
+    def test_no_timeout(self) -> None:
+        """Without a handshake timeout, a header may take any time."""
         self.serve(handshake_timeout=None)
         peer = self.connect(HEADER[:20])
         self.assertEqual(self.network.getDelayedCalls(), [])
@@ -164,7 +164,7 @@ class RefusedTests(ProxyTestCase):
         self.assertEqual(peer.received, b"hello")
 
     def test_health_check(self) -> None:
-        """A load balancer that connects, and leaves without a byte, leaves an unused one."""
+        """A health check of a load balancer, without a byte, is unused."""
         for leave in (Peer.finish, Peer.abort):
             self.serve()
             peer = self.connect()
@@ -176,8 +176,8 @@ class RefusedTests(ProxyTestCase):
             self.assertEqual(self.events, [Opened(proxy), closed])
             self.assert_nothing_left()
 
-    def test_broken_off(self) -> None:
-        """A peer that leaves in the middle of a header is counted, and gets no FIN."""
+    def test_truncated(self) -> None:
+        """A peer that leaves in the middle of its header is counted, and gets no FIN."""
         for leave in (Peer.finish, Peer.abort):
             self.serve()
             peer = self.connect(HEADER[:20])
@@ -189,8 +189,8 @@ class RefusedTests(ProxyTestCase):
                 self.assertEqual((bytes(peer.received), peer.ended), (b"", "RST"))
             self.assert_nothing_left()
 
-    def test_header_that_arrived_in_time(self) -> None:
-        """A header whose rest arrives in time, while the process is stopped, is read."""
+    def test_unread_at_the_timeout(self) -> None:
+        """A header that arrives in time, while the process is stopped, is read."""
         self.serve(handshake_timeout=10)
         peer = self.connect(HEADER[:20])
         peer.transport.getHandle().send(HEADER[20:] + b"hello")  # type: ignore[attr-defined]
@@ -199,8 +199,8 @@ class RefusedTests(ProxyTestCase):
         self.assertEqual(peer.received, b"hello")
         self.assertEqual(self.events.refused, [])
 
-    def test_header_that_dribbles(self) -> None:
-        """A header that is incomplete at the second look, too, is late by a quarter at most."""
+    def test_incomplete_at_the_second_check(self) -> None:
+        """A header still incomplete at the second check is reset, late by a quarter at most."""
         self.serve(handshake_timeout=10)
         peer = self.connect(HEADER[:20])
         peer.transport.getHandle().send(HEADER[20:21])  # type: ignore[attr-defined]
@@ -213,7 +213,7 @@ class RefusedTests(ProxyTestCase):
         self.assert_refused(peer, Reason.HANDSHAKE_TIMEOUT)
 
     def test_limit(self) -> None:
-        """Who has not said who it is counts as a connection: more are refused at once."""
+        """A pending connection counts against the limit, and connections above it are reset."""
         self.serve(max_connections=2)
         waiting, served = self.connect(), self.connect(HEADER)
         third = self.connect()
@@ -227,17 +227,17 @@ class RefusedTests(ProxyTestCase):
         self.assertEqual(len(self.factory.connections), 2)
 
     def test_bytes_after_a_refusal(self) -> None:
-        """On a transport that resets later, what still comes changes nothing."""
+        """On a transport that resets later, bytes after the refusal are ignored."""
         events = Recorder()
         factory = ProxyFactory(EchoFactory(clock=Clock(), observer=events))
         transport = StringTransport()
-        arrival: Any = factory.buildProtocol(CLIENT)
-        arrival.makeConnection(transport)
-        arrival.dataReceived(b"x")
-        arrival.dataReceived(b"x")
-        arrival._received.clear()
-        arrival.dataReceived(HEADER + b"hello")
-        arrival.connectionLost()
+        pending: Any = factory.buildProtocol(CLIENT)
+        pending.makeConnection(transport)
+        pending.dataReceived(b"x")
+        pending.dataReceived(b"x")
+        pending._received.clear()
+        pending.dataReceived(HEADER + b"hello")
+        pending.connectionLost()
         self.assertTrue(transport.disconnected)
         self.assertEqual(transport.value(), b"")
         self.assertEqual(events, [Refused(Reason.PROXY_HEADER, CLIENT)])
@@ -245,7 +245,7 @@ class RefusedTests(ProxyTestCase):
 
 class DrainTests(ProxyTestCase):
     def test_drain(self) -> None:
-        """A drain refuses connections that come, and after a second those that stay silent."""
+        """A drain refuses new connections, and pending ones that are silent for a second."""
         self.serve(handshake_timeout=10)
         old = self.connect()
         self.network.advance(FIRST_BYTE)
@@ -267,7 +267,7 @@ class DrainTests(ProxyTestCase):
         self.assert_nothing_left()
 
     def test_path_of_250_ms(self) -> None:
-        """A client's header, and its first byte after that, may each be half a second away."""
+        """In a drain, the header and the first byte may be in flight for half a second each."""
         self.serve()
         peer = self.connect()
         drained = self.factory.drain(10)
@@ -283,8 +283,8 @@ class DrainTests(ProxyTestCase):
         self.assertEqual(self.events.endings, [Ending.DRAINED])
         self.assert_nothing_left()
 
-    def test_header_that_has_arrived(self) -> None:
-        """In a drain, a client whose header waits in the kernel unread is still served."""
+    def test_unread_header(self) -> None:
+        """In a drain, a client whose header is unread in the kernel is served."""
         self.serve()
         peer = self.connect()
         peer.transport.getHandle().send(HEADER + b"hello")  # type: ignore[attr-defined]
@@ -294,8 +294,8 @@ class DrainTests(ProxyTestCase):
         self.assertEqual(self.events.endings, [Ending.DRAINED])
         self.successResultOf(drained)
 
-    def test_header_on_its_way(self) -> None:
-        """A client whose header comes in parts, each before it is quiet, is served and drained."""
+    def test_header_in_parts(self) -> None:
+        """A client whose header arrives in parts, without a quiet moment, is served and drained."""
         self.serve(max_connections_per_peer=1)
         peer, other = self.connect(), self.connect()
         drained = self.factory.drain(10)
@@ -352,8 +352,8 @@ class DrainTests(ProxyTestCase):
         self.assertEqual([peer.ended, stays.ended], ["FIN", None])
         self.successResultOf(drained)
 
-    def test_header_that_never_ends(self) -> None:
-        """Who goes on sending its header is cut off at the deadline."""
+    def test_endless_header(self) -> None:
+        """A client whose header never ends is reset at the deadline of the drain."""
         self.serve(handshake_timeout=None)
         peer = self.connect(LOCAL[:12] + b"\x21\0\xff\xff")
         drained = self.factory.drain(1)
@@ -367,20 +367,20 @@ class DrainTests(ProxyTestCase):
         self.assertEqual([event.reason for event in self.events.refused], [Reason.DRAINING])
         self.assert_nothing_left()
 
-    def test_who_leaves_in_a_drain(self) -> None:
-        """A drain is over when the last one has left, though nobody is told of that one."""
-        for sent, told in (((), 0), ((HEADER[:10],), 1)):
+    def test_client_leaves(self) -> None:
+        """A drain is over when the last pending connection has ended."""
+        for sent, refused in (((), 0), ((HEADER[:10],), 1)):
             self.serve()
             peer = self.connect(*sent)
             drained = self.factory.drain(10)
             peer.abort()
             self.network.advance(0.3)
             self.successResultOf(drained)
-            self.assertEqual(len(self.events.refused), told)
+            self.assertEqual(len(self.events.refused), refused)
             self.assert_nothing_left()
 
-    def test_reset_that_was_not_read(self) -> None:
-        """A reset that a drain or the timeout finds is what it would be if it had been read."""
+    def test_unread_reset(self) -> None:
+        """A reset that a drain or the timeout finds is counted as if it had been read."""
         for sent, reasons in (((), []), ((HEADER[:10],), [Reason.PROXY_HEADER])):
             self.serve()
             peer = self.connect(*sent)
@@ -391,8 +391,8 @@ class DrainTests(ProxyTestCase):
             self.assertEqual([event.reason for event in self.events.refused], reasons)
             self.assert_nothing_left()
 
-    def test_one_that_ends_others(self) -> None:
-        """An observer that drains again while the header is read disturbs nobody."""
+    def test_drain_in_an_observer(self) -> None:
+        """An observer may drain again while a header is read."""
 
         def observe(event: Event) -> None:
             told.append(event)
@@ -411,7 +411,7 @@ class DrainTests(ProxyTestCase):
         self.assert_nothing_left()
 
     def test_again(self) -> None:
-        """When a port listens again, so do proxies get in again."""
+        """After a drain, a factory that listens again accepts proxies."""
         self.serve()
         self.factory.drain(0)
         self.network.stop(self.network.server_endpoint()._address)
@@ -419,9 +419,9 @@ class DrainTests(ProxyTestCase):
         self.assertEqual(self.connect(HEADER + b"hello").received, b"hello")
 
 
-class WithoutAProxyTests(SynchronousTestCase):
+class MixedTests(SynchronousTestCase):
     def test_both(self) -> None:
-        """One factory may serve a port with and a port without a proxy, with the same limits."""
+        """One factory may serve ports with and without a proxy, under the same limits."""
         network, events = MemoryNetwork(), Recorder()
         factory = EchoFactory(observer=events, max_connections_per_peer=1)
         network.server_endpoint(7).listen(factory)
@@ -434,8 +434,8 @@ class WithoutAProxyTests(SynchronousTestCase):
             network.settle()
         self.assertEqual([peer.ended for peer in peers], [None, "RST"])
 
-    def test_peer_that_is_not_told(self) -> None:
-        """Where nobody says who connects, the peer is whom the transport names."""
+    def test_no_address(self) -> None:
+        """Without an address in buildProtocol, the peer is the transport's."""
         factory = EchoFactory(clock=Clock())
         nobody: IAddress | None = None
         echo: Any = factory.buildProtocol(nobody)

@@ -1,4 +1,4 @@
-"""The in-memory network, where the conformance tests do not look."""
+"""The in-memory network: parts that the conformance tests do not cover."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def pair(capacity: int = 4) -> tuple[MemorySocket, MemorySocket]:
 
 
 class MemorySocketTests(SynchronousTestCase):
-    """As tcp(7), send(2), recv(2) and shutdown(2) say."""
+    """The sockets behave as tcp(7), send(2), recv(2) and shutdown(2) say."""
 
     def test_bytes(self) -> None:
-        """What one end sends the other receives, in pieces of any size."""
+        """The bytes that one end sends are received at the other, in parts of any size."""
         near, far = pair()
         self.assertFalse(far.readable())
         self.assertEqual(near.send(b"abc"), 3)
@@ -36,7 +36,7 @@ class MemorySocketTests(SynchronousTestCase):
         self.assertRaises(BlockingIOError, far.recv, 2)
 
     def test_capacity(self) -> None:
-        """What does not fit is not taken."""
+        """A send is cut at the capacity."""
         near, far = pair(4)
         self.assertEqual(near.send(b"abcdef"), 4)
         self.assertFalse(near.writable())
@@ -45,7 +45,7 @@ class MemorySocketTests(SynchronousTestCase):
         self.assertTrue(near.writable())
 
     def test_half_close(self) -> None:
-        """After SHUT_WR this end cannot send, and the other receives the rest, then the end."""
+        """After SHUT_WR an end cannot send; the other receives the rest, then EOF."""
         near, far = pair()
         near.send(b"abc")
         near.shutdown(socket.SHUT_WR)
@@ -56,7 +56,7 @@ class MemorySocketTests(SynchronousTestCase):
         near.shutdown(socket.SHUT_RD)
 
     def test_close_with_unread_bytes(self) -> None:
-        """To close with bytes unread resets the other end."""
+        """Closing with unread bytes resets the other end."""
         near, far = pair()
         far.send(b"abc")
         near.close()
@@ -64,15 +64,15 @@ class MemorySocketTests(SynchronousTestCase):
         self.assertRaises(BrokenPipeError, far.send, b"d")
 
     def test_send_after_the_other_closed(self) -> None:
-        """To send to an end that is closed is answered with a reset, which shows next time."""
+        """Sending to a closed end causes a reset, which the next call reports."""
         near, far = pair()
         near.close()
         self.assertTrue(far.writable())
         self.assertEqual(far.send(b"abc"), 3)
         self.assertRaises(ConnectionResetError, far.recv, 9)
 
-    def test_reset_is_told_once(self) -> None:
-        """An end learns once that it was reset; after that, there is just nothing more."""
+    def test_reset_reported_once(self) -> None:
+        """A reset is reported once; after that, the end of the stream."""
         near, far = pair()
         far.send(b"abc")
         near.close()
@@ -80,7 +80,7 @@ class MemorySocketTests(SynchronousTestCase):
         self.assertEqual(far.recv(9), b"")
 
     def test_no_descriptor(self) -> None:
-        """There is no descriptor, and options are remembered."""
+        """There is no descriptor, and options are stored."""
         near, _ = pair()
         near.setblocking(False)
         self.assertEqual(near.fileno(), -1)
@@ -97,7 +97,7 @@ class MemoryNetworkTests(SynchronousTestCase):
         return self.successResultOf(self.network.client_endpoint(**where).connect(factory))
 
     def test_ports(self) -> None:
-        """One listens at an address, until it stops; others listen at others."""
+        """Each address has one listener until that stops."""
         endpoint = self.network.server_endpoint()
         port = self.successResultOf(endpoint.listen(EchoFactory()))
         port.startListening()
@@ -108,13 +108,13 @@ class MemoryNetworkTests(SynchronousTestCase):
         port.stopListening()
         self.successResultOf(endpoint.listen(EchoFactory()))
 
-    def test_nobody_listens(self) -> None:
-        """To connect where nobody listens is refused."""
+    def test_connection_refused(self) -> None:
+        """Connecting to an address without a listener is refused."""
         refused = self.network.client_endpoint().connect(Peers())
         self.failureResultOf(refused, error.ConnectionRefusedError)
 
-    def test_not_wanted(self) -> None:
-        """A factory that builds nothing closes the connection."""
+    def test_no_protocol(self) -> None:
+        """A factory that builds no protocol closes the connection."""
 
         class Unwilling(Factory):
             noisy = False
@@ -128,7 +128,7 @@ class MemoryNetworkTests(SynchronousTestCase):
         self.assertEqual(peer.ended, "FIN")
 
     def test_addresses(self) -> None:
-        """Both ends know each other's address; each client has a port of its own."""
+        """Each end knows the other's address, and each client has a port of its own."""
         service = Peers()
         self.network.server_endpoint().listen(service)
         one, two = (self.connect(Peers(), source="198.51.100.9") for _ in range(2))
@@ -138,47 +138,47 @@ class MemoryNetworkTests(SynchronousTestCase):
         self.assertNotEqual(one.transport.getHost(), two.transport.getHost())
 
     def test_time(self) -> None:
-        """Time passes call by call, and calls that a call makes are in time too."""
-        heard: list[float] = []
+        """Time advances from one delayed call to the next, including calls made by calls."""
+        moments: list[float] = []
 
-        def hear() -> None:
-            heard.append(self.network.seconds())
-            if len(heard) < 5:
-                self.network.callLater(1, hear)
+        def note() -> None:
+            moments.append(self.network.seconds())
+            if len(moments) < 5:
+                self.network.callLater(1, note)
 
-        self.network.callLater(1, hear)
+        self.network.callLater(1, note)
         self.network.advance(3.5)
-        self.assertEqual(heard, [1, 2, 3])
+        self.assertEqual(moments, [1, 2, 3])
         self.assertEqual(self.network.seconds(), 3.5)
 
-    def test_no_end(self) -> None:
-        """Two that answer each other for ever are found out."""
+    def test_endless_traffic(self) -> None:
+        """Endless traffic between two protocols is detected."""
         self.patch(echod.testing, "TURNS", 1000)
 
-        class Answer(Protocol):
+        class Answering(Protocol):
             def dataReceived(self, data: bytes) -> None:
                 self.transport.write(data)
 
-        self.network.server_endpoint().listen(Factory.forProtocol(Answer))
-        client = self.connect(Factory.forProtocol(Answer))
+        self.network.server_endpoint().listen(Factory.forProtocol(Answering))
+        client = self.connect(Factory.forProtocol(Answering))
         client.transport.write(b"ping")
         self.assertRaises(AssertionError, self.network.settle)
 
     def test_delayed_calls(self) -> None:
-        """A call that was put off does not hold up those that are due before it."""
-        heard: list[tuple[str, float]] = []
-        late = self.network.callLater(1, lambda: heard.append(("late", self.network.seconds())))
-        self.network.callLater(2, lambda: heard.append(("soon", self.network.seconds())))
+        """A call that was postponed does not delay calls that are due before it."""
+        moments: list[tuple[str, float]] = []
+        late = self.network.callLater(1, lambda: moments.append(("late", self.network.seconds())))
+        self.network.callLater(2, lambda: moments.append(("soon", self.network.seconds())))
         late.reset(4)
         self.network.advance(5)
-        self.assertEqual(heard, [("soon", 2), ("late", 4)])
+        self.assertEqual(moments, [("soon", 2), ("late", 4)])
 
-    def test_protocol_that_fails(self) -> None:
+    def test_failing_protocol(self) -> None:
         """An exception in a protocol is logged, and ends its connection, as in a reactor."""
 
         class Failing(Protocol):
             def dataReceived(self, data: bytes) -> None:
-                raise RuntimeError("not my day")
+                raise RuntimeError("a bug")
 
         self.network.server_endpoint().listen(Factory.forProtocol(Failing))
         peer: Peer = self.connect(Peers())
@@ -188,7 +188,7 @@ class MemoryNetworkTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_reactor(self) -> None:
-        """It tells what it watches, and can forget all of it (IReactorFDSet)."""
+        """The network lists its readers and writers, and can remove them (IReactorFDSet)."""
         self.network.server_endpoint().listen(EchoFactory())
         peer = self.connect(Peers())
         peer.send(b"hello")
@@ -198,7 +198,7 @@ class MemoryNetworkTests(SynchronousTestCase):
         self.assertEqual(self.network.getReaders() + self.network.getWriters(), [])
 
     def test_peer_waits(self) -> None:
-        """Of several things waited for, each is told when it happens."""
+        """Each Deferred of a peer fires at its own condition."""
         self.network.server_endpoint().listen(EchoFactory())
         peer: Peer = self.connect(Peers())
         two, four, ended = peer.when_received(2), peer.when_received(4), peer.when_ended()

@@ -22,9 +22,7 @@ def log() -> Iterator[list[LogEvent]]:
     events: list[LogEvent] = []
 
     def keep(event: LogEvent) -> None:
-        if "log_failure" in event or event.get(
-            "isError"
-        ):  # isError: of log.err, which reactors call
+        if "log_failure" in event or event.get("isError"):  # of log.err
             events.append(event)
 
     globalLogPublisher.addObserver(keep)
