@@ -93,7 +93,7 @@ class EchoClient(Protocol):
         self._finished = False  # nothing more is written
         self._connected = False
         self._failure: Failure | None = Failure(ConnectionError("not connected yet"))  # of any call
-        self._closed: list[Deferred[None]] = []
+        self._ended: Deferred[None] = Deferred()
 
     def echo(self, data: bytes, timeout: float | None = None) -> Deferred[bytes]:
         """Send ``data`` and wait for the reply. Calls may overlap.
@@ -134,12 +134,12 @@ class EchoClient(Protocol):
         :return: fires with ``None`` when the connection is closed, for whatever reason.
         """
         closed: Deferred[None] = Deferred()
-        self._closed.append(closed)
         self._closing = True
         if self._connected:
+            self._ended.addCallback(closed.callback)
             self._finish()
         else:
-            self._fire_closed()
+            closed.callback(None)
         return closed
 
     def connectionMade(self) -> None:
@@ -191,7 +191,7 @@ class EchoClient(Protocol):
             if not call.deferred.called:
                 missing = call.length - call.matched
                 call.deferred.errback(EchoIncomplete(missing, self._failure))
-        self._fire_closed()
+        self._ended.callback(None)
 
     def pauseProducing(self) -> None:
         """Stop writing: the transport's buffer is full."""
@@ -261,11 +261,6 @@ class EchoClient(Protocol):
         if not self._finished:
             self._finished = True
             self.transport.unregisterProducer()
-
-    def _fire_closed(self) -> None:
-        waiting, self._closed = self._closed, []
-        for closed in waiting:
-            closed.callback(None)
 
 
 class EchoClientFactory(Factory):

@@ -81,14 +81,13 @@ class StreamChannel(Receiver, Protocol):
     :ivar ready: fires with this channel when it is connected and a TLS handshake is complete.
     :ivar ended: fires when the connection is lost: with ``""`` if this side has closed it,
         otherwise with a word of :mod:`echod.client.errors`.
-    :ivar connected_at: when the connection was made, in seconds.
     :ivar connect_seconds: how long it took to connect.
     :ivar handshake_seconds: how long the TLS handshake took, or ``None`` without TLS.
     """
 
     transport: Any  # IStreamTransport; also a tcp.Connection where there is a kernel socket
     replies: StreamReplies
-    connected_at = 0.0
+    _connected_at = 0.0
     connect_seconds = 0.0
     handshake_seconds: float | None = None
 
@@ -176,7 +175,7 @@ class StreamChannel(Receiver, Protocol):
 
     def connectionMade(self) -> None:
         """Receive from the kernel socket, if there is one, and be ready unless TLS follows."""
-        self.connected_at = self._clock.seconds()
+        self._connected_at = self._clock.seconds()
         self._state = State.OPEN
         set_options(self.transport)
         self.transport.registerProducer(self, True)
@@ -191,7 +190,7 @@ class StreamChannel(Receiver, Protocol):
 
     def handshakeCompleted(self) -> None:
         """Be ready."""
-        self.handshake_seconds = self._clock.seconds() - self.connected_at
+        self.handshake_seconds = self._clock.seconds() - self._connected_at
         self.ready.callback(self)
 
     def dataReceived(self, data: bytes) -> None:

@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IWriteDescriptor
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -41,13 +41,11 @@ class ConnectAttempt:
         """Connect ``protocol``. This can be cancelled.
 
         :return: fires with the protocol; fails with :class:`OSError`.
+        :raises OSError: if no descriptor is left.
         """
         self._protocol = protocol
         self._done: Deferred[Any] = Deferred(lambda _: self._cancel())
-        try:
-            self._socket = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            return fail(error)
+        self._socket = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._begun = self._reactor.seconds()
         number = self._socket.connect_ex(self._address)
         if number in (0, errno.EINPROGRESS):
