@@ -57,7 +57,7 @@ WITHOUT_ERROR: Final = {State.CLOSING: "", State.FINISHED: CLOSED}
 """How a connection has ended that was lost in one of these states, for whatever reason."""
 
 
-class Output(Enum):
+class SendPath(Enum):
     """Where the next message goes.
 
     Straight to the kernel; behind the bytes that the transport may still have; or nowhere, until
@@ -69,7 +69,7 @@ class Output(Enum):
     FULL = auto()
 
 
-DIRECT, QUEUED, FULL = Output  # each message compares with these
+DIRECT, QUEUED, FULL = SendPath  # each message compares with these
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
@@ -97,7 +97,7 @@ class StreamChannel(Receiver, Protocol):
         self._socket: socket.socket | None = None
         self._descriptor = -1
         self._state = State.CONNECTING
-        self._output = DIRECT
+        self._send_path = DIRECT
         self._waiting: deque[float] = deque()  # messages to be sent when the transport has room
         self._error: OSError | None = None  # of the last send
         self.ready: Deferred[StreamChannel] = Deferred()
@@ -119,12 +119,12 @@ class StreamChannel(Receiver, Protocol):
 
     def begin(self, since: float) -> None:
         """Send the next message, whose round trip counts from ``since``."""
-        if self._output is FULL:
+        if self._send_path is FULL:
             self._waiting.append(since)
             return
         data = self.replies.send(since)
         sock = self._socket
-        if sock is not None and (self._output is DIRECT or not unsent(self.transport)):
+        if sock is not None and (self._send_path is DIRECT or not unsent(self.transport)):
             try:
                 sent = sock.send(data)
             except BlockingIOError:
@@ -134,10 +134,10 @@ class StreamChannel(Receiver, Protocol):
                 self._error = error
                 return
             if sent == len(data):
-                self._output = DIRECT
+                self._send_path = DIRECT
                 return
             data = data[sent:]
-            self._output = QUEUED
+            self._send_path = QUEUED
         self.transport.write(data)
 
     def close(self) -> None:
@@ -221,12 +221,12 @@ class StreamChannel(Receiver, Protocol):
 
     def pauseProducing(self) -> None:
         """Keep further messages back; each still counts from its time."""
-        self._output = FULL
+        self._send_path = FULL
 
     def resumeProducing(self) -> None:
         """Send the messages that were kept back."""
-        self._output = QUEUED
-        while self._waiting and self._output is not FULL:
+        self._send_path = QUEUED
+        while self._waiting and self._send_path is not FULL:
             self.begin(self._waiting.popleft())
 
     def stopProducing(self) -> None:

@@ -1,0 +1,116 @@
+"""DatagramChannel over kernel sockets: lengths, ICMP errors, and the choice of an address."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from echod.client.connector import Connector
+from echod.client.datagrams import DatagramChannel
+from echod.client.payloads import MAX_DATAGRAM, DatagramPayloads
+from echod.client.replies import DatagramReplies
+from echod.client.target import parse_target, udp_socket
+from tests import TIMEOUT
+from tests.client.bench import Bench
+
+
+class Connected:
+    """A UDP channel, and the socket at its other end."""
+
+    def __init__(self, bench: Bench, size: int = 64) -> None:
+        self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.peer.bind(("127.0.0.1", 0))
+        self.reader = bench.reader(size)
+        self.errors: Counter[str] = Counter()
+        sock = udp_socket(socket.AF_INET, self.peer.getsockname(), dont_fragment=True)
+        self.channel = DatagramChannel(sock, self.reader, self.errors)
+        self.channel.use(DatagramReplies(bench.tally, DatagramPayloads(size), bench.reply))
+
+    def close(self) -> None:
+        self.peer.close()
+        self.channel.close()
+        self.channel.close()
+        self.reader.close()
+
+
+@pytest.fixture
+def connected(bench: Bench) -> Iterator[Connected]:
+    made = Connected(bench)
+    yield made
+    made.close()
+
+
+def test_empty_datagram(bench: Bench, connected: Connected) -> None:
+    """An empty datagram is unexpected; it is not EOF."""
+    connected.channel.begin(0.0)
+    data, address = connected.peer.recvfrom(100)
+    connected.peer.sendto(b"", address)
+    connected.peer.sendto(data, address)
+    bench.until(lambda: bench.replied)
+    assert bench.tally.unexpected == 1
+    assert list(connected.channel.outstanding()) == []
+
+
+def test_longer_datagram(bench: Bench) -> None:
+    """A reply that is longer than its datagram is damaged, whatever the size."""
+    connected = Connected(bench, 5000)
+    connected.channel.begin(0.0)
+    data, address = connected.peer.recvfrom(6000)
+    connected.peer.sendto(data + b"!", address)
+    bench.until(lambda: bench.replied)
+    assert (bench.tally.damaged, bench.tally.damaged_bytes) == (1, 1)
+    connected.close()
+
+
+def test_closed_by_a_reply(bench: Bench) -> None:
+    """After a reply that closes the last channel, the closed epoll set is not polled again."""
+    connected = Connected(bench)
+
+    def close(number: int, since: float, now: float, damaged: int) -> None:
+        bench.replied.append(number)
+        connected.channel.close()
+        connected.reader.close()
+
+    connected.channel.use(DatagramReplies(bench.tally, DatagramPayloads(64), close))
+    connected.channel.begin(0.0)
+    data, address = connected.peer.recvfrom(100)
+    connected.peer.sendto(data, address)
+    select.select([connected.reader], [], [], TIMEOUT)
+    connected.reader.doRead()
+    assert bench.replied == [0]
+    connected.peer.close()
+
+
+def test_refused(bench: Bench, connected: Connected) -> None:
+    """A send that meets the refusal of an earlier datagram is repeated."""
+    connected.peer.close()
+    for _ in range(3):
+        connected.channel.begin(0.0)
+    bench.until(lambda: connected.errors["refused"] == 3)
+    assert connected.channel.sent == 3
+
+
+def test_too_long(bench: Bench) -> None:
+    """A datagram that is too long for the path is counted as such."""
+    connected = Connected(bench, MAX_DATAGRAM + 1)
+    connected.channel.begin(0.0)
+    assert connected.errors == {"too_long": 1}
+    connected.close()
+
+
+def test_address_without_a_route(bench: Bench) -> None:
+    """The first address with a route is used; without any, its error is raised."""
+    connector = Connector(bench.reactor, parse_target("udp:127.0.0.1:7"), 1.0)
+    bad, good = (socket.AF_INET6, ("::ffff:0:0:0:0:0%", 7)), (socket.AF_INET, ("127.0.0.1", 7))
+    connector._addresses = [(socket.AF_INET6, ("127.0.0.1", 7)), good]
+    reader = bench.reader(10)
+    connector.datagrams(reader, dont_fragment=False).close()
+    assert connector.address == "127.0.0.1:7"
+    connector._addresses = [bad]
+    with pytest.raises(OSError, match=r"."):
+        connector.datagrams(reader, dont_fragment=False)
+    reader.close()
