@@ -1,7 +1,7 @@
-"""``twistd --chroot``: load beforehand what the daemon needs after chroot(2).
+"""``twistd --chroot``: load modules, codecs and devices before chroot(2) hides them.
 
-twistd makes the service, changes its root directory, and listens only then. A module, a codec or
-a device that is first used later is not to be found in the new root.
+twistd makes the service, changes its root directory, and then starts the service. The new root
+has no Python modules, and often no /dev.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from echod.daemon.errors import CannotServe
 
 
 def prepare(twistd: Mapping[str, Any] | None) -> None:
-    """Load what is needed after chroot(2); without ``--chroot``, do nothing.
+    """Load what the daemon uses after chroot(2); without ``--chroot``, do nothing.
 
-    ``tests/programs/test_chroot.py`` fails for a module or file that is first looked for after
-    chroot(2).
+    ``tests/programs/test_chroot.py`` fails if the daemon opens another module or file later.
 
     :param twistd: the options of twistd; ``None``: twistd does not run the service.
-    :raises CannotServe: where the directory lacks a file that twistd itself opens in it.
+    :raises CannotServe: where the new root lacks a file that twistd itself opens.
     """
     if twistd is None or twistd["chroot"] is None:
         return
     check(Path(twistd["chroot"]), twistd)
-    # getaddrinfo() of Python encodes each host by this codec, also an address such as ::1.
+    # socket.getaddrinfo() encodes each host with this codec, even an address such as ::1.
     codecs.lookup("idna")
-    # Twisted opens /dev/null when it first listens: a descriptor in reserve for accept(2).
+    # Twisted opens /dev/null when it first listens, to reserve a descriptor for accept(2).
     tcp._reservedFD.reserve()
 
 
 def check(root: Path, twistd: Mapping[str, Any]) -> None:
-    """Raise CannotServe where ``root`` lacks what twistd opens in it; its errors are tracebacks."""
+    """Raise CannotServe where a file that twistd opens is missing: its error is a traceback."""
     if os.geteuid() != 0:
         raise CannotServe(
             f"--chroot {root}: chroot(2) needs root's rights: leave it out, or use sudo"
@@ -62,12 +61,12 @@ def check(root: Path, twistd: Mapping[str, Any]) -> None:
 
 
 def inside(root: Path, path: str) -> Path:
-    """Return where the absolute ``path`` is before chroot(2), if ``root`` becomes the root."""
+    """Return the path before chroot(2) of the file that is at ``path`` after it."""
     return root / path.lstrip("/")
 
 
 def has_user(passwd: Path, uid: int) -> bool:
-    """Return whether a file of the form of passwd(5) has the user ``uid``."""
+    """Return whether a passwd(5) file has the user ``uid``."""
     try:
         lines = passwd.read_text(errors="replace").splitlines()
     except OSError:

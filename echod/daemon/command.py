@@ -1,4 +1,4 @@
-"""The command ``echod``: what ``twistd -n --pidfile= echod`` runs, with one command line."""
+"""The command ``echod``: run the daemon in the foreground, as ``twistd -n --pidfile= echod``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOGGER: Final = Option(
 
 
 class Command(Options):
-    """The options of ``echod``: those of ``twistd echod``, and two of twistd's own."""
+    """The options of ``echod``: those of ``twistd echod``, and two of twistd itself."""
 
     topics: ClassVar = {**TOPICS, GENERAL: (REACTOR, LOGGER, *TOPICS[GENERAL])}
     program = "echod"
@@ -40,7 +40,7 @@ class Command(Options):
 def run(arguments: Sequence[str]) -> None:
     """Serve until a signal stops the service.
 
-    :raises SystemExit: with one line that says why, for what cannot be served.
+    :raises SystemExit: with a one-line message, where the daemon cannot serve.
     """
     try:
         options = Command()
@@ -58,9 +58,9 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def install_reactor(name: str | None) -> None:
-    """Install Twisted's event loop ``name``; ``None`` leaves the choice to Twisted.
+    """Install Twisted's event loop ``name``; if it is ``None``, Twisted chooses.
 
-    :raises CannotServe: for a name that Twisted does not know, or cannot use on this machine.
+    :raises CannotServe: where Twisted does not know the name, or cannot use it on this machine.
     """
     if name is None:
         return
@@ -76,7 +76,7 @@ def install_reactor(name: str | None) -> None:
 def log_observer(name: str | None) -> ILogObserver | None:
     """Return the log observer that the function ``name`` makes.
 
-    :raises CannotServe: for a name that cannot be imported, or makes no log observer.
+    :raises CannotServe: where the name cannot be imported, or makes no log observer.
     """
     if name is None:
         return None

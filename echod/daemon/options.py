@@ -1,4 +1,4 @@
-"""The command line: its strings become values of the right type, or one line of error."""
+"""The command line of the daemon: parse and validate it; a mistake is one line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from echod.daemon.optiontable import PORT, TOPICS, Option, usage_text
 
 
 def check_pid_file(twistd: Mapping[str, Any]) -> None:
-    """Check that twistd can write its pid file: it would fail with a traceback.
+    """Check that twistd can write its pid file; without it, twistd fails with a traceback.
 
     :param twistd: the options of twistd.
-    :raises CannotServe: if it cannot.
+    :raises CannotServe: where it cannot.
     """
     file = twistd["pidfile"]
     if not file or twistd["chroot"]:
@@ -37,11 +37,11 @@ def check_pid_file(twistd: Mapping[str, Any]) -> None:
 class Options(usage.Options):
     """The options of ``twistd echod``; after parsing, each value has its own type.
 
-    ``port`` int, ``interface`` list of str, ``listen`` list of str, timeouts float
-    (seconds) or ``None``, limits int or ``None``, ``quiet`` and ``verbose`` bool,
-    ``metrics`` str or ``None``, ``says-where`` bool: whether port, interface or listen was given.
+    ``port`` is int, ``interface`` and ``listen`` list of str, timeouts float (seconds) or
+    ``None``, limits int or ``None``, ``quiet`` and ``verbose`` bool, ``metrics`` str or ``None``.
+    ``says-where`` is whether port, interface or listen was given.
 
-    :ivar log_file: the log file, unless twistd logs to something else.
+    :ivar log_file: the log file; ``None`` where twistd does not log to a file.
     """
 
     topics: ClassVar[Mapping[str, Sequence[Option]]] = TOPICS
@@ -75,7 +75,7 @@ class Options(usage.Options):
         raise SystemExit(0)
 
     def opt_help(self) -> None:
-        """Print the help and exit, silently where less(1) or head(1) has read enough."""
+        """Print the help and exit, without an error if head(1) closes the pipe early."""
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print(self)
         raise SystemExit(0)
@@ -83,7 +83,7 @@ class Options(usage.Options):
     opt_h = opt_help
 
     def getSynopsis(self) -> str:
-        """Return the first line of the help; Twisted would put twistd's before it."""
+        """Return the first line of the help; Twisted would put twistd's synopsis before it."""
         return f"{self.synopsis}\n"
 
     def getUsage(self, width: int | None = None) -> str:
@@ -97,10 +97,10 @@ class Options(usage.Options):
             raise usage.UsageError(f"takes no arguments, not {' '.join(args)!r}")
 
     def postOptions(self) -> None:
-        """Turn strings into values.
+        """Convert and validate the values.
 
-        :raises twisted.python.usage.UsageError: names the option and what it takes.
-        :raises CannotServe: where the log file cannot be opened.
+        :raises twisted.python.usage.UsageError: names the option, and says what it takes.
+        :raises CannotServe: where the pid file or the log file cannot be opened.
         """
         if self["listen"] and (self["port"] is not None or self["interface"]):
             raise usage.UsageError(
@@ -125,13 +125,13 @@ class Options(usage.Options):
             check_pid_file(self.parent)
             try:
                 self.log_file = log_file(self.parent)
-            except ValueError as error:  # about an option of twistd's own
+            except ValueError as error:  # names an option of twistd
                 raise CannotServe(error) from None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Parse, and leave with one line where twistd would print all of its help.
+        """Parse the command line; on a mistake, twistd would print all of its help.
 
-        :raises CannotServe: for anything that the command line has wrong.
+        :raises CannotServe: for any mistake in the command line.
         """
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
@@ -145,13 +145,13 @@ class Options(usage.Options):
         try:
             if not option.repeatable:
                 return option.parse(given)
-            # A value that is given twice counts once.
+            # A repeated value counts once.
             return list(dict.fromkeys(option.parse(each) for each in given))
         except ValueError as error:
             raise usage.UsageError(f"--{option.name} {error}") from None
 
     def _mistake(self, error: getopt.GetoptError) -> str:
-        """Return what is wrong with an option, in the operator's terms."""
+        """Describe what is wrong with an option, in the operator's terms."""
         name = error.opt
         options = {option.name: option for topic in self.topics.values() for option in topic}
         dashes = "--" if f"--{name}" in error.msg else "-"

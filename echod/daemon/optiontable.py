@@ -1,4 +1,4 @@
-"""The options of the daemon by topic: names, defaults, help, and how a value is read."""
+"""The options of the daemon by topic: names, defaults, help and validators."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from echod.udprules import MAX_RATE, MIN_RATE
 
 PORT: Final = 65432
 MOST: Final = 1_000_000_000
-"""The greatest limit on connections: no machine has that many descriptors."""
+"""The highest limit on connections: no machine has that many descriptors."""
 
 GENERAL: Final = "Other options"
-"""The topic of what every command has."""
+"""The topic of the options that every command has."""
 
 INDENT: Final = 32
-"""Columns left of the help: the longest name, and two spaces on each side."""
+"""Columns before the help text: the longest name, and two spaces on each side."""
 
 
 class Option(NamedTuple):
     """One option of the command line.
 
     :ivar name: long name, without the dashes.
-    :ivar value: placeholder for its value in the help; empty for a flag.
-    :ivar help: what it does, in one sentence.
-    :ivar parse: reads a value; its ValueError completes the sentence «--name ...».
-    :ivar default: value when the option is not given, as an operator would type it.
-    :ivar repeatable: it collects a list of values.
+    :ivar value: the placeholder for its value in the help; empty for a flag.
+    :ivar help: one sentence for the help.
+    :ivar parse: converts a value; its ValueError completes the sentence «--name ...».
+    :ivar default: the default value, as an operator would type it.
+    :ivar repeatable: whether the option collects a list of values.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Option(NamedTuple):
     repeatable: bool = False
 
     def usage(self, width: int) -> str:
-        """Return the lines of the help about this option."""
+        """Return the lines of the help for this option."""
         name = f"--{self.name}={self.value}" if self.value else f"--{self.name}"
         default = f" [default: {self.default}]" if self.default else ""
         return textwrap.fill(
@@ -72,7 +72,7 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
         Option(
             "listen",
             "ENDPOINT",
-            "What to listen on instead, repeatable: tcp:PORT:interface=ADDRESS, unix:PATH, "
+            "Endpoint to listen on instead, repeatable: tcp:PORT:interface=ADDRESS, unix:PATH, "
             "udp:PORT, ssl:PORT:privateKey=FILE:certKey=FILE, haproxy:tcp:PORT, or any other "
             "stream endpoint of Twisted.",
             repeatable=True,
@@ -116,7 +116,7 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
         Option(
             "drain-timeout",
             "DURATION",
-            "When the service stops, let connections finish for this long, then reset the rest.",
+            "When the service stops, wait this long for connections to end, then reset the rest.",
             functools.partial(parse_duration, least=0),
             "10s",
         ),
@@ -133,7 +133,7 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
         Option(
             "udp-longest",
             "DURATION",
-            "Stop answering a source that has sent datagrams for this long without a pause, "
+            "Stop answering a source that sends datagrams for longer than this without a pause, "
             "until it pauses.",
             parse_duration,
             "1h",
@@ -143,15 +143,14 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
         Option(
             "metrics",
             "ENDPOINT",
-            "Serve metrics for Prometheus and a status page over HTTP, such as at tcp:9862; on "
+            "Serve metrics for Prometheus and a status page over HTTP, such as on tcp:9862; on "
             "loopback unless the endpoint names an interface. [default: none]",
         ),
         Option("quiet", "", "Log no line for each connection."),
         Option(
             "verbose",
             "",
-            "Log each accept, TLS handshake, PROXY header and half-close, too, and the health "
-            "checks.",
+            "Log each accept, TLS handshake, PROXY header, half-close and health check, too.",
         ),
     ),
     GENERAL: (
@@ -161,11 +160,13 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
 }
 
 ABOUT: Final = (
-    "Sends back every byte that it receives (RFC 862), over TCP and other stream sockets, and "
-    "over UDP if asked to. SIGTERM, SIGINT and SIGHUP let connections finish and stop the service; "
-    "a second signal stops it at once. With ssl:, SIGHUP reloads the certificates instead."
+    "Send back every byte received (RFC 862), over TCP and other stream sockets, and over UDP with "
+    "--listen udp:PORT. SIGTERM, SIGINT and SIGHUP stop the service after its connections have "
+    "ended; a second signal stops it at once. With ssl:, SIGHUP reloads the certificates instead."
 )
-DURATIONS: Final = "DURATION is a number of ms, s, m or h, such as 250ms or 10m; or of seconds."
+DURATIONS: Final = (
+    "DURATION is a number with a unit of ms, s, m or h, such as 250ms; without a unit, in seconds."
+)
 
 EXAMPLES: Final = (
     "{program} --port 65432",
@@ -175,9 +176,9 @@ EXAMPLES: Final = (
 
 
 def usage_text(topics: Mapping[str, Iterable[Option]], program: str, width: int) -> str:
-    """Return the help: what the program does, its options by topic, and examples.
+    """Return the help: a description, the options by topic, and examples.
 
-    :param program: what to type to run it, for the examples.
+    :param program: the command that runs it, for the examples.
     :param width: columns of the terminal.
     """
     parts = [textwrap.fill(ABOUT, width)]

@@ -1,4 +1,4 @@
-"""Accepting connections: what happens when accept(2) fails, and when a peer sends descriptors."""
+"""Accept connections: failures of accept(2), and peers that send file descriptors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.reactors import reactor_of_kind, turn
 
 
 class Accepting:
-    """A port whose accept(2) fails as asked, and whose time is a task.Clock."""
+    """A port whose accept(2) fails with ``error``, and whose time is a task.Clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[LogEvent] = []
@@ -90,7 +90,7 @@ def accepts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accepting]:
     ],
 )
 def test_pause(accepts: Accepting, error: BaseException) -> None:
-    """When accept(2) fails, the port pauses and tries again, and the client is served then."""
+    """When accept(2) fails, the port pauses, tries again, and then serves the client."""
     accepts.error = error
     accepts.turns()
     assert accepts.attempts == 1
@@ -103,12 +103,12 @@ def test_pause(accepts: Accepting, error: BaseException) -> None:
     accepts.clock.advance(PAUSE)
     accepts.turns()
     assert len(accepts.factory.connections) == 1
-    assert accepts.clock.getDelayedCalls() == [mock.ANY]  # the end of the interval of the log
+    assert accepts.clock.getDelayedCalls() == [mock.ANY]  # the log's rate limit
     accepts.clock.advance(1)
 
 
 def test_log(accepts: Accepting) -> None:
-    """Failures share a line, one a second at most."""
+    """Failures are summed in one line a second."""
     accepts.error = OSError(errno.ENFILE, "")
     for _ in range(30):
         accepts.turns()
@@ -124,7 +124,7 @@ def test_log(accepts: Accepting) -> None:
 
 
 def test_number_without_a_name(accepts: Accepting) -> None:
-    """An error that Python has no name for is logged by its number."""
+    """An error without a name in Python is logged by its number."""
     accepts.error = OSError(9999, "")
     accepts.turns()
     assert "cannot accept connections: 9999 1, " in formatEvent(accepts.log[0])
@@ -143,7 +143,7 @@ def test_no_pause(accepts: Accepting, number: int) -> None:
 
 
 def test_failure_in_a_pause(accepts: Accepting) -> None:
-    """An accept that fails during a pause, as at a stop, does not make the pause longer."""
+    """An accept that fails during a pause, as in a stop, does not extend the pause."""
     accepts.error = OSError(errno.ENFILE, "")
     accepts.turns()
     accepts.clock.advance(PAUSE / 2)
@@ -155,7 +155,7 @@ def test_failure_in_a_pause(accepts: Accepting) -> None:
 
 
 def test_stop_in_a_pause(accepts: Accepting) -> None:
-    """A port that stops while it pauses leaves no timer behind."""
+    """A port that stops during a pause leaves no timer behind."""
     accepts.error = OSError(errno.ENFILE, "")
     accepts.turns()
     accepts.port.stopListening()
@@ -168,11 +168,13 @@ def test_stop_in_a_pause(accepts: Accepting) -> None:
 
 
 def test_out_of_descriptors(tmp_path: Path) -> None:
-    """A daemon without a free descriptor logs a line a second, and serves once it has some."""
+    """A daemon without a free descriptor logs one line a second, and serves once one is free."""
     with Daemon(
         "--listen", "tcp:0:interface=127.0.0.1", "--listen", f"unix:{tmp_path}/s"
     ) as daemon:
-        with daemon.connect() as client:  # it serves, and has opened what it needs to
+        with (
+            daemon.connect() as client
+        ):  # it serves, and has opened all the descriptors that it needs
             client.sendall(b"hello")
             assert client.recv(5, socket.MSG_WAITALL) == b"hello"
         daemon.wait_for("closed")
@@ -229,7 +231,7 @@ def refused() -> AbstractContextManager[object]:
 
 @pytest.fixture
 def log() -> Iterator[list[LogEvent]]:
-    """All that is logged."""
+    """Every event that is logged."""
     events: list[LogEvent] = []
     globalLogPublisher.addObserver(events.append)
     yield events
@@ -275,7 +277,7 @@ def test_descriptors_refused(tmp_path: Path, passed: bool) -> None:
 def test_older_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[LogEvent], fast_path: bool
 ) -> None:
-    """Before Linux 6.16, descriptors are closed unseen, and by default only the owner connects."""
+    """Before Linux 6.16, the kernel closes descriptors, and by default only the owner connects."""
     monkeypatch.setattr(kernel, "SO_PASSRIGHTS", 9999)
     path, reactor = str(tmp_path / "socket"), reactor_of_kind("epoll")
     factory = EchoFactory(fast_path=fast_path)
@@ -299,7 +301,7 @@ def test_older_kernel(
 def test_older_kernel_with_a_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[LogEvent]
 ) -> None:
-    """A mode that is asked for counts on any kernel."""
+    """A given mode is used on any kernel."""
     monkeypatch.setattr(kernel, "SO_PASSRIGHTS", 9999)
     path, factory = str(tmp_path / "socket"), EchoFactory()
     ports = opened(UNIXListener("--listen", reactor_of_kind("epoll"), path, mode=0o660), factory)
@@ -309,7 +311,7 @@ def test_older_kernel_with_a_mode(
 
 
 def test_embedded(tmp_path: Path) -> None:
-    """Where the listener is not echod's own, descriptors are refused from the first accept on."""
+    """On a listener of systemd, descriptors are refused from the first accept on."""
     path, factory = str(tmp_path / "socket"), EchoFactory()
     endpoint = UNIXServerEndpoint(reactor_of_kind("epoll"), path)
     ports: list[Any] = []

@@ -1,4 +1,4 @@
-"""Ports that open and close together."""
+"""The ports of one factory: open, accept the backlog, close."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.streams.server import Peers
 
 
 class Listener:
-    """Gives out the ports that it is given."""
+    """A listener that returns the given ports."""
 
     def __init__(self, *ports: Any, held_by_systemd: bool = False, tls: bool = False) -> None:
         self.ports = ports
@@ -59,7 +59,7 @@ class PortsTests(SynchronousTestCase):
         return ports
 
     def clients(self, count: int) -> tuple[Any, list[socket.socket]]:
-        """Return a port of the kernel, and clients that nobody has accepted yet."""
+        """Return a TCP port, and clients in its backlog."""
         port: Any = TCPPort(0, self.factory, 300, "127.0.0.1", self.reactor)
         port.startListening()
         self.addCleanup(port.connectionLost, Failure(ConnectionDone()))
@@ -71,7 +71,7 @@ class PortsTests(SynchronousTestCase):
         return port, clients
 
     def test_addresses(self) -> None:
-        """Where it listens is in the log, and can be asked."""
+        """The addresses are logged, and can be read."""
         network = MemoryNetwork()
         port = self.successResultOf(network.server_endpoint().listen(Peers()))
         ports = self.opened(port)
@@ -85,7 +85,7 @@ class PortsTests(SynchronousTestCase):
         self.failureResultOf(network.client_endpoint().connect(Peers()))
 
     def test_addresses_with_tls(self) -> None:
-        """A port with TLS says so."""
+        """The address of a port with TLS says so."""
         network = MemoryNetwork()
         port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
         ports = Ports(self.factory, [Listener(port, tls=True)], self.failures)
@@ -93,7 +93,7 @@ class PortsTests(SynchronousTestCase):
         self.assertEqual(ports.addresses, ["tls 192.0.2.1:7"])
 
     def test_accept_waiting(self) -> None:
-        """Connections that nobody has accepted yet are, before the port is closed."""
+        """Connections in the backlog are accepted before the port is closed."""
         port, clients = self.clients(200)
         self.opened(port).accept_waiting()
         self.assertEqual(len(self.factory.connections), 200)
@@ -102,7 +102,7 @@ class PortsTests(SynchronousTestCase):
         self.assertEqual([client.recv(1) for client in clients], [b""] * 200)
 
     def test_flood(self) -> None:
-        """Clients that never end do not hold up the stop: some are enough."""
+        """An endless stream of clients does not delay the stop: a number of them is accepted."""
         self.patch(module, "BACKLOG", 1)
         port, _ = self.clients(150)
         self.opened(port).accept_waiting()
@@ -111,13 +111,13 @@ class PortsTests(SynchronousTestCase):
             echo.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[attr-defined]
 
     def test_passed(self) -> None:
-        """What systemd holds too, it keeps for the next process."""
+        """The backlog of a socket that systemd holds is left for the next process."""
         port, _ = self.clients(1)
         self.opened(port, held_by_systemd=True).accept_waiting()
         self.assertEqual(len(self.factory.connections), 0)
 
     def test_accept_fails(self) -> None:
-        """Connections that cannot be accepted do not hold up the stop."""
+        """If accept(2) fails, the stop goes on."""
         port, _ = self.clients(2)
         ports = self.opened(port)
         with mock.patch("socket.socket.accept", side_effect=OSError(errno.ENFILE, "")) as accept:
@@ -126,13 +126,13 @@ class PortsTests(SynchronousTestCase):
         self.assertTrue(port.socket.failed)
 
     def test_other_ports(self) -> None:
-        """A port that is no descriptor holds nothing that is known of."""
+        """A port without a descriptor has no backlog."""
         network = MemoryNetwork()
         port = self.successResultOf(network.server_endpoint().listen(Peers()))
         self.opened(port).accept_waiting()
 
     def test_port_that_is_closed(self) -> None:
-        """A port that the reactor has closed, because it failed, is no obstacle to a stop."""
+        """A port that failed, and that the reactor has closed, does not disturb the stop."""
         port = TCPPort(0, self.factory, 5, "127.0.0.1", self.reactor)
         port.startListening()
         ports = self.opened(port)
@@ -141,7 +141,7 @@ class PortsTests(SynchronousTestCase):
         ports.accept_waiting()
 
     def test_own_clash(self) -> None:
-        """Where echod itself listens already, the error says so, and names the other address."""
+        """If echod itself listens on the address already, the error says so, and names it."""
         self.patch(base.log, "observer", self.log.append)
         expect_failing_binds(self)
 
@@ -172,7 +172,7 @@ class PortsTests(SynchronousTestCase):
             self.assertIn("address already in use: stop what listens there", line)
 
     def test_port_that_does_not_stop(self) -> None:
-        """A port that fails to stop is logged, and is nobody else's failure."""
+        """A port that fails to stop is logged, and the others stop."""
         network = MemoryNetwork()
         port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
         port.stopListening = lambda: 1 / 0

@@ -1,4 +1,4 @@
-"""Which addresses cannot be listened on at a time."""
+"""IP addresses to listen on: validation and conflicts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def tcp(host: str, port: int = 7) -> IPv4Address | IPv6Address:
     ],
 )
 def test_overlap(one: object, other: object, clash: bool) -> None:
-    """A wildcard takes each address of its family, and that of IPv6 takes IPv4 too (ipv6(7))."""
+    """A wildcard conflicts with its family, and that of IPv6 with IPv4 too (ipv6(7))."""
     assert overlap(one, other) is clash  # type: ignore[arg-type]
     assert overlap(other, one) is clash  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "::", "::1", "fe80::1%lo", "fe80::1%1"])
 def test_interface(text: str) -> None:
-    """An address is taken as it is, with the link of one that is local to a link."""
+    """A valid address is returned unchanged, link included."""
     assert check_interface(text) == text
 
 
@@ -54,6 +54,6 @@ def test_interface(text: str) -> None:
     ],
 )
 def test_no_interface(text: str) -> None:
-    """Anything else is refused with what an interface is."""
+    """Any other text is refused, and the message says what is allowed."""
     with pytest.raises(ValueError, match=r"^takes a.*, not '"):
         check_interface(text)

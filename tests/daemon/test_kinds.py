@@ -1,4 +1,4 @@
-"""What ``--listen`` describes becomes the right listener, or one clear line."""
+"""Endpoint descriptions of --listen and --metrics: the listener, or a one-line error."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class EchoListenerTests(SynchronousTestCase):
 
     def refused(self, description: str, *passed: PassedSocket) -> str:
         line = str(self.assertRaises(CannotServe, self.listener, description, *passed))
-        said = f"--listen {description!r}: "
-        self.assertIn(said, line)
-        return line.partition(said)[2]
+        option = f"--listen {description!r}: "
+        self.assertIn(option, line)
+        return line.partition(option)[2]
 
     def test_kinds(self) -> None:
-        """Each kind of endpoint has its listener, in whatever case it is written."""
+        """Each kind of endpoint has its listener, in upper and lower case."""
         for description, kind in (
             ("tcp:7", TCPListener),
             (r"tcp6:7:interface=\:\:1", TCPListener),
@@ -53,11 +53,11 @@ class EchoListenerTests(SynchronousTestCase):
             self.assertIs(type(self.listener(description)), kind)
 
     def test_tls_of_twisted(self) -> None:
-        """Twisted's own tls: is refused: it has no half-close, and listens where nobody asked."""
+        """Twisted's own tls: is refused: it has no half-close, and takes a port for a directory."""
         self.assertIn("echo over TLS is ssl:PORT:", self.refused("tls:0"))
 
     def test_metrics_over_tls(self) -> None:
-        """Metrics over Twisted's own TLS endpoint are on loopback, too, by default."""
+        """Metrics over Twisted's own TLS endpoint are on loopback by default, too."""
         with tempfile.TemporaryDirectory() as directory:
             key, certificate = Authority(Path(directory)).issue("server")
             files = f"privateKey={key}:certKey={certificate}"
@@ -83,7 +83,7 @@ class EchoListenerTests(SynchronousTestCase):
             self.assertEqual(reactor.sslServers[-1][4], "127.0.0.1")
 
     def test_behind_a_proxy(self) -> None:
-        """Behind haproxy: it listens as without, and reads the header first."""
+        """A listener behind haproxy: listens as without, and reads the header first."""
         listener = self.listener("haproxy:tcp:7:interface=192.0.2.1:backlog=5")
         self.assertFalse(listener.held_by_systemd)
         now(listener.listen(EchoFactory()))
@@ -92,12 +92,12 @@ class EchoListenerTests(SynchronousTestCase):
         self.assertIsInstance(factory, ProxyFactory)
 
     def test_not_behind_a_proxy(self) -> None:
-        """What would not see the header first cannot stand behind haproxy:."""
+        """Endpoints whose streams do not begin with the header are refused behind haproxy:."""
         for behind in ("", "ssl:7", "udp:7", "haproxy:tcp:7", "quic:7"):
             self.assertIn("haproxy: goes before one of ", self.refused(f"haproxy:{behind}"))
 
     def test_systemd(self) -> None:
-        """What systemd passed is served by its name, behind a proxy too, and is taken."""
+        """A passed socket is served by its name, behind a proxy too, and removed from the list."""
         for description in ("systemd:name=a", "HAProxy:SystemD:name=a"):
             with socket.create_server(("127.0.0.1", 0)) as sock:
                 listener = self.listener(
@@ -110,7 +110,7 @@ class EchoListenerTests(SynchronousTestCase):
             inner.sockets[0].close()
 
     def test_systemd_datagrams(self) -> None:
-        """A datagram socket is served by its name, but for no header goes before a datagram."""
+        """A datagram socket is served by its name, but not behind a proxy."""
         for description in ("systemd:name=a", "haproxy:systemd:name=a"):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 passed = passed_socket(sock, "a")
@@ -120,7 +120,7 @@ class EchoListenerTests(SynchronousTestCase):
                 self.listener(description, passed).sockets[0].close()
 
     def test_wrong_systemd(self) -> None:
-        """A description with anything wrong is answered with what is, and with what it takes."""
+        """A mistake is one line that says what is wrong, and what the option takes."""
         for rest, why in (
             ("systemd", "it has no name="),
             ("systemd:", "it has no name="),

@@ -1,4 +1,4 @@
-"""The command line: what it takes, and the one line that it answers to what it does not."""
+"""The command line of the daemon: values, and one line for a mistake."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class OptionsTests(SynchronousTestCase):
         return line
 
     def test_defaults(self) -> None:
-        """By default it is loopback, port 65432, no limit but the stall timeout."""
+        """The defaults: loopback, port 65432, a stall timeout, no other limit."""
         expected: dict[str, Any] = {
             "port": 65432,
             "interface": [],
@@ -53,7 +53,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual({name: options[name] for name in expected}, expected)
 
     def test_values(self) -> None:
-        """Each option has its value's own type."""
+        """Each value has its own type."""
         options = parse(
             *("--port", "0", "--interface", "127.0.0.1", "--interface", "::1"),
             *("--idle-timeout", "1.5", "--stall-timeout", "2", "--drain-timeout", "0"),
@@ -78,19 +78,19 @@ class OptionsTests(SynchronousTestCase):
             self.assertEqual(options["udp-longest"], seconds)
 
     def test_interface_twice(self) -> None:
-        """An interface that is named twice is meant once."""
+        """A repeated interface counts once."""
         options = parse("--interface", "::1", "--interface", "::1")
         self.assertEqual(options["interface"], ["::1"])
 
     def test_listen(self) -> None:
-        """--listen may be repeated, and stands in place of --port and --interface."""
+        """--listen can be repeated, and excludes --port and --interface."""
         options = parse("--listen", "tcp:0", "--listen", "unix:/run/x")
         self.assertEqual(options["listen"], ["tcp:0", "unix:/run/x"])
         for other in (("--port", "65432"), ("--interface", "::1")):
             self.assertIn("--listen", self.refused("--listen", "tcp:0", *other))
 
     def test_bad_numbers(self) -> None:
-        """A number that makes no sense is answered with the option and what it takes."""
+        """The error about an invalid number names the option and says what it takes."""
         for name, takes, bad in (
             ("port", "whole number from 0 to 65535", ("http", "-1", "65536", "1.5", "", "7_0")),
             ("max-connections", "from 1 to 1000000000", ("0", "-1", "many", "1.5", "", "9e99")),
@@ -115,18 +115,18 @@ class OptionsTests(SynchronousTestCase):
             self.assertIn("--interface takes an IPv4 or IPv6", self.refused("--interface", value))
 
     def test_both_wildcards(self) -> None:
-        """All of IPv6 takes all of IPv4 too: to ask for both would be a port in use."""
+        """The IPv6 wildcard takes IPv4 too: both together would be an address in use."""
         line = self.refused("--interface", "0.0.0.0", "--interface", "::")
         self.assertIn("leave out 0.0.0.0", line)
 
     def test_quiet_and_verbose(self) -> None:
-        """--quiet and --verbose contradict each other."""
+        """--quiet and --verbose exclude each other."""
         line = self.refused("--quiet", "--verbose")
         self.assertIn("--quiet and --verbose exclude each other: give one or neither", line)
         self.assertIs(parse("--verbose")["verbose"], True)
 
     def test_unknown(self) -> None:
-        """What is wrong with an option is said in a user's words, and stray arguments are named."""
+        """Errors about options are in the user's terms, and name stray arguments."""
         for argument, line in (
             ("--prot", "there is no option --prot"),
             ("-p", "there is no option -p"),
@@ -136,13 +136,13 @@ class OptionsTests(SynchronousTestCase):
             ("--quiet=yes", "--quiet takes no value"),
             ("--m=7", "--m may mean --max-connections or --max-connections-per-peer or --metrics"),
         ):
-            said = f"twistd echod: {line}; see twistd -n echod --help"
-            self.assertEqual(self.refused(argument), said)
+            why = f"twistd echod: {line}; see twistd -n echod --help"
+            self.assertEqual(self.refused(argument), why)
         self.assertIn("'some thing'", self.refused("some", "thing"))
 
     @given(st.text(), st.sampled_from(NAMES))
     def test_any_text(self, value: str, name: str) -> None:
-        """Any value is accepted, or refused in one line that is printable as it is."""
+        """Any value is accepted, or refused in one printable line."""
         try:
             parse(f"--{name}", value)
         except CannotServe as refusal:
@@ -163,8 +163,8 @@ class OptionsTests(SynchronousTestCase):
         )
         self.assertEqual([line for line in lines[:-3] if len(line) > 80], [])
 
-    def test_help_is_asked_for(self) -> None:
-        """--help and -h print it, and end with status 0."""
+    def test_print_help(self) -> None:
+        """--help and -h print the help, and exit with status 0."""
         self.addCleanup(signal.signal, signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
         for argument in ("--help", "-h"):
             out = io.StringIO()
@@ -174,8 +174,8 @@ class OptionsTests(SynchronousTestCase):
             self.assertEqual(out.getvalue(), f"{Options()}\n")
 
     def test_option_of_twistd(self) -> None:
-        """An option of twistd that is given too late is told from one that there is not."""
-        for argument, said in (
+        """An option of twistd after the subcommand is told apart from an unknown option."""
+        for argument, why in (
             ("--pidfile=x", "--pidfile is an option of twistd: give it before echod"),
             ("-n", "-n is an option of twistd: give it before echod"),
             ("--port=x", "--port takes a whole number from 0 to 65535, not 'x'"),
@@ -184,7 +184,7 @@ class OptionsTests(SynchronousTestCase):
             options = Options()
             options.parent = ServerOptions()
             refusal = self.assertRaises(CannotServe, options.parseOptions, [argument])
-            self.assertEqual(refusal.why, f"{said}; see twistd -n echod --help")
+            self.assertEqual(refusal.why, f"{why}; see twistd -n echod --help")
 
     def test_pid_file(self) -> None:
         """A pid file that twistd cannot write is refused in one line, unless there is a chroot."""
@@ -212,12 +212,12 @@ class OptionsTests(SynchronousTestCase):
         self.assertEqual({name.rstrip("=") for name in options.longOpt}, names)
 
     def test_any_option(self) -> None:
-        """An option that is not printable is shown in a printable way, on one line."""
+        """An unprintable option is escaped in the error."""
         self.assertTrue(self.refused("--foo\nbar").isprintable())
         self.assertTrue(self.refused("--interface", "x\n\x1b[2J").isprintable())
 
     def test_version(self) -> None:
-        """--version tells echod's version."""
+        """--version prints echod's version."""
         out = io.StringIO()
         self.patch(sys, "stdout", out)
         ended = self.assertRaises(SystemExit, parse, "--version")

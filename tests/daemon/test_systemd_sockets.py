@@ -1,4 +1,4 @@
-"""Sockets from systemd."""
+"""Socket activation: the environment, descriptors, and listeners on passed sockets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PassedSocketsTests(SynchronousTestCase):
         return line
 
     def test_nothing(self) -> None:
-        """Without systemd nothing is passed."""
+        """Without the variables, no socket is passed."""
         self.assertEqual(passed_sockets({}, 862), [])
 
     def test_named(self) -> None:
@@ -83,32 +83,32 @@ class PassedSocketsTests(SynchronousTestCase):
         )
 
     def test_unnamed(self) -> None:
-        """A passer that gives no names is understood too."""
+        """Without LISTEN_FDNAMES, each socket is named ``unknown``."""
         self.assertEqual(
             passed_sockets({"LISTEN_PID": "862", "LISTEN_FDS": "1"}, 862),
             [PassedSocket(3, "unknown")],
         )
 
     def test_half(self) -> None:
-        """Some of the variables without the others are refused."""
+        """One of the variables without the others is refused."""
         for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
             self.assertIn(f"{name}=1: LISTEN_PID and LISTEN_FDS", self.refused({name: "1"}))
 
     def test_for_another_process(self) -> None:
-        """What was meant for another process is refused, with what to do about it."""
+        """Sockets for another process are refused, and the error says what to do."""
         for pid in ("863", "", "x"):
             line = self.refused({"LISTEN_PID": pid, "LISTEN_FDS": "1"})
             self.assertIn(f"LISTEN_PID={pid} LISTEN_FDS=1: the sockets are for another", line)
             self.assertIn("exec", line)
 
     def test_count(self) -> None:
-        """The count is a whole number, 1 at least."""
+        """The count is a whole number of 1 or more."""
         for count in ("0", "-1", "x", "", "1.5", " 1", "\N{ARABIC-INDIC DIGIT TWO}", "9" * 9):
             line = self.refused({"LISTEN_PID": "862", "LISTEN_FDS": count})
             self.assertIn("LISTEN_FDS is a whole number of 1 or more", line)
 
     def test_names_that_do_not_fit(self) -> None:
-        """There are as many names as descriptors."""
+        """The number of names must be that of descriptors."""
         for names, count in (("a:b:c", 3), ("a", 1), ("", 1)):
             line = self.refused({"LISTEN_PID": "862", "LISTEN_FDS": "2", "LISTEN_FDNAMES": names})
             self.assertIn(f"LISTEN_FDNAMES={names}: {count} names for 2 descriptors", line)
@@ -135,7 +135,7 @@ class AdoptTests(SynchronousTestCase):
         return str(self.assertRaises(CannotServe, adopt, [passed_socket(sock)]))
 
     def test_datagram(self) -> None:
-        """Where no datagrams can be served, a datagram socket is left out, and the log says so."""
+        """If datagrams are not served, a datagram socket is skipped with a warning."""
         stream = self.listening(socket.AF_INET, ("127.0.0.1", 0))
         datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
         [sock] = adopt([passed_socket(datagram), passed_socket(stream)])
@@ -146,7 +146,7 @@ class AdoptTests(SynchronousTestCase):
         self.assertEqual(adopt([passed_socket(datagram)]), [])
 
     def test_datagrams(self) -> None:
-        """Else it answers; after a stop it is there still, for the next."""
+        """A datagram socket is served, and stays open for the next start."""
         datagram = self.listening(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM)
         reactor = reactor_of_kind("epoll")
         datagrams = EchoDatagrams(Clock())
@@ -164,7 +164,7 @@ class AdoptTests(SynchronousTestCase):
             port.stopListening()
 
     def test_not_listening(self) -> None:
-        """What Accept=yes passes is refused, and the line says so."""
+        """A connected socket, as Accept=yes passes it, is refused."""
         for sock in socket.socketpair():
             self.addCleanup(sock.close)
             self.assertIn("(echod.socket) does not listen: its unit needs", self.refused(sock))
@@ -175,7 +175,7 @@ class AdoptTests(SynchronousTestCase):
         self.assertIn("is no socket of TCP or UDP, and no UNIX stream", self.refused(sock))
 
     def test_no_socket(self) -> None:
-        """So is what is no socket, or is not there."""
+        """A descriptor that is closed, or not a socket, is refused."""
         reading, writing = os.pipe()
         self.addCleanup(os.close, writing)
         [descriptor] = [PassedSocket(reading, "fifo")]
@@ -193,7 +193,7 @@ class TakeNamedTests(SynchronousTestCase):
             self.addCleanup(sock.close)
 
     def test_all_of_a_name(self) -> None:
-        """One listener serves all sockets of the name, and they are taken."""
+        """One listener serves all sockets of the name, and they are removed from the list."""
         one, other, two = self.sockets
         passed = [passed_socket(one, "a"), passed_socket(other, "b"), passed_socket(two, "a")]
         rest = passed[1:2]
@@ -210,7 +210,7 @@ class TakeNamedTests(SynchronousTestCase):
             sock.close()
 
     def test_no_such_name(self) -> None:
-        """A name that no socket has is refused, in a line that names those there are."""
+        """A name without a socket is refused, and the error lists the names there are."""
         for names, left in (((), "none"), (("b", "b", "c"), "b, c")):
             passed = [PassedSocket(3, name) for name in names]
             error = self.assertRaises(CannotServe, take_named, "a", passed, None, "--listen x")
@@ -218,7 +218,7 @@ class TakeNamedTests(SynchronousTestCase):
             self.assertTrue(str(error).endswith(f"or another option takes it; left: {left}"))
 
     def test_datagrams_of_a_name(self) -> None:
-        """A datagram socket among them is refused where it cannot be served, and else is served."""
+        """A datagram socket of the name is served, or refused if datagrams are not served."""
         for datagrams in (None, EchoDatagrams(Clock())):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 passed = [passed_socket(self.sockets[0], "a"), passed_socket(sock, "a")]
@@ -235,9 +235,9 @@ class TakeNamedTests(SynchronousTestCase):
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, "abstract"])
 @pytest_twisted.ensureDeferred
 async def test_served(family: Any, tmp_path: Path) -> None:
-    """It is served, who came before that too; after a stop it listens still, for the next.
+    """Clients are served, those in the backlog too; the socket listens on after a stop.
 
-    The file of a UNIX socket stays, as it was.
+    The file of a UNIX socket stays unchanged.
     """
     from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
 

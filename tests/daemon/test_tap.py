@@ -81,8 +81,8 @@ class MakeServiceTests(SynchronousTestCase):
 
     def listeners(self, service: Any) -> tuple[list[type], list[type]]:
         """Return the kinds of listener for echo, and for the metrics."""
-        echo = service.echo._listeners
-        others = [listener for ports in service.others for listener in ports._listeners]
+        echo = service.echo.listeners
+        others = [listener for ports in service.others for listener in ports.listeners]
         for listener in (*echo, *others):
             if isinstance(listener, PassedListener):
                 for sock in listener.sockets:
@@ -154,7 +154,7 @@ class MakeServiceTests(SynchronousTestCase):
         """Sockets that systemd passes are served in place of the default."""
         self.pass_sockets(a=1, b=2)
         made = self.make()
-        self.assertEqual(len(made.echo._listeners[0].sockets), 2)
+        self.assertEqual(len(made.echo.listeners[0].sockets), 2)
         self.assertEqual(self.listeners(made), ([PassedListener], []))
         self.assertEqual([name for name in os.environ if name.startswith("LISTEN_")], [])
 
@@ -172,7 +172,7 @@ class MakeServiceTests(SynchronousTestCase):
         """A --listen takes all sockets of a name; the others are served as they are."""
         self.pass_sockets(a=1, b=2)
         made = self.make("--listen", "haproxy:systemd:name=b")
-        [behind, rest] = made.echo._listeners
+        [behind, rest] = made.echo.listeners
         self.assertIsInstance(behind, ProxyListener)
         self.assertIsInstance(rest, PassedListener)
         for sock in (*behind.listener.sockets, *rest.sockets):

@@ -1,4 +1,4 @@
-"""``--listen ssl:`` as it is read, and what is said of keys and certificates."""
+"""--listen ssl:, and errors about keys and certificates."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def refused(description: str) -> str:
     with pytest.raises(CannotServe) as caught:
         tls_listener(MemoryReactorClock(), description, [])
     line = str(caught.value)
-    said = on_one_line(f"--listen {description!r}: ")
-    assert line.startswith(f"twistd echod: {said}")
+    option = on_one_line(f"--listen {description!r}: ")
+    assert line.startswith(f"twistd echod: {option}")
     assert line.isprintable()
-    return line.partition(said)[2]
+    return line.partition(option)[2]
 
 
 def bad(*files: str | None) -> str:
@@ -81,7 +81,7 @@ def bad(*files: str | None) -> str:
     ],
 )
 def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
-    """It listens where it is told to, or else on both loopbacks, with the backlog of --port."""
+    """It listens on the given address, or on both loopback addresses, with echod's backlog."""
     reactor = MemoryReactorClock()
     factory = EchoFactory()
     for port in ("7", "port=7"):
@@ -123,14 +123,14 @@ def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
     ],
 )
 def test_wrong_arguments(description: str, says: str) -> None:
-    """A description with anything wrong is answered with what is, and with what one looks like."""
+    """A mistake is one line that says what is wrong, and what the option takes."""
     line = refused(description)
     assert says in line
     assert "; it takes ssl:PORT:privateKey=FILE:certKey=FILE, and " in line
 
 
 def test_bad_files(authority: Authority) -> None:
-    """Files that are no good are named, with what is wrong; the option stands before them."""
+    """The error about a file names the option and the file."""
     key, certificate = authority.issue("server")
     assert refused(f"ssl:7:privateKey=/none:certKey={certificate}").startswith(
         "/none: no such file or directory"
@@ -139,7 +139,7 @@ def test_bad_files(authority: Authority) -> None:
 
 
 def test_passed(authority: Authority) -> None:
-    """All sockets that systemd passed under the name are served over TLS; others are left."""
+    """All passed sockets of the name are served over TLS; others stay in the list."""
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.1", 0)) as two,
@@ -160,14 +160,14 @@ def test_passed(authority: Authority) -> None:
 
 
 def test_not_passed() -> None:
-    """Where no socket has the name, the line says so, and nothing else."""
+    """If no socket has the name, the error says so, without the syntax."""
     line = refused("ssl:systemd:name=tls:privateKey=a:certKey=b")
     assert line.startswith("systemd passed no socket with the name 'tls' (")
     assert line.endswith("left: none")
 
 
 def test_passed_datagrams(authority: Authority) -> None:
-    """A datagram socket cannot be served over TLS: one line says so."""
+    """A datagram socket is refused, since TLS needs a stream."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         description = ssl_port(authority, ":name=tls", "systemd")
         with pytest.raises(CannotServe, match=r"\(tls\) is a datagram socket: give it a socket u"):
@@ -175,7 +175,7 @@ def test_passed_datagrams(authority: Authority) -> None:
 
 
 def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it cannot listen, the line has the whole option."""
+    """The error about a port in use has the whole option."""
     description = ssl_port(authority, ":interface=192.0.2.1")
     reactor = MemoryReactorClock()
 
@@ -191,7 +191,7 @@ def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_reload(authority: Authority, log: list[LogEvent]) -> None:
-    """Loaded anew is said in a line; what cannot be loaded in a critical one, the old stay."""
+    """A reload is logged; a failed reload is critical, and the old certificates stay."""
     listener = tls_listener(MemoryReactorClock(), ssl_port(authority), [])
     first = listener.certificates()
     listener.reload()
@@ -207,7 +207,7 @@ def test_reload(authority: Authority, log: list[LogEvent]) -> None:
 def test_another_directory(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[LogEvent]
 ) -> None:
-    """Files named from the directory of the start are found again from another."""
+    """Relative paths are found again after the process has changed its directory."""
     authority.issue("server")
     monkeypatch.chdir(tmp_path)
     files = "privateKey=server.key:certKey=server.pem"
@@ -218,7 +218,7 @@ def test_another_directory(
 
 
 def test_expired(authority: Authority) -> None:
-    """A certificate that is no longer valid, or not yet, is named with the date."""
+    """A certificate that has expired, or is not yet valid, is named with the date."""
     key, late = authority.issue("late", valid=timedelta(seconds=-1))
     assert "late.pem: the certificate of 'CN=late' expired on 2" in bad(key, late)
     key, early = authority.issue("early", valid=timedelta(days=-2))
@@ -226,7 +226,7 @@ def test_expired(authority: Authority) -> None:
 
 
 def test_expired_in_the_chain(authority: Authority) -> None:
-    """So is one in the chain, in a file of its own or behind the certificate."""
+    """So is one in the chain, in its own file or in that of the certificate."""
     key, certificate = authority.issue("server")
     _, late = authority.issue("late", valid=timedelta(seconds=-1))
     assert bad(key, certificate, late).startswith(f"{late}: the certificate of 'CN=late'")
@@ -236,7 +236,7 @@ def test_expired_in_the_chain(authority: Authority) -> None:
 
 
 def test_chain(authority: Authority) -> None:
-    """A chain is taken from its own file, or from behind the certificate."""
+    """The chain is read from its own file, or after the certificate."""
     key, certificate = authority.issue("server")
     Certificates(key, certificate, authority.file)
     with Path(certificate).open("a") as file:
@@ -245,7 +245,7 @@ def test_chain(authority: Authority) -> None:
 
 
 def test_clients(authority: Authority) -> None:
-    """With an authority for clients each has to show a certificate; without, none is asked for."""
+    """With clientCA each client must send a certificate; without, none is requested."""
     files = authority.issue("server")
     assert Certificates(*files, clients=authority.file)().get_verify_mode() == (
         module.SSL.VERIFY_PEER | module.SSL.VERIFY_FAIL_IF_NO_PEER_CERT
@@ -254,7 +254,7 @@ def test_clients(authority: Authority) -> None:
 
 
 def test_wrong_pair(authority: Authority) -> None:
-    """A key and a certificate that do not belong together are both named."""
+    """A key and a certificate that do not match are both named."""
     key, _ = authority.issue("server")
     _, other = authority.issue("other")
     assert bad(key, other) == f"{other}: is not the certificate of the key in {key}"
@@ -262,7 +262,7 @@ def test_wrong_pair(authority: Authority) -> None:
 
 @pytest.mark.parametrize("wrong", ["key", "certificate", "chain", "clients"])
 def test_not_pem(authority: Authority, tmp_path: Path, wrong: str) -> None:
-    """A file without what it should have is named, whichever it is."""
+    """Each file without its PEM data is named."""
     key, certificate = authority.issue("server")
     empty = tmp_path / "empty"
     for text in ("", "nothing", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n"):
@@ -274,20 +274,20 @@ def test_not_pem(authority: Authority, tmp_path: Path, wrong: str) -> None:
 
 
 def test_password(authority: Authority) -> None:
-    """A key with a password is refused; nobody is asked for it."""
+    """A key with a password is refused, without a prompt."""
     key, certificate = authority.issue("server", password=b"secret")
     assert bad(key, certificate) == f"{key}: the private key has a password: remove the password"
 
 
 def test_unreadable(authority: Authority, tmp_path: Path) -> None:
-    """What cannot be read is named, with the reason."""
+    """A file that cannot be read is named, with the reason."""
     key, _ = authority.issue("server")
     assert bad(key, str(tmp_path)) == f"{tmp_path}: is a directory"
     assert "null byte" in bad(key, "\0")
 
 
 def test_other_advice(authority: Authority, tmp_path: Path) -> None:
-    """Of a file that is missing, it is not said that its directory is, as of a UNIX socket."""
+    """The error about a missing file gives no advice about its directory."""
     key, certificate = authority.issue("server")
     missing = str(tmp_path / "missing")
     for files in ((missing, certificate), (key, missing)):
@@ -298,7 +298,7 @@ def test_other_advice(authority: Authority, tmp_path: Path) -> None:
 def test_half_written(
     authority: Authority, tmp_path: Path, log: list[LogEvent], wrong: str
 ) -> None:
-    """A file of which the last part is not written yet is not taken for the whole of it."""
+    """A file that is not completely written is refused."""
     key, certificate = authority.issue("server")
     names = {"certificate": certificate}
     for name in ("chain", "clients"):
@@ -319,7 +319,7 @@ def test_half_written(
 
 
 def test_fifo(authority: Authority, tmp_path: Path) -> None:
-    """A FIFO is refused at once: nobody waits for who would write into it."""
+    """A FIFO is refused at once, without waiting for a writer."""
     key, certificate = authority.issue("server")
     fifo = str(tmp_path / "fifo")
     os.mkfifo(fifo)
@@ -328,7 +328,7 @@ def test_fifo(authority: Authority, tmp_path: Path) -> None:
 
 
 def test_unknown_key(authority: Authority) -> None:
-    """A certificate whose key is of no known kind is named, with what its parser says."""
+    """A certificate with a key of an unknown kind is named, with the parser's message."""
     key, certificate = authority.issue("server")
     der = x509.load_pem_x509_certificate(Path(certificate).read_bytes()).public_bytes(Encoding.DER)
     ec = bytes.fromhex("06072a8648ce3d0201")  # id-ecPublicKey (RFC 5480 2.1.1)
@@ -340,7 +340,7 @@ def test_unknown_key(authority: Authority) -> None:
 
 
 def test_clients_of_any_name(authority: Authority, tmp_path: Path) -> None:
-    """A file name that is no UTF-8, and other things in the file, are no hindrance."""
+    """A file name that is not UTF-8, and other PEM data in the file, are accepted."""
     files = authority.issue("server")
     strange = os.fsdecode(os.fsencode(tmp_path / "authority-") + b"\xff")
     Path(strange).write_text(
@@ -351,12 +351,12 @@ def test_clients_of_any_name(authority: Authority, tmp_path: Path) -> None:
 
 
 def test_short_key(authority: Authority) -> None:
-    """A key that OpenSSL takes for too short is answered with its words."""
+    """The error about a key that is too short has OpenSSL's message."""
     files = authority.issue("short", key=rsa.generate_private_key(65537, 1024))
     assert bad(*files) == f"{files[1]}: ee key too small"
 
 
 def test_words() -> None:
-    """Where OpenSSL has no words, there is a line all the same."""
+    """If OpenSSL has no message, there is a line all the same."""
     error: Any = module.SSL.Error([])
     assert module.reason_of(error) == "OpenSSL refuses it"

@@ -42,14 +42,14 @@ class UNIXListenerTests(SynchronousTestCase):
             sock.bind(self.path)
 
     def test_colons(self) -> None:
-        """A colon in the path is written with a backslash, as in all of Twisted's endpoints."""
+        """A colon in the path is escaped with a backslash, as in all endpoint descriptions."""
         listener: Any = self.listener("unix:/run/a\\:b:660:5:0")
         self.assertEqual((listener.path, listener.mode, listener.backlog), ("/run/a:b", 0o660, 5))
         listener = self.listener("unix:lockfile=1:address=/run/x")
         self.assertEqual((listener.path, listener.mode), ("/run/x", None))
 
     def listen(self, **options: Any) -> tuple[Any, EchoFactory]:
-        """Listen there, and return the port and the factory that it serves by."""
+        """Listen on the path, and return the port and its factory."""
         factory = EchoFactory()
         reactor = reactor_of_kind("epoll")
         [port] = now(UNIXListener("-", reactor, self.path, **options).listen(factory))
@@ -60,7 +60,7 @@ class UNIXListenerTests(SynchronousTestCase):
         turn(reactor_of_kind("epoll"))
 
     def test_life(self) -> None:
-        """It takes a stale socket, serves with the mode asked for, and removes what it made."""
+        """It replaces a stale socket, serves with the given mode, and removes its files."""
         for options, more in (({}, []), ({"mode": 0o600, "lockfile": True}, ["socket.lock"])):
             self.stale()
             port, factory = self.listen(**options)
@@ -78,8 +78,8 @@ class UNIXListenerTests(SynchronousTestCase):
             self.stop(port)
             self.assertEqual(os.listdir(self.directory), [])
 
-    def test_what_is_not_its_own(self) -> None:
-        """It removes nothing that somebody else has put there meanwhile."""
+    def test_replaced_file(self) -> None:
+        """It does not remove a file that has replaced its own."""
         for make in (None, self.stale):
             port, _ = self.listen()
             os.unlink(self.path)
@@ -88,8 +88,8 @@ class UNIXListenerTests(SynchronousTestCase):
             self.stop(port)
             self.assertEqual(os.path.exists(self.path), make is not None)
 
-    def test_lock_file_that_is_not_its_own(self) -> None:
-        """Without its lock file, or with somebody else's there, it stops listening all the same."""
+    def test_replaced_lock_file(self) -> None:
+        """If its lock file is removed or replaced, it stops listening all the same."""
         lock = f"{self.path}.lock"
         for make in (None, lambda: os.symlink("1", lock)):
             port, factory = self.listen(lockfile=True)
@@ -101,15 +101,15 @@ class UNIXListenerTests(SynchronousTestCase):
             self.assertEqual(os.path.lexists(lock), make is not None)
 
     def test_bad_input(self) -> None:
-        """What it cannot be given is one line that says what it takes."""
+        """A mistake is one line that says what the option takes."""
         for description in ("unix", "unix:", "unix:x:mode=8", "unix:x:y=", f"unix:{'x' * 108}"):
             with self.assertRaises(CannotServe) as caught:
                 self.listener(description)
             self.assertIn(f"twistd echod: --listen {description!r}: ", str(caught.exception))
             self.assertIn("; it takes unix:PATH, unix:PATH:mode=660", str(caught.exception))
 
-    def test_lock_that_is_held(self) -> None:
-        """Where another process keeps the directory to itself, a stale socket is not touched."""
+    def test_locked_directory(self) -> None:
+        """If another process keeps the directory locked, a stale socket is not replaced."""
         self.stale()
         self.patch(unix, "LOCK_ATTEMPTS", 2)
         self.patch(unix, "LOCK_INTERVAL", 0.001)
@@ -122,7 +122,7 @@ class UNIXListenerTests(SynchronousTestCase):
         open_socket(self.path, 0o600, 5).close()
 
     def test_no_locks(self) -> None:
-        """Where the file system knows no locks, likewise; a new socket can be made."""
+        """On a file system without locks, a stale socket is not replaced; a new one can be made."""
 
         def flock(descriptor: int, operation: int) -> None:
             raise OSError(errno.ENOLCK, "no locks")
@@ -133,8 +133,8 @@ class UNIXListenerTests(SynchronousTestCase):
         os.unlink(self.path)
         open_socket(self.path, 0o600, 5).close()
 
-    def test_directory_that_cannot_be_read(self) -> None:
-        """Where the directory may be written and not read, likewise."""
+    def test_unreadable_directory(self) -> None:
+        """In a directory without read permission, a stale socket is not replaced."""
 
         def open_(path: str, flags: int) -> int:
             raise PermissionError(errno.EACCES, "not readable")
@@ -143,12 +143,12 @@ class UNIXListenerTests(SynchronousTestCase):
         open_socket(self.path, 0o600, 5).close()
         self.assertRaises(OSError, open_socket, self.path, 0o600, 5)
 
-    def test_gone_in_between(self) -> None:
-        """A socket that its owner removes in that moment is no obstacle."""
+    def test_removed_by_owner(self) -> None:
+        """A stale socket that its owner has just removed counts as removed."""
         self.assertTrue(remove_stale(self.path))
 
     def test_failure_leaves_no_lock_file(self) -> None:
-        """Where it cannot listen, no PATH.lock stays, and what is wrong is said."""
+        """If listening fails, no PATH.lock stays, and the error says why."""
         Path(self.path).touch()
         reactor: Any = MemoryReactor()
         listener = UNIXListener("--listen", reactor, self.path, lockfile=True)

@@ -1,4 +1,4 @@
-"""Run many command lines of the daemon, each in a fork: importing Twisted once takes a second."""
+"""Run many command lines of the daemon, each in a fork: to import Twisted takes a second."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from echod.__main__ import main
 from echod.daemon import command, web
 
 LOADED = (certificates, command, web)
-"""The modules that a child would import."""
+"""Modules that each child would import otherwise."""
 
 SECONDS = 20
-"""After which a command line that serves is ended."""
+"""Time until a daemon that serves is ended."""
 
 
 def run_line(words: list[str], directory: str) -> tuple[int, str]:
@@ -41,7 +41,7 @@ def run_line(words: list[str], directory: str) -> tuple[int, str]:
 
 
 def status_of(run: Callable[[], None]) -> int:
-    """Run, report what is raised as the interpreter does, and return the exit status."""
+    """Run, print an exception as the interpreter does, and return the exit status."""
     status = 0
     try:
         run()

@@ -1,4 +1,4 @@
-"""``twistd --chroot``: an empty directory is enough, and a file that twistd needs is named."""
+"""twistd --chroot: an empty directory suffices; files that twistd needs are named."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ os.chroot = change_root
 from twisted.scripts.twistd import run
 run()
 """
-"""Runs twistd, and writes one line for each module or file that it looks for after chroot(2)."""
+"""A program that runs twistd, and prints each module or file that it opens after chroot(2)."""
 
 FILES = {"/", "/dev/fd", "/proc/self/stat", "/proc/self/limits"}
-"""What may be opened inside: the directory of the UNIX socket, which is locked; and if they are
-there, the descriptors to count, and what prometheus_client reads of the process."""
+"""Files that may be opened in the new root: the directory of the UNIX socket, to lock it; the
+descriptors, to count them; and the files that prometheus_client reads."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="chroot(2) needs root")
 
@@ -71,7 +71,7 @@ def options(root: Path, **changed: Any) -> dict[str, Any]:
 
 @pytest.fixture(name="loaded")
 def loaded_fixture(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return what is loaded beforehand, in place of loading it."""
+    """Return the names of what would be loaded before chroot(2), without loading it."""
     loaded: list[str] = []
     reserve = type("", (), {"reserve": lambda _: loaded.append(os.devnull)})()
     monkeypatch.setattr(tcp, "_reservedFD", reserve)
@@ -81,7 +81,7 @@ def loaded_fixture(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_without_rights(root: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without root's rights, which chroot(2) needs, one line says so."""
+    """Without root's rights, the error says so."""
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     with pytest.raises(CannotServe, match="needs root's rights: leave it out, or use sudo"):
         prepare(options(root))
@@ -89,14 +89,14 @@ def test_without_rights(root: Path, loaded: list[str], monkeypatch: pytest.Monke
 
 
 def test_without_chroot(loaded: list[str]) -> None:
-    """Without --chroot nothing is loaded beforehand."""
+    """Without --chroot nothing is loaded early."""
     prepare(None)
     prepare(options(Path("/"), chroot=None))
     assert loaded == []
 
 
 def test_prepared(root: Path, loaded: list[str]) -> None:
-    """With --chroot the codec of host names and the descriptor in reserve are loaded."""
+    """With --chroot the codec of host names and the reserved descriptor are loaded."""
     prepare(options(root))
     assert loaded == ["idna", os.devnull]
 
@@ -114,10 +114,10 @@ def make(root: Path, path: str, text: str = "") -> None:
         ("run/other", "", {"pidfile": "/run/twistd.pid"}),
     ],
 )
-def test_files_that_are_there(
+def test_present_files(
     root: Path, loaded: list[str], path: str, text: str, changed: dict[str, Any]
 ) -> None:
-    """A file that twistd opens inside is no obstacle if it is there."""
+    """If the file that twistd opens is in the new root, the start goes on."""
     make(root, path, text)
     prepare(options(root, **changed))
     assert loaded
@@ -132,10 +132,8 @@ def test_files_that_are_there(
         ({"uid": NOBODY}, f"--uid {NOBODY}: ROOT/etc/passwd has no such user"),
     ],
 )
-def test_files_that_are_missing(
-    root: Path, loaded: list[str], changed: dict[str, Any], says: str
-) -> None:
-    """A file that twistd opens inside, and that is missing, is named in one line."""
+def test_missing_files(root: Path, loaded: list[str], changed: dict[str, Any], says: str) -> None:
+    """If the file that twistd opens is missing in the new root, the error names it."""
     with pytest.raises(CannotServe) as raised:
         prepare(options(root, **changed))
     assert says.replace("ROOT", str(root)) in str(raised.value)
@@ -166,7 +164,7 @@ def twistd(root: Path, *words: str) -> tuple[str, ...]:
 
 @needs_root
 def test_by_default(root: Path) -> None:
-    """In an empty directory both loopbacks are served."""
+    """In an empty directory both loopback addresses are served."""
     with Daemon("--port", "0", twistd=twistd(root)) as daemon:
         for host in ("127.0.0.1", "::1"):
             exchange(daemon.connect(host))
@@ -178,7 +176,7 @@ def test_by_default(root: Path) -> None:
 
 @needs_root
 def test_privileges_are_dropped(root: Path) -> None:
-    """With --uid and --gid it listens as root, and serves as that user of etc/passwd."""
+    """With --uid and --gid it listens as root, and serves as that user."""
     words = ("--uid", str(NOBODY), "--gid", str(NOBODY))
     make(root, "etc/passwd", f"nobody:x:{NOBODY}:{NOBODY}:nobody:/:/bin/false\n")
     with Daemon("--port", "0", twistd=twistd(root, *words)) as daemon:
@@ -194,7 +192,7 @@ def test_privileges_are_dropped(root: Path) -> None:
 
 
 def last_line(*options: str, twistd: tuple[str, ...]) -> str:
-    """Start a daemon that cannot serve, and return its one line of error."""
+    """Start a daemon that cannot serve, and return its last line."""
     daemon = Daemon(*options, twistd=twistd)
     try:
         assert daemon.wait() == 1
@@ -213,7 +211,7 @@ def last_line(*options: str, twistd: tuple[str, ...]) -> str:
     ],
 )
 def test_one_line(root: Path, words: tuple[str, ...], says: str) -> None:
-    """What is missing inside ends the start with one line, and exit status 1."""
+    """A missing file ends the start with one line, and exit status 1."""
     line = last_line(twistd=("--chroot", str(root), *words, "echod"))
     assert line.startswith("twistd echod: --")
     assert says in line
@@ -221,7 +219,7 @@ def test_one_line(root: Path, words: tuple[str, ...], says: str) -> None:
 
 @needs_root
 def test_a_port_in_use(root: Path) -> None:
-    """A port in use is one line inside, too."""
+    """After chroot(2), too, a port in use is a one-line error."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         line = last_line("--port", port, twistd=twistd(root))
@@ -229,7 +227,7 @@ def test_a_port_in_use(root: Path) -> None:
 
 
 class Inside:
-    """A daemon inside ``root`` that serves over all transports, and names what it opens late."""
+    """A daemon in ``root`` that serves over all transports, and prints what it opens late."""
 
     def __init__(self, root: Path, authority: Authority, *words: str) -> None:
         self.root = root
@@ -266,7 +264,7 @@ class Inside:
         self.daemon.close()
 
     def late(self, what: str) -> list[str]:
-        """Return the modules that it imported, or the files that it opened, after chroot(2)."""
+        """Return the modules or files that the daemon opened after chroot(2)."""
         return re.findall(f"late {what}: (.*)", self.daemon.log)
 
     def exercise(self) -> None:
@@ -308,7 +306,7 @@ class Inside:
         pid, limit = self.daemon.process.pid, resource.RLIMIT_NOFILE
         limits = resource.prlimit(pid, limit)
         resource.prlimit(pid, limit, (self.daemon.descriptors(), limits[1]))
-        # Some may still be accepted, in place of connections that have just ended.
+        # Connections that have just ended leave descriptors for some of these.
         clients = [socket.create_connection(self.tcp[0]) for _ in range(30)]
         self.daemon.wait_for("EMFILE")
         resource.prlimit(pid, limit, limits)
@@ -329,7 +327,7 @@ class Inside:
     ids=" ".join,
 )
 def test_nothing_is_loaded_late(root: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    """Over all transports, from start to drain, nothing is imported or opened after chroot(2)."""
+    """Over all transports, from start to drain, no module or file is opened after chroot(2)."""
     with Inside(root, Authority(tmp_path), *words) as service:
         service.exercise()
         service.have_accept_fail()
@@ -343,13 +341,13 @@ def test_nothing_is_loaded_late(root: Path, tmp_path: Path, words: tuple[str, ..
             assert service.daemon.wait() == 0
         assert service.late("module") == []
         assert set(service.late("file")) == {*FILES, service.files[0]}
-    assert service.daemon.log.count("Traceback") == 1  # of the exception that WATCHED raises
+    assert service.daemon.log.count("Traceback") == 1  # that of WATCHED
     assert list(root.iterdir()) == []
 
 
 @needs_root
 def test_reload_inside(root: Path, tmp_path: Path) -> None:
-    """SIGHUP loads certificates whose files are inside by the same path."""
+    """SIGHUP loads certificates from the same path in the new root."""
     with Inside(root, Authority(tmp_path)) as service:
         for file in service.files:
             (root / file.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)

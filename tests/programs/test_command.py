@@ -49,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 
 
 def test_runs_twistd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runner of twistd stays in the foreground, writes no pid file, and makes the service."""
+    """Twistd's runner stays in the foreground, writes no pid file, and makes the service."""
     config = started(monkeypatch, "--port", "7", "--quiet")
     assert (config["nodaemon"], config["pidfile"], config["logger"]) == (True, "", None)
     assert config.loadedPlugins[config.subCommand].makeService is makeService
@@ -57,7 +57,7 @@ def test_runs_twistd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_logger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--logger is the log observer that its function makes."""
+    """--logger names a function, whose log observer is used."""
     config = started(monkeypatch, "--logger", "echod.daemon.logs.json_lines")
     assert ILogObserver.providedBy(config["logger"]())
 
@@ -76,7 +76,7 @@ def fail(_: object) -> None:
 
 @pytest.mark.parametrize("install", [command.installReactor, fail])
 def test_no_such_reactor(install: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event loop that Twisted has not got, or cannot use, is refused in one line."""
+    """An event loop that Twisted does not have, or cannot use, is refused in one line."""
     monkeypatch.setattr(command, "installReactor", install)
     with pytest.raises(SystemExit, match=r"^echod: --reactor takes .*, not 'nonsense'$"):
         command.run(["--reactor", "nonsense"])
@@ -90,7 +90,7 @@ def test_no_such_logger(name: str) -> None:
 
 
 def test_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the service maker cannot serve is one line with the name of this command."""
+    """An error of the service maker is one line with the name of this command."""
 
     def cannot_serve(_: object) -> None:
         raise CannotServe("no luck")
@@ -115,7 +115,7 @@ def test_main(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """``python -m echod`` takes the command line; Ctrl-C ends it silently, or stays ignored."""
+    """``python -m echod`` reads the command line; Ctrl-C ends it silently, or stays ignored."""
     signal.signal(signal.SIGINT, before)
     monkeypatch.setattr(sys, "argv", ["echod", "--version"])
     with pytest.raises(SystemExit) as ended:
@@ -148,7 +148,7 @@ def test_serves(number: int) -> None:
 
 
 def test_socket_activation() -> None:
-    """It serves sockets that systemd passes: no process is between."""
+    """It serves sockets that systemd passes, without a process between."""
     with socket.create_server(("127.0.0.1", 0)) as passed:
         options = socket_activation(passed, names="a")
         with (
@@ -161,7 +161,7 @@ def test_socket_activation() -> None:
 
 
 def test_help_into_head() -> None:
-    """A reader of the help that stops early sees no traceback."""
+    """If the pipe of the help is closed early, there is no traceback."""
     reads, writes = os.pipe()
     os.close(reads)
     with os.fdopen(writes, "w") as pipe:

@@ -15,7 +15,7 @@ FEW = ("prlimit", "--nofile=128:128")
 
 
 def ending(port: int, stack: contextlib.ExitStack) -> str:
-    """Return what a new client sees that sends and waits: "served", "RST" or "FIN"."""
+    """Return how a new client that sends a byte is treated: "served", "RST" or "FIN"."""
     try:
         client = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT))
         client.sendall(b"x")
@@ -35,7 +35,7 @@ def ending(port: int, stack: contextlib.ExitStack) -> str:
 def test_limit(
     prefix: tuple[str, ...], twistd: tuple[str, ...], options: list[str], clients: int
 ) -> None:
-    """What the descriptors do not suffice for is refused with RST and counted; no FIN."""
+    """Connections beyond the descriptors are refused with RST, and counted; none with FIN."""
     with (
         Daemon(*options, prefix=prefix, twistd=twistd) as daemon,
         contextlib.ExitStack() as stack,

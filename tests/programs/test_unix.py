@@ -1,4 +1,4 @@
-"""UNIX sockets of real daemons: taken when stale, left alone when in use, gone after a stop."""
+"""UNIX sockets of real daemons: stale files, files in use, modes, and files after a stop."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.programs.sockets import receive_all
 from tests.programs.test_twistd import refused
 
 MODE = 0o666 if REFUSES_DESCRIPTORS else 0o600
-"""The mode by default."""
+"""The default mode."""
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """A path at which nothing is, before and after."""
+    """A path without a file, before and after the test."""
     yield tmp_path / "socket"
     assert list(tmp_path.iterdir()) == []
 
@@ -36,7 +36,7 @@ def echoes(path: Path) -> None:
 
 
 def stop(daemon: Daemon) -> None:
-    """Stop a daemon that serves, and so knows what SIGTERM means."""
+    """Stop a daemon that serves, and so handles SIGTERM."""
     daemon.terminate()
     assert daemon.wait() == 0
     assert "Traceback" not in daemon.log
@@ -51,7 +51,7 @@ def kill(path: Path, *options: str) -> None:
 
 
 def test_in_use(path: Path) -> None:
-    """A second daemon on the same path gets one line, and the first goes on undisturbed."""
+    """A second daemon on the same path exits with one line, and the first serves on."""
     with Daemon("--listen", f"unix:{path}") as first:
         for options in ("", ":lockfile=0", ":lockfile=1", ":mode=600"):
             line = refused("--listen", f"unix:{path}{options}")
@@ -62,7 +62,7 @@ def test_in_use(path: Path) -> None:
 
 @pytest.mark.parametrize("options", ["", ":lockfile=0", ":lockfile=1", ":mode=660"])
 def test_killed(path: Path, options: str) -> None:
-    """After SIGKILL the next daemon takes the path; while it runs, a third is refused."""
+    """After SIGKILL the next daemon replaces the file; while it runs, a third is refused."""
     kill(path, options)
     with Daemon("--listen", f"unix:{path}{options}") as second:
         echoes(path)
@@ -73,7 +73,7 @@ def test_killed(path: Path, options: str) -> None:
 
 
 def test_several_at_once(path: Path) -> None:
-    """Of daemons that start in the same moment at a stale socket, one serves."""
+    """Of several daemons that start at once on a stale socket, one serves."""
     kill(path)
     daemons = [Daemon("--listen", f"unix:{path}") for _ in range(4)]
     try:
@@ -101,7 +101,7 @@ def serves(daemon: Daemon) -> bool:
 @pytest.mark.parametrize("mode", ["600", "660", "666", "0777"])
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_mode(path: Path, mode: str, umask: int) -> None:
-    """The file has the mode that was asked for, whatever the umask is."""
+    """The file has the given mode, whatever the umask is."""
     with Daemon("--listen", f"unix:{path}:mode={mode}", umask=umask) as daemon:
         assert stat.S_IMODE(path.stat().st_mode) == int(mode, 8)
         echoes(path)
@@ -109,7 +109,7 @@ def test_mode(path: Path, mode: str, umask: int) -> None:
 
 
 def test_mode_by_default(path: Path) -> None:
-    """Where no mode is asked for, every user may connect, as with Twisted's own."""
+    """By default every user may connect, as with Twisted's endpoint."""
     with Daemon("--listen", f"unix:{path}") as daemon:
         assert stat.S_IMODE(path.stat().st_mode) == MODE
         echoes(path)
@@ -117,7 +117,7 @@ def test_mode_by_default(path: Path) -> None:
 
 
 def test_lock_file(path: Path) -> None:
-    """Twisted's PATH.lock is there for who asks for it, and gone after a stop."""
+    """With lockfile=1 there is Twisted's PATH.lock, which is removed at the stop."""
     lock = Path(f"{path}.lock")
     with Daemon("--listen", f"unix:{path}:lockfile=1") as daemon:
         assert os.readlink(lock) == str(daemon.process.pid)
@@ -128,7 +128,7 @@ def test_lock_file(path: Path) -> None:
 
 
 def test_no_socket(path: Path) -> None:
-    """A file that is no socket is left as it is, and the line says what it is."""
+    """A file that is not a socket is left alone, and the error says so."""
     for make in (path.touch, path.mkdir, lambda: path.symlink_to("nowhere")):
         make()
         for options in ("", ":lockfile=1"):
@@ -157,14 +157,14 @@ def test_no_socket(path: Path) -> None:
     ],
 )
 def test_bad_input(description: str, says: str) -> None:
-    """What cannot be is one line that names the option, and exit status 1."""
+    """A mistake is one line that names the option, and exit status 1."""
     line = refused("--listen", description)
     assert ascii(description)[1:-1] in line
     assert says in line
 
 
 def test_longest_path(tmp_path: Path) -> None:
-    """A path of 107 bytes is served: relative ones are short."""
+    """A path of 107 bytes is served; a relative path counts as typed."""
     with Daemon("--listen", "unix:" + "x" * 107) as daemon:
         echoes_in(daemon, "x" * 107)
         stop(daemon)
@@ -172,7 +172,7 @@ def test_longest_path(tmp_path: Path) -> None:
 
 
 def echoes_in(daemon: Daemon, name: str) -> None:
-    """Use the socket ``name`` in the daemon's directory, whose whole path may be too long."""
+    """Use the socket ``name`` in the daemon's directory; its absolute path may be too long."""
     here = os.open(".", os.O_RDONLY)
     os.chdir(daemon.directory.name)
     try:
@@ -182,8 +182,8 @@ def echoes_in(daemon: Daemon, name: str) -> None:
         os.close(here)
 
 
-def test_removed_by_somebody(path: Path) -> None:
-    """Where the file is gone, or another's is in its place, a stop is clean and removes nothing."""
+def test_removed_or_replaced(path: Path) -> None:
+    """If the file has been removed or replaced, a stop is clean and removes no file."""
     with Daemon("--listen", f"unix:{path}") as first:
         echoes(path)
         path.unlink()
@@ -195,7 +195,7 @@ def test_removed_by_somebody(path: Path) -> None:
 
 
 def test_many_at_once(path: Path) -> None:
-    """A burst of clients that the daemon has not accepted yet waits, and is served."""
+    """A burst of clients waits in the backlog, and is served."""
     with Daemon("--listen", f"unix:{path}") as daemon:
         daemon.process.send_signal(signal.SIGSTOP)
         clients = [socket.socket(socket.AF_UNIX) for _ in range(500)]

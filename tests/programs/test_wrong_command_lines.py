@@ -1,4 +1,4 @@
-"""Wrong command lines of the daemon: one line for each that says what to do, without Python."""
+"""Wrong command lines of the daemon: one line each, which says what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OF_PYTHON = re.compile(
     r"Traceback|Error\b|Exception|\(\)|0x[0-9a-f]|<class|__|\b_[a-z]|invalid (literal|argument)"
     r"|\b(None|object|argument|keyword|positional|int|str|tuple|NoneType|errno|bind|getaddrinfo)\b"
 )
-"""Words of Python that no user should have to know."""
+"""Python's terms, which a user need not know."""
 
 NUMBER = "takes a whole number from 0 to 65535, not"
 DURATION = "takes a duration from 1ms to 250000h, such as 250ms, 30s, 10m or 2h, not"
@@ -132,14 +132,14 @@ LINES: dict[str, str] = {
     "twistd -n --logfile /no/such/directory/x echod": "--logfile /no/such/directory/x: ",
     "twistd -n echod --port {port}": "address already in use",
 }
-"""Command lines, and a part of what is said of each."""
+"""Command lines, and a part of the error about each."""
 
 
-def check(line: str, said: str) -> None:
-    """Check what is said of a wrong command line: one line without a word of Python."""
-    assert said.isascii(), said
-    assert said.isprintable(), said
-    assert not OF_PYTHON.search(said), (line, said)
+def check(line: str, error: str) -> None:
+    """Check that the error about a command line is one line without Python's terms."""
+    assert error.isascii(), error
+    assert error.isprintable(), error
+    assert not OF_PYTHON.search(error), (line, error)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
 
 
 def test_enough() -> None:
-    """The table is long."""
+    """The table has 60 command lines or more."""
     assert len(LINES) >= 60
 
 
@@ -183,7 +183,7 @@ def test_one_line(line: str, answers: dict[str, tuple[int, str]]) -> None:
 
 
 def refusal(call: Callable[[], object]) -> str:
-    """Return why ``call`` cannot serve, and nothing where it can."""
+    """Return the error of ``call``; empty if it succeeds."""
     try:
         call()
     except CannotServe as error:
@@ -204,10 +204,10 @@ OPTIONS = [option.name for topic in TOPICS.values() for option in topic if optio
 def test_any_options(given_options: list[tuple[str, str]]) -> None:
     """Any values of any options are accepted, or refused in one line."""
     words = [f"--{name}={value}" for name, value in given_options]
-    said = refusal(lambda: Options().parseOptions(words))
+    error = refusal(lambda: Options().parseOptions(words))
     for _, value in given_options:
-        said = said.replace(f"{value!a}", "")
-    check(" ".join(words), said)
+        error = error.replace(f"{value!a}", "")
+    check(" ".join(words), error)
 
 
 PARTS = ["", "0", "7", "x", "-1", "65536", "1.5", "::1", "interface=", "interface=::1", "backlog="]
@@ -222,5 +222,5 @@ def test_any_endpoint(kind: str, parts: list[str]) -> None:
     """Any endpoint description is accepted, or refused in one line."""
     description = ":".join([kind, *parts])
     reactor: Any = MemoryReactor()
-    said = refusal(lambda: echo_listener(reactor, EchoDatagrams(Clock()), description, []))
-    check(description, said.replace(f"{description!a}", ""))
+    error = refusal(lambda: echo_listener(reactor, EchoDatagrams(Clock()), description, []))
+    check(description, error.replace(f"{description!a}", ""))

@@ -1,4 +1,4 @@
-"""Accept connections: a listener pauses when accept(2) fails, and its failures share a log line."""
+"""Pause a listener whose accept(2) fails, and log the failures in rate-limited lines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from twisted.logger import Logger
 from echod.daemon.logs import RateLimitedSummary, Reasons
 
 PAUSE: Final = 0.25
-"""Seconds until a listener whose accept(2) failed accepts again. The connections that the kernel
-has completed meanwhile wait in the backlog."""
+"""Seconds until a listener tries again after accept(2) failed. Connections that the kernel
+completes in this time wait in the backlog."""
 
 OF_ONE_CONNECTION: Final = frozenset(
     {
@@ -31,21 +31,21 @@ OF_ONE_CONNECTION: Final = frozenset(
         errno.ENETUNREACH,
     }
 )
-"""Errors that belong to the connection and not to the listener: accept(2), «Error handling», and
-EPERM from a firewall. The next accept may succeed at once."""
+"""Errors of one connection, not of the listener: accept(2), «Error handling», and EPERM from a
+firewall. The next accept may succeed at once."""
 
 log = Logger(namespace="echod")
 
 
 class ListeningSocket(socket.socket):
-    """The socket of ``port``, which takes its place. When accept(2) fails, the port pauses.
+    """A replacement for the socket of a Twisted port, which pauses the port if accept(2) fails.
 
-    The kernel goes on to report a listener as readable while accept fails for lack of
-    descriptors (EMFILE, ENFILE) or memory (ENOMEM, ENOBUFS): without a pause the reactor would try
-    again at once, and Twisted logs each attempt.
+    While accept(2) fails for lack of descriptors (EMFILE, ENFILE) or memory (ENOMEM, ENOBUFS),
+    the kernel still reports the listener as readable. Without a pause the reactor would try again
+    at once, and Twisted would log each attempt.
 
-    :param port: listens; closing it closes this socket.
-    :param name: of the port, for the log.
+    :param port: a listening port; closing it closes this socket.
+    :param name: the port's address, for the log.
     :param failures: logs the failures.
     :ivar failed: whether the latest accept failed.
     """
@@ -63,7 +63,7 @@ class ListeningSocket(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection.
 
-        :raises BlockingIOError: where there is none, or accept(2) failed.
+        :raises BlockingIOError: where no connection waits, or accept(2) failed.
         """
         self.failed = False
         try:
@@ -88,7 +88,7 @@ class ListeningSocket(socket.socket):
         self._port.startReading()
 
     def close(self) -> None:
-        """Close the socket, and end the pause."""
+        """Close the socket, and cancel the pause."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

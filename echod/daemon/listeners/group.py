@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
@@ -22,6 +23,7 @@ from echod.transport import receive_urgent_inline, refuse_descriptors
 log = Logger(namespace="echod")
 
 
+@dataclass
 class Ports:
     """The ports of one factory.
 
@@ -29,18 +31,11 @@ class Ports:
     :param name: what the ports do, for the log.
     """
 
-    def __init__(
-        self,
-        factory: IProtocolFactory,
-        listeners: Sequence[Listener],
-        failures: RateLimitedSummary,
-        name: str = "listening",
-    ) -> None:
-        self._factory = factory
-        self._listeners = listeners
-        self._failures = failures
-        self._name = name
-        self._ports: list[tuple[IListeningPort, Listener]] = []
+    factory: IProtocolFactory
+    listeners: Sequence[Listener]
+    failures: RateLimitedSummary
+    name: str = "listening"
+    _ports: list[tuple[IListeningPort, Listener]] = field(default_factory=list, init=False)
 
     @property
     def addresses(self) -> list[str]:
@@ -58,9 +53,9 @@ class Ports:
         :param others: addresses on which the process listens already.
         :raises CannotServe: where a port cannot be opened.
         """
-        for listener in self._listeners:
+        for listener in self.listeners:
             try:
-                ports = await listener.listen(self._factory)
+                ports = await listener.listen(self.factory)
             except AddressInUse as error:
                 for taken in (*others, *self.hosts):
                     if overlap(taken, error.address):
@@ -75,8 +70,8 @@ class Ports:
                 refuse_descriptors(port)
                 address = self.addresses[-1]
                 if isinstance(port, Port):
-                    ListeningSocket(port, address, self._failures)
-                log.info("{event} on {endpoint}", event=self._name, endpoint=address)
+                    ListeningSocket(port, address, self.failures)
+                log.info("{event} on {endpoint}", event=self.name, endpoint=address)
 
     def accept_waiting(self) -> None:
         """Accept the connections in the backlogs, unless systemd holds the socket too.

@@ -1,11 +1,11 @@
-"""Addresses to listen on, as an operator types them: checked before the kernel sees them."""
+"""IP addresses to listen on: validate what the operator typed, and detect conflicts."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
 
 LOOPBACK = ("127.0.0.1", "::1")
@@ -14,9 +14,9 @@ BROADCAST = "255.255.255.255"
 
 
 def check_interface(text: str) -> str:
-    """Return ``text``, an IP address that a port can be bound to.
+    """Return ``text``, an IP address that bind(2) accepts.
 
-    :raises ValueError: with a message that says what is allowed, for anything else.
+    :raises ValueError: for any other text; the message says which addresses are allowed.
     """
     try:
         address = ipaddress.ip_address(text)
@@ -40,27 +40,24 @@ def check_interface(text: str) -> str:
 
 
 def is_link(zone: str) -> bool:
-    """Return whether this machine has a link of that name, or of that number."""
+    """Return whether this machine has a link with that name or number."""
     try:
         if zone.isdecimal():
             socket.if_indextoname(int(zone))
         else:
             socket.if_nametoindex(zone)
-    except (OSError, OverflowError, ValueError):  # ValueError: int() takes 4300 digits at most
+    except (OSError, OverflowError, ValueError):  # int() takes at most 4300 digits
         return False
     return True
 
 
 def overlap(one: IAddress, other: IAddress) -> bool:
-    """Return whether two listening sockets cannot have these addresses at a time."""
-    if isinstance(one, UNIXAddress) or isinstance(other, UNIXAddress):
+    """Return whether two sockets cannot listen on these addresses at the same time."""
+    ip = IPv4Address | IPv6Address
+    if not isinstance(one, ip) or not isinstance(other, ip):
         return one == other
-    if not isinstance(one, IPv4Address | IPv6Address):
-        return False
-    if not isinstance(other, IPv4Address | IPv6Address):
-        return False
     if (one.type, one.port) != (other.type, other.port):
         return False
-    if one.host == other.host or "::" in (one.host, other.host):  # for IPv4, too (ipv6(7))
+    if one.host == other.host or "::" in (one.host, other.host):  # :: takes IPv4 too (ipv6(7))
         return True
     return type(one) is type(other) and not {one.host, other.host}.isdisjoint(WILDCARDS)
