@@ -1,4 +1,4 @@
-"""What holds for every benchmark."""
+"""All benchmarks: the command line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests import ROOT
 COMMANDS = [
     path
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
-    if "def main(" in path.read_text()  # the others are parts of them
+    if "def main(" in path.read_text()  # the others are modules of these
 ]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
 def test_wrong_option(path: Path) -> None:
-    """A wrong option is told in argparse's own line, and nothing is run."""
+    """An unknown option gets argparse's error line, and nothing runs."""
     ended = subprocess.run(
         [sys.executable, path, "--long"], capture_output=True, text=True, timeout=30, check=False
     )

@@ -1,4 +1,4 @@
-"""``benchmarks/client.py`` runs, and says what its figures say; how large they are is open."""
+"""``benchmarks/client.py`` runs, and its sentences agree with its figures, whatever these are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ client = benchmark("client")
 
 
 @needs_cc
-@pytest.mark.skipif(not shutil.which("socat"), reason="socat is what pipe is compared with")
+@pytest.mark.skipif(not shutil.which("socat"), reason="needs socat")
 def test_output() -> None:
-    """There is a row for each client, and below it the ratios and whether the aims are met."""
+    """The output has a row for each client, then the ratios, and whether each aim is met."""
     table, _, rest = short_run("client.py").partition("\n\n")
     rows = [line.split("  ")[0] for line in table.splitlines()[3:-1]]
     assert rows == ["echod-client load", "load.c", "echod-client pipe", "socat"]
@@ -35,7 +35,7 @@ def test_output() -> None:
 
 
 def test_aims(client: ModuleType) -> None:
-    """Each aim is met, or not, by the median of the rounds."""
+    """The median of the rounds decides whether an aim is met."""
     good = client.Round((50, 100), (500, 1000), 990, 0.0009)
     bad = client.Round((49, 100), (499, 1000), 989, 0.001)
     assert client.report([bad, good, good]).count(": met.") == 4

@@ -1,4 +1,4 @@
-"""``benchmarks/counting.py`` runs, and says what its figures say; how large they are is open."""
+"""``benchmarks/counting.py`` runs, and its sentences agree with its figures, whatever these are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.benchmarks.running import benchmark, short_run
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    """Run ``--short``."""
+    """Run the short form once for all tests."""
     return short_run("counting.py")
 
 
@@ -20,7 +20,7 @@ counting = benchmark("counting")
 
 
 def test_table(output: str) -> None:
-    """There is a row for a message and one for a connection: three times and two ratios."""
+    """The rows for a message and for a connection have three times and two ratios."""
     table = output.partition("\n\n")[0].splitlines()
     rows = dict(line.split("  ", 1) for line in table[4:-1])
     assert rows.keys() == {"a message", "a connection"}
@@ -36,7 +36,7 @@ def test_table(output: str) -> None:
 
 
 def test_sentences(output: str) -> None:
-    """Below the table stands what it shows of each row, and what a scrape costs."""
+    """Below the table, a sentence interprets each row, and a third gives the cost of a scrape."""
     message, connection, scrape, *_ = output.partition("\n\n")[2].splitlines()
     assert message.startswith("A message: ")
     assert connection.startswith("A connection: ")
@@ -44,7 +44,7 @@ def test_sentences(output: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratios", "seen"),
+    ("ratios", "expected"),
     [
         ([0.98, 1.0, 1.02] * 4, "no difference is seen"),
         ([1.02] * 10 + [0.99] * 2, "no difference is seen"),
@@ -54,13 +54,13 @@ def test_sentences(output: str) -> None:
         ([0.96] * 12, "a difference that equals do not make"),
     ],
 )
-def test_verdict(counting: ModuleType, ratios: list[float], seen: str) -> None:
-    """A difference is seen, in either direction, if it is large, and also if it is steady."""
-    said = counting.verdict("a message", [0.97, 1.0, 1.03] * 4, ratios)
-    assert said.startswith(f"A message: {seen}. ")
+def test_verdict(counting: ModuleType, ratios: list[float], expected: str) -> None:
+    """The verdict reports a difference, up or down, that is large or steady."""
+    verdict = counting.verdict("a message", [0.97, 1.0, 1.03] * 4, ratios)
+    assert verdict.startswith(f"A message: {expected}. ")
 
 
 def test_wrong_byte(counting: ModuleType) -> None:
-    """A byte that is not the one that was sent ends it."""
+    """A wrong byte ends the benchmark."""
     with pytest.raises(RuntimeError, match="61 was sent, and 62 came back"):
         counting.check(b"b", b"a")

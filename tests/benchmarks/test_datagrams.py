@@ -1,4 +1,4 @@
-"""``benchmarks/datagrams.py`` runs, and says what its figures say; how large they are is open."""
+"""``benchmarks/datagrams.py`` runs, and its sentences agree with its figures, whatever these are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ datagrams = benchmark("datagrams")
 
 
 def test_output() -> None:
-    """There is a row for each server, and one for their ratio; then what it was measured with."""
+    """The output has a row for each server, one for their ratio, and the versions."""
     table, _, rest = short_run("datagrams.py").partition("\n\n")
     rows = dict(re.split(" {2,}", line, maxsplit=1) for line in table.splitlines()[3:-1])
     assert list(rows) == ["asyncio DatagramProtocol", "echod", "echod / asyncio"]
@@ -29,16 +29,16 @@ def test_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("figures", "said"),
+    ("figures", "expected"),
     [([0.25], "0.25 (0.25..0.25)"), ([0.3, 0.1, 0.2], "0.20 (0.10..0.30)")],
 )
-def test_spread(datagrams: ModuleType, figures: list[float], said: str) -> None:
-    """A figure is the median of the rounds, with the least and the most of them."""
-    assert datagrams.spread(figures) == said
+def test_spread(datagrams: ModuleType, figures: list[float], expected: str) -> None:
+    """A figure is the median of the rounds, with the minimum and the maximum."""
+    assert datagrams.spread(figures) == expected
 
 
 def test_document(datagrams: ModuleType) -> None:
-    """The figure in docs/udp.rst has its command beside it, and is one ratio of two times."""
+    """The figure in docs/udp.rst names its command, and is the ratio of the two times."""
     text = " ".join((ROOT / "docs" / "udp.rst").read_text().split())
     assert "``python benchmarks/datagrams.py``" in text
     assert f"of {datagrams.SIZE} bytes, on {datagrams.SOCKETS} sockets, echod took" in text

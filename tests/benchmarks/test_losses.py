@@ -1,4 +1,4 @@
-"""``benchmarks/losses.py`` runs, and its table says of echod what the documentation says."""
+"""``benchmarks/losses.py`` runs, and echod's row is that of the documentation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.benchmarks.running import short_run
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[str]]:
-    """Run ``--short``; return the cells of each server's row."""
+    """Run the short form once, and return the cells of each server's row."""
     table = short_run("losses.py").partition("\n\n")[0].splitlines()
     return {name: cells for name, *cells in (re.split(" {2,}", line) for line in table)}
 
 
 def test_echod_loses_nothing(rows: dict[str, list[str]]) -> None:
-    """No case loses a byte of echod's, and its memory does not grow with what is sent."""
+    """echod loses no byte in any case, and its memory does not grow with the bytes sent."""
     half_close, large, memory, sigterm = rows["echod"]
     assert half_close == "0 of 20"
     assert large == "0, FIN"
@@ -26,7 +26,7 @@ def test_echod_loses_nothing(rows: dict[str, list[str]]) -> None:
 
 
 def test_cases_can_fail(rows: dict[str, list[str]]) -> None:
-    """Each case catches the server that has no defence against it."""
+    """Each case finds the fault in wire.Echo."""
     half_close, large, memory, sigterm = rows["wire.Echo"]
     assert re.fullmatch(r"[1-9]\d* of 20 \(!\)", half_close)
     assert large.endswith("MiB, FIN (!)")

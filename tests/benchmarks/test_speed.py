@@ -1,4 +1,4 @@
-"""``benchmarks/speed.py`` runs, catches who lies, and says what its figures say."""
+"""``benchmarks/speed.py`` runs, detects wrong bytes, and reports its figures correctly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMAND = [sys.executable, str(ROOT / "benchmarks" / "speed.py")]
 
 
 def bench(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end; it gives itself up after 100 s."""
+    """Run the short form, which has a limit of 100 s."""
     with subprocess.Popen(
         [*COMMAND, "--short", *options],
         stdout=subprocess.PIPE,
@@ -37,7 +37,7 @@ def bench(*options: str, **environment: str) -> subprocess.CompletedProcess[str]
         try:
             output, errors = process.communicate(timeout=110)
         except BaseException:
-            process.terminate()  # it ends its servers
+            process.terminate()  # on SIGTERM it stops its servers
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
@@ -48,7 +48,7 @@ speed = benchmark("speed")
 
 
 def rows(output: str, title: str) -> dict[str, list[str]]:
-    """Return the rows of the table with that title: the cells, by the first of them."""
+    """Return the rows of the table ``title``: the cells by the name in the first column."""
     [table] = [part for part in output.split("\n\n") if f"\n{title}  " in part]
     lines = [re.split(" {2,}", line) for line in table.splitlines()]
     rules = [at for at, line in enumerate(lines) if line[0].startswith("==")]
@@ -57,7 +57,7 @@ def rows(output: str, title: str) -> dict[str, list[str]]:
 
 @needs_cc
 def test_some(tmp_path: Path) -> None:
-    """Of the servers and scenarios that were asked for, each is there, and can be read again."""
+    """The output has the chosen servers and scenarios, and --read prints it again."""
     file = tmp_path / "figures.json"
     ended = bench(
         *("--servers", "echod,c,asyncio", "--scenarios", "message-50,short,idle"),
@@ -83,7 +83,7 @@ def test_some(tmp_path: Path) -> None:
 
 @needs_cc
 def test_lie() -> None:
-    """One wrong byte is found, and ends it."""
+    """One wrong byte ends the benchmark."""
     ended = bench("--servers", "asyncio,liar", "--scenarios", "message-50")
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
@@ -93,7 +93,7 @@ def test_lie() -> None:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """Make a directory for PATH with a C compiler alone."""
+    """Make a directory for PATH that has only a C compiler."""
     for name in ("cc", "as", "ld"):
         found = shutil.which(name)
         if found:
@@ -103,7 +103,7 @@ def bare(tmp_path: Path) -> Path:
 
 @needs_cc
 def test_log() -> None:
-    """What the log costs is in the table of connections that come and go, and nowhere else."""
+    """The row of echod with its log is in the table of short connections only."""
     ended = bench("--servers", "echod,echod-log", "--scenarios", "message-1,short")
     assert ended.returncode == 0
     short = rows(ended.stdout, "connect, 64 B, close; 10 at once")
@@ -119,7 +119,7 @@ def test_log() -> None:
 
 @needs_cc
 def test_left_out(bare: Path) -> None:
-    """What cannot be run is left out, and a line says why."""
+    """A server that cannot run is left out, and a line gives the reason."""
     ended = bench("--servers", "go,socat,c", "--scenarios", "message-1", PATH=str(bare))
     assert ended.returncode == 0
     assert "Left out: Go, io.Copy: no go is installed.\n" in ended.stdout
@@ -129,7 +129,7 @@ def test_left_out(bare: Path) -> None:
 
 @needs_cc
 def test_does_not_compile(bare: Path) -> None:
-    """A server that does not compile is left out; without the load, there is nothing to do."""
+    """A server that does not compile is left out; a load that does not compile ends it all."""
     (bare / "go").write_text("#!/bin/sh\necho '# package' >&2; echo no cache >&2; exit 1\n")
     (bare / "go").chmod(0o755)
     ended = bench("--servers", "go,c", "--scenarios", "message-1", PATH=str(bare))
@@ -149,7 +149,7 @@ def test_does_not_compile(bare: Path) -> None:
 
 @needs_cc
 def test_few_descriptors() -> None:
-    """Where there are too few descriptors for the connections, nothing is measured."""
+    """With too few descriptors for the connections, nothing is measured."""
     ended = subprocess.run(
         ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *COMMAND, "--scenarios", "message-500"],
         capture_output=True,
@@ -163,7 +163,7 @@ def test_few_descriptors() -> None:
 
 
 def test_no_compiler(tmp_path: Path) -> None:
-    """Without a C compiler there is no load, and a line says so."""
+    """Without a C compiler there is no load, and an error line."""
     ended = bench(PATH=str(tmp_path))
     assert ended.returncode == 1
     assert ended.stderr == "speed.py: the load is a C program, and no cc is installed\n"
@@ -182,11 +182,11 @@ def test_interrupt() -> None:
         env=os.environ | {name: value},
     ) as process:
         assert process.stderr is not None
-        # With the second they have been there, and are there again.
+        # The second line follows the end of the first servers.
         assert process.stderr.readline() == "round 1 of 7: message-1\n"
         assert process.stderr.readline() == "round 1 of 7: message-50\n"
         until = time.monotonic() + TIMEOUT
-        while len(marked(mark)) < 2:  # itself, and a server
+        while len(marked(mark)) < 2:  # the benchmark and a server
             assert time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -196,14 +196,14 @@ def test_interrupt() -> None:
 
 
 def marked(mark: str) -> list[int]:
-    """Return the processes that have it in their environment."""
+    """Return the processes that have ``mark`` in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if mark.encode() in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
     return found
 
 
@@ -214,7 +214,7 @@ def test_short(servers: ModuleType, report: ModuleType) -> None:
     ended = bench()
     assert ended.returncode == 0
     there = [name for name in servers.USUAL if not servers.missing(name)]
-    assert len(there) >= 6  # what needs nothing that the tests do not need
+    assert len(there) >= 6  # the servers that need no further package
     assert len(report.SCENARIOS) == 7
     for scenario, (title, _) in report.SCENARIOS.items():
         assert list(rows(ended.stdout, title)) == [
@@ -236,7 +236,7 @@ def result(*rounds: Any, scenario: str = "message-50") -> dict[str, Any]:
 
 
 def test_figures(speed: ModuleType) -> None:
-    """The figures are those of all runs together, in the units of the tables."""
+    """Figures combine all runs, in the units of the tables."""
     first = {"memory": 0, "waited": 2e6, "cpu": 3e6, "done": 400, "wall": 5e6, "own": 1e6}
     second = {"memory": 0, "waited": 0, "cpu": 2e6, "done": 600, "wall": 5e6, "own": 4e6}
     runs = [first | {"p50": 7000, "p99": 8000}, second | {"p50": 9000, "p99": 11_000}]
@@ -256,7 +256,7 @@ def test_figures(speed: ModuleType) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4, 11])
 def test_order(speed: ModuleType, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """From one round to the next the order of the servers is another."""
+    """No two consecutive rounds have the same order of servers."""
     usual = speed.USUAL[:count]
     scenarios = {name: speed.SCENARIOS[name] for name in ("message-1", "short")}
     orders: dict[str, list[tuple[str, ...]]] = {name: [] for name in scenarios}
@@ -279,7 +279,7 @@ def test_order(speed: ModuleType, monkeypatch: pytest.MonkeyPatch, count: int) -
 
 @pytest.fixture
 def cores() -> Iterator[set[int]]:
-    """Give the test's own back to it, which a server's start takes."""
+    """Return the usable cores, and restore the affinity that starting a server changes."""
     usable = os.sched_getaffinity(0)
     yield usable
     os.sched_setaffinity(0, usable)
@@ -287,9 +287,9 @@ def cores() -> Iterator[set[int]]:
 
 @needs_cc
 def test_cores(speed: ModuleType, servers: ModuleType, cores: set[int], tmp_path: Path) -> None:
-    """The server has one core, and the load another."""
+    """The server and the load run on different cores."""
     if len(cores) == 1:
-        pytest.skip("there is one core only")
+        pytest.skip("needs two cores")
     servers.build("load.c", str(tmp_path / "load"))
     with closing(servers.Server("asyncio", str(tmp_path))) as server:
         server.ready()
@@ -302,7 +302,7 @@ def test_cores(speed: ModuleType, servers: ModuleType, cores: set[int], tmp_path
 
 
 def test_waited(servers: ModuleType) -> None:
-    """What a process waited for its core is that of all its threads."""
+    """The time that a process waits for its core includes all its threads."""
     with subprocess.Popen(
         [sys.executable, "-c", SPINNERS], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -315,7 +315,7 @@ def test_waited(servers: ModuleType) -> None:
     assert servers.waited(process.pid) == 0
 
 
-# Two threads that compete for a core, without a GIL between them, while the first one sleeps.
+# Two threads that compete for a core without holding the GIL, while the main thread sleeps.
 SPINNERS = """
 import hashlib, os, threading, time
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
@@ -334,7 +334,7 @@ time.sleep(60)
 
 
 def test_aims(report: ModuleType) -> None:
-    """Ratios are taken within a round: a slow round is slow for both."""
+    """Ratios are taken within a round, because a slow round is slow for both servers."""
     slow = [{"echod": figures(cpu=n), "uvloop": figures(cpu=n / 1.04)} for n in (4, 8, 16)]
     output = report.tables(result(*slow))
     assert "echod / uvloop Protocol  1.04 (1.04..1.04)     at most 1.05  met" in output
@@ -344,7 +344,7 @@ def test_aims(report: ModuleType) -> None:
 
 @pytest.mark.parametrize("scenario", ["message-50", "message-500", "bulk", "short"])
 def test_not_busy(report: ModuleType, scenario: str) -> None:
-    """A server that could have done more has bounds: its rate is a least, its times a most."""
+    """The figures of a server that was not busy are bounds: ≥ for rates, ≤ for times."""
     output = report.tables(result({"c": figures(busy=0.94)}, scenario=scenario))
     cells = rows(output, report.SCENARIOS[scenario][0])["C, epoll"]
     assert [cell[:2] for cell in cells] == ["≤ ", "≥ ", "≤ ", "≤ ", "94", "70"]
@@ -356,7 +356,7 @@ def test_not_busy(report: ModuleType, scenario: str) -> None:
 
 
 def test_flood(report: ModuleType) -> None:
-    """Beside a flood, what a message takes is a most where the load was always busy."""
+    """Beside a flood, latency is an upper bound if the load was always busy."""
     output = report.tables(result({"c": figures(busy=0.5, load=0.96)}, scenario="flood"))
     cells = rows(output, report.SCENARIOS["flood"][0])["C, epoll"]
     assert [cell[:2] for cell in cells] == ["≤ ", "≤ ", "50", "96"]
@@ -368,13 +368,13 @@ def test_flood(report: ModuleType) -> None:
 
 
 def test_one_connection(report: ModuleType) -> None:
-    """With one connection nobody is busy all the time, and no figure is a bound."""
+    """With one connection no side is always busy, and no figure is a bound."""
     output = report.tables(result({"c": figures(busy=0.4, load=0.99)}, scenario="message-1"))
     assert re.findall("[≤≥]", output) == []
 
 
 def test_quiet(report: ModuleType) -> None:
-    """It says whether others used the machine meanwhile, and how much of it at the worst."""
+    """The notes say whether other processes used the machine, and how much at worst."""
     assert "The machine was quiet" in report.tables(result({"c": figures()}))
     assert "The machine was not quiet" in report.tables(result({"c": figures(waited=0.2)}))
     shares = [
@@ -389,7 +389,7 @@ def test_quiet(report: ModuleType) -> None:
     [(0, "0"), (0.0412, "0.0412"), (1.055, "1.05"), (54.321, "54.3"), (123456.7, "123,457")],
 )
 def test_number(report: ModuleType, value: float, text: str) -> None:
-    """Three digits are enough, and no digit before the point is dropped."""
+    """Numbers have three significant digits, and all digits before the decimal point."""
     assert report.number(value) == text
 
 
@@ -402,8 +402,8 @@ def test_number(report: ModuleType, value: float, text: str) -> None:
         json.dumps(result({"echod": figures(cpu=float("inf"))})),
     ],
 )
-def test_none_of_its_own(tmp_path: Path, text: str) -> None:
-    """A file that is none of its own is told in a line."""
+def test_foreign_file(tmp_path: Path, text: str) -> None:
+    """A file that speed.py has not written gets one error line."""
     file = tmp_path / "none.json"
     file.write_text(text)
     ended = bench("--read", str(file))
@@ -412,14 +412,14 @@ def test_none_of_its_own(tmp_path: Path, text: str) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    """A file that is not there is told in a line."""
+    """A missing file gets one error line."""
     ended = bench("--read", str(tmp_path / "none.json"))
     assert ended.returncode == 1
     assert re.fullmatch(r"speed\.py: .*No such file.*\n", ended.stderr)
 
 
 def test_full(tmp_path: Path) -> None:
-    """What cannot be written is told in a line, behind the tables."""
+    """A failed write gets one error line after the tables."""
     file = tmp_path / "figures.json"
     file.write_text(json.dumps(result({"echod": figures()})))
     ended = bench("--read", str(file), "--json", "/dev/full")
@@ -445,7 +445,7 @@ def test_full(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_option(options: str, error: str) -> None:
-    """What is wrong with an option is told in argparse's own line, and nothing is measured."""
+    """A wrong option gets argparse's error line, and nothing is measured."""
     ended = bench(*options.split())
     assert ended.returncode == 2
     assert f"speed.py: error: {error}" in ended.stderr

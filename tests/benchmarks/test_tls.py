@@ -1,4 +1,4 @@
-"""``benchmarks/tls.py`` runs, and says what its figures say; how large they are is open."""
+"""``benchmarks/tls.py`` runs, and its sentences agree with its figures, whatever these are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ tls = benchmark("tls")
 
 
 def test_output() -> None:
-    """There is a row for each server, and below it the ratios and whether the aim is met."""
+    """The output has a row for each server, then the ratios, and whether the aim is met."""
     table, _, rest = short_run("tls.py").partition("\n\n")
     rows = [re.split(" {2,}", line) for line in table.splitlines()[3:-1]]
     assert [row[0] for row in rows] == ["echod", "asyncio"]
@@ -31,8 +31,8 @@ def test_output() -> None:
 
 @pytest.mark.parametrize(("times", "met"), [([125, 90, 150], "met"), ([126, 90, 150], "not met")])
 def test_aim(tls: ModuleType, times: list[float], met: str) -> None:
-    """The aim is met where the median of the rounds' ratios is 0.8 or more."""
+    """The aim is met if the median of the rounds' ratios is at least 0.8."""
     rounds = [{"echod": (300, cpu), "asyncio": (200, 100.0)} for cpu in times]
-    said = tls.report(rounds)
-    assert f"aim: at least 0.800: {met}.\n" in said
-    assert "by the clock, echod / asyncio: 1.500 (1.500..1.500)." in said
+    report = tls.report(rounds)
+    assert f"aim: at least 0.800: {met}.\n" in report
+    assert "by the clock, echod / asyncio: 1.500 (1.500..1.500)." in report

@@ -1,11 +1,10 @@
-"""Flood a service with forged datagrams, and ask it honestly now and then.
+"""Flood a service with datagrams from forged sources, and send some from a real one.
 
-``python tests/programs/flood.py HOST PORT PARTS COUNT EVERY``: after each COUNT forged
-datagrams, each from another source, it prints a line of JSON about the honest datagrams, one
-for EVERY forged ones: how many were answered at the first try, at all, and how many there were.
+``python tests/programs/flood.py HOST PORT PARTS COUNT EVERY`` sends PARTS times COUNT forged
+datagrams, each from another source, and a real one after every EVERY of them. After each part it
+prints a JSON list: real datagrams answered at the first try, answered at all, and sent.
 
-Who forges waits for the honest answer, so that no more are under way than the kernel holds: what
-it has no room for would test the kernel.
+The flood waits for the reply to the real datagram, so that the receive buffer never overflows.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import sys
 from forge import packet
 
 TRIES = 5
-PATIENCE = 1.0  # seconds for an answer
+PATIENCE = 1.0  # seconds until a reply counts as lost
 
 
 def main() -> None:
@@ -25,13 +24,16 @@ def main() -> None:
     raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     raw.connect((host, 0))
     _, data = packet("1.0.0.0", 50000, host, port, b"forged")
-    before, after = data[:12], data[16:]  # of the source; the checksum is the kernel's to write
+    before, after = (
+        data[:12],
+        data[16:],
+    )  # around the source address; the kernel writes the checksum
     asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     asker.connect((host, port))
     asker.settimeout(PATIENCE)
     first = answered = asks = 0
     for number in range(1, parts * count + 1):
-        # 1.0.0.0 and on, which is below 127.0.0.0 for the first two thousand millions
+        # From 1.0.0.1 on: two thousand million addresses below 127.0.0.0.
         raw.send(before + (0x01000000 + number).to_bytes(4, "big") + after)
         if number % every == 0:
             asks += 1
@@ -39,7 +41,7 @@ def main() -> None:
                 sent = b"%d %d" % (asks, tried)
                 asker.send(sent)
                 try:
-                    while asker.recv(99) != sent:  # late, of a try before
+                    while asker.recv(99) != sent:  # a late reply to an earlier try
                         pass
                 except TimeoutError:
                     continue

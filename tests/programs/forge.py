@@ -1,10 +1,9 @@
-"""Send forged datagrams on a link, and print which answers come.
+"""Send datagrams with forged sources on a link, and print the replies.
 
-Usage: ``python tests/programs/forge.py LINK MAC``.
-
-Standard input has the datagrams as JSON: a list of source, port, destination, port, payload and
-how often. The last one is not forged: when its answer is there, so are those before it, which
-the link keeps in order. Standard output gets the answers as JSON, in the same form.
+``python tests/programs/forge.py LINK MAC`` reads the datagrams from standard input as a JSON list
+of [source, port, destination, port, payload, count]. The last datagram is not forged. The link
+keeps the order, so its reply comes after all others. Standard output gets the replies in the same
+form.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ def checksum(data: bytes) -> int:
 
 
 def packet(source: str, port: int, destination: str, to: int, payload: bytes) -> tuple[int, bytes]:
-    """Return the kind and bytes of an IP packet with a datagram in it."""
+    """Return the EtherType and the bytes of an IP packet that holds a datagram."""
     length = 8 + len(payload)
     udp = struct.pack("!HHHH", port, to, length, 0) + payload
     if ":" not in source:
         ends = socket.inet_aton(source) + socket.inet_aton(destination)
         head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, 0, 64, 17, 0) + ends
         head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
-        return IP, head + udp  # a checksum of 0 is none (RFC 768)
+        return IP, head + udp  # checksum 0: no checksum (RFC 768)
     ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(
         socket.AF_INET6, destination
     )
@@ -44,7 +43,7 @@ def packet(source: str, port: int, destination: str, to: int, payload: bytes) ->
 
 
 def parsed(kind: int, data: bytes) -> list[object] | None:
-    """Return the datagram in an IP packet; ``None``: there is none."""
+    """Return the datagram in an IP packet, or None if it holds none."""
     if kind == IP and data[9] == 17:
         start = (data[0] & 15) * 4
         source, destination = socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20])

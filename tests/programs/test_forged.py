@@ -1,6 +1,6 @@
-"""Datagrams with forged sources, in a network of the tests' own (ip-netns(8), as root).
+"""Datagrams with forged sources, on a link between two network namespaces (as root).
 
-Two namespaces with a link between them: in one the service, in the other who forges.
+The service runs in one namespace; forge.py and flood.py run in the other.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ pytestmark = pytest.mark.skipif(
 PORT = 65432
 FORGE = str(ROOT / "tests" / "programs" / "forge.py")
 HERE, THERE, BROADCAST = "10.86.2.1", "10.86.2.2", "10.86.2.255"
-"""The service's first address, the other end's, and the broadcast of their network."""
+"""The service's first address, the other end's address, and the network's broadcast address."""
 
 MORE = ["10.86.2.11", "10.86.2.12"]
 HERE6, THERE6, MORE6 = "fd86:2::1", "fd86:2::2", ["fd86:2::11", "fd86:2::12"]
 LINK, THERE_LINK = "fe80::86:1", "fe80::86:2"
-"""The ends' addresses of the link alone."""
+"""Their link-local addresses."""
 
 
 def ip(*words: str) -> None:
@@ -44,7 +44,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def spaces() -> Iterator[tuple[str, str]]:
-    """Make the namespaces, linked, each with its addresses."""
+    """Create two linked namespaces with addresses, and return their names."""
     here, there = (f"echod-{name}-{os.getpid()}" for name in ("here", "there"))
     try:
         for space in (here, there):
@@ -55,7 +55,7 @@ def spaces() -> Iterator[tuple[str, str]]:
             (here, [HERE, *MORE, HERE6, *MORE6, LINK]),
             (there, [THERE, THERE6, THERE_LINK]),
         ):
-            # No other link-local address, for which the kernel would first look who has it.
+            # No generated link-local address, which would first go through duplicate detection.
             ip("-n", space, "link", "set", "echod0", "addrgenmode", "none")
             for address in addresses:
                 if ":" in address:
@@ -63,7 +63,7 @@ def spaces() -> Iterator[tuple[str, str]]:
                 else:
                     ip("-n", space, "addr", "add", f"{address}/24", "brd", "+", "dev", "echod0")
             ip("-n", space, "link", "set", "echod0", "up")
-            # A source is believed, as behind a router that does not filter (RFC 2827).
+            # No source filter, as behind a router without ingress filtering (RFC 2827).
             for name in ("all", "echod0"):
                 setting = f"/proc/sys/net/ipv4/conf/{name}/rp_filter"
                 ip("netns", "exec", space, "sh", "-c", f"echo 0 >{setting}")
@@ -76,7 +76,7 @@ def spaces() -> Iterator[tuple[str, str]]:
 
 
 class Service:
-    """A daemon in the one namespace, and who forges in the other."""
+    """A daemon in one namespace, and a sender of forged datagrams in the other."""
 
     def __init__(self, spaces: tuple[str, str], *options: str) -> None:
         self.here, self.there = spaces
@@ -91,23 +91,23 @@ class Service:
         self.daemon.close()
 
     def forge(self, *rows: list[Any]) -> list[list[Any]]:
-        """Send datagrams, the last of them honest, and return the answers to the others."""
+        """Send datagrams and then one that is not forged; return the replies to the former."""
         shown = subprocess.run(
             ["ip", "-n", self.here, "-j", "link", "show", "echod0"],
             check=True, capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
         [link] = json.loads(shown.stdout)
-        honest = [THERE, 50000, HERE, PORT, "honest", 1]
+        real = [THERE, 50000, HERE, PORT, "real", 1]
         ran = subprocess.run(
             ["ip", "netns", "exec", self.there, sys.executable, FORGE, "echod0", link["address"]],
-            input=json.dumps([*rows, honest]),
+            input=json.dumps([*rows, real]),
             check=False, capture_output=True, text=True, timeout=TIMEOUT,
         )  # fmt: skip
         assert (ran.returncode, ran.stderr) == (0, "")
         return json.loads(ran.stdout)[:-1]
 
-    def told(self) -> Counter[str]:
-        """End it, and return how many datagrams it did not answer, by reason."""
+    def dropped(self) -> Counter[str]:
+        """Stop the daemon, and return the number of datagrams that it dropped, by reason."""
         self.daemon.terminate()
         self.daemon.wait()
         found: Counter[str] = Counter()
@@ -137,57 +137,57 @@ BOTH_KINDS = ("--listen", rf"udp:{PORT}:interface=\:\:", "--udp-rate", "1e6")
 def test_forged(
     spaces: tuple[str, str], options: tuple[str, ...], source: str, port: int, reason: str
 ) -> None:
-    """A forged datagram gets no answer, and one count."""
+    """A forged datagram gets no reply, and is counted once, by reason."""
     with Service(spaces, *options) as service:
         assert service.forge([source, port, HERE, PORT, "?", 1]) == []
-        assert service.told() == {reason: 1}
+        assert service.dropped() == {reason: 1}
 
 
 @pytest.mark.parametrize("options", [ANY, BOTH_KINDS], ids=["IPv4", "dual stack"])
 @pytest.mark.parametrize("source", ["224.0.0.1", "255.255.255.255", "0.0.0.0", "127.0.0.1", HERE])
 def test_martian(spaces: tuple[str, str], options: tuple[str, ...], source: str) -> None:
-    """The kernel itself drops sources that cannot be, and counts them (RFC 1812 5.3.7)."""
+    """The kernel drops datagrams from impossible sources, and counts them (RFC 1812 5.3.7)."""
     with Service(spaces, *options) as service:
         assert service.forge([source, 50000, HERE, PORT, "?", 1]) == []
-        assert service.told() == {}
+        assert service.dropped() == {}
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [("::", {"unspecified": 1}), ("ff02::1", {}), ("::1", {}), (HERE6, {})]
+    ("source", "reasons"), [("::", {"unspecified": 1}), ("ff02::1", {}), ("::1", {}), (HERE6, {})]
 )
-def test_martian_of_ipv6(spaces: tuple[str, str], source: str, told: dict[str, int]) -> None:
-    """So it does for IPv6, but for who has no address yet."""
+def test_martian_of_ipv6(spaces: tuple[str, str], source: str, reasons: dict[str, int]) -> None:
+    """For IPv6 it does too, except for the unspecified address, which echod drops."""
     with Service(spaces, *BOTH_KINDS) as service:
         assert service.forge([source, 50000, HERE6, PORT, "?", 1]) == []
-        assert service.told() == told
+        assert service.dropped() == reasons
 
 
 def test_sent_to_many(spaces: tuple[str, str]) -> None:
-    """What was sent to a broadcast or multicast address gets no answer, and one count."""
+    """A datagram to a broadcast or multicast address gets no reply, and is counted."""
     many = [BROADCAST, "255.255.255.255", "224.0.0.1"]
-    # To a socket of IPv6, the kernel gives no multicast of IPv4 that it has not asked for.
+    # An IPv6 socket gets no IPv4 multicast unless it joins the group.
     for options, count in ((ANY, 3), (BOTH_KINDS, 2)):
         with Service(spaces, *options) as service:
             assert service.forge(*[["192.0.2.1", 50000, each, PORT, "?", 1] for each in many]) == []
-            assert service.told() == {"sent-to-many": count}
+            assert service.dropped() == {"sent-to-many": count}
     with Service(spaces, *BOTH_KINDS) as service:
         assert service.forge(["fd86:2::9", 50000, "ff02::1", PORT, "?", 1]) == []
-        assert service.told() == {"sent-to-many": 1}
+        assert service.dropped() == {"sent-to-many": 1}
 
 
 @pytest.mark.parametrize("options", [ANY, BOTH_KINDS], ids=["IPv4", "dual stack"])
 def test_each_address_answers_for_itself(spaces: tuple[str, str], options: tuple[str, ...]) -> None:
-    """On a wildcard, each answer comes from the address that was asked, a link-local one too."""
+    """On a wildcard, a reply comes from the address that was asked, link-local ones included."""
     asked = [(THERE, each) for each in [HERE, *MORE]]
     if options is BOTH_KINDS:
         asked += [(THERE6, each) for each in [HERE6, *MORE6]] + [(THERE_LINK, LINK)]
     with Service(spaces, *options) as service:
-        answers = service.forge(*[[who, 50001, each, PORT, each, 1] for who, each in asked])
-    assert answers == [[each, PORT, who, 50001, each, 1] for who, each in asked]
+        answers = service.forge(*[[source, 50001, each, PORT, each, 1] for source, each in asked])
+    assert answers == [[each, PORT, source, 50001, each, 1] for source, each in asked]
 
 
 def test_zone(spaces: tuple[str, str]) -> None:
-    """echod-client names the interface of a link-local address that it has reached."""
+    """echod-client reports a link-local address with its interface."""
     listen = ("--listen", rf"tcp6:{PORT}:interface=\:\:", "--listen", rf"udp:{PORT}:interface=\:\:")
     client = [str(Path(sys.executable).with_name("echod-client")), "ping", "-c", "1", "--json"]
     with Service(spaces, *listen):
@@ -200,7 +200,7 @@ def test_zone(spaces: tuple[str, str]) -> None:
 
 
 def received(space: str) -> int:
-    """Return how many datagrams sockets in a namespace have received (proc_net(5))."""
+    """Return the number of datagrams that sockets of a namespace have received (proc_net(5))."""
     read = ["ip", "netns", "exec", space, "cat", "/proc/net/snmp"]
     ran = subprocess.run(read, check=True, capture_output=True, text=True, timeout=TIMEOUT)
     names, values = [line.split() for line in ran.stdout.splitlines() if line.startswith("Udp:")]
@@ -208,7 +208,7 @@ def received(space: str) -> int:
 
 
 def send_as(space: str, source: tuple[str, int], destination: tuple[str, int]) -> None:
-    """Send one datagram from a namespace, as if it came from a socket there."""
+    """Send one datagram from a namespace with any source."""
     _, data = packet(*source, *destination, b"?")
     words = [sys.executable, "-c", SEND, data.hex(), destination[0]]
     subprocess.run(["ip", "netns", "exec", space, *words], check=True, timeout=TIMEOUT)
@@ -222,20 +222,20 @@ raw.sendto(bytes.fromhex(sys.argv[1]), (sys.argv[2], 0))
 
 
 def test_two_echods(spaces: tuple[str, str]) -> None:
-    """One forged datagram between two echods on the usual port is dropped, and ends there."""
+    """One forged datagram between two echods on the default port is dropped, and starts no loop."""
     before = [received(space) for space in spaces]
-    usual = ("--listen", f"udp:{PORT}:interface=0.0.0.0")
-    with Service(spaces, *usual) as one, Service(spaces[::-1], *usual) as other:
+    default = ("--listen", f"udp:{PORT}:interface=0.0.0.0")
+    with Service(spaces, *default) as one, Service(spaces[::-1], *default) as other:
         send_as(other.here, (THERE, PORT), (HERE, PORT))
         one.daemon.wait_for("did not answer")
-        assert one.told() == {"own-port": 1}
-        assert other.told() == {}
+        assert one.dropped() == {"own-port": 1}
+        assert other.dropped() == {}
     assert [received(space) for space in spaces] == [before[0] + 1, before[1]]
 
 
 @pytest.mark.parametrize("interface", ["0.0.0.0", r"\:\:"])
 def test_two_echods_on_odd_ports(spaces: tuple[str, str], interface: str) -> None:
-    """On other ports the loop ends with what each may answer at once, and is counted once."""
+    """On other ports the rate limit ends the loop after a burst from each, with one count."""
     before = sum(map(received, spaces))
     with (
         Service(spaces, "--listen", f"udp:40001:interface={interface}") as one,
@@ -244,17 +244,17 @@ def test_two_echods_on_odd_ports(spaces: tuple[str, str], interface: str) -> Non
         began = time.monotonic()
         send_as(other.here, (THERE, 50002), (HERE, 40001))
         until_one(lambda: one.daemon.log.count("did not") + other.daemon.log.count("did not"))
-        took = time.monotonic() - began
-        told = one.told() + other.told()
+        seconds = time.monotonic() - began
+        dropped = one.dropped() + other.dropped()
     count = sum(map(received, spaces)) - before
-    print(f"{count} datagrams were received, until none was answered, within {took:.2f} s")
-    assert told == {"source-rate": 1}
-    # Each answers 100 at once, and as many in a second; then comes the one that is too early.
-    assert 200 < count < 203 + 200 * took
+    print(f"{count} datagrams were received in {seconds:.2f} s, until one got no reply")
+    assert dropped == {"source-rate": 1}
+    # Each replies to a burst of 100 and to 100 a second, and drops the next datagram.
+    assert 200 < count < 203 + 200 * seconds
 
 
 def until_one(count: Callable[[], int]) -> None:
-    """Wait until either of two logs has its line, for which there is no one event."""
+    """Wait until ``count`` is not zero; no event says which of two logs has the line."""
     deadline = time.monotonic() + TIMEOUT
     while not count():
         assert time.monotonic() < deadline, "the loop does not end"
@@ -262,33 +262,33 @@ def until_one(count: Callable[[], int]) -> None:
 
 
 def test_one_echod_of_two_ports(spaces: tuple[str, str]) -> None:
-    """A forged datagram from one port of an echod to another of its own gets no answer."""
+    """A forged datagram from one port of an echod to another port of it gets no reply."""
     before = received(spaces[0])
     ports = [("--listen", f"udp:{number}:interface=0.0.0.0") for number in (40001, 40003)]
     with Service(spaces, *ports[0], *ports[1]) as service:
         send_as(service.here, (HERE, 40003), (HERE, 40001))
         service.daemon.wait_for("did not answer")
-        assert service.told() == {"own-port": 1}
+        assert service.dropped() == {"own-port": 1}
     assert received(spaces[0]) == before + 1
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reasons"),
     [((), {"total-rate"}), (("--udp-total-rate", "1e6"), set())],
-    ids=["usual rates", "all answered"],
+    ids=["default rates", "all answered"],
 )
 def test_a_million_forged_sources(
-    spaces: tuple[str, str], options: tuple[str, ...], told: set[str]
+    spaces: tuple[str, str], options: tuple[str, ...], reasons: set[str]
 ) -> None:
-    """1,000,000 datagrams, each of another source: memory flat, and a good source is answered.
+    """1,000,000 datagrams, each from another source: flat memory, and a real client is served.
 
-    Flat when the tables are full, and as an allocator has it: 4 bytes a source would be too many.
+    Memory is flat once the tables are full. The limit is less than 4 bytes a source.
     """
     flood = [sys.executable, str(ROOT / "tests" / "programs" / "flood.py"), HERE, str(PORT)]
     seen = []
     with (
-        # How often the good one may ask is not what this is about.
+        # ANY has a --udp-rate that never limits the real client.
         Service(spaces, *ANY, *options) as service,
         subprocess.Popen(
             ["ip", "netns", "exec", service.there, *flood, "10", "100_000", "2000"],
@@ -299,12 +299,12 @@ def test_a_million_forged_sources(
         for line in flooding.stdout:
             first, answered, asks = json.loads(line)
             seen.append(service.daemon.rss())
-        found = service.told()
+        found = service.dropped()
     print(f"resident after each 100,000, KiB: {[each // 1024 for each in seen]}; {dict(found)}")
-    print(f"of {asks} asks {answered} were answered, {first} at the first try")
+    print(f"of {asks} real datagrams {answered} were answered, {first} at the first try")
     assert flooding.returncode == 0
     assert len(seen) == 10
     assert max(seen[3:]) - min(seen[3:]) < 3 * 2**20
     assert answered == asks == 500
     assert first > 0.99 * asks
-    assert set(found) == told
+    assert set(found) == reasons

@@ -39,7 +39,7 @@ def run(*command: object, **more: Any) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of what git knows, so that no leftover of a build helps."""
+    """Return a copy of the files that git tracks, without leftovers of a build."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in run("git", "ls-files", cwd=ROOT).splitlines():
         if (ROOT / name).exists():
@@ -50,7 +50,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(checkout: Path) -> dict[str, Path]:
-    """Return the sdist, and the wheel that is built from it."""
+    """Return the sdist, and the wheel that is built from the sdist."""
     run(sys.executable, "-m", "build", checkout)
     return {
         "sdist": next((checkout / "dist").glob("*.tar.gz")),
@@ -59,7 +59,7 @@ def built(checkout: Path) -> dict[str, Path]:
 
 
 def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
-    """The wheel has the plugin and the types marker, and no __init__.py in Twisted's name."""
+    """The wheel has the plugin and py.typed, and no __init__.py in the package twisted."""
     names = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert {"twisted/plugins/echod_plugin.py", "echod/py.typed", "echod/daemon/service.py"} <= names
     assert "echod/client/main.py" in names
@@ -81,7 +81,7 @@ def test_metadata(built: dict[str, Path]) -> None:
 
 
 def test_client(built: dict[str, Path], tmp_path: Path) -> None:
-    """With the extra ``client``, and no other, ``echod-client`` measures."""
+    """With the extra ``client`` alone, ``echod-client`` works."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", f"{built['wheel']}[client]")
@@ -93,7 +93,7 @@ def test_client(built: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_sdist_holds_the_tests(built: dict[str, Path]) -> None:
-    """The sdist has what is needed to test it and to read about it."""
+    """The sdist has the tests, the benchmarks and the documents."""
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {
@@ -113,11 +113,11 @@ def test_install(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Installed in a new environment, twistd run from an empty directory finds echod."""
+    """Installed in a new environment, twistd finds echod from an empty directory."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    what = ["--editable", checkout] if form == "editable" else [built[form]]
-    run(python, "-m", "pip", "install", "--quiet", *what)
+    package = ["--editable", checkout] if form == "editable" else [built[form]]
+    run(python, "-m", "pip", "install", "--quiet", *package)
     monkeypatch.setattr(tests.programs.daemon, "TWISTD", python.with_name("twistd"))
     with Daemon("--port", "0") as daemon:
         with daemon.connect() as client:

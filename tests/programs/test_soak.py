@@ -1,4 +1,4 @@
-"""The large figures: minutes of load on a real daemon. ``tox -e soak`` runs them."""
+"""Large figures: minutes of load on a real daemon. ``tox -e soak`` runs them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.soak
 MIB = 1 << 20
 KIB = 1 << 10
 
-KERNELS = 1280
-"""Bytes that the kernel counts for a datagram besides twice its own, at most."""
+DATAGRAM_OVERHEAD = 1280
+"""The kernel accounts for a datagram with at most this many bytes and twice its size."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def daemon() -> Iterator[Daemon]:
 
 
 def round_trip(client: socket.socket, data: bytes = b"?") -> float:
-    """Send and receive ``data``, and return the seconds that it took."""
+    """Send and receive ``data``, and return the round-trip time in seconds."""
     began = time.monotonic()
     client.sendall(data)
     assert client.recv(len(data), socket.MSG_WAITALL) == data
@@ -49,7 +49,7 @@ def round_trip(client: socket.socket, data: bytes = b"?") -> float:
 
 
 def test_6_bytes_and_half_close(daemon: Daemon) -> None:
-    """6 bytes and SHUT_WR at once, 1,000 times: 0 lost."""
+    """1,000 clients that send 6 bytes and half-close at once: no reply is lost."""
     for _ in range(1000):
         with daemon.connect() as client:
             client.sendall(b"hello\n")
@@ -59,7 +59,7 @@ def test_6_bytes_and_half_close(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("largest", [64 * MIB, MIB])
 def test_64_mib_and_half_close(daemon: Daemon, largest: int) -> None:
-    """64 MiB, at once or in writes of 1 B to 1 MiB, the reader asleep at first: same SHA-256."""
+    """64 MiB in one write, or in writes of 1 B to 1 MiB, read a second late: same SHA-256."""
     chance = random.Random(862)
     sent = chance.randbytes(64 * MIB)
     with daemon.connect() as client:
@@ -74,7 +74,7 @@ def test_64_mib_and_half_close(daemon: Daemon, largest: int) -> None:
 
         sender = threading.Thread(target=send)
         sender.start()
-        sender.join(1)  # the first second, in which nobody reads
+        sender.join(1)  # for a second the client does not read
         received = receive_all(client)
         sender.join()
     assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
@@ -101,34 +101,34 @@ while time.monotonic() < end:
 
 
 def test_peers_that_never_read(daemon: Daemon) -> None:
-    """100 peers send for 30 s and never read: under 25 MiB more in all, others under 50 ms.
+    """100 peers send for 30 s and never read: 25 MiB of memory, and others wait under 50 ms.
 
-    But for one echo in a thousand, which is the machine's to delay; the slowest is printed.
+    One echo in a thousand may take longer: the machine may delay it. The slowest is printed.
     """
-    most, took = 0, []
+    most, times = 0, []
     with daemon.connect() as neighbour:
         round_trip(neighbour)
         before = daemon.rss()
-        # In a process of its own, whose Python does not hold up the one that measures.
+        # In another process, whose GIL does not delay the one that measures.
         with subprocess.Popen(
             [sys.executable, "-c", FLOOD, str(daemon.port)], stdout=subprocess.PIPE
         ) as flood:
             assert flood.stdout is not None
             assert flood.stdout.readline() == b"connected\n"
             while flood.poll() is None:
-                took.append(round_trip(neighbour))
+                times.append(round_trip(neighbour))
                 most = max(most, daemon.rss())
-    took.sort()
+    times.sort()
     print(
-        f"{(most - before) / MIB:.1f} MiB more; of {len(took)} echoes the slowest {took[-1]:.4f} s"
+        f"{(most - before) / MIB:.1f} MiB more; slowest of {len(times)} echoes: {times[-1]:.4f} s"
     )
     assert flood.returncode == 0
     assert most - before < 25 * MIB, most - before
-    assert took[-1 - len(took) // 1000] < 0.050, took[-1 - len(took) // 1000 :]
+    assert times[-1 - len(times) // 1000] < 0.050, times[-1 - len(times) // 1000 :]
 
 
 def test_1000_idle_connections_and_sigterm() -> None:
-    """SIGTERM with 1,000 idle connections: gone in less than 1 s, each closed cleanly."""
+    """SIGTERM with 1,000 idle connections: exit within 1 s, and each connection ends with FIN."""
     with Daemon("--port", "0", "--quiet") as daemon:
         clients = [daemon.connect() for _ in range(1000)]
         round_trip(clients[-1])
@@ -143,8 +143,8 @@ def test_1000_idle_connections_and_sigterm() -> None:
 
 
 def test_300_resets() -> None:
-    """300 resets in mid-transfer: memory flat, no descriptor more, no traceback."""
-    with Daemon("--port", "0") as daemon, daemon.connect() as probe:
+    """300 resets in mid-transfer: flat memory, no leaked descriptor, no traceback."""
+    with Daemon("--port", "0") as daemon, daemon.connect() as neighbour:
         seen: list[tuple[int, int]] = []
         for again in range(1, 5):
             for _ in range(300):
@@ -153,7 +153,7 @@ def test_300_resets() -> None:
                     client.send(bytes(MIB))
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             daemon.wait_for("closed", 300 * again)
-            round_trip(probe)
+            round_trip(neighbour)
             seen.append((daemon.rss(), daemon.descriptors()))
         assert seen[-1][0] - seen[0][0] < 2 * MIB, seen
         assert seen[-1][1] == seen[0][1], seen
@@ -161,29 +161,29 @@ def test_300_resets() -> None:
 
 
 def test_100_000_connections(daemon: Daemon) -> None:
-    """100,000 connections one after another: memory flat, no descriptor more, no traceback."""
+    """100,000 connections, one after another: flat memory, no leaked descriptor, no traceback."""
     seen: list[tuple[int, int]] = []
-    probe = daemon.connect()
-    for _ in range(3):  # by the third, the fast path has its descriptor
-        round_trip(probe)
+    neighbour = daemon.connect()
+    for _ in range(3):  # the third round trip is on the fast path, which opens a descriptor
+        round_trip(neighbour)
     for count in range(100_000):
-        # Addresses of its own, because a closed connection holds its port for a while.
+        # Several source addresses: a closed connection holds its port in TIME_WAIT.
         source = (f"127.{100 + os.getpid() % 100}.{count // 10_000}.1", 0)
         with daemon.connect(source_address=source) as client:
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
             assert receive_all(client) == b"hello"
         if count % 10_000 == 9_999:
-            round_trip(probe)  # after which the last one is closed for certain
+            round_trip(neighbour)  # after which the server has closed the last connection
             seen.append((daemon.rss(), daemon.descriptors()))
-    probe.close()
+    neighbour.close()
     assert seen[-1][0] - seen[0][0] < 2 * MIB, seen
     assert seen[-1][1] == seen[0][1], seen
     assert "Traceback" not in daemon.log
 
 
 def test_1_000_000_echoes(daemon: Daemon) -> None:
-    """1,000,000 echoes, on 50 connections: memory flat, no descriptor more, no traceback."""
+    """1,000,000 echoes on 50 connections: flat memory, no leaked descriptor, no traceback."""
     clients = [daemon.connect() for _ in range(50)]
     seen: list[tuple[int, int]] = []
     for count in range(20_000):
@@ -202,9 +202,9 @@ def test_1_000_000_echoes(daemon: Daemon) -> None:
 
 
 def test_10_000_idle_connections() -> None:
-    """10,000 idle connections: 2 KiB each at the most, and every one answers.
+    """10,000 idle connections take 2 KiB each, and every one is served.
 
-    Once it has, Twisted's transport keeps some more; that too is bounded.
+    After the first echo Twisted's transport keeps some more memory, which is bounded, too.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 10_100
@@ -214,7 +214,7 @@ def test_10_000_idle_connections() -> None:
     clients = []
     try:
         with Daemon("--port", "0", "--quiet") as daemon:
-            while len(clients) < 100:  # what the first connections cost is not theirs
+            while len(clients) < 100:  # the first connections also pay for one-time allocations
                 clients.append(daemon.connect())
             round_trip(clients[-1])
             before = daemon.rss()
@@ -253,7 +253,7 @@ react(main)
 
 
 def test_256_mib_in_one_call(daemon: Daemon) -> None:
-    """EchoClient.echo() of 256 MiB: all of it comes back, for less than 16 MiB of memory."""
+    """EchoClient.echo() of 256 MiB receives all of it with less than 16 MiB of memory."""
     done = subprocess.run(
         [sys.executable, "-c", CLIENT, f"tcp:127.0.0.1:{daemon.port}"],
         capture_output=True,
@@ -266,65 +266,65 @@ def test_256_mib_in_one_call(daemon: Daemon) -> None:
 
 
 class Sources:
-    """20 sockets with addresses of their own, which send datagrams and look at what comes back.
+    """20 sockets, each with an address of its own, that send datagrams and check the replies.
 
-    :ivar buffered: for each, what it has sent and not got back, and how often.
-    :ivar under_way: bytes of these, as the kernel counts them, at most.
-    :ivar room: bytes that it holds for one socket.
+    :ivar outstanding: the payloads that each socket has sent without a reply, with their counts.
+    :ivar in_flight: bytes that the kernel accounts for outstanding datagrams, at most.
+    :ivar receive_buffer: bytes that the kernel holds for one socket.
     """
 
     def __init__(self, port: int) -> None:
         self.chance = random.Random(862)
-        self.buffered: dict[socket.socket, Counter[bytes]] = {}
+        self.outstanding: dict[socket.socket, Counter[bytes]] = {}
         self.poll = select.epoll()
-        self.sent = self.received = self.under_way = 0
+        self.sent = self.received = self.in_flight = 0
         for number in range(1, 21):
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             sock.bind((f"127.0.1.{number}", 0))
             sock.connect(("127.0.0.1", port))
-            self.buffered[sock] = Counter()
+            self.outstanding[sock] = Counter()
             self.poll.register(sock, select.EPOLLIN)
-        self.socks = {sock.fileno(): sock for sock in self.buffered}
-        # As much as the kernel allows, to the daemon too.
-        self.room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        self.socks = {sock.fileno(): sock for sock in self.outstanding}
+        # As much as the kernel allows; the daemon's socket has the same.
+        self.receive_buffer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
     def close(self) -> None:
-        for sock in self.buffered:
+        for sock in self.outstanding:
             sock.close()
         self.poll.close()
 
     def send(self) -> None:
-        """Send one from any of them, of any size, of which most are small."""
+        """Send a datagram of random size, most of them small, from a random socket."""
         kinds = [int(2 ** self.chance.uniform(0, 11)), self.chance.randrange(65_508), 0, 65_507]
         [size] = self.chance.choices(kinds, (97, 2, 0.5, 0.5))
         data = self.chance.randbytes(size)
-        sock = self.chance.choice([*self.buffered])
+        sock = self.chance.choice([*self.outstanding])
         sock.send(data)
-        self.buffered[sock][data] += 1
+        self.outstanding[sock][data] += 1
         self.sent += 1
-        self.under_way += KERNELS + 2 * size
+        self.in_flight += DATAGRAM_OVERHEAD + 2 * size
 
     def receive(self, seconds: float) -> bool:
-        """Take what has come back, each of which has to be owed; tell whether anything has."""
+        """Receive replies, each to an outstanding datagram; return whether one has arrived."""
         ready = self.poll.poll(seconds)
         for number, _ in ready:
             sock = self.socks[number]
             data = sock.recv(70_000)
-            assert self.buffered[sock][data] > 0, "twice, or not what was sent"
-            self.buffered[sock][data] -= 1
+            assert self.outstanding[sock][data] > 0, "a second reply, or one to no datagram"
+            self.outstanding[sock][data] -= 1
             self.received += 1
-            self.under_way -= KERNELS + 2 * len(data)
+            self.in_flight -= DATAGRAM_OVERHEAD + 2 * len(data)
         return bool(ready)
 
     def dropped(self) -> int:
-        """Return how many answers their own kernel had no room for (SO_MEMINFO in socket(7))."""
-        told = [sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36) for sock in self.buffered]
-        return sum(int.from_bytes(each[32:], sys.byteorder) for each in told)
+        """Return how many replies overflowed the receive buffers (SO_MEMINFO in socket(7))."""
+        infos = [sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36) for sock in self.outstanding]
+        return sum(int.from_bytes(each[32:], sys.byteorder) for each in infos)
 
 
 def samples(daemon: Daemon) -> dict[str, float]:
-    """Return its metrics."""
+    """Return the metrics of ``daemon`` by name."""
     where = daemon.wait_for("metrics on tcp")[0].rpartition(":")[2]
     with urlopen(f"http://127.0.0.1:{where}/metrics") as reply:
         lines = reply.read().decode().splitlines()
@@ -332,12 +332,12 @@ def samples(daemon: Daemon) -> dict[str, float]:
     return {name: float(value) for name, _, value in split}
 
 
-@pytest.mark.parametrize("share", [0.5, 4], ids=["with room", "without"])
+@pytest.mark.parametrize("share", [0.5, 4], ids=["buffers suffice", "buffers overflow"])
 def test_100_000_datagrams(share: float) -> None:
-    """100,000 datagrams of 20 sources, 0 to 65,507 bytes: each comes back once, or is counted.
+    """100,000 datagrams from 20 sources, 0 to 65,507 bytes: each gets one reply, or is counted.
 
-    What the kernel had no room for is counted by it, as when the daemon had no turn for a while.
-    Where there is room, that is none.
+    The kernel counts the datagrams that overflow a receive buffer, such as that of a stopped
+    daemon. If the buffers suffice, it drops none.
     """
     rates = ("--udp-rate", "1e5", "--udp-total-rate", "1e6")
     options = ("--listen", "udp:0:interface=0.0.0.0", "--metrics", "tcp:0:interface=127.0.0.1")
@@ -347,7 +347,7 @@ def test_100_000_datagrams(share: float) -> None:
             while sources.sent < 100_000:
                 if share > 1:
                     daemon.terminate(signal.SIGSTOP)
-                while sources.under_way < share * sources.room and sources.sent < 100_000:
+                while sources.in_flight < share * sources.receive_buffer and sources.sent < 100_000:
                     sources.send()
                 daemon.terminate(signal.SIGCONT)
                 if share < 1:
@@ -355,18 +355,20 @@ def test_100_000_datagrams(share: float) -> None:
                 else:
                     while sources.receive(0.1):
                         pass
-                    sources.under_way = 0  # what has not come back by now will not
+                    sources.in_flight = 0  # a reply that is missing by now has been dropped
             while sources.receive(1):
                 pass
-            by_us, told = sources.dropped(), samples(daemon)
-            buffered = sum(sum(each.values()) for each in sources.buffered.values())
+            by_us, metrics = sources.dropped(), samples(daemon)
+            outstanding = sum(sum(each.values()) for each in sources.outstanding.values())
         finally:
             sources.close()
-    by_kernel = told["echod_datagrams_kernel_dropped_total"]
+    by_kernel = metrics["echod_datagrams_kernel_dropped_total"]
     print(f"{sources.received} came back, {by_kernel:.0f} + {by_us} were dropped by the kernel")
     assert sources.received + by_kernel + by_us == sources.sent
-    assert buffered == by_kernel + by_us
-    assert told["echod_datagrams_answered_total"] == sources.received + by_us
-    reasons = [told[name] for name in told if name.startswith("echod_datagrams_dropped_total")]
+    assert outstanding == by_kernel + by_us
+    assert metrics["echod_datagrams_answered_total"] == sources.received + by_us
+    reasons = [
+        metrics[name] for name in metrics if name.startswith("echod_datagrams_dropped_total")
+    ]
     assert reasons == [0] * len(Drop)
     assert (by_kernel > 0) == (share > 1)

@@ -1,6 +1,6 @@
-"""A storm: everything at once, for a minute, and at the end nothing is wrong and nothing is left.
+"""A storm: 1,000 clients of all kinds at once, for a minute, without a wrong byte or a leak.
 
-``ECHOD_STORM=600 pytest -m soak tests/programs/test_storm.py -rP`` makes it ten minutes.
+``ECHOD_STORM=600 pytest -m soak tests/programs/test_storm.py -rP`` runs it for ten minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONNECTIONS = 1000
 MIB = 1 << 20
 
 PERIOD = 65521
-"""A prime, so that a buffer's worth that is lost or sent twice is a wrong byte."""
+"""A prime: a buffer that is lost or sent twice shifts the pattern, and shows as a wrong byte."""
 
 PATTERN = random.Random(862).randbytes(PERIOD) * (5 * MIB // PERIOD)
 
@@ -63,7 +63,7 @@ reactor.run()
 
 
 class Client:
-    """One connection with a whim: what it sends, whether it reads, and how it goes."""
+    """One connection with random behaviour: how much it sends, when it reads, how it ends."""
 
     def __init__(self, port: int, chance: random.Random, now: float) -> None:
         self.sock = socket.socket()
@@ -71,23 +71,23 @@ class Client:
         self.sock.connect_ex(("127.0.0.1", port))
         self.left = int(2 ** chance.uniform(0, 22))  # 1 byte to 4 MiB
         self.sent = self.received = 0
-        self.whim = chance.choices(["finish", "reset", "close"], [8, 1, 1])[0]
-        # Some do not read at first; a few of them for longer than the server bears it.
+        self.ends_with = chance.choices(["finish", "reset", "close"], [8, 1, 1])[0]
+        # Some pause before they read, a few of them for longer than the stall timeout.
         self.reads_at = now + (chance.choice([0.2, 0.8, 3.5]) if chance.random() < 0.1 else 0)
 
     def wants(self, now: float) -> int:
-        """Return the events that it waits for; 0: it sleeps."""
+        """Return the events that it waits for; 0 while it pauses."""
         writes = selectors.EVENT_WRITE if self.left else 0
         return writes | (selectors.EVENT_READ if now >= self.reads_at else 0)
 
     def step(self, events: int) -> str | None:
-        """Send and receive; return how it ended, if it did."""
+        """Send and receive once; return how the connection ended, if it has."""
         if events & selectors.EVENT_WRITE and self.left:
             at = self.sent % PERIOD
             count = self.sock.send(PATTERN[at : at + min(self.left, MIB)])
             self.sent += count
             self.left -= count
-            if not self.left and self.whim == "finish":
+            if not self.left and self.ends_with == "finish":
                 self.sock.shutdown(socket.SHUT_WR)
         if events & selectors.EVENT_READ:
             at = self.received % PERIOD
@@ -96,11 +96,11 @@ class Client:
             self.received += len(data)
             if not data:
                 done = self.received == self.sent and not self.left
-                return "whole" if done and self.whim == "finish" else "ended"
-            if self.whim == "reset":
+                return "whole" if done and self.ends_with == "finish" else "ended"
+            if self.ends_with == "reset":
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 return "left"
-            if self.whim == "close" and self.received == self.sent and not self.left:
+            if self.ends_with == "close" and self.received == self.sent and not self.left:
                 return "left"
         return None
 
@@ -109,9 +109,9 @@ class Client:
     ("fast_path", "parts"), [(True, 4), (False, 2)], ids=["fast path", "ordinary path"]
 )
 def test_storm(fast_path: bool, parts: int) -> None:
-    """1,000 connections, 1 B to 4 MiB, stalls, half-closes, resets, a drain: no byte is wrong.
+    """1,000 connections, 1 B to 4 MiB, stalls, half-closes, resets, a drain: no wrong byte.
 
-    At the end no descriptor is left, and memory is what it was.
+    At the end the server has as many descriptors and as much memory as after the warm-up.
     """
     chance = random.Random(862)
     seen = []
@@ -124,16 +124,16 @@ def test_storm(fast_path: bool, parts: int) -> None:
         assert server.stdout is not None
         try:
             port = int(server.stdout.readline())
-            for part in range(parts):  # the first to warm up, one with a drain
+            for part in range(parts):  # the first is the warm-up, and one has a drain
                 storm = Storm(port, chance, server if part == parts // 2 else None)
                 storm.rage(SECONDS / 8)
                 print(storm.counts, end=" ")
                 assert storm.counts["short"] == 0
                 assert storm.counts["whole"] > CONNECTIONS / 2
-                with socket.create_connection(("127.0.0.1", port), TIMEOUT) as probe:
-                    for _ in range(2):  # after which the last of them is closed for certain
-                        probe.sendall(b"?")
-                        assert probe.recv(1) == b"?"
+                with socket.create_connection(("127.0.0.1", port), TIMEOUT) as client:
+                    for _ in range(2):  # after which the server has closed the last connection
+                        client.sendall(b"?")
+                        assert client.recv(1) == b"?"
                     status = Path(f"/proc/{server.pid}/status").read_text().splitlines()
                     [memory] = [int(line.split()[1]) for line in status if line[:6] == "VmRSS:"]
                     seen.append((memory / 1024, len(os.listdir(f"/proc/{server.pid}/fd"))))
@@ -147,7 +147,7 @@ def test_storm(fast_path: bool, parts: int) -> None:
 
 
 class Storm:
-    """CONNECTIONS at once, each followed by the next, and how they fared."""
+    """CONNECTIONS at a time, each replaced when it ends, and a count of how they ended."""
 
     def __init__(
         self, port: int, chance: random.Random, drained: subprocess.Popen[str] | None
@@ -157,19 +157,19 @@ class Storm:
         self.drained = drained
         self.draining = False
         self.selector = selectors.DefaultSelector()
-        self.asleep: list[Client] = []
+        self.paused: list[Client] = []
         self.count = 0
-        # whole: all came back, then FIN; left: the client went first; cut: reset, or
-        # drained; refused: reset before the first byte; short: FIN, and not all is there.
+        # whole: all bytes, then FIN; left: the client ended it; cut: reset, or drained;
+        # refused: reset before the first byte; short: FIN before all bytes.
         self.counts = dict.fromkeys(("whole", "left", "cut", "refused", "short", "MiB"), 0)
         self.bytes = 0
 
     def rage(self, seconds: float) -> None:
-        """Go on for so many seconds, and then until the last connection is over."""
+        """Open connections for ``seconds``, then wait until the last one has ended."""
         began = now = time.monotonic()
         while self.count or now < began + seconds:
             now = time.monotonic()
-            assert now < began + seconds + 60, f"{self.count} connections do not end"
+            assert now < began + seconds + 60, f"{self.count} connections have not ended"
             if self.drained is not None and now > began + seconds / 2:
                 self.drained.send_signal(signal.SIGUSR1)
                 self.drained, self.draining = None, True
@@ -179,15 +179,15 @@ class Storm:
                 self.selector.register(client.sock, client.wants(0), client)
             for key, events in self.selector.select(0.05):
                 self.step(key.data, events, now)
-            awake = [client for client in self.asleep if client.reads_at <= now]
-            self.asleep = [client for client in self.asleep if client.reads_at > now]
+            awake = [client for client in self.paused if client.reads_at <= now]
+            self.paused = [client for client in self.paused if client.reads_at > now]
             for client in awake:
                 self.selector.register(client.sock, client.wants(now), client)
         self.selector.close()
         self.counts["MiB"] = self.bytes // MIB
 
     def step(self, client: Client, events: int, now: float) -> None:
-        """Do what the connection is ready for."""
+        """Let the client send or receive, and count its ending."""
         try:
             how = client.step(events)
         except BlockingIOError:
@@ -195,7 +195,7 @@ class Storm:
         except OSError:
             how = "cut" if client.received else "refused"
         if how == "ended":
-            # Who is drained may have sent more, which was not received.
+            # In a drain the server may end with FIN before it has read everything.
             how = "cut" if self.draining else "short"
         wants = client.wants(now)
         if how is None and wants:
@@ -203,7 +203,7 @@ class Storm:
             return
         self.selector.unregister(client.sock)
         if how is None:
-            self.asleep.append(client)
+            self.paused.append(client)
         else:
             self.counts[how] += 1
             self.bytes += client.received
