@@ -1,4 +1,4 @@
-"""``benchmarks/datagrams.py`` runs, and its sentences agree with its figures, whatever these are."""
+"""``benchmarks/datagrams.py`` runs, and its output has the figures of all rounds."""
 
 from __future__ import annotations
 

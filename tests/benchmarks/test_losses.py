@@ -17,7 +17,7 @@ def rows() -> dict[str, list[str]]:
 
 
 def test_echod_loses_nothing(rows: dict[str, list[str]]) -> None:
-    """echod loses no byte in any case, and its memory does not grow with the bytes sent."""
+    """No case loses a byte of echod, and its memory does not grow with the bytes sent."""
     half_close, large, memory, sigterm = rows["echod"]
     assert half_close == "0 of 20"
     assert large == "0, FIN"
