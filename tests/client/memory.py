@@ -1,4 +1,4 @@
-"""What the tests of ``echod-client`` share: a service in memory, and the client in this process."""
+"""A service on an in-memory network, and ``echod-client`` run in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.programs.daemon import Daemon
 
 
 class MemoryTarget(Target):
-    """A target in a network in memory."""
+    """A target on an in-memory network."""
 
     def endpoint(self, reactor: Any) -> IStreamClientEndpoint:
         endpoint: IStreamClientEndpoint = reactor.client_endpoint()
@@ -39,7 +39,7 @@ def memory_connector(network: MemoryNetwork, timeout: float = 10.0) -> Connector
 
 
 class Service(Protocol):
-    """An echo that answers what comes at ``now`` when the factory's ``answers(now)`` has come."""
+    """An echo whose reply to data received at ``now`` is sent at the factory's ``answers(now)``."""
 
     transport: Any
     factory: Any
@@ -54,7 +54,7 @@ class Service(Protocol):
 
 
 class Services(Factory):
-    """Builds these, and knows them."""
+    """A factory that keeps the protocols that it has built."""
 
     protocol = Service
     noisy = False
@@ -76,11 +76,11 @@ class Services(Factory):
 
 @contextmanager
 def silent_port() -> Iterator[str]:
-    """Yield a TARGET on loopback that does not answer who connects: its backlog is full."""
+    """Yield a TARGET on loopback on which connections time out: its backlog is full."""
     with socket.socket() as listening, ExitStack() as stack:
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
-        for _ in range(3):  # more than that takes
+        for _ in range(3):  # more than the backlog
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listening.getsockname())
@@ -88,7 +88,7 @@ def silent_port() -> Iterator[str]:
 
 
 class Terminal(io.StringIO):
-    """A file that takes itself for a terminal."""
+    """A file whose isatty() is true."""
 
     encoding = "utf-8"
 
@@ -97,7 +97,7 @@ class Terminal(io.StringIO):
 
 
 class Outcome(NamedTuple):
-    """What came of a command."""
+    """The exit status and the output of a command."""
 
     status: int
     out: str
@@ -130,7 +130,7 @@ def echod_client(
 
 
 def lines(*arguments: object) -> list[str]:
-    """Return what it prints in this process, where all comes back right."""
+    """Return the lines that a successful command prints."""
     status, out, err = echod_client(*arguments)
     assert (status, err) == (0, "")
     return out.splitlines()
@@ -148,7 +148,7 @@ def matches(printed: list[str], *patterns: str) -> None:
 
 @contextmanager
 def tls_target() -> Iterator[str]:
-    """Serve echo by TLS, and yield a TARGET that trusts it."""
+    """Serve echo over TLS, and yield a TARGET that trusts the certificate."""
     with tempfile.TemporaryDirectory() as directory:
         authority = Authority(Path(directory))
         key, certificate = authority.issue("server")

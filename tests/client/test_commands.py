@@ -1,4 +1,4 @@
-"""The commands of ``echod-client``, from their options to what they say, in this process."""
+"""The commands of ``echod-client`` in this process, from their options to their output."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tls() -> Iterator[str]:
 
 
 def test_udp_ping() -> None:
-    """By UDP there is no connection, and the summary has what only UDP can do to a message."""
+    """Over UDP, ``ping`` prints no connection, and its summary has the outcomes of UDP."""
     with Mirror("plain", "--udp") as mirror:
         printed = lines("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 1)
     matches(
@@ -70,7 +70,7 @@ def test_udp_ping() -> None:
 
 
 def test_ping(target: str) -> None:
-    """It says whom it has reached and how long that took, a line a probe, and the summary."""
+    """``ping`` prints the address, the time to connect, a line for each reply, and the summary."""
     matches(
         lines("ping", target, "-c", 2, "-i", 0.01),
         rf"echo of {target} \({target}\) over TCP, 64 bytes a message",
@@ -85,7 +85,7 @@ def test_ping(target: str) -> None:
 
 
 def test_load(target: str) -> None:
-    """It says what was asked, what came of it, and of which kind the loop was."""
+    """``load`` prints the options of the run, the counts, and the kind of loop."""
     printed = lines("load", target, "-C", 2, "-d", 0.2, "-r", 50)
     assert printed[0] == f"load on {target} ({target}) over TCP, 64 bytes a message, 2 connections"
     assert re.fullmatch(rf"connected: 2 of 2: {FEW}", printed[1])
@@ -96,7 +96,7 @@ def test_load(target: str) -> None:
 
 
 def test_without_matplotlib(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plot needs an extra of its own, and that is told before the run."""
+    """``--plot`` without matplotlib names the extra to install, before the run."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "echod.client.plot", raising=False)
@@ -110,7 +110,7 @@ def test_without_matplotlib(target: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["echod.client.plot", "echod.client.runner"])
 def test_broken_installation(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is missing for another reason is not blamed on an extra."""
+    """A module that is missing for another reason is reported as it is."""
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys, "argv", ["echod-client", "load", target, "--plot", "x.svg"])
     run = main.main if name == "echod.client.runner" else with_plot
@@ -124,14 +124,14 @@ def with_plot() -> None:
 
 @pytest.fixture(autouse=True)
 def interrupts() -> Iterator[None]:
-    """Leave this process's own answer to Ctrl-C as it was."""
+    """Restore this process's handler of SIGINT."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def test_main(target: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    """The command runs in this process too, where nobody has installed a reactor yet."""
+    """main() runs a command in this process, where no reactor is installed."""
     monkeypatch.setattr("echod.client.runner.installReactor", lambda _: None)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert main.main(["ping", target, "-c", "1", "--json"]) == 0
@@ -139,7 +139,7 @@ def test_main(target: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any)
 
 
 def test_main_without_output(target: str, capsys: Any, monkeypatch: Any) -> None:
-    """Without standard output there is nothing to do."""
+    """Without standard output, the command ends with status 2."""
     monkeypatch.setattr("sys.stdout", None)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert main.main(["ping", target, "-c", "1"]) == 2
@@ -147,7 +147,7 @@ def test_main_without_output(target: str, capsys: Any, monkeypatch: Any) -> None
 
 
 def test_main_without_errors(target: str, capsys: Any, monkeypatch: Any) -> None:
-    """Who has closed standard error is told nothing, not in the midst of the output either."""
+    """Where standard error is closed, standard output has nothing but the result."""
     monkeypatch.setattr("echod.client.runner.installReactor", lambda _: None)
     monkeypatch.setattr("sys.stderr", None)
     monkeypatch.setattr("sys.stdin", io.StringIO())
@@ -169,7 +169,7 @@ def test_main_without_errors(target: str, capsys: Any, monkeypatch: Any) -> None
     ],
 )
 def test_unusable(target: str, tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
-    """What cannot be done is told in one line before the run, with status 2."""
+    """Options that cannot be carried out are reported in one line before the run, with status 2."""
     (tmp_path / "bad").write_text("{}")
     given = [each.format(tmp_path) for each in arguments]
     status, out, err = echod_client("load", target, *given)
@@ -178,8 +178,8 @@ def test_unusable(target: str, tmp_path: Path, arguments: tuple[str, ...], expec
     assert err.count("\n") == 1
 
 
-def test_plot_in_place_of_another(target: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """A file that is there is looked at itself, before the run: its directory is not enough."""
+def test_plot_that_is_not_writable(target: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """A plot that exists, and is not writable, is reported before the run."""
     plot = tmp_path / "x.svg"
     plot.touch()
     monkeypatch.setattr("os.access", lambda path, _: path != str(plot))
@@ -189,7 +189,7 @@ def test_plot_in_place_of_another(target: str, tmp_path: Path, monkeypatch: Any)
 
 
 def test_plot(target: str, tmp_path: Path) -> None:
-    """A run is drawn, over an earlier one that --json has written."""
+    """A run is drawn over an earlier one that ``--json`` has written."""
     earlier = tmp_path / "earlier.json"
     earlier.write_text(echod_client("load", target, "-d", 0.1, "--json").out)
     for name in ("both.svg", "both.png"):
@@ -199,7 +199,7 @@ def test_plot(target: str, tmp_path: Path) -> None:
 
 
 def test_plot_that_fails(target: str, tmp_path: Path) -> None:
-    """A plot that cannot be written any more does not take the summary with it."""
+    """Where the plot cannot be written after all, the summary is printed."""
     plot = tmp_path / "x.svg"
     plot.symlink_to("/dev/full")
     status, out, err = echod_client("load", target, "-d", 0.1, "-r", 100, "--plot", plot)
@@ -209,14 +209,14 @@ def test_plot_that_fails(target: str, tmp_path: Path) -> None:
 
 
 def test_in_a_terminal(target: str) -> None:
-    """In a terminal there is a histogram; in another encoding, of other signs."""
+    """In a terminal, ``ping`` draws a histogram with block characters."""
     out = Terminal()
     echod_client("ping", target, "-c", 2, "-i", 0.01, out=out)
     assert "█" in out.getvalue()
 
 
 def test_unix() -> None:
-    """So is a UNIX socket."""
+    """A UNIX socket is a TARGET."""
     with Daemon("--listen", "unix:echo.socket", "--quiet") as daemon:
         path = Path(daemon.directory.name) / "echo.socket"
         printed = lines("ping", f"unix:{path}", "-c", 1)
@@ -227,7 +227,7 @@ def test_unix() -> None:
 
 @pytest.fixture
 def its_own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Have Twisted's TLS ask the client's reactor, and not the one of this process."""
+    """Have Twisted's TLS use the reactor of the client, not that of this process."""
     return lambda reactor: monkeypatch.setattr(
         "twisted.protocols.tls._get_default_clock", lambda: reactor
     )
@@ -235,7 +235,7 @@ def its_own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 @pytest.mark.parametrize("command", [("ping", "-c", 2, "-i", 0.01), ("load", "-d", 0.1, "-C", 2)])
 def test_tls(tls: str, command: Any, its_own_clock: Any) -> None:
-    """TLS, with its handshake."""
+    """A TLS connection is measured with its handshake."""
     status, out, err = echod_client(*command, tls, prepare=its_own_clock)
     assert (status, err) == (0, "")
     assert "TLS handshake" in out
@@ -244,8 +244,8 @@ def test_tls(tls: str, command: Any, its_own_clock: Any) -> None:
     assert "trustRoots" not in out
 
 
-def test_no_tls_there(target: str, its_own_clock: Any) -> None:
-    """A service that does not speak TLS ends the handshake."""
+def test_service_without_tls(target: str, its_own_clock: Any) -> None:
+    """A service without TLS ends the handshake."""
     outcome = echod_client("ping", f"tls:{target}", "-c", 1, prepare=its_own_clock)
     assert outcome.status == 1
     assert outcome.err.startswith(f"echod-client ping: {target}: TLS fails: ")
@@ -255,7 +255,7 @@ def test_no_tls_there(target: str, its_own_clock: Any) -> None:
     ("kind", "expected"), [("plain", "TLS fails: "), ("silent", "no answer in time\n")]
 )
 def test_empty_pipe_without_tls(kind: str, expected: str, its_own_clock: Any) -> None:
-    """That there is no TLS shows in an empty pipe, too."""
+    """A pipe with empty input reports that there is no TLS."""
     with Mirror(kind) as mirror, standard(b""):
         target = f"127.0.0.1:{mirror.port}"
         outcome = echod_client("pipe", f"tls:{target}", "-W", 0.3, prepare=its_own_clock)
@@ -265,7 +265,7 @@ def test_empty_pipe_without_tls(kind: str, expected: str, its_own_clock: Any) ->
 
 @pytest.mark.parametrize("source", [b"", b"hello" * 100_000])
 def test_tls_pipe(tls: str, source: bytes, its_own_clock: Any) -> None:
-    """A pipe over TLS is whole, and may be empty."""
+    """A pipe over TLS passes all bytes; its input may be empty."""
     with standard(source) as out:
         assert echod_client("pipe", tls, prepare=its_own_clock) == (0, "", "")
         out.seek(0)
@@ -273,7 +273,7 @@ def test_tls_pipe(tls: str, source: bytes, its_own_clock: Any) -> None:
 
 
 def test_interrupted(target: str) -> None:
-    """A reactor that is told to stop lets the command finish first."""
+    """When the reactor is stopped, the command prints its summary first."""
     status, out, _ = echod_client(
         *("ping", target, "-i", 0.01), prepare=lambda reactor: reactor.callLater(0.1, reactor.stop)
     )
@@ -281,8 +281,8 @@ def test_interrupted(target: str) -> None:
     assert re.search(r"\d+ sent, \d+ received, 0 lost", out)
 
 
-def test_rate_without_end(target: str) -> None:
-    """Where more are asked for than can ever leave, those leave that can."""
+def test_rate_above_capacity(target: str) -> None:
+    """Where the rate is higher than this client can send, it sends as much as it can."""
     status, out, err = echod_client(
         *("load", target, "-r", 1e9, "-d", "250000h", "--json"),
         prepare=lambda reactor: reactor.callLater(0.2, reactor.stop),
@@ -292,7 +292,7 @@ def test_rate_without_end(target: str) -> None:
 
 
 def test_interrupted_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is interrupted before there is a connection has nothing to say, and does not wait."""
+    """An interrupt before there is a connection prints nothing, and ends the run at once."""
     monkeypatch.setattr("echod.client.connector.resolve", lambda *_: Deferred())
     outcome = echod_client(
         *("ping", "127.0.0.1:7"), prepare=lambda reactor: reactor.callLater(0.05, reactor.stop)
@@ -300,8 +300,8 @@ def test_interrupted_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome == (1, "", "")
 
 
-def test_nobody_reads(target: str) -> None:
-    """Standard output that nobody reads ends the command."""
+def test_no_reader(target: str) -> None:
+    """Where standard output is closed by its reader, the command ends."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as out:
@@ -309,8 +309,8 @@ def test_nobody_reads(target: str) -> None:
     assert (status, err) == (1, "echod-client ping: standard output: broken pipe\n")
 
 
-def test_nobody_reads_anything(target: str) -> None:
-    """Nor is it told to anybody where standard error has gone the same way."""
+def test_no_reader_at_all(target: str) -> None:
+    """Where the reader of both outputs is gone, the command ends silently."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as out, open(os.dup(writing), "w") as err:
@@ -318,19 +318,19 @@ def test_nobody_reads_anything(target: str) -> None:
     assert status == 1
 
 
-@pytest.mark.parametrize("connector", ["", "tcp:", "tls:"])
-def test_nobody_answers(connector: str) -> None:
-    """Where nobody answers, each connection but the first few is not even tried."""
+@pytest.mark.parametrize("kind", ["", "tcp:", "tls:"])
+def test_no_answer(kind: str) -> None:
+    """After one timeout, no more connections are begun."""
     with silent_port() as target:
         began = time.monotonic()
-        outcome = echod_client("load", f"{connector}{target}", "-C", 1000, "-W", 0.5)
+        outcome = echod_client("load", f"{kind}{target}", "-C", 1000, "-W", 0.5)
     assert time.monotonic() - began < 5
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.endswith("1,000 connections could not be made: no answer in time\n")
 
 
 def test_second_address_for_all(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the first address says nothing, all connections go to the second."""
+    """Where the first address times out, all connections go to the second."""
     with silent_port() as silent:
         ports = [int(each.partition(":")[2]) for each in (silent, target)]
         found = [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
@@ -341,7 +341,7 @@ def test_second_address_for_all(target: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_lost_in_a_closed_loop() -> None:
-    """What a lost datagram does to a closed loop is told."""
+    """The summary of a closed loop says how long a lost datagram stopped its socket."""
     with Mirror("silent", "--udp") as mirror:
         _, out, _ = echod_client("load", f"udp:127.0.0.1:{mirror.port}", "-d", 0.15, "-W", 0.1)
     assert "each lost datagram stopped its socket for 0.1 s" in out
@@ -349,7 +349,7 @@ def test_lost_in_a_closed_loop() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal(target: str, number: int) -> None:
-    """A signal ends a run in order, and more than one does no harm."""
+    """A signal ends a run with its summary; a second one does no harm."""
     before = signal.signal(number, signal.SIG_DFL)
 
     def twice(reactor: Any) -> None:
@@ -371,7 +371,7 @@ def no_descriptor(*_: object) -> NoReturn:
     "name", ["echod.client.runner.PreciseReactor", "echod.client.epoll.select.epoll"]
 )
 def test_no_descriptors(name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where RLIMIT_NOFILE leaves not even the first few descriptors, a line says so."""
+    """Where no file descriptor is left for the reactor, one line says which limit to raise."""
     reactor = PreciseReactor()
     monkeypatch.setattr("echod.client.runner.PreciseReactor", lambda: reactor)
     monkeypatch.setattr("echod.client.runner.installReactor", lambda _: None)
@@ -382,8 +382,8 @@ def test_no_descriptors(name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch)
     assert capsys.readouterr().err == expected
 
 
-def test_impatience(target: str) -> None:
-    """Who sends a second signal is not answered by a traceback."""
+def test_second_stop(target: str) -> None:
+    """A second stop of the reactor does no harm."""
 
     def twice(reactor: Any) -> None:
         reactor.callLater(0.05, reactor.stop)
@@ -394,7 +394,7 @@ def test_impatience(target: str) -> None:
 
 
 def test_no_such_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that cannot be one is one line."""
+    """A name with a label that is too long is reported in one line."""
     for command in ("ping", "load"):
         status, out, err = echod_client(command, f"{'a' * 70}:7")
         assert (status, out) == (1, "")
@@ -402,8 +402,8 @@ def test_no_such_name(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{'a' * 70}:7: " in err
 
 
-def test_live_line(target: str) -> None:
-    """A line lives while a load runs, and is taken away."""
+def test_rate_line(target: str) -> None:
+    """In a terminal, a line shows the rate while a load runs."""
     err = Terminal()
     echod_client("load", target, "-d", 1.2, "-r", 20, err=err)
     assert "20/s, p99 " in err.getvalue()
@@ -411,7 +411,7 @@ def test_live_line(target: str) -> None:
 
 @contextmanager
 def standard(source: bytes) -> Iterator[Any]:
-    """Have this process's standard input and output be files, for a while."""
+    """Have files as standard input and output of this process."""
     before = os.dup(0), os.dup(1)
     with tempfile.TemporaryFile() as reading, tempfile.TemporaryFile() as writing:
         reading.write(source)
@@ -429,7 +429,7 @@ def standard(source: bytes) -> Iterator[Any]:
 @pytest.mark.parametrize("options", [(), ("--json",)])
 @pytest.mark.parametrize("err", [Terminal, io.StringIO])
 def test_pipe(target: str, options: tuple[str, ...], err: Any) -> None:
-    """A pipe, with what it says in a terminal, in a pipe and in JSON."""
+    """A pipe draws a progress bar in a terminal, and prints JSON to standard error."""
     with standard(b"hello" * 100_000) as out:
         outcome = echod_client("pipe", target, *options, err=err())
         out.seek(0)
@@ -440,7 +440,7 @@ def test_pipe(target: str, options: tuple[str, ...], err: Any) -> None:
 
 
 def test_pipe_that_fails() -> None:
-    """What a pipe says when it fails."""
+    """A pipe that fails reports how many bytes it has written."""
     with Mirror("close", "--after", 100) as mirror, standard(bytes(1000)):
         outcome = echod_client("pipe", f"127.0.0.1:{mirror.port}")
     assert outcome.status == 1
@@ -448,7 +448,7 @@ def test_pipe_that_fails() -> None:
 
 
 def test_more_descriptors(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The soft limit is raised where the hard one allows it."""
+    """The soft limit of file descriptors is raised where the hard limit allows it."""
     limits: list[Any] = []
     monkeypatch.setattr("resource.getrlimit", lambda _: (10, 1000))
     monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
@@ -456,11 +456,11 @@ def test_more_descriptors(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits == [(1000, 1000)]
 
 
-def test_a_bug(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody has thought of is told as it is, and ends the command with status 1."""
+def test_unexpected_exception(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unexpected exception is logged, and the status is 1."""
 
     async def fail(_: object) -> None:
-        raise RuntimeError("never thought of")
+        raise RuntimeError("unexpected")
 
     result: list[str] = []
     monkeypatch.setattr("echod.client.ping.Ping.run", fail)

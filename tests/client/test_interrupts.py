@@ -13,9 +13,9 @@ from echod.client.interrupts import SIGNALS, handled
 
 @contextmanager
 def answered_by(handler: signal.Handlers) -> Iterator[None]:
-    """Have ``handler`` for both signals for a while.
+    """Install ``handler`` for both signals for a while.
 
-    No fixture does so: pytest-twisted may start its reactor after that, with handlers of its own.
+    A fixture would not do: pytest-twisted may start its reactor after it, which installs handlers.
     """
     before = [signal.signal(number, handler) for number in SIGNALS]
     try:
@@ -27,7 +27,7 @@ def answered_by(handler: signal.Handlers) -> Iterator[None]:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_stop(number: signal.Signals) -> None:
-    """Once a run has begun, each signal stops it, and the end has its default action again."""
+    """A signal stops a run that has begun; the default action is restored at the end."""
     stopped: list[int] = []
     with answered_by(signal.SIG_DFL):
         with handled(lambda: True, lambda: stopped.append(1)):
@@ -38,8 +38,8 @@ def test_stop(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_die(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before, it kills the process: the default action is back when it is raised again."""
+def test_kill(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before that, the signal kills the process: it is raised again with its default action."""
     raised: list[tuple[int, object]] = []
     send = signal.raise_signal
     monkeypatch.setattr(
@@ -51,7 +51,7 @@ def test_die(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_continue() -> None:
-    """After a stop, select(2) is interrupted: there is a handler, while the run lasts."""
+    """A handler for SIGCONT is installed during the run: it interrupts select(2) after a stop."""
     with handled(lambda: False, lambda: None):
         assert callable(signal.getsignal(signal.SIGCONT))
         signal.raise_signal(signal.SIGCONT)
@@ -60,7 +60,7 @@ def test_continue() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_ignored(number: signal.Signals) -> None:
-    """One that the shell has it ignore stays ignored: a command behind ``&`` in a script."""
+    """A signal that is ignored already stays ignored, as for a command behind ``&`` in a script."""
     with answered_by(signal.SIG_IGN):
         with handled(lambda: True, lambda: pytest.fail("was stopped")):
             signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""``load`` in memory, where time is a clock's, and what is to come out is known on paper."""
+"""``load`` over an in-memory network, on a fake clock, compared with results computed on paper."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.streams.server import Peers
 
 
 class Run:
-    """A load in memory."""
+    """A load over an in-memory network."""
 
     def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
         self.network = network
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What is not 0."""
+        """The counts that are not 0."""
         names = ("received", "lost", "late", "damaged", "unexpected", "under_way")
         result = load_result(self.load)
         assert result["sent"] == sum(result[each] for each in names if each != "unexpected")
@@ -71,7 +71,7 @@ def network() -> MemoryNetwork:
 
 
 def frozen(now: float) -> float:
-    """Return when a service answers that freezes for 1 s in every 10 s."""
+    """Return when a service replies that freezes for 1 s in every 10 s."""
     return now if now % 10 >= 1 else now - now % 10 + 1
 
 
@@ -81,7 +81,7 @@ def exact(values: list[float], percent: float) -> float:
 
 @pytest.mark.parametrize("percent", [50, 90, 95, 99, 99.9])
 def test_freeze_in_an_open_loop(network: MemoryNetwork, percent: float) -> None:
-    """All that should have left while the service stood still counts with the time it waited."""
+    """In an open loop, messages that were due during the freeze count with the time they waited."""
     Services(network, frozen)
     run = Run(network, duration=11.0, rate=100.0, connections=4)
     network.advance(12)
@@ -95,7 +95,7 @@ def test_freeze_in_an_open_loop(network: MemoryNetwork, percent: float) -> None:
 
 
 def test_freeze_in_a_closed_loop(network: MemoryNetwork) -> None:
-    """A closed loop asks nothing meanwhile: its p99 does not show the freeze, and it says so."""
+    """A closed loop sends nothing during the freeze, so that its p99 does not show it."""
     Services(network, lambda now: frozen(now + 0.01))
     run = Run(network, duration=11.0, connections=4)
     network.advance(13)
@@ -106,7 +106,7 @@ def test_freeze_in_a_closed_loop(network: MemoryNetwork) -> None:
 
 
 def test_rate(network: MemoryNetwork) -> None:
-    """What was asked for, what left, what came back, and how late it left."""
+    """The result has the requested rate, the rates of messages and replies, and the delays."""
     EchoFactoryAt(network)
     run = Run(network, duration=2.0, rate=50.0, connections=3)
     network.advance(3)
@@ -135,13 +135,13 @@ def test_closed_loop(network: MemoryNetwork) -> None:
     run = Run(network, duration=1.05, connections=2)
     network.advance(2)
     assert run.counts == {"sent": 22, "received": 22}
-    # Of these, ten on each connection came back while messages were sent.
+    # Ten replies on each connection came while messages were sent.
     assert run.values["messages_per_second"] == pytest.approx(20 / 1.05, rel=1e-4)
     assert run.values["asked_messages_per_second"] is None
 
 
 def test_intervals(network: MemoryNetwork) -> None:
-    """Each second is told of, with what came back in it; a short rest belongs to the last."""
+    """Each second is reported with its replies; a short remainder extends the last second."""
     Services(network, lambda now: now + 0.25)
     run = Run(network, duration=2.0, rate=4.0)
     network.advance(5)
@@ -152,7 +152,7 @@ def test_intervals(network: MemoryNetwork) -> None:
 
 
 def test_many_intervals(network: MemoryNetwork) -> None:
-    """Of a second that is over little is kept: a long run takes no more memory than a short one."""
+    """A long run takes no more memory than a short one: little of each second is kept."""
     Services(network)
     run = Run(network, duration=300.0, rate=1.0)
     network.advance(100)
@@ -166,7 +166,7 @@ def test_many_intervals(network: MemoryNetwork) -> None:
 
 
 def test_a_second_without_a_reply(network: MemoryNetwork) -> None:
-    """In a second in which nothing comes back there are no times."""
+    """A second without a reply has no times."""
     Services(network, lambda now: max(now, 2.5))
     run = Run(network, duration=1.0, rate=4.0)
     network.advance(5)
@@ -176,7 +176,7 @@ def test_a_second_without_a_reply(network: MemoryNetwork) -> None:
 
 
 def test_late(network: MemoryNetwork) -> None:
-    """A reply after the timeout is late, and counts with the time that it took."""
+    """A reply after the timeout is late; its latency counts."""
     Services(network, lambda now: max(now, 2.0))
     run = Run(network, duration=1.0, rate=2.0, timeout=1.75)
     network.advance(5)
@@ -185,12 +185,12 @@ def test_late(network: MemoryNetwork) -> None:
 
 
 def test_reply_while_closing(network: MemoryNetwork) -> None:
-    """What comes when the summary is made is lost, as it says there."""
+    """A reply that comes while the connections are closed counts no more."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, duration=0.1, rate=10.0, timeout=0.5)
     [peer] = peers.peers
-    peer.stall()  # and so it does not see that the client finishes
+    peer.stall()  # so that it does not see the client's half-close
     network.advance(0.7)
     peer.send(bytes(peer.received))
     network.advance(1.1)
@@ -199,7 +199,7 @@ def test_reply_while_closing(network: MemoryNetwork) -> None:
 
 
 def test_silent(network: MemoryNetwork) -> None:
-    """A service that says nothing is not waited for longer than a timeout; it is called silent."""
+    """The wait for a silent service ends after a timeout; its connections are counted as silent."""
     Services(network, lambda now: now + 1000)
     run = Run(network, duration=1.0, connections=3, timeout=2.0)
     network.advance(2.9)
@@ -213,7 +213,7 @@ def test_silent(network: MemoryNetwork) -> None:
 
 
 def test_refused(network: MemoryNetwork) -> None:
-    """Where no connection can be made, each is counted, and nothing is sent."""
+    """Each connection that is refused is counted, and nothing is sent."""
     run = Run(network, connections=3)
     assert run.done
     assert run.values["errors"] == {"refused": 3}
@@ -225,7 +225,7 @@ def test_refused(network: MemoryNetwork) -> None:
 
 
 def test_some_refused(network: MemoryNetwork) -> None:
-    """Those that can be made are used, where others cannot."""
+    """The connections that could be made are used, where others were refused."""
     EchoFactoryAt(network, max_connections=2)
     run = Run(network, connections=3, duration=1.0, rate=10.0)
     network.advance(2)
@@ -238,7 +238,7 @@ def test_some_refused(network: MemoryNetwork) -> None:
 
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_all_end(network: MemoryNetwork, rate: float | None) -> None:
-    """When the service has ended all connections, the run is over."""
+    """The run ends when the service has ended all connections."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, connections=2, rate=rate)
@@ -253,7 +253,7 @@ def test_all_end(network: MemoryNetwork, rate: float | None) -> None:
 
 
 def test_one_of_two_ends(network: MemoryNetwork) -> None:
-    """When the service ends one connection, the messages go to the others."""
+    """When the service ends one connection, the others take its messages."""
     services = Services(network)
     run = Run(network, connections=2, rate=10.0, duration=2.0)
     network.advance(0.95)
@@ -264,7 +264,7 @@ def test_one_of_two_ends(network: MemoryNetwork) -> None:
 
 
 class SlowConnector(Connector):
-    """A way on which the second connection takes a second."""
+    """A connector whose second connection takes a second."""
 
     made = 0
 
@@ -275,8 +275,8 @@ class SlowConnector(Connector):
         return await super().channel(sockets)
 
 
-def test_one_ends_before_it_begins(network: MemoryNetwork) -> None:
-    """A connection that has ended while the others were made is not used."""
+def test_connection_that_ends_early(network: MemoryNetwork) -> None:
+    """A connection that ended while the others were made is not used."""
     services = Services(network, lambda now: now + 0.1)
     connector = SlowConnector(network, MemoryTarget("memory:"), 10.0)
     load = Load(connector, 64, connections=2, duration=0.95, rate=None, on_interval=lambda _: None)
@@ -290,16 +290,16 @@ def test_one_ends_before_it_begins(network: MemoryNetwork) -> None:
 
 
 def test_damaged(network: MemoryNetwork) -> None:
-    """A message with a wrong byte is damaged, and the next one leaves all the same."""
+    """A damaged reply does not keep the next message from being sent."""
     Services(network, lambda now: now + 0.1, change=lambda data: b"!" + data[1:])
     run = Run(network, duration=0.95)
     network.advance(2)
-    assert run.counts["damaged"] >= 9  # but for a byte that happened to be that
+    assert run.counts["damaged"] >= 9  # unless the byte happened to be that
     assert run.values["damaged_bytes"] == run.counts["damaged"]
 
 
 def test_stop(network: MemoryNetwork) -> None:
-    """At Ctrl-C there is a whole summary of what has been."""
+    """Ctrl-C prints a complete summary of the run so far."""
     Services(network, lambda now: now + 0.3)
     run = Run(network, duration=100.0, rate=10.0)
     network.advance(2.05)
@@ -312,7 +312,7 @@ def test_stop(network: MemoryNetwork) -> None:
 
 
 def test_stop_while_connecting(network: MemoryNetwork) -> None:
-    """At Ctrl-C before anything was sent there is nothing to say, and nothing to wait for."""
+    """Ctrl-C before the first message ends the run at once, with nothing sent."""
     connector = SlowConnector(network, MemoryTarget("memory:"), 10.0)
     load = Load(connector, 64, connections=2, duration=1.0, rate=None, on_interval=lambda _: None)
     done: list[None] = []
@@ -322,7 +322,7 @@ def test_stop_while_connecting(network: MemoryNetwork) -> None:
     network.settle()
     assert done
     assert load_result(load)["sent"] == load_result(load)["connections_made"] == 0
-    assert load_result(load)["errors"] == {"refused": 1}  # by whom it was refused before
+    assert load_result(load)["errors"] == {"refused": 1}  # the first connection
 
 
 def busy(cpu: float, waited: float) -> Iterator[Usage]:
@@ -331,7 +331,7 @@ def busy(cpu: float, waited: float) -> Iterator[Usage]:
 
 
 def test_bottleneck_in_a_closed_loop(network: MemoryNetwork) -> None:
-    """A client that was always busy, or waited for a processor, says that it may be the limit."""
+    """A client that ran, or waited for a processor, nearly all the time may be the bottleneck."""
     Services(network, lambda now: now + 0.1)
     run = Run(network, duration=2.0, usage=busy(1.5, 0.4))
     network.advance(3)
@@ -342,7 +342,7 @@ def test_bottleneck_in_a_closed_loop(network: MemoryNetwork) -> None:
 
 
 def test_no_bottleneck(network: MemoryNetwork) -> None:
-    """A client that was not always busy was not the limit."""
+    """A client that was idle for some of the time was not the bottleneck."""
     Services(network, lambda now: now + 0.1)
     run = Run(network, duration=2.0, usage=busy(1.0, 0.4))
     network.advance(3)
@@ -351,7 +351,7 @@ def test_no_bottleneck(network: MemoryNetwork) -> None:
 
 
 class SlowClock(MemoryNetwork):
-    """A machine on which nobody wakes in time."""
+    """A clock whose timers are late."""
 
     def __init__(self, late: float) -> None:
         super().__init__()
@@ -362,20 +362,20 @@ class SlowClock(MemoryNetwork):
 
 
 def test_bottleneck_in_an_open_loop() -> None:
-    """A client whose messages leave late says so: it has measured itself."""
+    """A client that sends late is reported as the bottleneck."""
     network = SlowClock(0.002)
     Services(network)
     run = Run(network, duration=2.0, rate=10.0)
     network.advance(3)
     assert run.values["scheduling_error_seconds"]["p50"] == pytest.approx(0.002, rel=0.01)
-    # And each counts from when it should have left.
+    # Each message counts from its time.
     assert run.values["latency_seconds"]["p50"] >= 0.002
     assert run.values["client_was_bottleneck"]
     assert "one message in a hundred was sent 2.0" in run.lines
 
 
 def test_too_slow_for_its_rate() -> None:
-    """Where not all messages could leave, it says how many."""
+    """A client that cannot send at the requested rate reports the rate that it reached."""
     network = SlowClock(0.6)
     Services(network)
     run = Run(network, duration=2.0, rate=3.0)
@@ -385,7 +385,7 @@ def test_too_slow_for_its_rate() -> None:
 
 
 def test_usage() -> None:
-    """What this process has had of the machine only grows."""
+    """The processor time of this process only grows."""
     before = process_usage()
     assert sum(range(100_000))
     after = process_usage()
@@ -393,7 +393,7 @@ def test_usage() -> None:
     assert after.waited >= before.waited >= 0
 
 
-def test_usage_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that does not say how long a process waited says 0."""
+def test_usage_without_schedstat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time spent waiting for a processor is 0 where the kernel does not report it."""
     monkeypatch.setattr("echod.client.statistics.SCHEDSTAT", "/nonexistent")
     assert process_usage().waited == 0.0

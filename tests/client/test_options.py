@@ -1,4 +1,4 @@
-"""The command line of echod-client, and the one line that answers what it does not take."""
+"""The command line of ``echod-client``, and its error messages of one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("command", DEFAULTS)
 def test_defaults(command: str) -> None:
-    """By default a ping has no end, a load lasts ten seconds in a closed loop."""
+    """By default a ping does not end, and a load is a closed loop of 10 s."""
     options = vars(parse([command, "h:7"]))
     assert options == {"command": command, "target": HERE, **DEFAULTS[command]}
 
@@ -75,7 +75,7 @@ def test_defaults(command: str) -> None:
     ],
 )
 def test_values(arguments: str, name: str, value: object) -> None:
-    """Each option has its value's own type; the others are as by default."""
+    """Each option is parsed to the type of its value; the others have their defaults."""
     command, *others = arguments.split()
     options = vars(parse([command, *others, "h:7"]))
     assert options == {"command": command, "target": HERE, **DEFAULTS[command], name: value}
@@ -83,7 +83,7 @@ def test_values(arguments: str, name: str, value: object) -> None:
 
 
 def test_compare() -> None:
-    """--compare may be repeated, and begins anew with each command line."""
+    """``--compare`` may be repeated; command lines do not share its list."""
     arguments = ["load", "h:7", "--plot", "a.svg", "--compare", "b", "--compare", "c"]
     for _ in range(2):
         assert parse(arguments).compare == ["b", "c"]
@@ -91,18 +91,18 @@ def test_compare() -> None:
 
 
 def test_dont_fragment() -> None:
-    """--dont-fragment is for UDP."""
+    """``--dont-fragment`` is valid over UDP."""
     assert parse(["ping", "udp:h:7", "--dont-fragment"]).dont_fragment is True
 
 
 @pytest.mark.parametrize("size", ["16", "65507"])
-def test_sizes_by_udp(size: str) -> None:
-    """A datagram has room for its marks, and not more than there is in an IPv4 packet."""
+def test_sizes_over_udp(size: str) -> None:
+    """The size of a datagram is between that of its tokens and that of an IPv4 packet."""
     assert parse(["load", "udp:h:7", "-s", size]).size == int(size)
 
 
 def refused(capsys: Capture, *arguments: str) -> str:
-    """Return the line that a command line is refused with."""
+    """Return the error message of a command line."""
     with pytest.raises(SystemExit) as raised:
         parse(arguments)
     assert raised.value.code == 2
@@ -140,7 +140,7 @@ RATES = ("0", "-1", "nan", "soon", "", "1,5", "1e-320", "inf", "1e308", "1000000
 def test_bad_values(
     capsys: Capture, command: str, name: str, takes: str, bad: tuple[str, ...]
 ) -> None:
-    """A value that makes no sense is answered with the option, what it takes, and the value."""
+    """The message for an invalid value has the option, the values it takes, and the value."""
     for value in bad:
         long = name.rpartition("/")[2]
         line = refused(capsys, command, "h:7", f"{long}={value}")
@@ -163,8 +163,8 @@ def test_bad_values(
         ("load ::1:7", "load: TARGET '::1:7' has to be host:port"),
     ],
 )
-def test_together(capsys: Capture, arguments: str, why: str) -> None:
-    """What does not go together, and a TARGET that is none, is told what is wrong with it."""
+def test_incompatible(capsys: Capture, arguments: str, why: str) -> None:
+    """Options that exclude each other, and an invalid TARGET, are reported."""
     assert refused(capsys, *arguments.split()).startswith(f"echod-client {why}")
 
 
@@ -197,13 +197,13 @@ def test_together(capsys: Capture, arguments: str, why: str) -> None:
     ],
 )
 def test_unknown(capsys: Capture, arguments: str, named: str) -> None:
-    """What is unknown, shortened, missing or one too many is named."""
+    """The message for an unknown, abbreviated, missing or extra argument names it."""
     assert named in refused(capsys, *arguments.split())
 
 
 @pytest.mark.parametrize("stray", ["--foo\nbar", "x\x1b[2J", "\udcff"])
 def test_unprintable(capsys: Capture, stray: str) -> None:
-    """An argument that is not printable is shown in a printable way, on one line."""
+    """An unprintable argument is escaped, on one line."""
     for arguments in (["ping", "h:7", stray], ["ping", stray], [stray]):
         refused(capsys, *arguments)
 
@@ -211,7 +211,7 @@ def test_unprintable(capsys: Capture, stray: str) -> None:
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(), st.sampled_from(["count", "interval", "size", "timeout", "dont-fragment"]))
 def test_any_text(capsys: Capture, value: str, name: str) -> None:
-    """Whatever a value is, it is taken or answered with one line, printable as it is."""
+    """Any value is either valid, or reported on one printable line."""
     arguments = ["ping", "h:7", f"--{name}={value}"]
     try:
         parse(arguments)
@@ -222,7 +222,7 @@ def test_any_text(capsys: Capture, value: str, name: str) -> None:
 
 @pytest.mark.parametrize("command", [[], ["pipe"], ["ping"], ["load"]])
 def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    """--help tells what TARGET may be, each exit status, and each option, in 80 columns."""
+    """``--help`` explains TARGET, the exit statuses and each option, in 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as raised:
         parse([*command, "--help"])
@@ -239,7 +239,7 @@ def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: list[st
 
 
 def test_version(capsys: Capture) -> None:
-    """--version tells echod's version."""
+    """``--version`` prints the version of echod."""
     with pytest.raises(SystemExit) as raised:
         parse(["--version"])
     assert not raised.value.code
@@ -248,8 +248,8 @@ def test_version(capsys: Capture) -> None:
     assert number[0].isdecimal()
 
 
-def test_help_that_nobody_takes(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where --help cannot be written, a line says why, and the status is 1."""
+def test_help_that_cannot_be_written(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ``--help`` cannot be written, one line says why, and the status is 1."""
     with open("/dev/full", "w") as full, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", full)
         with pytest.raises(SystemExit) as raised:
@@ -259,8 +259,8 @@ def test_help_that_nobody_takes(capsys: Capture, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().err == expected
 
 
-def test_no_help_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is there a traceback where standard error cannot be written either."""
+def test_no_output_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where standard error cannot be written either, there is no traceback."""
     with open("/dev/full", "w") as full, open("/dev/full", "w") as error:
         monkeypatch.setattr("sys.stdout", full)
         monkeypatch.setattr("sys.stderr", error)
@@ -269,7 +269,7 @@ def test_no_help_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raised.value.code == 1
 
 
-def test_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without arguments of its own it takes those of the process."""
+def test_arguments_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without arguments, those of the process are parsed."""
     monkeypatch.setattr("sys.argv", ["x", "ping", "h:7", "-c", "3"])
     assert parse(None).count == 3

@@ -1,4 +1,4 @@
-"""``ping`` in memory, where time is a clock's."""
+"""``ping`` over an in-memory network, on a fake clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.streams.server import Peers
 
 
 class Run:
-    """A ping in memory."""
+    """A ping over an in-memory network."""
 
     def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
         self.network = network
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What is not 0."""
+        """The counts that are not 0."""
         names = ("received", "lost", "late", "damaged", "damaged_bytes", "unexpected", "under_way")
         result = ping_result(self.ping)
         assert result["sent"] == sum(
@@ -51,7 +51,7 @@ def network() -> MemoryNetwork:
 
 
 def test_all_right(network: MemoryNetwork) -> None:
-    """Each message leaves at its time, and comes back; then the connection is closed politely."""
+    """Each message is sent at its time and comes back; then the connection is closed in order."""
     services = Services(network, lambda now: now + 0.25)
     run = Run(network)
     network.advance(2.2)
@@ -70,7 +70,7 @@ def test_all_right(network: MemoryNetwork) -> None:
 
 
 def test_at_their_times(network: MemoryNetwork) -> None:
-    """A message leaves at its time, whether or not the last has come back."""
+    """A message is sent at its time, whether or not the last one has come back."""
     Services(network, lambda now: 5.0)
     run = Run(network, count=4)
     network.advance(10)
@@ -80,7 +80,7 @@ def test_at_their_times(network: MemoryNetwork) -> None:
 
 
 def test_late(network: MemoryNetwork) -> None:
-    """A reply after the timeout is late, and its time counts with the others."""
+    """A reply after the timeout is late; its round-trip time counts."""
     Services(network, lambda now: max(4.0, now))
     run = Run(network, timeout=3.0)
     network.advance(10)
@@ -91,7 +91,7 @@ def test_late(network: MemoryNetwork) -> None:
 
 
 def test_lost(network: MemoryNetwork) -> None:
-    """What never comes is lost; it is waited for as long as a timeout, from the last message on."""
+    """A message without a reply is lost. The wait ends a timeout after the last message."""
     Services(network, lambda now: now + 1000)
     run = Run(network, timeout=2.0)
     network.advance(3.9)
@@ -108,7 +108,7 @@ def test_lost(network: MemoryNetwork) -> None:
 
 
 def test_damaged(network: MemoryNetwork) -> None:
-    """A wrong byte is damage to its message, and to no other."""
+    """A wrong byte damages its message, and no other."""
     Services(network, change=lambda data: bytes([data[0] ^ 1]) + data[1:-1] + bytes([data[-1] ^ 1]))
     run = Run(network)
     network.advance(3)
@@ -118,7 +118,7 @@ def test_damaged(network: MemoryNetwork) -> None:
 
 
 def test_unexpected(network: MemoryNetwork) -> None:
-    """Bytes that nobody sent are counted by themselves."""
+    """Bytes that this client did not send are counted as unexpected."""
     services = Services(network)
     run = Run(network, count=2)
     services.made[0].transport.write(b"!")
@@ -132,7 +132,7 @@ def test_unexpected(network: MemoryNetwork) -> None:
 
 @pytest.mark.parametrize(("end", "word"), [("finish", "closed"), ("abort", "reset")])
 def test_ended_early(network: MemoryNetwork, end: str, word: str) -> None:
-    """A connection that the service ends is the end: what was under way is lost."""
+    """The run ends when the service ends the connection; messages in flight are lost."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, count=None)
@@ -146,7 +146,7 @@ def test_ended_early(network: MemoryNetwork, end: str, word: str) -> None:
 
 
 def test_ended_after_the_last(network: MemoryNetwork) -> None:
-    """Who ends the connection while the last replies are waited for has lost these."""
+    """Messages are lost where the connection ends during the wait for the last replies."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, count=1)
@@ -157,7 +157,7 @@ def test_ended_after_the_last(network: MemoryNetwork) -> None:
 
 
 def test_stop(network: MemoryNetwork) -> None:
-    """At Ctrl-C all that is under way is neither lost nor waited for."""
+    """Messages in flight at Ctrl-C are not lost, and the run ends without a wait."""
     Services(network, lambda now: now + 1.5)
     run = Run(network, count=None, timeout=5.0)
     network.advance(4)
@@ -170,7 +170,7 @@ def test_stop(network: MemoryNetwork) -> None:
 
 
 def test_damaged_after_the_end(network: MemoryNetwork) -> None:
-    """What comes while the connection is closed is what it was said to be, and not told of."""
+    """A reply that comes while the connection is closed counts no more."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, count=1)
@@ -184,7 +184,7 @@ def test_damaged_after_the_end(network: MemoryNetwork) -> None:
 
 
 def test_stop_with_lost(network: MemoryNetwork) -> None:
-    """What has had its time at Ctrl-C is lost."""
+    """Messages older than the timeout at Ctrl-C are lost."""
     Services(network, lambda now: now + 1000)
     run = Run(network, count=None, timeout=1.5)
     network.advance(4)
@@ -195,7 +195,7 @@ def test_stop_with_lost(network: MemoryNetwork) -> None:
 
 
 def test_stop_at_the_end(network: MemoryNetwork) -> None:
-    """Ctrl-C ends the wait for the last reply, too."""
+    """Ctrl-C ends the wait for the last reply."""
     Services(network, lambda now: now + 1000)
     run = Run(network, count=1)
     run.ping.stop()
@@ -205,7 +205,7 @@ def test_stop_at_the_end(network: MemoryNetwork) -> None:
 
 
 def test_refused(network: MemoryNetwork) -> None:
-    """Without a service there is one line that says so."""
+    """The failure names the refused connection."""
     run = Run(network)
     assert run.done
     assert run.ping.errors == {"refused": 1}
@@ -213,14 +213,14 @@ def test_refused(network: MemoryNetwork) -> None:
     assert not is_ok(run.ping)
 
 
-def test_who_does_not_close(network: MemoryNetwork) -> None:
-    """A service that does not finish when the client has is not waited for long."""
+def test_service_that_does_not_close(network: MemoryNetwork) -> None:
+    """A connection that the service does not close is reset after a second."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, count=1)
     peer: Peer = peers.peers[0]
     peer.send(bytes(peer.received))
-    peer.stall()  # and so it never sees that the client has finished
+    peer.stall()  # so that it does not see the client's half-close
     network.settle()
     assert not run.done
     network.advance(1.1)
@@ -229,8 +229,8 @@ def test_who_does_not_close(network: MemoryNetwork) -> None:
     assert run.ping.errors == {}
 
 
-def test_more_than_fits(network: MemoryNetwork) -> None:
-    """Messages for which there is no room wait, and count from when they should have left."""
+def test_full_connection(network: MemoryNetwork) -> None:
+    """Messages queued for a full connection count from the time at which they were due."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, count=20, size=100_000, interval=0.1)
@@ -252,8 +252,8 @@ def test_more_than_fits(network: MemoryNetwork) -> None:
     assert run.replies[-1].seconds == pytest.approx(5.0 - 1.9)
 
 
-def test_standing_still(network: MemoryNetwork) -> None:
-    """After Ctrl-Z and fg, what should have left meanwhile does not leave all at once."""
+def test_stopped_process(network: MemoryNetwork) -> None:
+    """After a stop of the process, the messages that were due meanwhile are skipped."""
     Services(network)
     run = Run(network, count=100)
     network.advance(5.5)
@@ -262,7 +262,7 @@ def test_standing_still(network: MemoryNetwork) -> None:
     assert not run.done
     network.advance(1)
     assert run.done
-    # Six had left before, and the last of the sixty is late by half a second only.
+    # Six messages were sent before; the last of the sixty is late by half a second only.
     assert run.counts == {"received": 100}
     assert ping_result(run.ping)["skipped"] == 59
     assert "skipped: 59 messages, due while this process was stopped" in ping_lines(
@@ -271,8 +271,8 @@ def test_standing_still(network: MemoryNetwork) -> None:
     assert is_ok(run.ping)
 
 
-def test_many(network: MemoryNetwork) -> None:
-    """Of many replies, the times are summed up now and then."""
+def test_times_are_summarized(network: MemoryNetwork) -> None:
+    """The times of the replies are summarized every 4,096 replies."""
     Services(network)
     run = Run(network, count=5000, interval=0.001)
     network.advance(4.5)
@@ -282,7 +282,7 @@ def test_many(network: MemoryNetwork) -> None:
 
 
 def test_stop_at_the_beginning(network: MemoryNetwork) -> None:
-    """Who is interrupted when it has just connected sends nothing."""
+    """A run that is stopped when it has just connected sends nothing."""
     Services(network)
     ping = Ping(
         memory_connector(network),

@@ -1,4 +1,4 @@
-"""``pipe``: files on both sides, and a service between them."""
+"""``pipe`` between two files and a service."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def file_with(data: bytes) -> Any:
 
 
 def through(mirror: Mirror, data: bytes, timeout: float = 10.0) -> tuple[Pipe, bytes]:
-    """Send what is in a file through it into another file, and return what is there then."""
+    """Send ``data`` from a file through a pipe into another file, and return what was written."""
     with file_with(data) as source, tempfile.TemporaryFile() as sink:
         run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno(), timeout)
         pipe = run.run()
@@ -81,7 +81,7 @@ def through(mirror: Mirror, data: bytes, timeout: float = 10.0) -> tuple[Pipe, b
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 3_000_001])
 def test_files(mirror: Mirror, size: int) -> None:
-    """All of a file comes out, byte by byte, and then the connection is closed."""
+    """All bytes of a file come out; then the connection is closed."""
     data = noise(size)
     pipe, received = through(mirror, data)
     assert received == data
@@ -91,7 +91,7 @@ def test_files(mirror: Mirror, size: int) -> None:
 
 
 def pair(kind: str) -> tuple[int, int]:
-    """Return what is written to, and what that is read from."""
+    """Return the writable and the readable end of a pipe or a socket pair."""
     if kind == "pipe":
         reading, writing = os.pipe()
         return writing, reading
@@ -117,9 +117,9 @@ def read_all(descriptor: int, into: list[bytes]) -> None:
 def test_pipes(
     mirror: Mirror, kind: str, cannot_open: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes by a pipe or a socket, and goes to one whose reader is slower, is all there.
+    """All bytes pass from a pipe or socket to another one, whose reader is slower.
 
-    Also where standard output cannot be opened once more, as after su(1).
+    They do so too where standard output cannot be opened again, as after su(1).
     """
     if cannot_open:
 
@@ -147,8 +147,8 @@ def test_pipes(
     assert b"".join(received) == data
 
 
-def test_no_room(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full pipe that cannot be opened once more blocks nobody: Ctrl-C ends it all the same."""
+def test_full_output(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full pipe that cannot be opened again does not block: Ctrl-C ends the run."""
 
     def refuse(*_: object) -> int:
         raise PermissionError
@@ -173,7 +173,7 @@ def test_no_room(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slow_reader(mirror: Mirror) -> None:
-    """Nobody who reads: what is under way and what waits stays bounded, until somebody does."""
+    """While the output has no reader, the bytes in flight and in the queue stay bounded."""
     data = noise(3 * WINDOW)
     sink, drain = pair("pipe")
     received: list[bytes] = []
@@ -193,7 +193,7 @@ def test_slow_reader(mirror: Mirror) -> None:
         pipe = run.run()
     os.close(sink)
     reader.join()
-    # It stood still for longer than the timeout, but not because of the service.
+    # The pipe stalled for longer than the timeout, but the service did not.
     assert most[-1] <= WINDOW + (1 << 20)
     assert pipe.failure == ""
     assert b"".join(received) == data
@@ -212,20 +212,20 @@ def test_slow_reader(mirror: Mirror) -> None:
     indirect=["mirror"],
 )
 def test_faults(mirror: Mirror, expected: str) -> None:
-    """A service that does not give back what it got is found out, and nothing wrong comes out."""
+    """A service that does not return the bytes it received is reported; no wrong byte comes out."""
     data = noise(1_000_000)
     pipe, received = through(mirror, data, timeout=0.3)
     assert pipe.failure.startswith(expected)
     assert data.startswith(received)
     assert not pipe_result(pipe)["ok"]
-    # A connection ends once, whatever was under way on it; and was not, where it was given up.
+    # The end of a connection counts once; a reset by this side does not count.
     ends = {"close": {"closed": 1}, "reset": {"reset": 1}, "silent": {"closed": 1}}
     assert pipe.connector.errors == ends.get(mirror.command[3], {})
     assert pipe.written == len(received)
 
 
 def test_silent() -> None:
-    """A service that says nothing is waited for no longer than the timeout."""
+    """The wait for a silent service ends after the timeout."""
     feed, source = pair("pipe")
     sink, drain = pair("pipe")
     os.write(feed, b"hello")
@@ -263,8 +263,8 @@ class SilentConnector:
         """Connect at once."""
 
 
-def test_the_timeout_begins_with_the_first_byte_in_flight() -> None:
-    """The time for which standard input had nothing does not count."""
+def test_idle_input() -> None:
+    """The timeout begins with the first byte in flight: an idle standard input does not count."""
     feed, source = pair("pipe")
     pipe: Any = Run("127.0.0.1:7", source, source).pipe
     pipe.clock, pipe._client, pipe.connector = clock, _, _ = (
@@ -287,7 +287,7 @@ def test_the_timeout_begins_with_the_first_byte_in_flight() -> None:
 
 
 def test_idle_service_ends(mirror: Mirror) -> None:
-    """When the service goes while there is nothing to send, that is told at once."""
+    """The end of an idle connection is reported at once."""
     feed, source = pair("pipe")
     sink, drain = pair("pipe")
     run = Run(f"127.0.0.1:{mirror.port}", source, sink)
@@ -299,7 +299,7 @@ def test_idle_service_ends(mirror: Mirror) -> None:
 
 
 def test_stop(mirror: Mirror) -> None:
-    """It can be interrupted."""
+    """A pipe can be interrupted."""
     feed, source = pair("pipe")
     sink, drain = pair("pipe")
     run = Run(f"127.0.0.1:{mirror.port}", source, sink)
@@ -309,8 +309,8 @@ def test_stop(mirror: Mirror) -> None:
         os.close(descriptor)
 
 
-def test_who_does_not_finish() -> None:
-    """A service that has sent all back, and does not finish, has still sent all back."""
+def test_service_that_does_not_close() -> None:
+    """A service that returned all bytes, and does not close, is not a failure."""
 
     def serve() -> None:
         peer, _ = listening.accept()
@@ -331,7 +331,7 @@ def test_who_does_not_finish() -> None:
 
 
 def test_stop_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not even waited for a name."""
+    """An interrupt ends the name lookup."""
     monkeypatch.setattr("echod.client.connector.resolve", lambda *_: Deferred())
     with file_with(b"abc") as source, file_with(b"") as sink:
         run = Run("127.0.0.1:7", source.fileno(), sink.fileno())
@@ -343,7 +343,7 @@ def test_stop_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stop_before_it_is_connected() -> None:
-    """Also before there is a connection."""
+    """An interrupt before the connection ends the run."""
     with Mirror("plain") as mirror, file_with(b"abc") as source, file_with(b"") as sink:
         run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno())
         run.pipe.stop()
@@ -351,7 +351,7 @@ def test_stop_before_it_is_connected() -> None:
 
 
 def test_bad_input(mirror: Mirror) -> None:
-    """Standard input that cannot be read is told of."""
+    """An error of standard input is reported."""
     source = os.open("/", os.O_RDONLY)
     with tempfile.TemporaryFile() as sink:
         pipe = Run(f"127.0.0.1:{mirror.port}", source, sink.fileno()).run()
@@ -359,8 +359,8 @@ def test_bad_input(mirror: Mirror) -> None:
     assert pipe.failure == "standard input: is a directory"
 
 
-def test_others_read(mirror: Mirror) -> None:
-    """Where another has read what there was, standard input is waited for again."""
+def test_input_read_by_another_process(mirror: Mirror) -> None:
+    """Where another process has read standard input, the pipe waits for the next bytes."""
     feed, source = pair("pipe")
     os.set_blocking(source, False)
     with tempfile.TemporaryFile() as sink:
@@ -381,7 +381,7 @@ def test_others_read(mirror: Mirror) -> None:
 
 
 def test_full_disk(mirror: Mirror) -> None:
-    """Standard output that takes no more is told of."""
+    """An error of standard output is reported."""
     with file_with(b"abc") as source, open("/dev/full", "wb") as sink:
         pipe = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno()).run()
     assert pipe.failure == "standard output: no space left on device"
@@ -391,7 +391,7 @@ def test_full_disk(mirror: Mirror) -> None:
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 @pytest.mark.parametrize("size", [10, 3_000_000])
 def test_reader_goes(mirror: Mirror, kind: str, size: int) -> None:
-    """A reader that goes away is told of: at once, or when there is no more room."""
+    """The end of the output's reader is reported, at once or when the pipe is full."""
     sink, drain = pair(kind)
     with file_with(noise(size)) as source:
         run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink)
@@ -408,7 +408,7 @@ def test_reader_goes(mirror: Mirror, kind: str, size: int) -> None:
 
 
 def test_terminal(mirror: Mirror) -> None:
-    """A terminal as standard output stays one that blocks, for the shell that shares it."""
+    """A terminal as standard output stays blocking, for the shell that shares it."""
     leader, follower = pty.openpty()
     with file_with(b"hello\n") as source:
         pipe = Run(f"127.0.0.1:{mirror.port}", source.fileno(), follower).run()

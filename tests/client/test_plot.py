@@ -1,4 +1,4 @@
-"""``load --plot``: files that can be looked at, of runs that --json has written."""
+"""``load --plot``: the files that are drawn, from runs that ``--json`` has written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LOST = {**RUN, "latency_histogram": [], "intervals": [an_interval(0.0)]}
 
 
 def comments(file: Path) -> list[str]:
-    """Return what is written in a plot: matplotlib says it beside the shapes of the letters."""
+    """Return the texts of a plot, which matplotlib writes as comments beside the glyphs."""
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
     root = ElementTree.parse(file, parser).getroot()
     assert root.tag == f"{SVG}svg"
@@ -55,7 +55,7 @@ def comments(file: Path) -> list[str]:
 
 
 def test_svg(tmp_path: Path) -> None:
-    """An SVG has the percentiles, the figures of each second, and what run that is."""
+    """An SVG has the percentiles, the figures of each second, and the label of the run."""
     file = tmp_path / "a.svg"
     draw([RUN], str(file))
     result = comments(file)
@@ -65,7 +65,7 @@ def test_svg(tmp_path: Path) -> None:
 
 
 def test_several(tmp_path: Path) -> None:
-    """Several runs are drawn over each other, each with its name, also one that lost all."""
+    """Several runs are drawn over each other, each with its label, even one without replies."""
     other = {**RUN, "asked_messages_per_second": 1234.5, "target": "unix:/a$b$"}
     file = tmp_path / "a.svg"
     draw([RUN, other, {**LOST, "target": "lost.example:7"}], str(file))
@@ -76,13 +76,13 @@ def test_several(tmp_path: Path) -> None:
 
 
 def test_short_label() -> None:
-    """A legend has no room for the files of a TARGET."""
+    """A label is without the files of the TARGET."""
     run = {**RUN, "target": "tls:echo.example:7:trustRoots=/etc/ssl/ours"}
     assert label(run) == "tls:echo.example:7, 2 x 64 B, closed loop"
 
 
 def test_png(tmp_path: Path) -> None:
-    """A PNG is one, whatever the case of its name."""
+    """A name in capitals, or without a stem, yields a PNG too."""
     for name in ("a.PNG", ".png"):
         file = tmp_path / name
         draw([RUN], str(file))
@@ -93,22 +93,22 @@ def test_png(tmp_path: Path) -> None:
     "run", [LOST, {**LOST, "intervals": []}, {**LOST, "latency_histogram": [[0.0, 3]]}]
 )
 def test_nothing_to_draw(tmp_path: Path, run: dict[str, Any]) -> None:
-    """A run of which nothing came back, or in no time, has a plot: an empty one."""
+    """A run without replies, or with times of 0, yields an empty plot."""
     file = tmp_path / "a.svg"
     draw([run], str(file))
     assert label(run) in comments(file)
 
 
-def test_no_place(tmp_path: Path) -> None:
-    """Where there is no place for it, the kernel's own error says why."""
+def test_missing_directory(tmp_path: Path) -> None:
+    """A missing directory raises the kernel's error."""
     with pytest.raises(FileNotFoundError):
         draw([LOST], str(tmp_path / "no" / "a.svg"))
 
 
 def test_points() -> None:
-    """Each latency is drawn from how many replies one took that long, to how many one took longer.
+    """A point of the curve is a latency, and the number of replies of which one took longer.
 
-    Of the longest there is half a one that took longer: there is no place at infinity.
+    The longest latency is drawn as if half a reply had taken longer: infinity has no place.
     """
     x, y = points(RUN)
     assert x == [1.0, 10.0, 10.0, 100.0, 100.0, 200.0]
@@ -117,34 +117,34 @@ def test_points() -> None:
 
 
 def test_over_time() -> None:
-    """Each interval's figure is drawn in its middle, and there is none where nothing came back."""
+    """The figure of an interval is drawn in its middle; intervals without a reply are left out."""
     assert over_time(RUN, "max_seconds") == ([0.5, 2.5], [10.0, 4.0])
     assert over_time(LOST, "max_seconds") == ([], [])
 
 
 def test_label() -> None:
-    """A run is called by where it went, and how."""
+    """A label has the target and the kind of loop."""
     assert label(RUN) == "echo.example:7, 2 x 64 B, closed loop"
     open_loop = {**RUN, "asked_messages_per_second": 12500.0}
     assert label(open_loop) == "echo.example:7, 2 x 64 B, open loop, 12,500/s"
 
 
-def test_any_name(tmp_path: Path) -> None:
-    """A name that is no UTF-8 is drawn all the same."""
+def test_invalid_utf8(tmp_path: Path) -> None:
+    """A name that is not valid UTF-8 is drawn."""
     file = tmp_path / "a.svg"
     draw([{**RUN, "target": "unix:/\udcff", "file": "\udcfe.json"}], str(file))
     assert any(line.startswith(r"\udcfe.json: unix:/\udcff, 2 x") for line in comments(file))
 
 
 def test_underscore(tmp_path: Path) -> None:
-    """A run whose file begins with an underscore has its place in the legend, too."""
+    """The name of a file that begins with an underscore is in the legend."""
     file = tmp_path / "a.svg"
     draw([{**RUN, "file": "_a.json"}, RUN], str(file))
     assert any(line.startswith("_a.json: echo.example:7, ") for line in comments(file))
 
 
 def test_load_run(tmp_path: Path) -> None:
-    """What --json has written is read back, and can be drawn."""
+    """The output of ``--json`` can be read and drawn."""
     connector = Connector(Clock(), parse_target("h:7"), 1.0)
     load = Load(connector, 64, connections=1, duration=1.0, rate=None, on_interval=lambda _: None)
     times = Histogram()
@@ -182,16 +182,16 @@ def test_load_run(tmp_path: Path) -> None:
         json.dumps({name: value for name, value in RUN.items() if name != "target"}),
     ],
 )
-def test_no_run(tmp_path: Path, written: str) -> None:
-    """Something else is refused, such as what ping --json has written, or a picture."""
+def test_other_files(tmp_path: Path, written: str) -> None:
+    """Other files are refused, such as the output of ``ping --json``, or an image."""
     file = tmp_path / "run.json"
     file.write_bytes(written.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match="not the output of load --json"):
         load_run(str(file))
 
 
-def test_no_file(tmp_path: Path) -> None:
-    """A file that is not there, or none, is the kernel's own error."""
+def test_missing_file(tmp_path: Path) -> None:
+    """A missing file, or a directory, raises the kernel's error."""
     with pytest.raises(FileNotFoundError):
         load_run(str(tmp_path / "no.json"))
     with pytest.raises(IsADirectoryError):

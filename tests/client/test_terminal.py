@@ -40,7 +40,7 @@ Buckets = list[tuple[float, int]]
 
 
 def bars(lines: Sequence[str]) -> list[tuple[float, int, int]]:
-    """Return of each line up to how many ms it goes, how many it counts, and how long it is."""
+    """Return the limit in ms, the count and the length of each bar."""
     found = []
     for line in lines:
         least, upto, unit, count, *bar = line.split()
@@ -64,9 +64,9 @@ COUNTS = st.integers(1, 999_999_999)
     st.dictionaries(TIMES, COUNTS, min_size=1, max_size=50).map(lambda each: sorted(each.items()))
 )
 def test_histogram(buckets: Buckets) -> None:
-    """A histogram has the width asked for, in order, and counts each value once.
+    """A histogram fits the width, is in order, and counts each value once.
 
-    No bar is there for more than its values; the longest is that of the most.
+    No bar is longer than that of the largest count.
     """
     found = bars(drawn(buckets))
     upto = [each for each, *_ in found]
@@ -79,7 +79,7 @@ def test_histogram(buckets: Buckets) -> None:
 
 
 def test_rows() -> None:
-    """Each bar counts the values up to its own, each as much wider than the one before."""
+    """The limits of the bars grow by a constant ratio."""
     buckets = [(0.001 * 2**number, number + 1) for number in range(13)]
     found = bars(drawn(buckets))
     assert sum(count for _, count, _ in found) == 91
@@ -88,7 +88,7 @@ def test_rows() -> None:
 
 
 def test_lengths() -> None:
-    """The longest bar fills the line, but for a column, and the others are in proportion."""
+    """The longest bar fills the line except one column; the others are in proportion."""
     lines = drawn([(0.001, 50), (0.0012, 0), (1.0, 100)], width=80)
     (_, half, half_length), (_, whole, whole_length) = bars(lines)[0], bars(lines)[-1]
     assert (half, whole) == (50, 100)
@@ -97,21 +97,21 @@ def test_lengths() -> None:
 
 
 def test_one_bucket() -> None:
-    """One value is one bar, up to itself."""
+    """A single value has a single bar."""
     [line] = drawn([(0.0123456, 7)])
     assert line.startswith("<= 12.346 ms 7 ###")
     assert len(line) == 39
 
 
-def test_alike() -> None:
-    """Values between which there is nothing to see are one bar."""
+def test_close_values() -> None:
+    """Values that are closer than the least ratio share a bar."""
     [line] = drawn([(0.1, 1), (0.101, 2)])
     assert line.startswith("<= 101.000 ms 3 #")
     assert len(drawn([(0.1, 1), (0.105, 2)])) == 3
 
 
 def test_zero() -> None:
-    """No time at all is the shortest that is told apart."""
+    """A time of 0 counts as the shortest one."""
     [line] = drawn([(0.0, 3)])
     assert line.startswith("<= 0.000 ms 3 #")
     found = bars(drawn([(0.0, 3), (0.001, 1)]))
@@ -119,7 +119,7 @@ def test_zero() -> None:
 
 
 def test_ascii() -> None:
-    """In a terminal that knows nothing else, bars are of ASCII."""
+    """In a terminal without Unicode, bars are ASCII."""
     buckets = [(0.001, 50), (0.1, 100)]
     assert all(line.isascii() for line in drawn(buckets, is_ascii=True))
     blocks = drawn(buckets, is_ascii=False)
@@ -127,8 +127,8 @@ def test_ascii() -> None:
     assert "█" in blocks[0]
 
 
-def test_no_room() -> None:
-    """Where there is no room, there is a bar of one column still, and no line ends in a space."""
+def test_narrow() -> None:
+    """In a narrow terminal, a bar has at least one column, and no line ends in a space."""
     lines = list(histogram([(0.001, 999_999_999), (86_400.0, 1)], MIN_COLUMNS, True))
     assert lines[0].endswith(" #")
     assert all(line == line.rstrip() for line in lines)
@@ -139,7 +139,7 @@ def test_no_room() -> None:
 
 @pytest.fixture(name="terminal")
 def opened() -> Iterator[tuple[TextIO, int]]:
-    """Return a terminal, and the other end of it."""
+    """Return a terminal, and its other end."""
     other, descriptor = pty.openpty()
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with os.fdopen(descriptor, "w") as file:
@@ -148,7 +148,7 @@ def opened() -> Iterator[tuple[TextIO, int]]:
 
 
 def shown(other: int, pattern: str) -> str:
-    """Return what is shown, until there is what was looked for."""
+    """Read from a terminal until the pattern matches, and return what was read."""
     result = ""
     while not re.search(pattern, result):
         ready, _, _ = select.select([other], [], [], TIMEOUT)
@@ -158,13 +158,13 @@ def shown(other: int, pattern: str) -> str:
 
 
 def test_is_terminal(terminal: tuple[TextIO, int]) -> None:
-    """A terminal is one, and a pipe is none."""
+    """A pseudo-terminal is a terminal; a pipe is not."""
     assert is_terminal(terminal[0])
     assert not is_terminal(io.StringIO())
 
 
 def test_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are as many columns as the terminal has, but never too few to draw in."""
+    """The width is that of the terminal, with a minimum."""
     monkeypatch.setenv("COLUMNS", "100")
     assert columns() == 100
     monkeypatch.setenv("COLUMNS", "3")
@@ -172,7 +172,7 @@ def test_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bytes_left(tmp_path: Path) -> None:
-    """A file knows how many bytes there are still to be read; a pipe does not."""
+    """A regular file has a known number of bytes left; a pipe does not."""
     file = tmp_path / "x"
     file.write_bytes(bytes(1000))
     with file.open("rb", buffering=0) as source:
@@ -189,7 +189,7 @@ def test_bytes_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("total", [None, 4000])
 def test_progress(terminal: tuple[TextIO, int], total: int | None) -> None:
-    """A bar counts bytes, and up to how many if that is known."""
+    """A progress bar counts bytes, and shows the percentage where the total is known."""
     with progress_bar(terminal[0], total) as bar:
         bar.update(2000)
         bar.refresh()
@@ -200,7 +200,7 @@ def test_progress(terminal: tuple[TextIO, int], total: int | None) -> None:
 def test_progress_when_time_is_set(
     terminal: tuple[TextIO, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bar neither stands still nor counts an hour when the time of day is set."""
+    """A change of the time of day does not affect a progress bar."""
     time_of_day = [1e9]
     monkeypatch.setattr("tqdm.std.time", lambda: time_of_day[0])
     with progress_bar(terminal[0], None) as bar:
@@ -217,11 +217,11 @@ def times(*seconds: float) -> Histogram:
 
 
 def test_rate_line(terminal: tuple[TextIO, int]) -> None:
-    """A line tells of each second how much came back, and leaves nothing behind at the end."""
+    """The line shows the rate of each second, and is removed at the end."""
     line = RateLine(terminal[0], 2.0)
     line.show(Interval.of(0.0, 1.0, times(*[0.005] * 1500)))
     shown(terminal[1], r"1/2 s 1,500/s, p99 5\.000 ms")
-    line.show(Interval.of(1.0, 1.5, times(0.001)))  # which is longer than was meant
+    line.show(Interval.of(1.0, 1.5, times(0.001)))  # after the end of the load
     shown(terminal[1], r"2/2 s 1/s, p99 1\.000 ms")
     line.show(Interval.of(2.0, 0.0, Histogram()))
     shown(terminal[1], r"2/2 s 0/s, p99 0\.000 ms")

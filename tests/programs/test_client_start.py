@@ -1,4 +1,4 @@
-"""The command echod-client before its modules are imported, and where one is not installed."""
+"""The start of ``echod-client``: SIGINT, and modules that are not installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import ROOT, TIMEOUT
 
 @pytest.fixture(autouse=True)
 def interrupts() -> Iterator[None]:
-    """Leave this process's own answer to Ctrl-C as it was."""
+    """Restore this process's handler of SIGINT."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -40,7 +40,7 @@ def without(missing: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("missing", "package"), [("hdrh", "hdrhistogram"), ("tqdm", "tqdm")])
 def test_without_the_extra(missing: str, package: str) -> None:
-    """Without the extra it says in one line how to get it, and the exit status is 2."""
+    """Without its extra, the command names the extra to install, with status 2."""
     ended = without(missing, "ping", "h:7")
     line = (
         f"echod-client ping needs {package}, which is not installed: "
@@ -52,7 +52,7 @@ def test_without_the_extra(missing: str, package: str) -> None:
 @pytest.mark.parametrize("missing", ["hdrh", "tqdm", "matplotlib", "OpenSSL"])
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_without_any_extra(missing: str, option: str) -> None:
-    """--help and --version work without any extra, and a wrong command line is answered."""
+    """``--help``, ``--version`` and error messages need no extra."""
     ended = without(missing, option)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith(("echod-client ", "usage: echod-client "))
@@ -66,14 +66,14 @@ def test_without_any_extra(missing: str, option: str) -> None:
     [(signal.default_int_handler, signal.SIG_DFL), (signal.SIG_IGN, signal.SIG_IGN)],
 )
 def test_interrupt(before: Any, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C kills the process without a traceback, unless a shell has it ignored (sh: ``&``)."""
+    """SIGINT has its default action, unless it is ignored already (sh: ``&``)."""
     monkeypatch.setattr(runner, "run", lambda _: signal.getsignal(signal.SIGINT))
     signal.signal(signal.SIGINT, before)
     assert main(["ping", "h:7"]) == after
 
 
 class Finder:
-    """Finds one module, which needs another."""
+    """An importer of one module, which lacks another."""
 
     def __init__(self, name: str, missing: str) -> None:
         self._name, self._missing = name, missing
@@ -87,7 +87,7 @@ class Finder:
 def test_missing(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is missing and of no extra is a mistake in the installation, and not hidden."""
+    """A module that is missing, and belongs to no extra, is reported as it is."""
     monkeypatch.delitem(sys.modules, "echod.client.runner")
     monkeypatch.setattr(sys, "meta_path", [Finder("echod.client.runner", missing), *sys.meta_path])
     if missing.startswith("hdrh"):
@@ -99,6 +99,6 @@ def test_missing(
 
 
 def test_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exit status is that of the command, which has the options that were given."""
+    """The exit status is that of the command."""
     monkeypatch.setattr(runner, "run", lambda options: options.count)
     assert main(["ping", "h:7", "-c", "3"]) == 3

@@ -1,4 +1,4 @@
-"""Command lines of echod-client that are wrong: each is one line, and its exit status tells."""
+"""Invalid command lines of ``echod-client``: one line of error, and an exit status."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ PYTHON = re.compile(
     r"Traceback|[A-Za-z]+(Error|Exception|Warning)\b|__|\bself\b|\w\(\)|[ (]b'|"
     r"positional|keyword|invalid literal|codec|NoneType|errno|\[\("
 )
-"""What a program in Python may say when it has not thought of something."""
+"""What the message of an unhandled Python exception may contain."""
 
 
 @pytest.fixture(autouse=True)
 def process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Have a directory with some files, no reactor installed, and Ctrl-C as it was."""
+    """Provide a directory with some files, and no reactor; restore the handler of SIGINT."""
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("echod.client.runner.installReactor", lambda _: None)
     monkeypatch.setattr("sys.stdin", io.StringIO())
@@ -53,7 +53,7 @@ def process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def answer(capsys: Capture) -> Callable[..., tuple[int, str]]:
-    """Return what runs a command line, and returns its exit status and its only line."""
+    """Return a function that runs a command line, and returns its exit status and its only line."""
 
     def run(*arguments: str) -> tuple[int, str]:
         try:
@@ -182,7 +182,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "text"), WRONG)
 def test_wrong(answer: Any, arguments: str, text: str) -> None:
-    """Each is answered by what is wrong and what to do, and the status is 2."""
+    """The error says what is wrong and what to do; the status is 2."""
     status, line = answer(*arguments.split())
     assert status == 2
     assert text in line
@@ -202,14 +202,14 @@ def test_wrong(answer: Any, arguments: str, text: str) -> None:
     ],
 )
 def test_not_reached(answer: Any, target: str, text: str) -> None:
-    """What shows only when it is tried is as short, and the status is 1."""
+    """An error that shows only on connection is one line, with status 1."""
     status, line = answer("ping", target, "-c", "1", "-W", "5s")
     assert status == 1
     assert text in line
 
 
 def test_key_among_certificates(answer: Any, tmp_path: Path) -> None:
-    """A key among certificates is one of them, too."""
+    """A private key among the certificates is reported."""
     key, _ = Authority(tmp_path).issue("server")
     os.rename(key, "keys/key.pem")
     status, line = answer("ping", "tls:h:7:trustRoots=keys")
@@ -227,7 +227,7 @@ OTHERS = st.sampled_from(["", ":", ":7", ":x", ":timeout=x", ":trustRoots=/none"
 @settings(max_examples=150)
 @given(st.builds("".join, st.tuples(KINDS, PLACES, OTHERS)) | st.text())
 def test_any_target(text: str) -> None:
-    """Whatever a TARGET is, it is one, or one line says why not."""
+    """Any TARGET is either valid, or reported in one line."""
     with suppress(BadTarget):
         target = parse_target(text)
         if target.host is None:
@@ -249,13 +249,13 @@ NAMES = st.sampled_from(
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(NAMES | st.sampled_from(["h:0", "3", "1s", "x", ""]) | st.text(), max_size=5))
 def test_any_arguments(answer: Any, arguments: list[str]) -> None:
-    """Whatever the arguments are besides a TARGET that is wrong, one line says why not."""
+    """Any arguments besides an invalid TARGET are reported in one line."""
     assert answer("ping", *arguments, "h:0")[0] == 2
 
 
 @pytest.mark.parametrize("argument", [b"h\xff:x", b"-\xff", b"--\xff=\xff", b"unix:\xff:\xff"])
 def test_bytes(argument: bytes) -> None:
-    """Arguments that are no UTF-8 are shown in ASCII."""
+    """Arguments that are not valid UTF-8 are escaped in ASCII."""
     client = Path(sys.executable).with_name("echod-client")
     run = subprocess.run(
         [bytes(client), b"ping", argument],
