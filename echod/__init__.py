@@ -1,11 +1,17 @@
-"""An echo service (RFC 862) that never loses a byte.
+"""Echo service (RFC 862) on Twisted that never loses a byte, and a client that measures paths.
 
-To read it in one evening, in this order: ``protocol`` (one connection),
-``factory`` (all of them), ``clock`` (their time), ``events`` (what they tell), ``kernel`` (what
-they ask), ``fastpath`` (the shortest way of a byte), ``arrival``, ``tls`` and ``proxy`` (what may
-come before a connection), ``datagram`` (UDP), ``client`` (the other end), ``testing`` (both ends in
-memory), then ``daemon`` (the service that ``twistd`` runs) and ``probe`` (``echod-client``, which
-measures a path).
+The core is the modules of this package, and takes an evening to read, in this order:
+
+1. Vocabulary: ``events``, ``addresses``.
+2. TCP and UNIX sockets: ``transport``, ``limits``, ``timeouts``, ``drain``, ``protocol`` (one
+   connection), ``factory`` (all connections), ``fastpath`` (bytes from socket to socket).
+3. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
+   ``tls``, ``proxy``.
+4. UDP: ``udprules``, ``udp``.
+5. Help for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
+
+``testing`` is an in-memory network for tests. ``daemon`` is the service that ``twistd echod`` runs,
+and ``client`` is ``EchoClient`` and the command ``echod-client``; the core imports neither.
 """
 
 __all__ = [
@@ -33,10 +39,10 @@ __all__ = [
     "broadcast",
 ]
 
-# Stated here alone: setup.cfg reads it from the source, without importing Twisted.
+# setup.cfg reads it from this source, without importing Twisted.
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # as in typing, which takes ten milliseconds
+TYPE_CHECKING = False  # as in typing, which takes ten milliseconds to import
 
 if TYPE_CHECKING:
     from echod.client.protocol import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
@@ -60,14 +66,14 @@ if TYPE_CHECKING:
     from echod.protocol import Echo
     from echod.proxy import ProxyFactory
 
-else:  # a type checker would accept any name from a module with __getattr__
+else:  # hidden from type checkers, which accept any name from a module with __getattr__
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first used: importing Twisted takes a third of a second.
+        """Import a public name on first use: importing Twisted takes a third of a second.
 
-        ``echod-client`` imports this package before it can prepare for Ctrl-C.
+        ``echod-client`` imports this package before it can handle Ctrl-C.
         """
-        from importlib import import_module  # noqa: PLC0415 - only when it is needed
+        from importlib import import_module  # noqa: PLC0415 - not needed for the version
 
         homes = (
             ("client.protocol", "events", "factory", "protocol", "proxy") if name in __all__ else ()

@@ -1,4 +1,4 @@
-"""The command ``echod``, until its modules are imported; ``python -m echod`` is the same."""
+"""Entry point of the command ``echod`` and of ``python -m echod``."""
 
 import signal
 import sys
@@ -7,8 +7,8 @@ import sys
 def main() -> None:
     """Run the daemon in the foreground.
 
-    Until the service handles it, Ctrl-C ends the process as it ends one that is written in C:
-    Python's own handler would print a traceback of whatever import it interrupts.
+    Until the service handles SIGINT, Ctrl-C ends the process by the signal's default action:
+    Python's own handler would print a traceback of the import that it interrupts.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

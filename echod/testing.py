@@ -73,18 +73,27 @@ def check_ipv4(name: str, host: str) -> None:
         raise ValueError(f"{name} takes an IPv4 address, not {host!r}") from None
 
 
+def ipv4_address(host: str, port: int) -> IPv4Address:
+    """Return the address of a listener, or raise ValueError."""
+    check_whole("port", port, 1, 65535)
+    check_ipv4("host", host)
+    return IPv4Address("TCP", host, port)
+
+
 class MemorySocket:
     """One end of a connected pair of stream sockets, after tcp(7) and RFC 9293.
 
     Bytes go straight into the other end's receive buffer. A reset destroys the bytes in it, which
     is the worst case that TCP allows.
 
+    :param address: its own address.
     :param capacity: bytes that the receive buffer holds.
     """
 
     other: MemorySocket
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, address: IPv4Address, capacity: int) -> None:
+        self.address = address
         self._capacity = capacity
         self._incoming = bytearray()
         self._finished = False  # the other end sends nothing more
@@ -181,16 +190,9 @@ class MemorySocket:
 class MemoryTransport(Connection):
     """Twisted's own TCP transport, on a :class:`MemorySocket`."""
 
-    def __init__(
-        self,
-        sock: MemorySocket,
-        protocol: IProtocol,
-        host: IPv4Address,
-        peer: IPv4Address,
-        network: MemoryNetwork,
-    ) -> None:
-        super().__init__(sock, protocol, network)  # type: ignore[arg-type]  # has what Connection uses
-        self._host, self._peer = host, peer
+    def __init__(self, sock: MemorySocket, protocol: IProtocol, network: MemoryNetwork) -> None:
+        super().__init__(cast(Any, sock), protocol, network)
+        self._host, self._peer = sock.address, sock.other.address
         self.connected = 1
         self.startReading()  # type: ignore[no-untyped-call]
 
@@ -233,9 +235,7 @@ class MemoryNetwork(Clock):
 
         :raises ValueError: for a port that is not from 1 to 65535, or no IPv4 address.
         """
-        check_whole("port", port, 1, 65535)
-        check_ipv4("host", host)
-        return MemoryServerEndpoint(self, IPv4Address("TCP", host, port))
+        return MemoryServerEndpoint(self, ipv4_address(host, port))
 
     def client_endpoint(
         self, port: int = 7, host: str = "192.0.2.1", source: str = "198.51.100.1"
@@ -244,10 +244,8 @@ class MemoryNetwork(Clock):
 
         :raises ValueError: for a port that is not from 1 to 65535, or no IPv4 address.
         """
-        check_whole("port", port, 1, 65535)
-        check_ipv4("host", host)
         check_ipv4("source", source)
-        return MemoryClientEndpoint(self, IPv4Address("TCP", host, port), source)
+        return MemoryClientEndpoint(self, ipv4_address(host, port), source)
 
     def settle(self) -> None:
         """Move bytes and run the calls that are due, until nothing moves any more.
@@ -286,16 +284,16 @@ class MemoryNetwork(Clock):
         if server not in self._listening:
             raise error.ConnectionRefusedError
         client = IPv4Address("TCP", source, next(self._ports))
-        near, far = MemorySocket(self._capacity), MemorySocket(self._capacity)
+        near, far = MemorySocket(client, self._capacity), MemorySocket(server, self._capacity)
         near.other, far.other = far, near
         accepting = self._listening[server].buildProtocol(client)
         if accepting is None:
             far.close()
         else:
-            accepting.makeConnection(MemoryTransport(far, accepting, server, client, self))
+            accepting.makeConnection(MemoryTransport(far, accepting, self))
         connecting: Any = factory.buildProtocol(server)
         assert connecting is not None, "the client's factory builds no protocol"
-        connecting.makeConnection(MemoryTransport(near, connecting, client, server, self))
+        connecting.makeConnection(MemoryTransport(near, connecting, self))
         return cast(P, connecting)
 
     def listen(self, address: IPv4Address, factory: IProtocolFactory) -> MemoryPort:
@@ -359,16 +357,14 @@ class MemoryNetwork(Clock):
         for transport in self.getReaders():
             if transport in self._readers and transport.socket.readable():
                 moved = True
-                self._do(transport, transport.doRead, reading=True)
+                self._call(transport, transport.doRead)
         for transport in self.getWriters():
             if transport in self._writers and transport.socket.writable():
                 moved = True
-                self._do(transport, transport.doWrite, reading=False)
+                self._call(transport, transport.doWrite)
         return moved
 
-    def _do(
-        self, transport: MemoryTransport, act: Callable[[], Exception | None], reading: bool
-    ) -> None:
+    def _call(self, transport: Any, act: Callable[[], Exception | None]) -> None:
         """Call doRead or doWrite, and end the connection on an error, as Twisted's reactors do."""
         try:
             why = act()
@@ -378,7 +374,7 @@ class MemoryNetwork(Clock):
         if why is None:
             return
         self.removeReader(transport)
-        if reading and isinstance(why, ConnectionDone):
+        if act == transport.doRead and isinstance(why, ConnectionDone):
             transport.readConnectionLost(Failure(why))
         else:
             self.removeWriter(transport)

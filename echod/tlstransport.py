@@ -14,13 +14,12 @@ from typing import Any, Final
 from OpenSSL import SSL
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.events import HandshakeDone
 from echod.factory import EchoFactory
-from echod.handshake import PendingConnection
 from echod.protocol import Echo
 from echod.tlsrecords import PIECE, RECORD, Ledger, RecordScanner
 from echod.transport import kernel_socket, resets_on_error, send_now, unsent
@@ -60,14 +59,8 @@ class TLSTransport(ProtocolWrapper):
     _empty = 0
     _delivering = False
 
-    def __init__(
-        self,
-        factory: WrappingFactory,
-        pending: PendingConnection,
-        tls: SSL.Connection,
-        server: EchoFactory,
-    ) -> None:
-        super().__init__(factory, pending)  # type: ignore[arg-type]
+    def __init__(self, factory: Any, pending: Any, tls: Any, server: EchoFactory) -> None:
+        super().__init__(factory, pending)
         self._tls = tls
         self._server = server
         self._ledger = Ledger()

@@ -470,7 +470,7 @@ def test_datagrams() -> None:
 # Each use of the time of day, or of a reactor's time that may follow it, and why it is allowed.
 ALLOWED = {
     ("clock.py", "ReactorBase.seconds"): "recognises a reactor that follows the time of day",
-    ("clock.py", "reactor.seconds"): "recognises it likewise",
+    ("clock.py", "reactor.seconds"): "recognises one, too",
     ("clock.py", "reactor.callLater"): "the timer without timerfd",
     ("certificates.py", "datetime.now"): "certificates have dates",
     ("daemon/web.py", "datetime.now"): "the start of the daemon, for display",

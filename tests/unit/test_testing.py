@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 from twisted.internet import error
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
@@ -17,7 +18,8 @@ from tests.streams.server import Peers
 
 
 def pair(capacity: int = 4) -> tuple[MemorySocket, MemorySocket]:
-    near, far = MemorySocket(capacity), MemorySocket(capacity)
+    address = IPv4Address("TCP", "192.0.2.1", 7)
+    near, far = MemorySocket(address, capacity), MemorySocket(address, capacity)
     near.other, far.other = far, near
     return near, far
 
