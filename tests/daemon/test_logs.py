@@ -1,4 +1,4 @@
-"""The log that people read."""
+"""The log: lines for connections, summaries of refusals, and formats."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class ConnectionLogTests(SynchronousTestCase):
         return [formatEvent(event) for event in self.events]
 
     def test_closed(self) -> None:
-        """A connection that ended is one line: peer, ending, bytes, seconds."""
+        """A closed connection is one line: peer, ending, bytes, seconds."""
         log = ConnectionLog(self.clock)
         log(Opened(PEER))
         log(Closed(Ending.FINISHED, 5, 0.0421, 0, PEER))
         self.assertEqual(self.lines(), ["closed tcp 192.0.2.1:40000: finished, 5 bytes in 0.042 s"])
 
-    def test_closed_with_a_loss(self) -> None:
-        """Where a reply was cut short the line says by how much."""
+    def test_closed_with_unsent_bytes(self) -> None:
+        """The line of a connection whose reply was cut short has the number of unsent bytes."""
         ConnectionLog(self.clock)(Closed(Ending.STALLED, 9000, 60, 500, PEER))
         self.assertEqual(
             self.lines(),
@@ -61,7 +61,7 @@ class ConnectionLogTests(SynchronousTestCase):
         )
 
     def test_unused(self) -> None:
-        """A health check has no line."""
+        """An unused connection, such as a health check, has no line."""
         log = ConnectionLog(self.clock)
         log(Opened(PEER))
         log(Closed(Ending.UNUSED, 0, 0.001, 0, PEER))
@@ -69,7 +69,7 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(self.lines(), [])
 
     def test_tls(self) -> None:
-        """A connection over TLS is called tls, whether it ended or was refused."""
+        """The lines of a TLS connection have tls in place of tcp."""
         log = ConnectionLog(self.clock)
         log(Closed(Ending.FINISHED, 5, 0.0421, 0, PEER, tls=True))
         log(Refused(Reason.TLS_HANDSHAKE, PEER, tls=True))
@@ -83,7 +83,7 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual({event["peer"] for event in self.events}, {"tls 192.0.2.1:40000"})
 
     def test_verbose(self) -> None:
-        """Verbose, each step of a connection has a line, and a health check has its own."""
+        """With verbose, each step of a connection has a line, and so has an unused connection."""
         proxy = IPv4Address("TCP", "192.0.2.9", 9)
         for event, line in (
             (Accepted(PEER), "accepted tcp 192.0.2.1:40000"),
@@ -110,7 +110,7 @@ class ConnectionLogTests(SynchronousTestCase):
         self.assertEqual(self.lines(), ["closed tcp 192.0.2.1:40000: unused, 0 bytes in 0.001 s"])
 
     def test_quiet(self) -> None:
-        """Quiet, connections have no line, and refusals still have."""
+        """With quiet, connections have no lines, and refusals still have."""
         log = ConnectionLog(self.clock, quiet=True)
         log(Closed(Ending.FINISHED, 5, 0.0421, 0, PEER))
         log(Refused(Reason.DRAINING, PEER))
@@ -118,8 +118,8 @@ class ConnectionLogTests(SynchronousTestCase):
             self.lines(), ["refused 1 connection: draining 1, from tcp 192.0.2.1:40000"]
         )
 
-    def test_refusals_are_summed(self) -> None:
-        """A flood of refusals is one line a second, and none is left out."""
+    def test_summary_of_refusals(self) -> None:
+        """A flood of refusals is one line per second, and each refusal is counted."""
         log = ConnectionLog(self.clock)
         for count in range(999):
             log(Refused(Reason.MAX_CONNECTIONS, PEER))
@@ -144,8 +144,8 @@ class ConnectionLogTests(SynchronousTestCase):
             self.lines()[2:], ["refused 1 connection: draining 1, from tcp 192.0.2.1:40000"]
         )
 
-    def test_what_is_not_answered(self) -> None:
-        """Datagrams that are not answered are summed likewise, by themselves."""
+    def test_summary_of_dropped_datagrams(self) -> None:
+        """Datagrams that are not answered have a summary of their own."""
         log = ConnectionLog(self.clock)
         for number in range(3):
             log(Dropped(Drop.SOURCE_RATE, IPv4Address("UDP", "192.0.2.1", 40000 + number)))
@@ -169,7 +169,7 @@ class FormatTests(SynchronousTestCase):
     """The two log observers for ``twistd --logger``."""
 
     def written(self, observer: Any) -> list[str]:
-        """Return the lines that the observer writes of a life with everything in it."""
+        """Return the lines that the observer writes for one event of each kind."""
         out = io.StringIO()
         self.patch(sys, "stdout", out)
         observe = observer()
@@ -196,7 +196,7 @@ class FormatTests(SynchronousTestCase):
         return out.getvalue().splitlines()
 
     def test_journal(self) -> None:
-        """For the journal, an event is one line with its priority, and no time."""
+        """A journal line has a priority and no time stamp."""
         lines = self.written(journal)
         self.assertEqual(
             lines[:5],
@@ -215,7 +215,7 @@ class FormatTests(SynchronousTestCase):
             self.assertTrue(line.isprintable(), line)
 
     def test_json_lines(self) -> None:
-        """For machines, an event is one line of JSON, and what is known are fields."""
+        """A JSON line has the time, the level, the event, and its fields."""
         lines = [json.loads(line) for line in self.written(json_lines)]
         for line in lines:
             time = datetime.fromisoformat(line.pop("time"))

@@ -1,4 +1,4 @@
-"""The numbers that Prometheus reads, in memory."""
+"""Metrics for Prometheus: counts of events, and the state of connections."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PEER = IPv4Address("TCP", "192.0.2.1", 40000)
 
 
 class Counted:
-    """An EchoFactory in memory that is counted, and peers that connect to it."""
+    """An EchoFactory in memory whose events are counted, and peers that connect to it."""
 
     def __init__(self, **options: Any) -> None:
         self.network = MemoryNetwork()
@@ -57,7 +57,7 @@ class Counted:
 
 class MetricsTests(SynchronousTestCase):
     def test_a_clean_run(self) -> None:
-        """After a clean run, what is received and sent is what the clients count."""
+        """After a clean run, the bytes received and sent are those that the clients count."""
         served = Counted(max_connections=100)
         for count in range(10):
             peer = served.connect()
@@ -78,7 +78,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_connections_closed_total", ending="finished"), 10)
 
     def test_open_connections(self) -> None:
-        """Bytes of connections that are open count at once, and not only when they end."""
+        """Bytes of open connections are included."""
         served = Counted()
         for _ in range(3):
             served.connect().send(b"x" * 700)
@@ -88,8 +88,8 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_sent_bytes_total"), 2100)
         self.assertEqual(served.get("echod_connection_duration_seconds_count"), 0)
 
-    def test_owed(self) -> None:
-        """What the kernel has not taken is received and not sent, also when it is lost."""
+    def test_unsent(self) -> None:
+        """Bytes that the kernel has not accepted count as received and never as sent."""
         served = Counted(stall_timeout=10)
         peer = served.connect()
         peer.stall()
@@ -103,8 +103,8 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_received_bytes_total"), received)
         self.assertEqual(served.get("echod_sent_bytes_total"), 64 * 1024)
 
-    def test_all_there_from_the_start(self) -> None:
-        """Each ending and each reason is a series from the start, at 0: rates miss no first one."""
+    def test_series_from_the_start(self) -> None:
+        """Each ending and each reason is a series at 0 from the start: rates miss no first event."""
         served = Counted()
         for ending in Ending:
             self.assertEqual(served.get("echod_connections_closed_total", ending=ending.value), 0)
@@ -114,7 +114,7 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(served.get("echod_datagrams_dropped_total", reason=drop.value), 0)
 
     def test_datagrams(self) -> None:
-        """Datagrams are counted, those answered and those not."""
+        """Datagrams are counted, answered ones and dropped ones."""
         served = Counted()
         protocol = DatagramEcho(served.datagrams)
         transport: Any = FakeTransport()
@@ -130,7 +130,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_datagrams_dropped_total", reason="low-port"), 1)
 
     def test_refused(self) -> None:
-        """Who is refused is counted by reason, and is not among the accepted."""
+        """A refused connection is counted by its reason, and not as accepted."""
         served = Counted(max_connections=1)
         for _ in range(3):
             served.connect()
@@ -139,7 +139,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_connections_accepted_total"), 1)
 
     def test_durations(self) -> None:
-        """Durations fall into buckets, a bound into its own."""
+        """Durations are counted in buckets, which include their upper bounds."""
         served = Counted()
         for seconds in (0.0005, 0.001, 0.5, 3600.0, 1e9):
             served.tally(Opened(PEER))
@@ -159,7 +159,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get(f"{name}_sum"), 0.0005 + 0.001 + 0.5 + 3600.0 + 1e9)
 
     def test_health_checks(self) -> None:
-        """Health checks have a series of their own, and no part in ``lost`` or the durations."""
+        """Health checks are counted as unused, and not in the durations."""
         served = Counted()
         for leave in (Peer.finish, Peer.abort, Peer.finish):
             leave(served.connect())
@@ -172,15 +172,15 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_connection_duration_seconds_sum"), 0)
 
     def test_steps(self) -> None:
-        """The steps of a connection, which a verbose factory reports, count nothing."""
+        """The steps of a connection, which a verbose factory reports, are not counted."""
         served = Counted()
         before = vars(served.tally).copy()
         for event in (Accepted(PEER), HalfClosed(5, PEER), HeaderRead(PEER, PEER)):
             served.tally(event)
         self.assertEqual(vars(served.tally), before)
 
-    def test_no_label_of_a_peers(self) -> None:
-        """However many peers come, and from wherever, there are no more series than at first."""
+    def test_no_series_per_peer(self) -> None:
+        """The number of series does not grow with the number of peers."""
         served = Counted()
         before = {sample_key(sample) for sample in samples(served)}
         for number in range(100):
@@ -191,7 +191,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual({sample_key(sample) for sample in samples(served)}, before)
 
     def test_names(self) -> None:
-        """Ours are echod's, the rest tells of the process and of Python; no _created series."""
+        """The metrics are those of echod, its process and Python, without _created series."""
         families = text_string_to_metric_families(exposition(Counted()))
         names = {family.name for family in families}
         ours = {name for name in names if name.startswith("echod_")}
@@ -229,7 +229,7 @@ def sample_key(sample: Any) -> tuple[Any, ...]:
     return (sample.name, *sorted(sample.labels.items()))
 
 
-DEEDS = st.one_of(
+ACTIONS = st.one_of(
     st.just(("connect", 0)),
     st.tuples(st.just("send"), st.integers(0, 100_000)),
     st.tuples(st.sampled_from(["stall", "resume", "finish", "abort"]), st.just(0)),
@@ -238,33 +238,32 @@ DEEDS = st.one_of(
 )
 
 
-@given(st.lists(st.tuples(DEEDS, st.integers(0, 3)), max_size=40))
-def test_never_back(deeds: list[tuple[tuple[str, int], int]]) -> None:
-    """Whatever happens, no counter goes back, none is sent that was not received, and what
-    peers have got was sent.
+@given(st.lists(st.tuples(ACTIONS, st.integers(0, 3)), max_size=40))
+def test_counters_never_decrease(actions: list[tuple[tuple[str, int], int]]) -> None:
+    """In any sequence of events, counters never decrease, no more bytes are sent than received,
+    and all bytes that peers have received count as sent.
     """
     served = Counted(max_connections=3, idle_timeout=15, stall_timeout=10)
-    got, sent_by_peers, before = 0, 0, (0, 0)
-    for (deed, number), which in deeds:
+    sent_by_peers, before = 0, (0, 0)
+    for (action, number), which in actions:
         peer = served.peers.peers[-1 - which] if which < len(served.peers.peers) else None
-        if deed == "connect":
+        if action == "connect":
             served.connect()
-        elif deed == "wait":
+        elif action == "wait":
             served.network.advance(number)
-        elif deed == "drain":
+        elif action == "drain":
             served.factory.drain(number)
         elif peer is not None and peer.ended is None and peer.transport.connected:
-            if deed == "send":
+            if action == "send":
                 peer.send(b"x" * number)
                 sent_by_peers += number
             else:
-                getattr(peer, deed)()
+                getattr(peer, action)()
         served.network.settle()
         received, sent = now = transferred(served.tally, served.factory)
-        got = sum(len(peer.received) for peer in served.peers.peers)
         assert before[0] <= received <= sent_by_peers
         assert before[1] <= sent <= received
-        assert got <= sent
+        assert sum(len(peer.received) for peer in served.peers.peers) <= sent
         before = now
     for peer in served.peers.peers:
         peer.resume()

@@ -1,4 +1,4 @@
-"""What systemd hears."""
+"""Messages to systemd: ready, stopping, watchdog, and the number of connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.daemon import sdnotify as notify
+from echod.daemon import sdnotify
 from echod.daemon.errors import CannotServe
 from echod.daemon.sdnotify import Notifier, notifier
 from echod.events import Closed, Ending, Opened, Reason, Refused
@@ -26,7 +26,7 @@ CLOSED = Closed(Ending.FINISHED, 5, 1.0, 0, PEER)
 class NotifierTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.log: list[LogEvent] = []
-        self.patch(notify.log, "observer", self.log.append)
+        self.patch(sdnotify.log, "observer", self.log.append)
         self.clock = Clock()
         self.connections = 0
         directory = tempfile.TemporaryDirectory()
@@ -48,7 +48,7 @@ class NotifierTests(SynchronousTestCase):
         self.connections += more
         notifier(OPENED if more > 0 else CLOSED)
 
-    def heard(self) -> list[str]:
+    def received(self) -> list[str]:
         """Return the datagrams since the last call."""
         datagrams = []
         while True:
@@ -58,7 +58,7 @@ class NotifierTests(SynchronousTestCase):
                 return datagrams
 
     def fill(self) -> int:
-        """Send systemd more than it can hold."""
+        """Fill the queue of systemd's socket, and return the number of datagrams."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
             for count in range(10_000):
@@ -66,104 +66,106 @@ class NotifierTests(SynchronousTestCase):
                     sock.sendto(b"X=1", self.path)
                 except BlockingIOError:
                     return count
-        raise AssertionError("it holds everything")
+        raise AssertionError("the queue has no limit")
 
-    def test_a_life(self) -> None:
-        """Ready, then how many are connected, then stopping, and how many are left."""
+    def test_lifecycle(self) -> None:
+        """Ready, the number of connections, stopping, and the number of connections that remain."""
         notifier = Notifier(self.clock, self.count, self.path)
-        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.received(), [])
         notifier.ready()
-        self.assertEqual(self.heard(), ["READY=1\nSTATUS=0 connections open"])
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=0 connections open"])
         self.clock.advance(1)
         self.open(notifier)
-        self.assertEqual(self.heard(), ["STATUS=1 connection open"])
+        self.assertEqual(self.received(), ["STATUS=1 connection open"])
         self.clock.advance(1)
         notifier.stopping()
-        self.assertEqual(self.heard(), ["STOPPING=1\nSTATUS=draining, 1 connection open"])
+        self.assertEqual(self.received(), ["STOPPING=1\nSTATUS=draining, 1 connection open"])
         self.open(notifier, -1)
         self.clock.advance(1)
-        self.assertEqual(self.heard(), ["STATUS=draining, 0 connections open"])
+        self.assertEqual(self.received(), ["STATUS=draining, 0 connections open"])
         self.clock.advance(1)
         notifier.ready()
-        self.assertEqual(self.heard(), ["READY=1\nSTATUS=0 connections open"])
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=0 connections open"])
 
     def test_once_a_second(self) -> None:
-        """A flood of connections is one word a second, and the last word is right."""
+        """A flood of connections is one message per second, and the last number is right."""
         notifier = Notifier(self.clock, self.count, self.path)
         notifier.ready()
         self.clock.advance(1)
-        self.heard()
+        self.received()
         for _ in range(1000):
             self.open(notifier)
             self.clock.advance(0.001)
         self.clock.advance(1)
-        self.assertEqual(self.heard(), ["STATUS=1 connection open", "STATUS=1000 connections open"])
+        self.assertEqual(
+            self.received(), ["STATUS=1 connection open", "STATUS=1000 connections open"]
+        )
         self.clock.advance(1)
-        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.received(), [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_only_what_changed(self) -> None:
-        """What comes and goes within a second, or is refused, is no news."""
+        """A number that is the same again a second later is not sent."""
         notifier = Notifier(self.clock, self.count, self.path)
         notifier.ready()
         self.clock.advance(1)
         self.open(notifier)
-        self.heard()
+        self.received()
         self.open(notifier, -1)
         self.open(notifier)
         notifier(Refused(Reason.MAX_CONNECTIONS, PEER))
         self.clock.advance(10)
-        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.received(), [])
 
     def test_watchdog(self) -> None:
-        """It is alive twice in the watchdog's time, from when it is ready, in a drain too."""
+        """WATCHDOG=1 is sent twice per watchdog timeout, from ready on, and in a drain, too."""
         notifier = Notifier(self.clock, self.count, self.path, watchdog=30)
         self.clock.advance(100)
-        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.received(), [])
         notifier.ready()
-        self.assertEqual(self.heard(), ["READY=1\nSTATUS=0 connections open\nWATCHDOG=1"])
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=0 connections open\nWATCHDOG=1"])
         self.clock.pump([1] * 14)
-        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.received(), [])
         self.clock.advance(1)
-        self.assertEqual(self.heard(), ["WATCHDOG=1"])
+        self.assertEqual(self.received(), ["WATCHDOG=1"])
         notifier.stopping()
         notifier.ready()
-        self.heard()
+        self.received()
         self.clock.advance(15)
-        self.assertEqual(self.heard().count("WATCHDOG=1"), 1)
+        self.assertEqual(self.received().count("WATCHDOG=1"), 1)
 
     def test_abstract(self) -> None:
-        """The socket's name may be in the abstract namespace."""
+        """The socket can be in the abstract namespace."""
         self.systemd = self.listen(f"\0{self.path}@")
         Notifier(self.clock, self.count, f"@{self.path}@").ready()
-        self.assertEqual(self.heard(), ["READY=1\nSTATUS=0 connections open"])
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=0 connections open"])
 
     def test_busy(self) -> None:
-        """What systemd is too busy to hear it hears later, and the daemon does not wait."""
+        """With systemd's queue full, the daemon does not block, and sends the message later."""
         filled = self.fill()
         notifier = Notifier(self.clock, self.count, self.path)
         notifier.ready()
         self.open(notifier)
         self.clock.advance(5)
-        self.assertEqual(len(self.heard()), filled)
+        self.assertEqual(len(self.received()), filled)
         self.clock.advance(1)
-        self.assertEqual(self.heard(), ["READY=1\nSTATUS=1 connection open"])
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=1 connection open"])
         self.assertEqual(self.log, [])
 
-    def test_busy_without_news(self) -> None:
-        """So it is where the number of connections has not changed."""
+    def test_busy_watchdog(self) -> None:
+        """With systemd's queue full, WATCHDOG=1 is sent later, too."""
         notifier = Notifier(self.clock, self.count, self.path, watchdog=20)
         notifier.ready()
         self.clock.advance(5)
-        self.heard()
+        self.received()
         filled = self.fill()
         self.clock.advance(5)
-        self.assertEqual(len(self.heard()), filled)
+        self.assertEqual(len(self.received()), filled)
         self.clock.advance(1)
-        self.assertEqual(self.heard(), ["WATCHDOG=1"])
+        self.assertEqual(self.received(), ["WATCHDOG=1"])
 
     def test_gone(self) -> None:
-        """That systemd is gone is one warning, and no reason to stop; it may come back."""
+        """An unreachable socket is logged once; messages go on when it is back."""
         self.systemd.close()
         notifier = Notifier(self.clock, self.count, self.path, watchdog=2)
         notifier.ready()
@@ -176,23 +178,23 @@ class NotifierTests(SynchronousTestCase):
         os.unlink(self.path)
         self.systemd = self.listen(self.path)
         self.clock.advance(1)
-        self.assertEqual(self.heard(), ["WATCHDOG=1"])
+        self.assertEqual(self.received(), ["WATCHDOG=1"])
         self.systemd.close()
         self.clock.advance(1)
         self.assertEqual(len(self.log), 2)
 
-    def test_nobody(self) -> None:
-        """Without an address nothing happens."""
+    def test_no_address(self) -> None:
+        """Without an address, the notifier does nothing."""
         notifier = Notifier(self.clock, self.count)
         notifier.ready()
         self.open(notifier)
         notifier.stopping()
         self.clock.advance(10)
-        self.assertEqual(self.heard(), [])
+        self.assertEqual(self.received(), [])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_odd_address(self) -> None:
-        """An address with a newline in it makes no line of its own."""
+        """An address with a newline cannot forge a log line."""
         Notifier(self.clock, self.count, "/no\nwhere\x1b[31m").ready()
         [event] = self.log
         self.assertIn(r"NOTIFY_SOCKET=/no\nwhere\x1b[31m: ", formatEvent(event))
@@ -203,12 +205,12 @@ class EnvironmentTests(SynchronousTestCase):
         return notifier(Clock(), int, environ, 862)
 
     def test_nothing(self) -> None:
-        """Without NOTIFY_SOCKET nobody is told, whatever else is set."""
+        """Without NOTIFY_SOCKET, there is no address, whatever else is set."""
         for environ in ({}, {"NOTIFY_SOCKET": ""}, {"WATCHDOG_USEC": "x"}):
             self.assertEqual(self.made(**environ).address, "")
 
     def test_watchdog(self) -> None:
-        """The watchdog's time is microseconds, and may be for another process."""
+        """The watchdog timeout is in microseconds, and applies to the process WATCHDOG_PID."""
         for environ, seconds in (
             ({}, math.inf),
             ({"WATCHDOG_USEC": "30000000"}, 30.0),
@@ -218,8 +220,8 @@ class EnvironmentTests(SynchronousTestCase):
             made = self.made(NOTIFY_SOCKET="@x", **environ)
             self.assertEqual((made.address, made.watchdog), ("@x", seconds))
 
-    def test_no_time(self) -> None:
-        """What is no time is refused in one line."""
+    def test_malformed_watchdog(self) -> None:
+        """A malformed watchdog timeout is refused; the error names the variable."""
         for given in ("", "0", "-5", "x", "1.5", " 1", "\N{SUPERSCRIPT TWO}", "9" * 400):
             error = self.assertRaises(
                 CannotServe, self.made, NOTIFY_SOCKET="@x", WATCHDOG_USEC=given

@@ -1,4 +1,4 @@
-"""The order of a life."""
+"""Service lifecycle: listen, report ready, serve, drain, stop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.streams.server import Peers
 
 
 class MemoryListener:
-    """Listens in memory, when it may."""
+    """Listens in memory, once ``may`` fires."""
 
     held_by_systemd = False
     tls = False
@@ -44,14 +44,14 @@ class MemoryListener:
 
 class FakeReactor:
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.running: list[Callable[[], object]] = []
 
     def stop(self) -> None:
-        self.told.append("stop")
+        self.calls.append("stop")
 
     def iterate(self, delay: float) -> None:
-        self.told.append("iterate")
+        self.calls.append("iterate")
 
     def callWhenRunning(self, function: Callable[[], object]) -> None:
         self.running.append(function)
@@ -59,13 +59,13 @@ class FakeReactor:
 
 class FakeNotifier:
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def ready(self) -> None:
-        self.told.append("ready")
+        self.messages.append("ready")
 
     def stopping(self) -> None:
-        self.told.append("stopping")
+        self.messages.append("stopping")
 
 
 class EchoServiceTests(SynchronousTestCase):
@@ -104,7 +104,7 @@ class EchoServiceTests(SynchronousTestCase):
         return self.successResultOf(self.network.client_endpoint(port).connect(Peers()))
 
     def test_listening(self) -> None:
-        """When it has started it listens everywhere, once, and has said exactly where."""
+        """A started service listens on each port, and logs each address once."""
         self.start()
         self.assertEqual(
             self.lines(),
@@ -121,37 +121,37 @@ class EchoServiceTests(SynchronousTestCase):
             self.assertEqual(peer.received, b"hello")
 
     def test_started_without_privileges(self) -> None:
-        """It listens too where nobody has called privilegedStartService."""
+        """StartService listens, without a call of privilegedStartService before."""
         for listener in self.listeners:
             listener.may.callback(None)
         self.service.startService()
         self.assertEqual(len(self.lines()), 3)
 
     def test_ready(self) -> None:
-        """It is ready when everything listens and the reactor runs, and not before."""
+        """The service reports ready once all ports listen and the reactor runs."""
         self.service.privilegedStartService()
         self.service.startService()
         for listener in self.listeners:
             self.assertEqual(self.reactor.running, [])
             listener.may.callback(None)
-        self.assertEqual(self.notifier.told, [])
+        self.assertEqual(self.notifier.messages, [])
         [running] = self.reactor.running
         running()
-        self.assertEqual(self.notifier.told, ["ready"])
+        self.assertEqual(self.notifier.messages, ["ready"])
 
     def test_others_stop_last(self) -> None:
-        """It is stopping when the drain begins, in which the status page can still be read."""
+        """Stopping is reported when the drain begins; the status page stays up until its end."""
         self.start()
         self.connect()
         stopped = self.service.stopService()
-        self.assertEqual(self.notifier.told, ["stopping"])
+        self.assertEqual(self.notifier.messages, ["stopping"])
         self.connect(80)
         self.network.advance(1)
         self.successResultOf(stopped)
         self.failureResultOf(self.network.client_endpoint(80).connect(Peers()))
 
     def test_stop(self) -> None:
-        """When it stops: no more listening, a drain, and then it is over; it can start again."""
+        """A stop closes the ports, then drains; the service can start again."""
         self.start()
         peer = self.connect()
         stopped = self.service.stopService()
@@ -165,8 +165,8 @@ class EchoServiceTests(SynchronousTestCase):
         self.service.startService()
         self.connect().send(b"hello")
 
-    def test_stop_of_which_a_step_fails(self) -> None:
-        """Whatever fails at a stop is logged, and the rest of the stop is done."""
+    def test_stop_with_a_failing_step(self) -> None:
+        """A step of the stop that fails is logged, and the other steps run."""
 
         def fail() -> None:
             raise MemoryError
@@ -182,7 +182,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.failureResultOf(self.network.client_endpoint(80).connect(Peers()))
 
     def test_hasten(self) -> None:
-        """A drain that is hastened does not wait for connections."""
+        """Hasten ends a drain: it resets the connections that remain."""
         self.start()
         peer = self.connect()
         peer.stall()
@@ -197,7 +197,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.ABORTED])
 
     def test_hasten_before_the_stop(self) -> None:
-        """Hastened before the drain begins, the service waits for no connection in it."""
+        """After hasten, a drain that begins later resets its connections at once."""
         self.start()
         peer = self.connect()
         peer.stall()
@@ -211,33 +211,33 @@ class EchoServiceTests(SynchronousTestCase):
         self.assertEqual(self.events.endings, [Ending.ABORTED])
 
     def test_cannot_listen(self) -> None:
-        """Where it cannot listen everywhere it listens nowhere, and does not start."""
+        """If one port cannot listen, all ports are closed, and the service does not start."""
         self.network.server_endpoint(80).listen(EchoFactory())
         for listener in self.listeners:
             listener.may.callback(None)
         self.assertRaises(CannotListenError, self.service.privilegedStartService)
         for port in (7, 8):
             self.failureResultOf(self.network.client_endpoint(port).connect(Peers()))
-        self.assertEqual(self.reactor.told, ["iterate"])
+        self.assertEqual(self.reactor.calls, ["iterate"])
         self.assertEqual(self.reactor.running, [])
 
     def test_cannot_listen_later(self) -> None:
-        """An endpoint that fails when the reactor runs already stops it, and says why."""
+        """An endpoint that fails while the reactor runs stops the reactor and is logged."""
         self.service.privilegedStartService()
         self.service.startService()
         self.listeners[0].may.errback(CannotServe("no luck"))
         self.assertEqual(self.lines(), ["cannot serve: no luck"])
-        self.assertEqual(self.reactor.told, ["stop"])
+        self.assertEqual(self.reactor.calls, ["stop"])
 
     def test_stop_while_starting(self) -> None:
-        """To stop while an endpoint takes its time is no error."""
+        """A service whose endpoint does not listen yet can be stopped."""
         self.service.startService()
         self.successResultOf(self.service.stopService())
         for listener in self.listeners:
             listener.may.callback(None)
         self.assertEqual(self.lines(), [])
-        self.assertEqual(self.reactor.told, [])
+        self.assertEqual(self.reactor.calls, [])
 
     def test_stop_before_start(self) -> None:
-        """To stop what was never started is no error."""
+        """A service that was never started can be stopped."""
         self.successResultOf(self.service.stopService())

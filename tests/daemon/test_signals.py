@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP: what the first of them does, and the second."""
+"""SIGTERM, SIGINT and SIGHUP: the first one stops the service, the second one ends its drain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echod.daemon.signals import STOP, Signals
 
 
 class FakeReactor:
-    """As much of a reactor as a signal handler calls."""
+    """The methods of a reactor that the signal handlers call."""
 
     def __init__(self) -> None:
         self.queue: list[tuple[Any, ...]] = []
@@ -35,7 +35,7 @@ class FakeReactor:
         self.stopped = True
 
     def start(self) -> None:
-        """Start as Twisted does, which installs a handler of SIGTERM without asking."""
+        """Start as Twisted does, which installs its own handler of SIGTERM."""
         self.triggers["before", "startup"]()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.triggers["after", "startup"]()
@@ -66,7 +66,7 @@ class SignalsTests(SynchronousTestCase):
             signal.raise_signal(number)
 
     def test_log_file(self) -> None:
-        """SIGUSR1 opens the log file again, in the reactor's thread, each time."""
+        """Each SIGUSR1 reopens the log file, from the reactor."""
         self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
         opened: list[bool] = []
         self.make().reopen_log(lambda: opened.append(True))
@@ -77,7 +77,7 @@ class SignalsTests(SynchronousTestCase):
         self.assertFalse(self.reactor.stopped)
 
     def test_first(self) -> None:
-        """Each of the three stops the reactor, in its own thread, and is logged."""
+        """Each of the three signals stops the reactor from its own loop, and is logged."""
         for number in STOP:
             self.reactor = FakeReactor()
             self.make()
@@ -91,7 +91,7 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(self.hastened, [])
 
     def test_second(self) -> None:
-        """In one turn of the reactor the first stops it, the second hastens, more do nothing."""
+        """In one reactor iteration, the first stops it, the second hastens, others do nothing."""
         for numbers in ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT,) * 2, STOP + STOP):
             self.reactor, self.hastened = FakeReactor(), []
             self.make()
@@ -102,8 +102,8 @@ class SignalsTests(SynchronousTestCase):
             self.assertEqual(self.hastened, [True])
             self.assertIn("not waiting any longer", formatEvent(self.log[-1]))
 
-    def test_stopped_otherwise(self) -> None:
-        """Where the reactor is stopping already, the first signal hastens."""
+    def test_stopped_without_a_signal(self) -> None:
+        """If the reactor is stopping already, the first signal hastens."""
         self.make()
         self.reactor.start()
         self.reactor.stop()
@@ -112,7 +112,7 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(self.hastened, [True])
 
     def test_before_the_reactor_runs(self) -> None:
-        """A signal before the reactor runs stops it when it does; a second one ends the process."""
+        """A signal before the reactor runs stops it once it runs; a second one ends the process."""
         self.make()
         self.send(signal.SIGTERM)
         killed: list[Any] = []
@@ -125,7 +125,7 @@ class SignalsTests(SynchronousTestCase):
         self.assertTrue(self.reactor.stopped)
 
     def test_while_the_reactor_starts(self) -> None:
-        """No signal meets the handlers that Twisted installs while it starts."""
+        """While Twisted installs its own handlers, signals are blocked."""
         self.make()
         self.reactor.triggers["before", "startup"]()
         self.send(*STOP)
@@ -134,7 +134,7 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(len(self.reactor.queue), 3)
 
     def test_ignored(self) -> None:
-        """A signal that is ignored stays ignored."""
+        """An ignored signal stays ignored."""
         for number in STOP:
             signal.signal(number, signal.SIG_IGN)
         self.make()
@@ -143,7 +143,7 @@ class SignalsTests(SynchronousTestCase):
         self.assertEqual(self.reactor.queue, [])
 
     def test_reload(self) -> None:
-        """SIGHUP reloads instead, if it is to, each time, and even if it was ignored."""
+        """With a reload function, each SIGHUP reloads and does not stop, even if it was ignored."""
         reloaded: list[bool] = []
         for before in (signal.SIG_DFL, signal.SIG_IGN):
             signal.signal(signal.SIGHUP, before)

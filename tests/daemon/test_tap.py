@@ -1,4 +1,4 @@
-"""What the command line and systemd ask for, as a service."""
+"""makeService: from the command line and the environment to a service."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 from twisted.application.service import Application, IService, IServiceMaker
+from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.plugin import IPlugin, getPlugins
@@ -35,13 +36,13 @@ from echod.daemon.listeners.unix import UNIXListener
 from echod.daemon.options import Options
 from echod.daemon.signals import STOP
 from echod.daemon.tap import connection_limit
-from echod.events import Reason, Refused
+from echod.events import Opened
 from echod.limits import descriptors_left
 from tests.authority import Authority
 from tests.reactors import reactor_of_kind
 
 FIRST = 900
-"""Where sockets are passed, in the place of 3: no other descriptor of the tests is so high."""
+"""The first passed descriptor, in place of 3: no other descriptor in a test is as high."""
 
 
 class MakeServiceTests(SynchronousTestCase):
@@ -51,7 +52,7 @@ class MakeServiceTests(SynchronousTestCase):
         for number in STOP:
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        # The reactor is not this test's own, and may run for others.
+        # The reactor is shared with other tests, which may run it.
         self.patch(reactor, "addSystemEventTrigger", lambda *_: None)
         self.log: list[LogEvent] = []
         for module in (tap, signals):
@@ -80,7 +81,7 @@ class MakeServiceTests(SynchronousTestCase):
         os.environ["LISTEN_FDNAMES"] = ":".join(names)
 
     def listeners(self, service: Any) -> tuple[list[type], list[type]]:
-        """Return the kinds of listener for echo, and for the metrics."""
+        """Return the classes of the echo listeners and of the metrics listeners."""
         echo = service.echo.listeners
         others = [listener for ports in service.others for listener in ports.listeners]
         for listener in (*echo, *others):
@@ -90,7 +91,7 @@ class MakeServiceTests(SynchronousTestCase):
         return [type(listener) for listener in echo], [type(listener) for listener in others]
 
     def test_service(self) -> None:
-        """What twistd gets is a service, with the limits of the command line."""
+        """Twistd gets a service, with the limits of the command line."""
         made = self.make("--max-connections", "3", "--idle-timeout", "7", "--quiet")
         self.assertTrue(verifyObject(IService, made))
         self.assertEqual(made.factory.limits.total, 3)
@@ -100,7 +101,7 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertEqual(self.warnings(), [])
 
     def test_log_file(self) -> None:
-        """Twistd logs by the observer of the log file, which SIGUSR1 opens again."""
+        """Twistd logs with the observer of the log file, which SIGUSR1 reopens."""
         self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
         options = Options()
         directory = tempfile.TemporaryDirectory()
@@ -119,14 +120,14 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertIs(plain.getComponent(ILogObserver, None), None)
 
     def test_clock(self) -> None:
-        """The reactor follows CLOCK_MONOTONIC, whatever timers there are besides echod's."""
+        """The whole reactor follows CLOCK_MONOTONIC."""
         from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
 
         self.make()
         self.assertIs(clock_of(reactor), reactor)
 
     def test_more_than_the_descriptors(self) -> None:
-        """More connections than there are descriptors are not promised, and it says so."""
+        """--max-connections above the number of descriptors is lowered and logged."""
         self.patch(resource, "getrlimit", lambda which: (100, 100))
         made = self.make("--max-connections", "5000")
         self.assertEqual(made.connection_limit(), descriptors_left())
@@ -145,21 +146,21 @@ class MakeServiceTests(SynchronousTestCase):
             self.assertIn(f"--max-connections 5000: {limit} ", self.warnings()[-1])
 
     def test_endpoints(self) -> None:
-        """--listen is understood before anything starts."""
+        """--listen is parsed before the service starts."""
         made = self.make("--listen", "tcp:0", "--listen", "unix:/run/x")
         self.assertEqual(self.listeners(made), ([TCPListener, UNIXListener], []))
         self.assertRaises(CannotServe, self.make, "--listen", "tcp:http")
 
     def test_passed(self) -> None:
-        """Sockets that systemd passes are served in place of the default."""
+        """Sockets that systemd passes replace the default port."""
         self.pass_sockets(a=1, b=2)
         made = self.make()
         self.assertEqual(len(made.echo.listeners[0].sockets), 2)
         self.assertEqual(self.listeners(made), ([PassedListener], []))
         self.assertEqual([name for name in os.environ if name.startswith("LISTEN_")], [])
 
-    def test_passed_and_said(self) -> None:
-        """Where the command line says where to listen, a socket passed is served too."""
+    def test_passed_beside_options(self) -> None:
+        """A passed socket is served beside the listeners of the command line."""
         for arguments, kind in (
             (["--port", "0"], TCPListener),
             (["--interface", "127.0.0.1"], TCPListener),
@@ -169,7 +170,7 @@ class MakeServiceTests(SynchronousTestCase):
             self.assertEqual(self.listeners(self.make(*arguments)), ([kind, PassedListener], []))
 
     def test_passed_by_name(self) -> None:
-        """A --listen takes all sockets of a name; the others are served as they are."""
+        """A --listen takes all sockets with a name; the others are served without it."""
         self.pass_sockets(a=1, b=2)
         made = self.make("--listen", "haproxy:systemd:name=b")
         [behind, rest] = made.echo.listeners
@@ -178,38 +179,38 @@ class MakeServiceTests(SynchronousTestCase):
         for sock in (*behind.listener.sockets, *rest.sockets):
             sock.close()
 
-    def test_passed_by_the_name_of_all(self) -> None:
-        """Where a --listen takes all that was passed, that is all: there is no default port."""
+    def test_all_passed_by_name(self) -> None:
+        """A --listen that takes all passed sockets replaces the default port."""
         self.pass_sockets(a=1)
         self.assertEqual(
             self.listeners(self.make("--listen", "systemd:name=a")), ([PassedListener], [])
         )
 
     def test_passed_for_tls(self) -> None:
-        """A socket with the name tls that no option names is refused, with what to add."""
+        """A socket with the name tls that no option names is refused."""
         self.pass_sockets(tls=1)
         self.addCleanup(os.close, FIRST)
         error = self.assertRaises(CannotServe, self.make)
         self.assertIn(f"descriptor {FIRST} (tls) is for TLS, and no option says", str(error))
         self.assertIn("add --listen ssl:systemd:name=tls:privateKey=FILE:", str(error))
 
-    def test_systemd_is_told(self) -> None:
-        """Under systemd the connections are told to it; else nobody is asked for that."""
+    def test_systemd_is_notified(self) -> None:
+        """The notifier observes the connections where systemd has set NOTIFY_SOCKET."""
         self.assertEqual(self.make().notifier.address, "")
         self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": "/nowhere"})
         made = self.make()
-        told: list[Any] = []
-        self.patch(notify.Notifier, "__call__", lambda notifier, event: told.append(notifier))
-        made.factory.observer(Refused(Reason.MAX_CONNECTIONS, None))
-        self.assertEqual(told, [made.notifier])
+        notified: list[Any] = []
+        self.patch(notify.Notifier, "__call__", lambda notifier, event: notified.append(notifier))
+        made.factory.observer(Opened(UNIXAddress(None)))
+        self.assertEqual(notified, [made.notifier])
 
     def test_metrics(self) -> None:
-        """Metrics are served where the option says, and on a socket that was passed for them."""
+        """Metrics are served at the endpoint of --metrics, and on passed sockets named metrics."""
         self.pass_sockets(metrics=1)
         made = self.make("--metrics", "tcp:0")
         self.assertEqual(self.listeners(made), ([TCPListener], [PassedListener, TCPListener]))
-        room = descriptors_left()
-        self.assertEqual(self.make("--metrics", "tcp:0").connection_limit(), room - 16)
+        left = descriptors_left()
+        self.assertEqual(self.make("--metrics", "tcp:0").connection_limit(), left - 16)
         error = self.assertRaises(CannotServe, self.make, "--metrics", "tcp:x")
         self.assertIn("--metrics 'tcp:x': port takes ", str(error))
         made = self.make("--metrics", "unix:/run/x")
@@ -222,7 +223,7 @@ class MakeServiceTests(SynchronousTestCase):
             self.assertIn("with the name metrics (FileDescriptorName=)", str(error))
 
     def test_datagrams(self) -> None:
-        """A datagram socket is served, but for one of the metrics."""
+        """A datagram socket is served, unless its name is metrics."""
         for name, served in (("a", PassedListener), (systemd.METRICS, TCPListener)):
             self.pass_sockets(**{name: 1})
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -230,12 +231,12 @@ class MakeServiceTests(SynchronousTestCase):
             self.assertEqual(self.listeners(self.make()), ([served], []))
 
     def test_listen_udp(self) -> None:
-        """An endpoint that begins with udp: is a UDP port, beside others."""
+        """An endpoint that begins with udp: is a UDP port."""
         made = self.make("--listen", "udp:0", "--listen", "tcp:0", "--listen", "UDP:0")
         self.assertEqual(self.listeners(made)[0], [UDPListener, TCPListener, UDPListener])
 
     def test_broken_extra(self) -> None:
-        """What else is missing is not called the extra."""
+        """A missing module that no extra installs raises ModuleNotFoundError."""
 
         def missing(name: str) -> None:
             raise ModuleNotFoundError("broken", name="sys")
@@ -245,7 +246,7 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertRaises(ModuleNotFoundError, self.make, "--listen", "ssl:0")
 
     def test_metrics_without_the_extra(self) -> None:
-        """Without prometheus_client metrics are refused, in a line that names the extra."""
+        """Without prometheus_client, --metrics is refused; the error names the extra."""
         with mock.patch.dict(sys.modules):
             for name in list(sys.modules):
                 if name.startswith(("prometheus_client.", "echod.daemon.web", "echod.daemon.metr")):
@@ -255,20 +256,20 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertRegex(str(error), "need prometheus-client, .* echod with its extra metrics$")
 
     def secure(self) -> str:
-        """Return a description of a port with TLS, with its files."""
+        """Return the description of a TLS port, after issuing its certificate."""
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
         key, certificate = Authority(Path(directory.name)).issue("server")
         return f"ssl:0:privateKey={key}:certKey={certificate}"
 
     def test_tls(self) -> None:
-        """A port with TLS is echod's own, and the time of a handshake is the option's."""
+        """ssl: makes a TLS listener of echod, with the handshake timeout of the option."""
         made = self.make("--listen", self.secure(), "--handshake-timeout", "3")
         self.assertEqual(self.listeners(made), ([TLSListener], []))
         self.assertEqual(made.factory.handshake_timeout, 3)
 
     def test_tls_without_the_extra(self) -> None:
-        """Without pyOpenSSL or cryptography TLS is refused, in a line that names the extra."""
+        """Without pyOpenSSL or cryptography, ssl: is refused; the error names the extra."""
         for module, package in (("OpenSSL", "pyOpenSSL"), ("cryptography", "cryptography")):
             with mock.patch.dict(sys.modules):
                 for name in ("echod.daemon.listeners.tls", "echod.certificates", "echod.tls"):
@@ -278,7 +279,7 @@ class MakeServiceTests(SynchronousTestCase):
             self.assertRegex(str(error), f"needs {package}, .* echod with its extra tls$")
 
     def hangup(self, *arguments: str) -> list[Any]:
-        """Make the service, send SIGHUP to it, and return what it has the reactor call."""
+        """Make the service, send SIGHUP, and return the calls that the reactor was asked for."""
         from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
 
         called: list[Any] = []
@@ -288,14 +289,14 @@ class MakeServiceTests(SynchronousTestCase):
         return called
 
     def test_hangup_with_tls(self) -> None:
-        """With TLS, SIGHUP loads the certificates, and does not stop the service."""
+        """With TLS, SIGHUP reloads the certificates and does not stop the service."""
         self.patch(secure.log, "observer", self.log.append)
         [[reload]] = self.hangup("--listen", self.secure())
         reload()
         self.assertEqual([event["event"] for event in self.log], ["reloaded"])
 
     def test_hangup(self) -> None:
-        """Without TLS, SIGHUP stops the service, and where it stops already hastens that."""
+        """Without TLS, SIGHUP stops the service; a second one ends the drain."""
         [[stop, name]] = self.hangup()
         self.assertEqual(name, "SIGHUP")
         self.assertEqual(self.made.drain_timeout, 10)
@@ -304,7 +305,7 @@ class MakeServiceTests(SynchronousTestCase):
         self.assertEqual(self.made.drain_timeout, 0)
 
     def test_plugin(self) -> None:
-        """What twistd finds is one echod, with these options and this service."""
+        """Twistd finds one plugin named echod, with these options and this service."""
         found = [
             plugin
             for plugin in getPlugins(IPlugin)

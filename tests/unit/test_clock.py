@@ -473,10 +473,9 @@ ALLOWED = {
     ("clock.py", "reactor.seconds"): "recognises one, too",
     ("clock.py", "reactor.callLater"): "the timer without timerfd",
     ("certificates.py", "datetime.now"): "certificates have dates",
-    ("daemon/web.py", "datetime.now"): "the start of the daemon, for display",
+    ("daemon/page.py", "datetime.now"): "the start of the daemon, for display",
     ("daemon/logs.py", "datetime.fromtimestamp"): "the time stamp of a log line",
     ("daemon/listeners/unix.py", "time.sleep"): "waits for a lock, on CLOCK_MONOTONIC (sleep(3))",
-    ("daemon/web.py", "reactor.seconds"): "the daemon's reactor is monotonic",
     ("client/tcp.py", "reactor.seconds"): "the client's reactor is monotonic",
 }
 
