@@ -86,7 +86,7 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
     if notifier.address:
         observers.append(notifier)
     listeners = echo_listeners(options, sockets, reactor, datagrams)
-    tls: list[Any] = [listener for listener in listeners if listener.tls]
+    tls = [listener.tls for listener in listeners if listener.tls]
     echo = Ports(factory, listeners, failures)
     others: list[Ports] = []
     if web:
@@ -108,7 +108,7 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
         connection_limit=lambda: connection_limit(
             options["max-connections"], reactor, web.MAX_CONNECTIONS if web else 0
         ),
-        reload=(lambda: [listener.reload() for listener in tls]) if tls else None,
+        reload=(lambda: [certificates.reload() for certificates in tls]) if tls else None,
         log_observer=None if options.log_file is None else options.log_file.observer,
     )
 

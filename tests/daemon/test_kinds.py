@@ -12,7 +12,7 @@ from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.errors import CannotServe
-from echod.daemon.listeners.kinds import ProxyListener, echo_listener, metrics_listener
+from echod.daemon.listeners.kinds import echo_listener, metrics_listener
 from echod.daemon.listeners.systemd import PassedListener, PassedSocket
 from echod.daemon.listeners.tcp import TCPListener
 from echod.daemon.listeners.udp import UDPListener
@@ -46,11 +46,13 @@ class EchoListenerTests(SynchronousTestCase):
             ("UDP:7", UDPListener),
             ("unix:/run/x", UNIXListener),
             ("UNIX:/run/x:mode=660", UNIXListener),
-            ("haproxy:tcp:7", ProxyListener),
-            ("HAProxy:TCP6:7", ProxyListener),
-            ("haproxy:unix:/run/x", ProxyListener),
+            ("haproxy:tcp:7", TCPListener),
+            ("HAProxy:TCP6:7", TCPListener),
+            ("haproxy:unix:/run/x", UNIXListener),
         ):
-            self.assertIs(type(self.listener(description)), kind)
+            listener = self.listener(description)
+            self.assertIs(type(listener), kind)
+            self.assertEqual(listener.proxied, "haproxy" in description.lower())
 
     def test_tls_of_twisted(self) -> None:
         """Twisted's own tls: is refused: it has no half-close, and takes a port for a directory."""
@@ -104,10 +106,9 @@ class EchoListenerTests(SynchronousTestCase):
                     description, passed_socket(sock, "a"), PassedSocket(999, "b")
                 )
             self.assertEqual(self.passed, [PassedSocket(999, "b")])
-            self.assertEqual((listener.held_by_systemd, listener.tls), (True, False))
-            inner = getattr(listener, "listener", listener)
-            self.assertIsInstance(inner, PassedListener)
-            inner.sockets[0].close()
+            self.assertEqual((listener.held_by_systemd, listener.tls), (True, None))
+            self.assertIsInstance(listener, PassedListener)
+            listener.sockets[0].close()
 
     def test_systemd_datagrams(self) -> None:
         """A datagram socket is served by its name, but not behind a proxy."""

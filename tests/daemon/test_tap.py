@@ -27,10 +27,8 @@ from echod.daemon import sdnotify as notify
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import kinds, systemd
 from echod.daemon.listeners import tls as secure
-from echod.daemon.listeners.kinds import ProxyListener
 from echod.daemon.listeners.systemd import PassedListener
 from echod.daemon.listeners.tcp import TCPListener
-from echod.daemon.listeners.tls import TLSListener
 from echod.daemon.listeners.udp import UDPListener
 from echod.daemon.listeners.unix import UNIXListener
 from echod.daemon.options import Options
@@ -174,9 +172,9 @@ class MakeServiceTests(SynchronousTestCase):
         self.pass_sockets(a=1, b=2)
         made = self.make("--listen", "haproxy:systemd:name=b")
         [behind, rest] = made.echo.listeners
-        self.assertIsInstance(behind, ProxyListener)
+        self.assertTrue(behind.proxied)
         self.assertIsInstance(rest, PassedListener)
-        for sock in (*behind.listener.sockets, *rest.sockets):
+        for sock in (*behind.sockets, *rest.sockets):
             sock.close()
 
     def test_all_passed_by_name(self) -> None:
@@ -265,7 +263,8 @@ class MakeServiceTests(SynchronousTestCase):
     def test_tls(self) -> None:
         """ssl: makes a TLS listener of echod, with the handshake timeout of the option."""
         made = self.make("--listen", self.secure(), "--handshake-timeout", "3")
-        self.assertEqual(self.listeners(made), ([TLSListener], []))
+        self.assertEqual(self.listeners(made), ([TCPListener], []))
+        self.assertTrue(made.echo.listeners[0].tls)
         self.assertEqual(made.factory.handshake_timeout, 3)
 
     def test_tls_without_the_extra(self) -> None:

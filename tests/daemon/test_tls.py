@@ -147,7 +147,7 @@ def test_passed(authority: Authority) -> None:
         passed = [passed_socket(one, "tls"), PassedSocket(999, "other"), passed_socket(two, "tls")]
         description = ssl_port(authority, ":name=tls", "systemd")
         listener: Any = tls_listener(reactor_of_kind("epoll"), description, passed)
-        assert (listener.held_by_systemd, listener.tls) == (True, True)
+        assert (listener.held_by_systemd, bool(listener.tls)) == (True, True)
         assert passed == [PassedSocket(999, "other")]
         ports: Any = now(listener.listen(EchoFactory()))
         assert [(port.getHost().port, type(port.factory)) for port in ports] == [
@@ -155,7 +155,7 @@ def test_passed(authority: Authority) -> None:
         ]
         for port in ports:
             port.stopListening()
-        for sock in listener.listener.sockets:
+        for sock in listener.sockets:
             sock.close()
 
 
@@ -193,13 +193,13 @@ def test_address_in_use(authority: Authority, monkeypatch: pytest.MonkeyPatch) -
 def test_reload(authority: Authority, log: list[LogEvent]) -> None:
     """A reload is logged; a failed reload is critical, and the old certificates stay."""
     listener = tls_listener(MemoryReactorClock(), ssl_port(authority), [])
-    first = listener.certificates()
-    listener.reload()
-    second = listener.certificates()
+    first = listener.tls.certificates()
+    listener.tls.reload()
+    second = listener.tls.certificates()
     assert second is not first
     Path(authority.issue("server")[0]).unlink()
-    listener.reload()
-    assert listener.certificates() is second
+    listener.tls.reload()
+    assert listener.tls.certificates() is second
     assert [event["event"] for event in log] == ["reloaded", "unloaded"]
     assert "server.key: no such file" in formatEvent(log[1])
 
@@ -213,7 +213,7 @@ def test_another_directory(
     files = "privateKey=server.key:certKey=server.pem"
     listener = tls_listener(MemoryReactorClock(), f"ssl:7:{files}", [])
     monkeypatch.chdir("/")
-    listener.reload()
+    listener.tls.reload()
     assert [event["event"] for event in log] == ["reloaded"]
 
 
@@ -312,7 +312,7 @@ def test_half_written(
     )
     with Path(names[wrong]).open("ab") as file:
         file.write(Path(authority.file).read_bytes()[:200])
-    listener.reload()
+    listener.tls.reload()
     [event] = log
     assert event["event"] == "unloaded"
     assert event["why"] == f"{names[wrong]}: not all of its certificates (PEM) can be read"

@@ -16,6 +16,8 @@ from twisted.logger import Logger
 
 from echod.daemon.errors import CannotServe, cannot_listen
 from echod.daemon.listeners.interfaces import LOOPBACK
+from echod.factory import EchoFactory
+from echod.proxy import ProxyFactory
 
 BACKLOG: Final = 1024
 """Connections that the kernel completes and queues until they are accepted (listen(2)).
@@ -38,19 +40,26 @@ class Listener(ABC):
     :cvar protocol: ``TCP`` or ``UDP``, for errors that name a port.
     :cvar held_by_systemd: whether systemd holds the sockets too. It keeps connections that are
         in the backlog when the service stops, for the next process.
-    :cvar tls: whether the ports speak TLS.
+    :ivar proxied: whether each connection begins with a PROXY header.
+    :ivar tls: the certificates, as :class:`~echod.daemon.listeners.tls.ListenerCertificates`,
+        if the ports speak TLS.
     """
 
     option: str
     protocol = "TCP"
     held_by_systemd = False
-    tls = False
+    proxied = False
+    tls = cast(Any, None)
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen, and return the ports.
 
         :raises CannotServe: where a port cannot be opened; then no port is left open.
         """
+        if self.proxied:
+            factory = ProxyFactory(cast(EchoFactory, factory))
+        if self.tls:
+            factory = self.tls.wrap(factory)
         try:
             return await self._listen(factory)
         except CannotServe:

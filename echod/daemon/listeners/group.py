@@ -40,7 +40,7 @@ class Ports:
     @property
     def addresses(self) -> list[str]:
         """The addresses as text, by :func:`~echod.addresses.name_of`."""
-        return [name_of(port.getHost(), tls=listener.tls) for port, listener in self._ports]
+        return [name_of(port.getHost(), tls=bool(listener.tls)) for port, listener in self._ports]
 
     @property
     def hosts(self) -> list[IAddress]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final, cast
-
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.base import BACKLOG, EndpointListener, Listener
@@ -22,8 +19,6 @@ from echod.daemon.listeners.systemd import PassedSocket, take_named
 from echod.daemon.listeners.tcp import TCPListener
 from echod.daemon.listeners.udp import UDPListener
 from echod.daemon.listeners.unix import UNIXListener
-from echod.factory import EchoFactory
-from echod.proxy import ProxyFactory
 from echod.udp import EchoDatagrams
 
 EVERYWHERE: Final = {"tcp": "0.0.0.0", "tcp6": "::"}
@@ -40,19 +35,6 @@ EXTRAS: Final = {
 """For each extra the modules that echod imports, and the distributions that provide them."""
 
 
-@dataclass
-class ProxyListener(Listener):
-    """Expects a PROXY header on each connection to the ports of another listener."""
-
-    listener: Listener
-
-    def __post_init__(self) -> None:
-        self.held_by_systemd = self.listener.held_by_systemd
-
-    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        return await self.listener.listen(ProxyFactory(cast(EchoFactory, factory)))
-
-
 def echo_listener(
     reactor: Any, datagrams: EchoDatagrams, description: str, passed: list[PassedSocket]
 ) -> Listener:
@@ -67,7 +49,9 @@ def echo_listener(
     if kind.lower() == "haproxy":
         if kind_of(behind) not in BEHIND_PROXY:
             raise CannotServe(f"{option}: haproxy: goes before one of {', '.join(BEHIND_PROXY)}")
-        return ProxyListener(option, make_listener(reactor, behind, option, passed=passed))
+        listener = make_listener(reactor, behind, option, passed=passed)
+        listener.proxied = True
+        return listener
     if kind.lower() == "tls":  # Twisted's has no half-close, and takes a port for a directory
         raise CannotServe(f"{option}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
     return make_listener(reactor, description, option, passed=passed, datagrams=datagrams)
@@ -120,17 +104,17 @@ def make_listener(
         return UNIXListener(option, reactor, values.pop("address"), **values)
     if "name" in values:
         answers = None if tls else datagrams
-        inner: Listener = take_named(values["name"], passed or [], reactor, option, answers)
+        listener: Listener = take_named(values["name"], passed or [], reactor, option, answers)
     else:
         interface = values.get("interface", hosts.get(kind))
         where = (option, reactor, values["port"], [interface] if interface else [])
         if kind == "udp":
             return UDPListener(*where, cast(EchoDatagrams, datagrams))
-        inner = TCPListener(*where, values.get("backlog", BACKLOG))
-    if tls is None:
-        return inner
-    files = {parameter: values[name] for name, parameter in FILES.items() if name in values}
-    return cast(Listener, tls.TLSListener(option, inner, files))
+        listener = TCPListener(*where, values.get("backlog", BACKLOG))
+    if tls is not None:
+        files = {parameter: values[name] for name, parameter in FILES.items() if name in values}
+        listener.tls = tls.ListenerCertificates(option, files)
+    return listener
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:

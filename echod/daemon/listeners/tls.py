@@ -1,17 +1,16 @@
-"""``--listen ssl:``: echo over TLS, on a port or on sockets that systemd passed."""
+"""``--listen ssl:``: the certificates of a listener, which SIGHUP reloads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import Logger
 
 from echod.certificates import BadCertificates, Certificates
 from echod.daemon.errors import CannotServe
-from echod.daemon.listeners.base import Listener
 from echod.factory import EchoFactory
 from echod.tls import TLSFactory
 
@@ -19,24 +18,27 @@ log = Logger(namespace="echod")
 
 
 @dataclass
-class TLSListener(Listener):
-    """Serves TLS on the ports of another listener.
+class ListenerCertificates:
+    """The certificates of a listener.
 
-    :param listener: opens the ports.
+    :param option: the option as typed, for error messages and the log.
     :param files: absolute paths, by the parameters of :class:`~echod.certificates.Certificates`.
     :raises CannotServe: where the files cannot be used.
     """
 
-    listener: Listener
+    option: str
     files: Mapping[str, str]
-    tls = True
 
     def __post_init__(self) -> None:
-        self.held_by_systemd = self.listener.held_by_systemd
         try:
             self.certificates = Certificates(**self.files)
         except BadCertificates as error:
             raise CannotServe(f"{self.option}: {error}") from error
+
+    def wrap(self, factory: IProtocolFactory) -> IProtocolFactory:
+        """Return a factory that serves ``factory`` over TLS."""
+        over: Any = TLSFactory(cast(EchoFactory, factory), self.certificates)
+        return cast(IProtocolFactory, over)
 
     def reload(self) -> None:
         """Load the certificates again, for new connections; on failure keep the old ones."""
@@ -51,7 +53,3 @@ class TLSListener(Listener):
             )
         else:
             log.info("{listen}: certificates loaded", event="reloaded", listen=self.option)
-
-    async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
-        over: Any = TLSFactory(cast(EchoFactory, factory), self.certificates)
-        return await self.listener.listen(over)
