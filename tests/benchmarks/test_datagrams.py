@@ -7,7 +7,6 @@ from types import ModuleType
 
 import pytest
 
-from tests import ROOT
 from tests.benchmarks.running import benchmark, short_run
 
 datagrams = benchmark("datagrams")
@@ -35,20 +34,3 @@ def test_output() -> None:
 def test_spread(datagrams: ModuleType, figures: list[float], expected: str) -> None:
     """A figure is the median of the rounds, with the minimum and the maximum."""
     assert datagrams.spread(figures) == expected
-
-
-def test_document(datagrams: ModuleType) -> None:
-    """The figure in docs/udp.rst names its command, and is the ratio of the two times."""
-    text = " ".join((ROOT / "docs" / "udp.rst").read_text().split())
-    assert "``python benchmarks/datagrams.py``" in text
-    assert f"of {datagrams.SIZE} bytes, on {datagrams.SOCKETS} sockets, echod took" in text
-    found = re.search(
-        r"took (\S+) times as much for one \(7 rounds: (\S+)\.\.(\S+); (\S+) and (\S+) µs\)\. "
-        r"CPython 3\.\d+\.\d+, Twisted [\d.]+\d\.",
-        text,
-    )
-    assert found
-    ratio, least, most, ours, theirs = map(float, found.groups())
-    assert least <= ratio <= most
-    assert ratio == pytest.approx(ours / theirs, abs=0.02)
-    assert ("A datagram takes less processor time than with asyncio." in text) == (most < 1)

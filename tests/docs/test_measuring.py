@@ -29,17 +29,11 @@ import pytest
 from docutils import nodes
 
 from echod.client import errors as failures
-from echod.client.histogram import DIGITS, STEP, Histogram
-from echod.client.load import AT_ONCE
-from echod.client.measurement import CLOSING
+from echod.client.histogram import Histogram
 from echod.client.options import parse, parser
-from echod.client.ping import MISSED
-from echod.client.pipe import WINDOW
-from echod.client.protocol import CHUNK
-from echod.client.report import BUSY, LATE, SLOW, is_ok
+from echod.client.report import is_ok
 from echod.client.target import parse_target
 from echod.durations import format_duration
-from echod.timeouts import CHECKS_PER_TIMEOUT
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
 from tests.client.memory import echod_client
@@ -50,13 +44,15 @@ from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
 
 DOCUMENT = tree(ROOT / "docs" / "measuring.rst")
-TEXT = " ".join((ROOT / "docs" / "measuring.rst").read_text().split())
 
 INSTALL, *SHELL = blocks(DOCUMENT, "sh")
 PLUGIN = SHELL.pop()
 CONSOLE = blocks(DOCUMENT, "console")
 FREEZES = [block for block in CONSOLE if "freeze" in block]
 README = blocks(tree(ROOT / "README.rst"), "sh")[-1]
+
+LIMIT = 3 * TIMEOUT
+"""Seconds for one block: several commands, beside all other blocks."""
 
 
 def cells(title: str) -> list[list[Any]]:
@@ -122,7 +118,7 @@ class Place:
             env=self.environment,
             stdout=subprocess.PIPE,
             text=True,
-            timeout=TIMEOUT,
+            timeout=LIMIT,
             check=False,
             **options,
         )
@@ -242,32 +238,6 @@ def test_options() -> None:
     assert found == taken
 
 
-@pytest.mark.parametrize(
-    ("said", "is_so"),
-    [
-        ("Up to 8 are made at the same time", AT_ONCE == 8),
-        ("``load`` makes one connection, then 8 at a time", AT_ONCE == 8),
-        ("At most 4 MiB are in flight or wait for the reader", WINDOW == 4 << 20),
-        ("in the blocks of up to 64 KiB", CHUNK == 64 << 10),
-        ("or an eighth more", CHECKS_PER_TIMEOUT == 8),
-        ("A message that is more than 1 s late", MISSED == 1),
-        ("each connection 1 s to be closed", CLOSING == 1),
-        ("resets a service that does not finish within 1 s", CLOSING == 1),
-        ("less than 99 % of the requested rate was sent", SLOW == 0.99),
-        ("one message in a hundred was sent more than 1 ms late", LATE == 0.001),
-        ("for 90 % of the time or more", BUSY == 0.9),
-        ("in steps of 0.1 µs, with three significant digits", (STEP, DIGITS) == (1e-7, 3)),
-        ("Ethernet's 1,500 bytes are 20 for IPv4, 8 for UDP, and 1,472", 20 + 8 + 1472 == 1500),
-        ("whose header has 40, they are 1,452", 40 + 8 + 1452 == 1500),
-        ("10,000 bytes over 64 is bandwidth: the time for 9,936 bytes", 10_000 - 64 == 9936),
-    ],
-)
-def test_numbers(said: str, is_so: bool) -> None:
-    """The numbers of the text are those of the code."""
-    assert said in TEXT
-    assert is_so
-
-
 def test_freeze_on_paper() -> None:
     """The table has the figures of the example, by the sums of tests/client/test_load.py."""
     waits = [(frozen(number / 1000) - number / 1000) * 1000 for number in range(11_000)]
@@ -282,10 +252,9 @@ def test_freeze_on_paper() -> None:
 
 
 def test_percentiles() -> None:
-    """Of ten, the ranks are those of the document; what is told of many is as near as it says."""
+    """Percentiles are nearest-rank, and within 0.1 % or half a step of the exact ones."""
     ten = Histogram()
     ten.record([each / 10 for each in range(1, 11)])
-    assert "``p50`` is the 5th, ``p90`` the 9th, and ``p99`` the 10th" in TEXT
     for percent, rank in ((50, 5), (90, 9), (99, 10)):
         assert ten.percentile(percent) == pytest.approx(rank / 10, rel=0.001)
     values = [1e-6 * 1.01**each for each in range(1500)]
@@ -468,7 +437,7 @@ def test_plugin(place: Place) -> None:
         ]
         ran = [pool.submit(place.run, f"./check_echo {arguments}") for arguments, *_ in cases]
         for (_, status, said), each in zip(cases, ran, strict=True):
-            done = each.result(TIMEOUT)
+            done = each.result(LIMIT)
             word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[status]
             assert (done.returncode, done.stderr) == (status, ""), done.stdout
             assert re.fullmatch(f"ECHO {word} - .*{said}.*\n", done.stdout.replace(", in", " in"))
@@ -517,7 +486,6 @@ def test_silent_and_refused() -> None:
     err = io.StringIO()
     assert echod_client("ping", "127.0.0.1:1", "-c", 1, err=err).status == 1
     assert "connection refused" in err.getvalue()
-    assert "``connection refused`` at once" in TEXT
     with Mirror("silent") as mirror:
         outcome = echod_client("ping", f"127.0.0.1:{mirror.port}", "-c", 1, "-W", 0.1)
     assert "connected in" in outcome.out
@@ -542,18 +510,18 @@ def test_recipes(results: Mapping[str, Future[Any]], block: str) -> None:
     """The commands succeed, against a service that does what it is to do."""
     if "jq " in block and shutil.which("jq") is None:
         pytest.skip("there is no jq: the Debian package jq has it")
-    done = results[block].result(TIMEOUT)
+    done = results[block].result(LIMIT)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_what_recipes_write(place: Place, results: Mapping[str, Future[Any]]) -> None:
     """The sums of what went in and came out are the same; a plot is a picture; a list has names."""
     [block] = [block for block in SHELL if "sha256sum" in block]
-    before, after = results[block].result(TIMEOUT).stdout.splitlines()
+    before, after = results[block].result(LIMIT).stdout.splitlines()
     assert before == after
     assert (place.directory / "list").read_text().split() == ["directory/", "directory/one"]
     [block] = [block for block in SHELL if "--compare" in block]
-    results[block].result(TIMEOUT)
+    results[block].result(LIMIT)
     assert "<svg" in (place.directory / "both.svg").read_text()
 
 
@@ -570,7 +538,7 @@ def normal(text: str, *, counts: bool) -> list[str]:
 def test_examples(results: Mapping[str, Future[Any]], block: str) -> None:
     """What is shown is what is printed, but for times, and how many messages there is time for."""
     counts = " load " in block
-    printed = results[block].result(TIMEOUT)
+    printed = results[block].result(LIMIT)
     assert normal(printed, counts=counts) == normal(block, counts=counts)
 
 
@@ -583,7 +551,7 @@ def shown(text: str, name: str) -> float:
 def test_freeze(results: Mapping[str, Future[Any]]) -> None:
     """Both loops show what the document says that they do: the open one what is on paper."""
     for at, part, tolerance in ((str, 1.0, 10), (None, 0.1, 20)):
-        opened, closed = (at(b) if at else results[b].result(TIMEOUT) for b in FREEZES)
+        opened, closed = (at(b) if at else results[b].result(LIMIT) for b in FREEZES)
         for name, *_, paper in rows("Open loop and closed loop"):
             wanted = float(paper.removesuffix(" ms").replace(",", "")) * part
             assert shown(opened, name) == pytest.approx(wanted, abs=tolerance)
@@ -594,4 +562,4 @@ def test_freeze(results: Mapping[str, Future[Any]]) -> None:
 def test_json_of_pipe(results: Mapping[str, Future[Any]]) -> None:
     """So they are of a pipe that was right."""
     [block] = [block for block in CONSOLE if "pipe" in block]
-    check_json(json.loads(results[block].result(TIMEOUT).splitlines()[-1]))
+    check_json(json.loads(results[block].result(LIMIT).splitlines()[-1]))
