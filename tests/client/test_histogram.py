@@ -1,4 +1,4 @@
-"""How long it took: percentiles beside those of the sorted samples themselves."""
+"""Histogram: percentiles compared with those of the sorted samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PERCENTS = (0.001, 0.1, 1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99, 99.999, 100)
 
 random_ = random.Random(862)
 
-# In seconds, as they come: a cache that hits or not, a queue, a clock that ticks.
+# In seconds. Typical causes: a cache with hits and misses, a queue, a coarse clock.
 RECORDED = {
     "one": [0.00123],
     "two": [0.001, 0.1],
@@ -41,19 +41,19 @@ def of(samples: Sequence[float]) -> Histogram:
 
 
 def nearest_rank(samples: Sequence[float], percent: float) -> float:
-    """Return the sample that is the percentile, by the definition, without rounding errors."""
+    """Return the nearest-rank percentile by its definition, without rounding errors."""
     rank = math.ceil(Fraction(repr(percent)) * len(samples) / 100)
     return sorted(samples)[rank - 1]
 
 
 def check(times: Histogram, samples: Sequence[float], percent: float) -> None:
-    exact, told = nearest_rank(samples, percent), times.percentile(percent)
-    assert exact - 0.51 * STEP <= told <= exact * 1.001 + STEP, (percent, exact, told)
+    exact, found = nearest_rank(samples, percent), times.percentile(percent)
+    assert exact - 0.51 * STEP <= found <= exact * 1.001 + STEP, (percent, exact, found)
 
 
 @pytest.mark.parametrize("samples", RECORDED.values(), ids=RECORDED)
 def test_percentiles(samples: list[float]) -> None:
-    """A percentile is that of the samples themselves, by nearest rank, or a thousandth more."""
+    """A percentile is at most a thousandth above the nearest-rank sample."""
     times = of(samples)
     for percent in PERCENTS:
         check(times, samples, percent)
@@ -72,18 +72,18 @@ DURATION = st.one_of(
     st.lists(st.integers(1, 100_000).map(lambda each: each / 1000), min_size=1, max_size=5),
 )
 def test_percentiles_of_anything(samples: list[float], percents: list[float]) -> None:
-    """Whatever the samples and the percentile."""
+    """Percentiles are right and ascending for any samples."""
     times = of(samples)
     for percent in percents:
         check(times, samples, percent)
-    told = [times.percentile(percent) for percent in sorted(percents)]
-    assert told == sorted(told)
-    assert times.least <= told[0]
-    assert told[-1] <= times.percentile(100) <= times.most
+    found = [times.percentile(percent) for percent in sorted(percents)]
+    assert found == sorted(found)
+    assert times.least <= found[0]
+    assert found[-1] <= times.percentile(100) <= times.most
 
 
 def test_few() -> None:
-    """No percentile is between two samples: the median of two is the first, of six the third."""
+    """Percentiles are not interpolated: the median of two is the first, of six the third."""
     assert of([1.0, 3.0]).percentile(50) == pytest.approx(1.0, rel=0.001)
     assert of([1.0, 3.0]).percentile(50.1) == 3.0
     six = of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
@@ -93,7 +93,7 @@ def test_few() -> None:
 
 @given(st.lists(DURATION, min_size=1))
 def test_exact(samples: list[float]) -> None:
-    """Count, mean, least and most are exact."""
+    """Count, mean, minimum and maximum are exact."""
     times = of(samples)
     assert times.count == len(samples)
     assert times.mean == pytest.approx(math.fsum(samples) / len(samples), rel=1e-12)
@@ -103,14 +103,14 @@ def test_exact(samples: list[float]) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(DURATION, max_size=20), max_size=5))
 def test_together(parts: list[list[float]]) -> None:
-    """What was recorded in parts, or apart and then added, is as what was recorded at once."""
+    """Recording in parts, or adding histograms, gives the same result as recording at once."""
     at_once = of([each for part in parts for each in part])
     in_parts, added = Histogram(), Histogram()
     for part in parts:
         in_parts.record(part)
         apart = of(part)
         added.add(apart)
-        assert apart.count == len(part)  # as before
+        assert apart.count == len(part)  # unchanged
     for times in (in_parts, added):
         assert (times.count, times.least, times.most) == (
             at_once.count,
@@ -123,7 +123,7 @@ def test_together(parts: list[list[float]]) -> None:
 
 
 def test_buckets_together() -> None:
-    """So are the buckets."""
+    """Added histograms have the buckets of one that recorded everything."""
     samples = RECORDED["bimodal"]
     added = of(samples[:300])
     added.add(of(samples[300:]))
@@ -131,7 +131,7 @@ def test_buckets_together() -> None:
 
 
 def test_none() -> None:
-    """Of nothing there is nothing: no count, no mean, no percentile, no bucket."""
+    """An empty histogram has no count, mean, percentile or bucket."""
     times = Histogram()
     times.record([])
     times.add(Histogram())
@@ -142,7 +142,7 @@ def test_none() -> None:
 
 
 def test_beyond_a_day() -> None:
-    """What takes longer than a day counts as that, but in mean, least and most."""
+    """A duration above a day counts as a day, except in mean, minimum and maximum."""
     times = of([3 * DAY])
     assert times.mean == times.least == times.most == times.percentile(50) == 3 * DAY
     times.record([1.0, 5 * DAY, 7 * DAY])
@@ -153,29 +153,29 @@ def test_beyond_a_day() -> None:
 
 
 def test_below_zero() -> None:
-    """What took less than no time counts as no time, but in mean and least."""
+    """A negative duration counts as zero, except in mean and minimum."""
     times = of([-1.0, 2.0])
     assert times.percentile(50) == 0
     assert (times.mean, times.least, times.most) == (0.5, -1.0, 2.0)
     assert times.buckets()[0] == (0.0, 1)
 
 
-def test_no_time() -> None:
-    """What took no time is counted."""
+def test_zero() -> None:
+    """A duration of zero is counted."""
     times = of([0.0, 0.0])
     assert (times.count, times.percentile(99), times.buckets()) == (2, 0.0, [(0.0, 2)])
 
 
 def test_nearest_step() -> None:
-    """A time is that of the nearest tenth of a microsecond, not of the one below."""
+    """Durations are rounded to the nearest tenth of a microsecond."""
     [(seconds, count)] = of([0.99 * STEP, 1.01 * STEP]).buckets()
     assert (seconds, count) == (STEP, 2)
 
 
-@settings(max_examples=10, deadline=None)  # to read all that there may be takes a while
+@settings(max_examples=10, deadline=None)  # reading all buckets is slow
 @given(st.lists(DURATION))
 def test_buckets(samples: list[float]) -> None:
-    """Buckets are in order, none of them is empty, and together they hold each sample once."""
+    """Buckets are in order and not empty, and contain each sample once."""
     buckets = of(samples).buckets()
     assert [seconds for seconds, _ in buckets] == sorted({seconds for seconds, _ in buckets})
     assert all(count > 0 for _, count in buckets)

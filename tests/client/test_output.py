@@ -1,4 +1,4 @@
-"""What standard output and error can show, by the locale."""
+"""Standard output and error: encoding by locale, escaping, and a failed flush."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from echod.client.output import discard, initial_environment, is_plain, prepare,
     ],
 )
 def test_is_plain(environment: dict[str, str], plain: bool) -> None:
-    """The first of LC_ALL, LC_CTYPE and LANG that is set says what can be shown."""
+    """The first of LC_ALL, LC_CTYPE and LANG that is set decides, unless Python overrides it."""
     assert is_plain(environment) is plain
 
 
 def test_initial_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment is the one that the process was started with, if /proc is there."""
+    """The environment is that of the start of the process, if /proc is mounted."""
     file = tmp_path / "environ"
     file.write_bytes(b"LC_CTYPE=C\0ODD=a=\xff\0junk\0")
     monkeypatch.setattr("echod.client.output.INITIAL", str(file))
@@ -46,7 +46,7 @@ def test_initial_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("plain", "shown"), [(True, b"\\u2588\\udcff"), (False, b"\xe2\x96\x88\\udcff")]
 )
 def test_prepare(plain: bool, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the locale C everything else is escaped; elsewhere, what has no encoding."""
+    """The locale C escapes all but ASCII; others escape what they cannot encode."""
     monkeypatch.setattr("echod.client.output.is_plain", lambda _: plain)
     written = io.BytesIO()
     file = io.TextIOWrapper(written, encoding="utf-8")
@@ -56,12 +56,12 @@ def test_prepare(plain: bool, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_printable() -> None:
-    """What would move the cursor, or has no encoding, is escaped."""
+    """Characters that would move the cursor, or cannot be encoded, are escaped."""
     assert printable("é \n\x1b[2J\udcff") == r"é \n\x1b[2J\udcff"
 
 
 def test_discard() -> None:
-    """What a file has not taken does no harm when it is closed."""
+    """After discard(), closing a file does not fail on its unwritten buffer."""
     with open("/dev/full", "w") as file:
         file.write("lost")
         discard(file)

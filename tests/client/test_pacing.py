@@ -1,4 +1,4 @@
-"""When messages leave."""
+"""Pacing: moments at a fixed interval, and calls at each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from echod.client.pacing import Pacer, Schedule
 
 class ScheduleTests(SynchronousTestCase):
     def test_moments(self) -> None:
-        """The first moment is the start, and each is the interval after the one before."""
+        """Moments begin at the start, and follow each other at the interval."""
         schedule = Schedule(100.0, 0.5)
         self.assertEqual(schedule.next, 100.0)
         self.assertEqual(list(schedule.due(99.9)), [])
@@ -23,7 +23,7 @@ class ScheduleTests(SynchronousTestCase):
         self.assertEqual(list(schedule.due(102.1)), [100.5, 101.0, 101.5, 102.0])
 
     def test_no_drift(self) -> None:
-        """The millionth moment is exactly where it belongs, whatever the interval."""
+        """The millionth moment has no accumulated rounding error."""
         start, interval, many = 12345.678, 0.001, 1_000_000
         schedule = Schedule(start, interval)
         schedule.passed = many
@@ -32,20 +32,20 @@ class ScheduleTests(SynchronousTestCase):
         self.assertLess(abs(Fraction(schedule.next) - exact), 1e-9)
 
     def test_count(self) -> None:
-        """There are as many as asked for."""
+        """A schedule ends after its count."""
         schedule = Schedule(0.0, 1.0, 3)
         self.assertEqual(list(schedule.due(100.0)), [0.0, 1.0, 2.0])
         self.assertIsNone(schedule.next)
         self.assertEqual(list(schedule.due(inf)), [])
 
-    def test_none_at_all(self) -> None:
-        """Of none, none is due."""
+    def test_count_of_zero(self) -> None:
+        """With a count of zero, no moment is due."""
         schedule = Schedule(0.0, 1.0, 0)
         self.assertIsNone(schedule.next)
         self.assertEqual(list(schedule.due(100.0)), [])
 
-    def test_not_all_taken(self) -> None:
-        """Who stops taking those that are due has not passed the others."""
+    def test_partly_consumed(self) -> None:
+        """Moments that are not consumed from due() have not passed."""
         schedule = Schedule(0.0, 1.0)
         for moment in schedule.due(10.0):
             if moment == 3.0:
@@ -57,7 +57,7 @@ class PacerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.rightNow = 50.0
-        self.acts: list[tuple[float, float]] = []  # when, and for which moment
+        self.acts: list[tuple[float, float]] = []  # time of the call, and its moment
 
     def pacer(self, schedule: Schedule) -> Pacer:
         return Pacer(self.clock, schedule, self.act)
@@ -66,7 +66,7 @@ class PacerTests(SynchronousTestCase):
         self.acts.append((self.clock.seconds(), moment))
 
     def test_in_time(self) -> None:
-        """It acts at each moment, from now on where that is the start, and then is done."""
+        """It calls at each moment, the first one at once, and then is done."""
         pacer = self.pacer(Schedule(50.0, 0.25, 4))
         pacer.run()
         self.assertEqual(self.acts, [(50.0, 50.0)])
@@ -78,7 +78,7 @@ class PacerTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_later_start(self) -> None:
-        """It waits for the first moment, too."""
+        """It waits for a first moment in the future."""
         pacer = self.pacer(Schedule(51.0, 1.0, 1))
         pacer.run()
         self.assertEqual(self.acts, [])
@@ -87,7 +87,7 @@ class PacerTests(SynchronousTestCase):
         self.successResultOf(pacer.done)
 
     def test_woken_late(self) -> None:
-        """A late wake-up has all moments that have come meanwhile, and changes no later one."""
+        """A late wake-up calls for all overdue moments, and later ones are not shifted."""
         self.pacer(Schedule(50.0, 1.0)).run()
         self.clock.advance(3.5)
         self.assertEqual(self.acts[1:], [(53.5, each) for each in (51.0, 52.0, 53.0)])
@@ -95,7 +95,7 @@ class PacerTests(SynchronousTestCase):
         self.assertEqual(self.acts[4:], [(54.0, 54.0)])
 
     def test_slow_act(self) -> None:
-        """What comes while it acts is acted for as soon as that is over, and nothing before."""
+        """Moments that pass during a call follow right after it."""
 
         def act(moment: float) -> None:
             self.act(moment)
@@ -105,12 +105,12 @@ class PacerTests(SynchronousTestCase):
         Pacer(self.clock, Schedule(50.0, 1.0), act).run()
         self.assertEqual(self.acts, [(50.0, 50.0)])
         [call] = self.clock.getDelayedCalls()
-        self.assertEqual(call.getTime(), 52.5)  # at once: not before now
+        self.assertEqual(call.getTime(), 52.5)  # at once, and not in the past
         self.clock.advance(0)
         self.assertEqual(self.acts[1:], [(52.5, 51.0), (52.5, 52.0)])
 
     def test_too_slow_act(self) -> None:
-        """Where more has come than it can act for soon, others have their turn meanwhile."""
+        """A long series of overdue calls is interrupted for other events of the reactor."""
 
         def act(moment: float) -> None:
             self.act(moment)
@@ -125,7 +125,7 @@ class PacerTests(SynchronousTestCase):
         self.assertEqual([moment for _, moment in self.acts[1:]], [49.25, 49.5, 49.75, 50.0])
 
     def test_no_count(self) -> None:
-        """Without a count it goes on, until it is stopped."""
+        """Without a count it continues until it is stopped."""
         pacer = self.pacer(Schedule(50.0, 1.0))
         pacer.run()
         self.clock.pump([1.0] * 999)
@@ -135,14 +135,14 @@ class PacerTests(SynchronousTestCase):
         self.successResultOf(pacer.done)
 
     def test_count_of_none(self) -> None:
-        """Without a moment it is done at once, and has not acted."""
+        """Without a moment it is done at once, without a call."""
         pacer = self.pacer(Schedule(50.0, 1.0, 0))
         pacer.run()
         self.successResultOf(pacer.done)
         self.assertEqual(self.acts, [])
 
     def test_stop(self) -> None:
-        """Stopped, it acts no more, and leaves no timer; to stop it again does nothing."""
+        """stop() prevents further calls and leaves no timer. Repeated, it does nothing."""
         pacer = self.pacer(Schedule(50.0, 1.0))
         pacer.run()
         pacer.stop()
@@ -152,21 +152,21 @@ class PacerTests(SynchronousTestCase):
         self.assertEqual(len(self.acts), 1)
 
     def test_stop_before_run(self) -> None:
-        """It may be stopped before it has begun."""
+        """stop() is allowed before run()."""
         pacer = self.pacer(Schedule(50.0, 1.0))
         pacer.stop()
         self.successResultOf(pacer.done)
         self.assertEqual(self.acts, [])
 
     def test_stop_after_the_last(self) -> None:
-        """When it is done, to stop it does nothing."""
+        """stop() does nothing after the last moment."""
         pacer = self.pacer(Schedule(50.0, 1.0, 1))
         pacer.run()
         self.successResultOf(pacer.done)
         pacer.stop()
 
     def test_stop_in_act(self) -> None:
-        """Stopped by what it calls, it acts no more, though more has come."""
+        """stop() inside a call prevents the calls for further overdue moments."""
 
         def act(moment: float) -> None:
             self.act(moment)

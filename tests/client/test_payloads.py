@@ -1,4 +1,4 @@
-"""What is sent, and what is known of it when it comes back."""
+"""Payloads: random, different, and recognised when they come back damaged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from echod.client.payloads import (
 
 @pytest.mark.parametrize("size", [8, 64, 1000, MAX_DATAGRAM])
 def test_contents(size: int) -> None:
-    """The messages have the size asked for, and are all different."""
+    """Payloads have the requested size, and all differ."""
     messages = contents(size)
     assert len(messages) == MAX_PAYLOADS
     assert {len(each) for each in messages} == {size}
@@ -30,25 +30,25 @@ def test_contents(size: int) -> None:
 
 
 def test_contents_of_another_run() -> None:
-    """No message is one of another run's."""
+    """No payload occurs in another run."""
     assert not set(contents(64)) & set(contents(64))
 
 
 @pytest.mark.parametrize("size", [POOL // 8, POOL, POOL + 1, 1 << 28])
 def test_large_contents(size: int) -> None:
-    """Large messages are fewer, to spare memory, but two at the least, which differ."""
+    """Large payloads are fewer, to save memory, but at least two, which differ."""
     messages = contents(size)
     assert len(messages) == len(set(messages)) == max(2, POOL // size)
     assert {len(each) for each in messages} == {size}
 
 
 def test_largest_contents() -> None:
-    """The largest messages that the command line takes can be made."""
+    """The largest payloads that the command line accepts can be generated."""
     assert [len(each) for each in contents(LARGEST)] == [LARGEST, LARGEST]
 
 
 def test_empty_contents() -> None:
-    """What is between the ends of the shortest datagram is nothing."""
+    """The shortest datagram has nothing between its tokens."""
     assert set(contents(0)) == {b""}
 
 
@@ -59,14 +59,14 @@ def naive(left: bytes, right: bytes) -> int:
 
 @given(st.binary(max_size=50), st.binary(max_size=50))
 def test_differences(left: bytes, right: bytes) -> None:
-    """Each byte that differs counts once, and what one has more than the other, too."""
+    """Each byte that differs counts once, and so does each byte that only one of both has."""
     assert differences(left, right) == differences(right, left) == naive(left, right)
     assert differences(left, left) == 0
 
 
 @given(st.binary(max_size=200), st.data())
 def test_few_differences(message: bytes, data: st.DataObject) -> None:
-    """Likewise where nearly all is right, zeros at the start included."""
+    """The same holds for few differences, and for zeros at the start."""
     damaged = bytearray(bytes(3) + message)
     for at in data.draw(st.sets(st.integers(0, len(damaged) - 1), max_size=5)):
         damaged[at] ^= data.draw(st.integers(1, 255))
@@ -79,7 +79,7 @@ SIZES = (MIN_DATAGRAM, MIN_DATAGRAM + 1, 64, 1400, MAX_DATAGRAM)
 
 @pytest.mark.parametrize("size", SIZES)
 def test_find(size: int) -> None:
-    """A datagram that comes back is known by its number, whichever was sent last."""
+    """A datagram is found by its number, however far the last number is from it."""
     datagrams = DatagramPayloads(size)
     built = [datagrams.build(number) for number in range(3 * MAX_PAYLOADS)]
     assert {len(each) for each in built} == {size}
@@ -92,7 +92,7 @@ def test_find(size: int) -> None:
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
 @pytest.mark.parametrize("near", [6, 1_000_000])
 def test_one_byte_damaged(near: int, flip: int) -> None:
-    """Wherever one byte is wrong, it is that datagram, with one byte wrong."""
+    """A datagram with one wrong byte, wherever it is, is found with one byte wrong."""
     datagrams = DatagramPayloads(100)
     right = datagrams.build(5)
     for at in range(len(right)):
@@ -103,9 +103,9 @@ def test_one_byte_damaged(near: int, flip: int) -> None:
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
 def test_one_byte_of_the_shortest_damaged(flip: int) -> None:
-    """Of the shortest datagram too, but whether its first or its last number is wrong is unknown.
+    """In the shortest datagram, one wrong byte in a token may be attributed to the other token.
 
-    There is nothing between them that could tell.
+    Nothing between the tokens decides which of both is wrong.
     """
     datagrams = DatagramPayloads(MIN_DATAGRAM)
     right = datagrams.build(5)
@@ -121,7 +121,7 @@ def test_one_byte_of_the_shortest_damaged(flip: int) -> None:
 
 @given(st.integers(0, 1 << 40), st.data())
 def test_bytes_damaged(number: int, data: st.DataObject) -> None:
-    """Any number of wrong bytes is counted exactly, while one of the two ends is right."""
+    """Any number of wrong bytes is counted exactly while one token is intact."""
     datagrams = DatagramPayloads(64)
     right = datagrams.build(number)
     first = data.draw(st.sampled_from([0, 8]))
@@ -133,8 +133,8 @@ def test_bytes_damaged(number: int, data: st.DataObject) -> None:
     assert datagrams.find(bytes(wrong), number + 1) == (number, len(places_damaged))
 
 
-def test_both_ends_damaged() -> None:
-    """Without an end that is right, it is still known where most of it is right."""
+def test_both_tokens_damaged() -> None:
+    """Without an intact token, a datagram is found if more than half of its bytes are right."""
     datagrams = DatagramPayloads(64)
     wrong = bytearray(datagrams.build(5))
     wrong[0] ^= 1
@@ -147,7 +147,7 @@ def test_both_ends_damaged() -> None:
 
 @pytest.mark.parametrize("size", [MIN_DATAGRAM, 17, 64])
 def test_truncated(size: int) -> None:
-    """What is missing counts as wrong; without an end that is whole it is nobody's."""
+    """Missing bytes count as wrong; without a complete token, the datagram is not found."""
     datagrams = DatagramPayloads(size)
     right = datagrams.build(5)
     for left in range(size):
@@ -156,7 +156,7 @@ def test_truncated(size: int) -> None:
 
 
 def test_start_cut_off() -> None:
-    """What lacks its start is known by its end, and all that is out of its place is wrong."""
+    """Without its start, a datagram is found by its last token; shifted bytes are wrong."""
     datagrams = DatagramPayloads(64)
     right = datagrams.build(5)
     for left in range(8, 64):
@@ -166,7 +166,7 @@ def test_start_cut_off() -> None:
 
 @given(st.binary(min_size=1, max_size=200))
 def test_extended(more: bytes) -> None:
-    """What is there besides counts as wrong, and so does what that has moved."""
+    """Additional bytes count as wrong, and so do the bytes that they shift."""
     datagrams = DatagramPayloads(64)
     right = datagrams.build(5)
     assert datagrams.find(right + more, 6) == (5, len(more))
@@ -175,20 +175,20 @@ def test_extended(more: bytes) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_strangers(data: bytes) -> None:
-    """What was never sent is nobody's, and the empty datagram, too."""
+def test_not_sent(data: bytes) -> None:
+    """A datagram that was never sent is not found, nor is an empty one."""
     assert DatagramPayloads(64).find(data, 6) is None
 
 
 def test_another_socket() -> None:
-    """A datagram of another socket's, or of an earlier run's, is nobody's."""
+    """A datagram of another socket or of an earlier run is not found."""
     datagrams, other = DatagramPayloads(64), DatagramPayloads(64)
     for number in range(100):
         assert datagrams.find(other.build(number), 6) is None
 
 
-def test_like_none_of_these() -> None:
-    """With the right ends and another's contents it is that one, with those bytes wrong."""
+def test_middle_damaged() -> None:
+    """With intact tokens a datagram is found, though all other bytes are wrong."""
     datagrams = DatagramPayloads(64)
     right = datagrams.build(5)
     wrong = bytearray(right)
@@ -198,20 +198,20 @@ def test_like_none_of_these() -> None:
 
 @given(st.integers(-1000, 1000), st.integers(-1000, 1000), st.integers(1, 3))
 def test_more_than_32_bits(offset: int, distance: int, times: int) -> None:
-    """The number may be one that the datagram has no room for: the nearest is meant."""
+    """Above 32 bits, the number nearest to ``near`` is found."""
     datagrams = DatagramPayloads(64)
     number = times * (1 << 32) + offset
     assert datagrams.find(datagrams.build(number), number + distance) == (number, 0)
 
 
 def test_not_below_zero() -> None:
-    """Of what would be before the first datagram, nothing is known."""
+    """A number below zero is not found."""
     datagrams = DatagramPayloads(64)
     assert datagrams.find(datagrams.build((1 << 32) - 1), 5) is None
 
 
-def test_ends_of_two() -> None:
-    """With the start of one and the end of another it is the one that it is more like."""
+def test_tokens_of_two_datagrams() -> None:
+    """With the tokens of two datagrams, the one with fewer wrong bytes is found."""
     datagrams = DatagramPayloads(200)
     source = random.Random(7)
     for _ in range(50):
