@@ -37,7 +37,7 @@ CERTIFICATE = [("SSL routines", "", "certificate verify failed")]
 
 
 @pytest.mark.parametrize(
-    ("what", "kind", "line"),
+    ("exception", "kind", "line"),
     [
         (ConnectionRefusedError(errno.ECONNREFUSED, "x"), REFUSED, "connection refused"),
         (OSError(errno.ENETUNREACH, "x"), UNREACHABLE, "network is unreachable"),
@@ -56,24 +56,24 @@ CERTIFICATE = [("SSL routines", "", "certificate verify failed")]
     ],
     ids=lambda value: getattr(value, "strerror", None) and errno.errorcode[value.errno],
 )
-def test_kernel(what: OSError, kind: str, line: str) -> None:
+def test_kernel(exception: OSError, kind: str, line: str) -> None:
     """An error of the kernel has a word and a line by its errno."""
-    assert (kind_of(what), line_of(what)) == (kind, line)
-    assert number_of(what) == what.errno
+    assert (kind_of(exception), line_of(exception)) == (kind, line)
+    assert number_of(exception) == exception.errno
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
 def test_connect(number: int) -> None:
     """An exception of Twisted for a failed connect has the word and the line of its errno."""
-    what = getConnectError(OSError(number, os.strerror(number)))
+    exception = getConnectError(OSError(number, os.strerror(number)))
     original = OSError(number, os.strerror(number))
-    assert number_of(what) == number
-    assert kind_of(what) == kind_of(original) == NUMBERS[number]
-    assert line_of(what) == line_of(original)
+    assert number_of(exception) == number
+    assert kind_of(exception) == kind_of(original) == NUMBERS[number]
+    assert line_of(exception) == line_of(original)
 
 
 @pytest.mark.parametrize(
-    ("what", "kind", "line"),
+    ("exception", "kind", "line"),
     [
         (error.ConnectionDone(), CLOSED, CLOSED_LINE),
         (error.ConnectionLost(), RESET, "connection reset"),
@@ -92,16 +92,16 @@ def test_connect(number: int) -> None:
     ],
     ids=repr,
 )
-def test_python_and_twisted(what: Exception, kind: str, line: str | None) -> None:
+def test_python_and_twisted(exception: Exception, kind: str, line: str | None) -> None:
     """An exception of Python or Twisted has a word and a single line by its class."""
-    assert kind_of(what) == kind
-    assert line is None or line_of(what) == line
-    assert line_of(what)
-    assert "\n" not in line_of(what)
+    assert kind_of(exception) == kind
+    assert line is None or line_of(exception) == line
+    assert line_of(exception)
+    assert "\n" not in line_of(exception)
 
 
 @pytest.mark.parametrize(
-    ("what", "line"),
+    ("exception", "line"),
     [
         (SSL.Error(CERTIFICATE), "TLS fails: certificate verify failed"),
         (SSL.Error([*CERTIFICATE, ("", "", "no luck")]), "TLS fails: certificate verify failed,"),
@@ -111,26 +111,29 @@ def test_python_and_twisted(what: Exception, kind: str, line: str | None) -> Non
     ],
     ids=repr,
 )
-def test_tls(what: Exception, line: str) -> None:
+def test_tls(exception: Exception, line: str) -> None:
     """An error of OpenSSL is counted as ``tls``, and quoted in one line."""
-    assert kind_of(what) == TLS
-    assert line_of(what).startswith(line)
-    assert "\n" not in line_of(what)
+    assert kind_of(exception) == TLS
+    assert line_of(exception).startswith(line)
+    assert "\n" not in line_of(exception)
 
 
 def test_certificate_for_another_name() -> None:
     """A certificate for another name is described so; one without a name in its own words."""
     mismatch = DNSMismatch(DNS_ID("localhost"))
-    what = service_identity.VerificationError(errors=[mismatch])
-    assert (kind_of(what), line_of(what)) == (TLS, "TLS fails: the certificate is for another name")
+    exception = service_identity.VerificationError(errors=[mismatch])
+    assert (kind_of(exception), line_of(exception)) == (
+        TLS,
+        "TLS fails: the certificate is for another name",
+    )
     nameless = service_identity.CertificateError("It has\nno name.")
     assert (kind_of(nameless), line_of(nameless)) == (TLS, "TLS fails: It has no name.")
 
 
 def test_number() -> None:
     """An exception without an errno has no number."""
-    for what in (ValueError(5), error.ConnectError("5"), error.ConnectionDone(), None):
-        assert number_of(what) is None
+    for exception in (ValueError(5), error.ConnectError("5"), error.ConnectionDone(), None):
+        assert number_of(exception) is None
 
 
 def test_file() -> None:

@@ -1,4 +1,4 @@
-"""The client, on a transport that only remembers what it was told, and in memory."""
+"""EchoClient, on a string transport and on an in-memory network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EchoClientTests(SynchronousTestCase):
         self.client.connectionLost(Failure(ConnectionLost()))
 
     def test_reply(self) -> None:
-        """A call fires with its reply when the last byte of it came."""
+        """A call fires with its reply when the last byte is received."""
         reply = self.client.echo(b"hello")
         self.assertEqual(self.transport.value(), b"hello")
         self.client.dataReceived(b"hel")
@@ -40,24 +40,24 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(reply), b"hello")
         self.assertEqual(self.client.received, 5)
 
-    def test_nothing(self) -> None:
-        """The echo of nothing is nothing, in its turn."""
+    def test_empty(self) -> None:
+        """An empty call fires in its turn with an empty reply."""
         self.assertEqual(self.successResultOf(self.client.echo(b"")), b"")
-        first, nothing = self.client.echo(b"a"), self.client.echo(b"")
-        self.assertNoResult(nothing)
+        first, empty = self.client.echo(b"a"), self.client.echo(b"")
+        self.assertNoResult(empty)
         self.client.dataReceived(b"a")
         self.assertEqual(self.successResultOf(first), b"a")
-        self.assertEqual(self.successResultOf(nothing), b"")
+        self.assertEqual(self.successResultOf(empty), b"")
 
     def test_no_copy(self) -> None:
-        """The reply is the very object that was sent: a gigabyte is not stored twice."""
+        """The reply is the object that was sent: it is not stored twice."""
         data = bytes(1000)
         reply = self.client.echo(data)
         self.client.dataReceived(bytes(1000))
         self.assertIs(self.successResultOf(reply), data)
 
-    def test_other_bytes(self) -> None:
-        """What can be changed while it is under way is copied first."""
+    def test_mutable_bytes(self) -> None:
+        """A bytearray is copied: changes during the call have no effect."""
         data = bytearray(b"hello")
         reply = self.client.echo(data)
         data[:] = b"HELLO"
@@ -65,14 +65,14 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(reply), b"hello")
 
     def test_pipelining(self) -> None:
-        """Calls overlap, and get their replies in order however these are cut."""
+        """Calls overlap, and get their replies in order, however the stream is split."""
         replies = [self.client.echo(data) for data in (b"one", b"two", b"three")]
         for part in (b"onet", b"woth", b"ree"):
             self.client.dataReceived(part)
         self.assertEqual(list(map(self.successResultOf, replies)), [b"one", b"two", b"three"])
 
     def test_back_pressure(self) -> None:
-        """What the transport does not take yet is not given to it."""
+        """A paused client does not write."""
         self.client.pauseProducing()
         reply = self.client.echo(bytes(3 * CHUNK))
         self.assertEqual(self.transport.value(), b"")
@@ -82,7 +82,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(len(self.successResultOf(reply)), 3 * CHUNK)
 
     def test_mismatch(self) -> None:
-        """A wrong byte fails its call with where and what, and ends the connection."""
+        """A wrong byte fails its call with its offset and excerpts, and resets the connection."""
         reply, later = self.client.echo(b"abcdef"), self.client.echo(b"xyz")
         self.client.dataReceived(b"ab")
         self.client.dataReceived(b"cXef")
@@ -92,21 +92,21 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(mismatch.received, b"Xef")
         self.assertEqual(str(mismatch), "at byte 3: expected b'def', received b'Xef'")
         self.assertTrue(self.transport.disconnected)
-        self.client.dataReceived(b"of no interest any more")
+        self.client.dataReceived(b"ignored")
         self.lose()
         incomplete = self.failureResultOf(later, EchoIncomplete).value
         self.assertEqual(incomplete.missing, 3)
         self.assertIs(incomplete.reason.value, mismatch)
 
     def test_more_than_was_sent(self) -> None:
-        """Bytes that nobody sent are a mismatch too."""
+        """Received bytes beyond those sent are a mismatch."""
         self.client.dataReceived(b"welcome")
         self.assertTrue(self.transport.disconnected)
         late = self.failureResultOf(self.client.echo(b"a"), EchoIncomplete).value
         self.assertEqual(late.reason.value.args, (0, b"", b"welcome"))
 
     def test_before_it_was_sent(self) -> None:
-        """The right bytes before they were sent are no echo."""
+        """The right bytes before they were sent are a mismatch."""
         self.client.pauseProducing()
         reply = self.client.echo(b"abc")
         self.client.dataReceived(b"abc")
@@ -114,7 +114,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual((mismatch.offset, mismatch.expected), (0, b""))
 
     def test_connection_lost(self) -> None:
-        """Where the connection ends, each call says how many bytes are missing, and why."""
+        """When the connection is lost, each call fails with its missing bytes and the reason."""
         replies = [self.client.echo(b"hello"), self.client.echo(b"world")]
         self.client.dataReceived(b"hel")
         self.lose()
@@ -125,7 +125,7 @@ class EchoClientTests(SynchronousTestCase):
             self.assertIn(f"{missing} bytes missing", str(incomplete))
 
     def test_close_after_a_mismatch(self) -> None:
-        """close() waits for the connection to be gone, also where it is being cut off."""
+        """close() waits for the end of a connection that is being reset."""
         reply = self.client.echo(b"hello")
         self.client.dataReceived(b"x")
         self.failureResultOf(reply, EchoMismatch)
@@ -135,7 +135,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(closed))
 
     def test_service_finishes_early(self) -> None:
-        """When the service finishes, what was not echoed will not be; else the client leaves."""
+        """When the service finishes early, pending calls fail; without any, the client closes."""
         reply = self.client.echo(b"hello")
         self.client.readConnectionLost()
         self.assertTrue(self.transport.disconnected)
@@ -147,7 +147,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertFalse(self.transport.disconnected)
 
     def test_not_connected(self) -> None:
-        """Without a connection every byte is missing: before, after, and after close()."""
+        """Without a connection, and after close(), a call fails with all bytes missing."""
         early = EchoClient().echo(b"abc")
         self.assertEqual(self.failureResultOf(early, EchoIncomplete).value.missing, 3)
         self.client.close()
@@ -156,7 +156,7 @@ class EchoClientTests(SynchronousTestCase):
         self.failureResultOf(self.client.echo(b"abc"), EchoIncomplete)
 
     def test_timeout(self) -> None:
-        """A call that takes longer than its timeout fails, and the next one does not."""
+        """A call fails after its timeout, and the next one is not affected."""
         slow, next_call = self.client.echo(b"slow", timeout=5), self.client.echo(b"next")
         self.client.dataReceived(b"slo")
         self.clock.advance(5)
@@ -166,14 +166,14 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_timeout_met(self) -> None:
-        """A reply in time leaves no timer behind."""
+        """A reply before the timeout cancels the timer."""
         reply = self.client.echo(b"fast", timeout=5)
         self.client.dataReceived(b"fast")
         self.assertEqual(self.successResultOf(reply), b"fast")
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancel(self) -> None:
-        """A cancelled call still has its bytes checked: the later ones are not disturbed."""
+        """The reply to a cancelled call is still checked, and later calls are not affected."""
         cancelled, kept = self.client.echo(b"one"), self.client.echo(b"two")
         cancelled.cancel()
         self.failureResultOf(cancelled, CancelledError)
@@ -181,7 +181,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(kept), b"two")
 
     def test_cancel_before_it_was_sent(self) -> None:
-        """A call that is cancelled before its first byte was sent is as if it never was."""
+        """A call that is cancelled before its first byte was sent sends nothing."""
         self.client.pauseProducing()
         cancelled, kept = self.client.echo(b"one"), self.client.echo(b"two")
         cancelled.cancel()
@@ -192,7 +192,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(kept), b"two")
 
     def test_cancel_half_sent(self) -> None:
-        """A call that is cancelled half-way sends no more; what it sent is still checked."""
+        """A call that is cancelled halfway sends no more, and the reply to its sent part is still checked."""
         write = self.transport.write
 
         def write_and_pause(data: bytes) -> None:
@@ -212,14 +212,14 @@ class EchoClientTests(SynchronousTestCase):
             self.client.resumeProducing()
 
     def test_cancel_from_a_callback(self) -> None:
-        """To cancel other calls when one fails is safe."""
+        """A callback of one call may cancel other calls."""
         first, second = self.client.echo(b"one"), self.client.echo(b"two")
         first.addErrback(lambda _: second.cancel())
         self.lose()
         self.failureResultOf(second, CancelledError)
 
     def test_mismatch_of_a_cancelled_call(self) -> None:
-        """A wrong byte in what was cancelled ends the connection all the same."""
+        """A wrong byte in the reply to a cancelled call resets the connection."""
         cancelled, kept = self.client.echo(b"one"), self.client.echo(b"two")
         cancelled.cancel()
         self.failureResultOf(cancelled, CancelledError)
@@ -228,7 +228,7 @@ class EchoClientTests(SynchronousTestCase):
         self.failureResultOf(kept, EchoIncomplete)
 
     def test_close(self) -> None:
-        """On a transport that knows no half-close, close() waits for the replies."""
+        """On a transport without half-close, close() waits for the replies."""
         reply, closed = self.client.echo(b"hello"), self.client.close()
         self.assertFalse(self.transport.disconnecting)
         self.client.dataReceived(b"hello")
@@ -240,7 +240,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(self.client.close()))
 
     def test_stop_producing(self) -> None:
-        """A transport that goes tells its producer so, which changes nothing."""
+        """stopProducing() does nothing."""
         self.client.stopProducing()
         self.assertFalse(self.transport.disconnecting)
 
@@ -256,7 +256,7 @@ class EchoClientInMemoryTests(SynchronousTestCase):
         return client
 
     def test_clock_of_the_transport(self) -> None:
-        """Without a clock of its own the client uses the reactor of its transport."""
+        """Without a clock argument, the client uses the reactor of its transport."""
         client = self.connect()
         client.transport.pauseProducing()
         reply = client.echo(b"hello", timeout=5)
@@ -264,12 +264,12 @@ class EchoClientInMemoryTests(SynchronousTestCase):
         self.failureResultOf(reply, defer.TimeoutError)
 
     @given(st.lists(st.binary(max_size=300)), st.integers(1, 700))
-    def test_any_calls(self, said: list[bytes], capacity: int) -> None:
-        """Any calls get their own bytes back, over a network of any capacity."""
+    def test_any_calls(self, messages: list[bytes], capacity: int) -> None:
+        """Any calls get their bytes back, over a network of any capacity."""
         client = self.connect(capacity)
-        replies: list[Deferred[bytes]] = [client.echo(data) for data in said]
+        replies: list[Deferred[bytes]] = [client.echo(data) for data in messages]
         closed = client.close()
         self.network.settle()
-        self.assertEqual([self.successResultOf(reply) for reply in replies], said)
+        self.assertEqual([self.successResultOf(reply) for reply in replies], messages)
         self.assertIsNone(self.successResultOf(closed))
-        self.assertEqual(self.events.closed[0].bytes, sum(map(len, said)))
+        self.assertEqual(self.events.closed[0].bytes, sum(map(len, messages)))

@@ -1,4 +1,4 @@
-"""TARGET: what it may be, and the way from a name to addresses and sockets."""
+"""TARGET: accepted and refused forms, name lookup, UDP sockets, addresses as text."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ from tests.authority import Authority
     ],
 )
 def test_host_and_port(text: str, udp: bool, host: str, port: int) -> None:
-    """A host, a name or an address, has a port; with udp: before it, of UDP."""
+    """A name or an address, with a port; ``udp:`` before it selects UDP."""
     assert parse_target(text) == Target(text, udp, host, port)
 
 
 @pytest.mark.parametrize("text", ["unix:/run/x", "tls:localhost:7", "TCP:localhost:7", "tcp:a:b=c"])
 def test_endpoint(text: str) -> None:
-    """What else has a word and a colon before it is left to Twisted."""
+    """Any other word with a colon is the type of a Twisted endpoint."""
     assert parse_target(text) == Target(text)
     assert parse_target(text).host is None
 
@@ -77,7 +77,7 @@ def refused(text: str) -> str:
 
 @pytest.mark.parametrize("port", ["0", "65536", "0065536", "9" * 5000, "0" * 5000 + "7"])
 def test_bad_port(port: str) -> None:
-    """A port that cannot be one is named."""
+    """An invalid port is quoted."""
     assert refused(f"localhost:{port}").endswith(f": a port is from 1 to 65535, not {port!r}")
     assert refused(f"udp:[::1]:{port}").endswith(f": a port is from 1 to 65535, not {port!r}")
 
@@ -86,13 +86,13 @@ def test_bad_port(port: str) -> None:
     "text", ["", "localhost", ":7", "[]:7", "[::1:7", "::1]:7", "udp:", "udp:localhost", "udp::7"]
 )
 def test_no_target(text: str) -> None:
-    """What is none is told what it may be."""
+    """An invalid TARGET is answered with the valid forms."""
     assert "host:port, [IPv6 address]:port, udp:host:port or a Twisted client" in refused(text)
 
 
 @pytest.mark.parametrize("text", ["::1:7", "::1", "udp:::1:7", "2001:db8::1:7"])
 def test_without_brackets(text: str) -> None:
-    """An IPv6 address without brackets is told that it needs them."""
+    """An IPv6 address without brackets is answered with a hint to use them."""
     assert refused(text).endswith("; an IPv6 address goes in brackets")
 
 
@@ -107,7 +107,7 @@ def test_without_brackets(text: str) -> None:
     ],
 )
 def test_in_brackets(text: str, why: str) -> None:
-    """In brackets is an IPv6 address, one of a link with its zone (RFC 4007)."""
+    """Brackets need a valid IPv6 address; a link-local one needs its zone (RFC 4007)."""
     assert refused(text) == f"TARGET {text!r}: {why}"
 
 
@@ -137,13 +137,13 @@ def test_in_brackets(text: str, why: str) -> None:
     ],
 )
 def test_no_endpoint(text: str, why: str) -> None:
-    """What is no endpoint is told what it has to be, in the words of a command line."""
+    """An invalid endpoint is answered with its usage, without Python's own words."""
     assert refused(text).startswith(f"TARGET {text!r} {why}")
 
 
 @pytest.mark.parametrize("text", ["tcp:h:http", "tcp:h:70000", "tls:h:-7", "ssl:host=h:port=0"])
 def test_bad_port_of_endpoint(text: str) -> None:
-    """A port is checked at once, and not when it is connected to."""
+    """The port of an endpoint is checked before connecting."""
     port = re.split("[:=]", text)[-1]
     assert refused(text) == f"TARGET {text!r}: a port is from 1 to 65535, not {port!r}"
 
@@ -151,7 +151,7 @@ def test_bad_port_of_endpoint(text: str) -> None:
 @pytest.mark.parametrize("option", ["tls:localhost:7:trustRoots", "ssl:localhost:7:caCertsDir"])
 @pytest.mark.parametrize("name", ["roots", "a:b"])
 def test_key_among_certificates(option: str, name: str, tmp_path: Path) -> None:
-    """A directory of certificates that holds a key is named, with the file."""
+    """A private key in a directory of certificates is named with its path."""
     authority = Authority(tmp_path)
     key, _ = authority.issue("server")
     roots = tmp_path / name
@@ -166,7 +166,7 @@ def test_key_among_certificates(option: str, name: str, tmp_path: Path) -> None:
 
 
 def test_certificate_without_key(tmp_path: Path) -> None:
-    """A client's certificate needs its key."""
+    """A client certificate without its key is refused."""
     authority = Authority(tmp_path)
     assert refused(f"tls:localhost:7:certificate={authority.file}").endswith(
         " names a file that TLS cannot use: a certificate and its private key are needed, "
@@ -188,18 +188,18 @@ def test_certificate_without_key(tmp_path: Path) -> None:
     ],
 )
 def test_short_name(text: str, name: str) -> None:
-    """In headings and legends, a TARGET is where it leads, without the files for TLS."""
+    """The short name of a TARGET has no timeout and no files for TLS."""
     assert parse_target(text).name == name
 
 
 def test_long_path() -> None:
-    """A path that no UNIX socket can have is refused, and not by Twisted, which cannot."""
+    """A path that is too long for a UNIX socket is refused; Twisted does not check it."""
     assert refused(f"unix:/{'x' * 107}").endswith(": a path has 107 bytes at most")
     assert parse_target(f"unix:/{'x' * 106}").endpoint(Clock())
 
 
-def test_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the parser of a plugin raises, no exception is quoted."""
+def test_endpoint_plugin_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of an endpoint plugin's parser is not quoted."""
 
     def fail(why: Exception) -> Callable[..., Any]:
         def parse(*_: object) -> Any:
@@ -214,7 +214,7 @@ def test_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.text())
 def test_any_text(text: str) -> None:
-    """Whatever TARGET is, it is one or refused in a line that is printable as it is."""
+    """Any text is either a TARGET or refused in one printable line."""
     with contextlib.suppress(BadTarget):
         assert parse_target(text).text == text
         return
@@ -222,15 +222,15 @@ def test_any_text(text: str) -> None:
 
 
 def test_endpoint_of() -> None:
-    """The endpoint is that of the description."""
+    """The endpoint has the type of its description."""
     reactor = PreciseReactor()
     assert isinstance(Target("unix:/run/x").endpoint(reactor), UNIXClientEndpoint)
     assert isinstance(Target("tcp:localhost:7").endpoint(reactor), TCP4ClientEndpoint)
     assert IStreamClientEndpoint.providedBy(Target("tls:localhost:7").endpoint(reactor))
 
 
-def test_tls_that_twisted_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Twisted could not import, it has no name for: then TLS is what is missing."""
+def test_twisted_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Twisted could not import TLS, the message names the extra to install."""
     monkeypatch.delattr("twisted.internet.endpoints.optionsForClientTLS")
     assert refused("tls:localhost:7").endswith(
         " needs TLS, which is not installed: install echod with its extra tls"
@@ -239,7 +239,7 @@ def test_tls_that_twisted_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("missing", ["OpenSSL", "cryptography"])
 def test_without_tls(missing: str) -> None:
-    """Without pyOpenSSL tls: is refused in a line that names the extra; others need it not."""
+    """Without pyOpenSSL, tls: is refused with the extra to install; unix: works."""
     program = (
         "import sys; sys.modules[sys.argv[1]] = None\n"
         "from twisted.internet.task import Clock\n"
@@ -266,32 +266,32 @@ def test_without_tls(missing: str) -> None:
     ]
 
 
-class Threads:
-    """As much of a reactor as a thread talks to."""
+class ThreadCalls:
+    """A reactor with callFromThread() alone."""
 
     def __init__(self) -> None:
         self._calls: queue.Queue[Callable[[], object]] = queue.Queue()
 
-    def callFromThread(self, act: Callable[..., object], *arguments: object) -> None:
-        self._calls.put(lambda: act(*arguments))
+    def callFromThread(self, function: Callable[..., object], *arguments: object) -> None:
+        self._calls.put(lambda: function(*arguments))
 
     def wait(self) -> None:
-        """Do what the next thread asks for."""
+        """Wait for the next call of a thread, and make it."""
         self._calls.get(timeout=TIMEOUT)()
 
 
 def resolved(text: str) -> Any:
-    """Return addresses, or the exception."""
-    reactor, told = Threads(), []
-    resolve(reactor, parse_target(text)).addBoth(told.append)
-    assert told == []  # not before the reactor has its turn
+    """Return the addresses, or the exception."""
+    reactor, results = ThreadCalls(), []
+    resolve(reactor, parse_target(text)).addBoth(results.append)
+    assert results == []  # not before a turn of the reactor
     reactor.wait()
-    [what] = told
-    return getattr(what, "value", what)
+    [result] = results
+    return getattr(result, "value", result)
 
 
 def test_resolve() -> None:
-    """An address is its own, in its family, with the port."""
+    """An IP address resolves to itself, with its family and the port."""
     assert resolved("127.0.0.1:7") == [(socket.AF_INET, ("127.0.0.1", 7))]
     assert resolved("udp:127.0.0.1:7") == [(socket.AF_INET, ("127.0.0.1", 7))]
     assert resolved("[::1]:7") == [(socket.AF_INET6, ("::1", 7, 0, 0))]
@@ -304,36 +304,36 @@ LONG = "a" * 70
     "host", ["no-such-host.invalid", LONG, f"{LONG}.invalid", "é" * 70, "a..b", "[::1%nosuch]"]
 )
 def test_no_such_name(host: str) -> None:
-    """A name that has no address, or cannot be one, is unresolved, whatever Python makes of it."""
-    why = resolved(f"{host}:7")
-    assert isinstance(why, socket.gaierror)
-    assert kind_of(why) == UNRESOLVED
-    assert why.strerror
-    assert "idna" not in why.strerror
-    assert ("%" in host) == (why.strerror == "there is no interface nosuch")
+    """A name without an address, and an invalid name, are unresolved, with a reason."""
+    error = resolved(f"{host}:7")
+    assert isinstance(error, socket.gaierror)
+    assert kind_of(error) == UNRESOLVED
+    assert error.strerror
+    assert "idna" not in error.strerror
+    assert ("%" in host) == (error.strerror == "there is no interface nosuch")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", LONG])
 def test_resolved_too_late(host: str) -> None:
-    """An answer for which nobody waits any more is none, and does no harm."""
-    reactor, told = Threads(), []
+    """An answer after the lookup was cancelled is ignored."""
+    reactor, failures = ThreadCalls(), []
     found: Deferred[Any] = resolve(reactor, parse_target(f"{host}:7"))
-    found.addErrback(told.append)
+    found.addErrback(failures.append)
     found.cancel()
     reactor.wait()
-    [failure] = told
+    [failure] = failures
     failure.trap(CancelledError)
 
 
-def test_resolve_in_time() -> None:
-    """With a timeout, that is what is told after it."""
-    clock, reactor, told = Clock(), Threads(), []
+def test_resolve_timeout() -> None:
+    """After its timeout a lookup fails once, with the timeout."""
+    clock, reactor, failures = Clock(), ThreadCalls(), []
     found = resolve(reactor, parse_target("127.0.0.1:7")).addTimeout(3.0, clock)
-    found.addErrback(told.append)
+    found.addErrback(failures.append)
     clock.advance(3.0)
-    assert kind_of(told[0].value) == "timed_out"
+    assert kind_of(failures[0].value) == "timed_out"
     reactor.wait()
-    assert len(told) == 1
+    assert len(failures) == 1
 
 
 FAMILIES = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -342,7 +342,7 @@ FAMILIES = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dont_fragment", [False, True])
 def test_udp_socket(family: int, dont_fragment: bool) -> None:
-    """A UDP socket has the service alone as its other end, never blocks, and fragments or not."""
+    """A UDP socket is connected and non-blocking; fragmentation is optional."""
     with socket.socket(family, socket.SOCK_DGRAM) as service:
         service.bind((FAMILIES[family], 0))
         with contextlib.closing(udp_socket(family, service.getsockname(), dont_fragment)) as sock:
@@ -354,13 +354,13 @@ def test_udp_socket(family: int, dont_fragment: bool) -> None:
 
 @pytest.mark.parametrize("dont_fragment", [False, True])
 def test_larger_than_the_interface(dont_fragment: bool) -> None:
-    """Whole, a datagram larger than the MTU is refused; loopback's is 65536, headers included."""
+    """Without fragmentation, a datagram above the MTU (65,536 on loopback) is refused."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as service:
         service.bind(("::1", 0))
         with contextlib.closing(
             udp_socket(socket.AF_INET6, service.getsockname(), dont_fragment)
         ) as sock:
-            data = bytes(65_527)  # which with its headers is 65,575
+            data = bytes(65_527)  # 65,575 with its headers
             if dont_fragment:
                 with pytest.raises(OSError, match="too long"):
                     sock.send(data)
@@ -368,14 +368,14 @@ def test_larger_than_the_interface(dont_fragment: bool) -> None:
                 assert sock.send(data) == len(data)
 
 
-def test_no_way() -> None:
-    """A socket that can send nothing there is closed (ResourceWarning), and says why."""
+def test_no_route() -> None:
+    """A failed connect raises its error, and closes the socket (else ResourceWarning)."""
     with pytest.raises(OSError, match=r"denied|not permitted|unreachable"):
-        udp_socket(socket.AF_INET, ("255.255.255.255", 7), False)  # broadcast, not asked for
+        udp_socket(socket.AF_INET, ("255.255.255.255", 7), False)  # without SO_BROADCAST
 
 
-def test_name_of() -> None:
-    """An address is written as TARGET has it."""
+def test_address_text() -> None:
+    """An address is written in the form of TARGET."""
     assert address_text(IPv4Address("TCP", "192.0.2.1", 7)) == "192.0.2.1:7"
     assert address_text(IPv6Address("TCP", "2001:db8::1", 7)) == "[2001:db8::1]:7"
     assert address_text(("192.0.2.1", 7)) == "192.0.2.1:7"
@@ -383,7 +383,7 @@ def test_name_of() -> None:
 
 
 def test_zone_of_an_address() -> None:
-    """A link-local address has the interface with it, or its number where there is none by now."""
+    """A link-local address has the name of its interface, or its number if that is gone."""
     lo = socket.if_nametoindex("lo")
     assert address_text(("fe80::1", 7, 0, lo)) == "[fe80::1%lo]:7"
     assert address_text(("fe80::1", 7, 0, 1 << 30)) == f"[fe80::1%{1 << 30}]:7"
@@ -393,8 +393,8 @@ def test_zone_of_an_address() -> None:
     )  # Twisted's own
 
 
-def test_name_of_others(tmp_path: Path) -> None:
-    """A UNIX socket is its path, and what is neither is shown somehow."""
+def test_other_addresses(tmp_path: Path) -> None:
+    """A UNIX address is its path; other addresses are their ``str``."""
     assert address_text(UNIXAddress(bytes(tmp_path / "x"))) == str(tmp_path / "x")
     assert address_text(UNIXAddress(b"/run/\xff")) == "/run/\N{REPLACEMENT CHARACTER}"
     assert address_text(UNIXAddress(None)) == "UNIXAddress(None)"
