@@ -11,7 +11,7 @@ from typing import Any, Final
 from echod.client import report, text
 from echod.client.connector import Connector
 from echod.client.console import Console
-from echod.client.errors import of_file
+from echod.client.errors import os_error_line
 from echod.client.load import Load
 from echod.client.measurement import Channel
 from echod.client.ping import Ping, PingReply
@@ -142,7 +142,7 @@ class LoadCommand(ClientCommand):
             try:
                 self._draw([*self._earlier, self.result(self.run)], self.options.plot)
             except OSError as error:
-                self.console.print_error(f"--plot {self.options.plot}: {of_file(error)}")
+                self.console.print_error(f"--plot {self.options.plot}: {os_error_line(error)}")
                 return False
         return is_ok
 
@@ -207,7 +207,7 @@ def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None]
         try:
             earlier.append(load_run(file))
         except (OSError, ValueError) as error:
-            why = of_file(error) if isinstance(error, OSError) else error
+            why = os_error_line(error) if isinstance(error, OSError) else error
             raise Unusable(f"--compare {file}: {why}") from error
     place = name if os.path.exists(name) else os.path.dirname(os.path.abspath(name))
     if os.path.isdir(name) or not os.access(place, os.W_OK):

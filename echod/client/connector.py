@@ -66,7 +66,7 @@ class Connector:
     async def channel(self, reader: EpollReader) -> StreamChannel:
         """Return a connection; over TLS, its handshake is complete.
 
-        :raises Exception: if there is none: see :func:`echod.client.errors.kind_of`.
+        :raises Exception: if there is none: see :func:`echod.client.errors.error_word`.
         """
         channel = StreamChannel(self.clock, reader)
         channel.connect_seconds = await self.connect(channel)
@@ -81,7 +81,7 @@ class Connector:
         :param protocol: has a Deferred ``ready`` that fires when it is connected and a TLS
             handshake is complete.
         :return: seconds that it took to connect, without the TLS handshake.
-        :raises Exception: if there is no connection: see :func:`echod.client.errors.kind_of`.
+        :raises Exception: if there is no connection: see :func:`echod.client.errors.error_word`.
         """
         if self._endpoint is not None:
             connect = functools.partial(connectProtocol, self._endpoint)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from textwrap import fill
 from typing import TextIO
 
-from echod.client.errors import of_file
+from echod.client.errors import os_error_line
 from echod.client.histogram import Histogram
 from echod.client.output import discard, printable
 from echod.client.terminal import columns, histogram, is_terminal
@@ -38,7 +38,7 @@ class Console:
         except OSError as error:
             self.is_broken = True
             discard(self.out)
-            self.print_error(f"standard output: {of_file(error)}")
+            self.print_error(f"standard output: {os_error_line(error)}")
             self.on_broken()
 
     def _wrapped(self, line: str) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from echod.client.epoll import EpollReader, Receiver
-from echod.client.errors import REFUSED, UNREACHABLE, kind_of
+from echod.client.errors import REFUSED, UNREACHABLE, error_word
 from echod.client.replies import DatagramReplies
 
 
@@ -89,7 +89,7 @@ class DatagramChannel(Receiver):
 
     def _moves_after(self, error: OSError) -> bool:
         """Move to the next address if this one refuses, with what has no reply; else count."""
-        kind = kind_of(error)
+        kind = error_word(error)
         sock = self._next_socket() if kind in (REFUSED, UNREACHABLE) else None
         if sock is None:
             self._errors[kind] += 1

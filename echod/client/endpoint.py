@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from echod.client.errors import of_file
+from echod.client.errors import os_error_line
 
 USAGES: Final = {
     "tcp": "tcp:HOST:PORT",
@@ -103,7 +103,7 @@ def reason_for(error: Exception, kind: str, arguments: Sequence[str]) -> str:
     """Return what is wrong with an endpoint: Twisted's exceptions are about its own functions."""
     original = getattr(error, "originalException", error)  # of an UnlistableError
     if isinstance(original, OSError):
-        return f"names a file that cannot be read: {original.filename!r}: {of_file(original)}"
+        return f"names a file that cannot be read: {original.filename!r}: {os_error_line(original)}"
     if type(error).__module__.startswith("OpenSSL"):
         return f"names a file that TLS cannot use: {certificate_problem(arguments)}"
     if kind in USAGES:

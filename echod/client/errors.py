@@ -58,25 +58,25 @@ LINES: Final = {
 }
 
 
-def number_of(exception: BaseException | None) -> int | None:
+def errno_of(exception: BaseException | None) -> int | None:
     """Return the errno in an exception of Python or Twisted, or ``None``."""
     number = getattr(exception, "osError", getattr(exception, "errno", None))
     return number if isinstance(number, int) else None
 
 
-def kind_of(exception: BaseException | None) -> str:
+def error_word(exception: BaseException | None) -> str:
     """Return one of this module's words for ``exception``; ``Failure.value`` may be ``None``."""
     for kind, word in CLASSES.items():
         if isinstance(exception, kind):
             return word
     if type(exception).__module__.partition(".")[0] in ("OpenSSL", "service_identity"):
         return TLS
-    return NUMBERS.get(number_of(exception) or 0, FAILED)
+    return NUMBERS.get(errno_of(exception) or 0, FAILED)
 
 
-def line_of(exception: BaseException) -> str:
+def error_line(exception: BaseException) -> str:
     """Return one line that describes ``exception`` to a user."""
-    kind, number = kind_of(exception), number_of(exception)
+    kind, number = error_word(exception), errno_of(exception)
     if kind == TLS:
         return f"TLS fails: {tls_reason(exception)}"
     if isinstance(exception, socket.gaierror):
@@ -96,6 +96,6 @@ def tls_reason(exception: BaseException) -> str:
     return reason or "the connection has ended"
 
 
-def of_file(exception: OSError) -> str:
+def os_error_line(exception: OSError) -> str:
     """Return what is wrong with a file, as the shell words it."""
     return str(exception.strerror).lower()

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from echod.client.connector import Connector
 from echod.client.datagrams import DatagramChannel
 from echod.client.epoll import EpollReader
-from echod.client.errors import kind_of, line_of
+from echod.client.errors import error_line, error_word
 from echod.client.histogram import Histogram
 from echod.client.pacing import Pacer, Schedule
 from echod.client.payloads import DatagramPayloads, contents
@@ -128,8 +128,8 @@ class Measurement:
     def connection_failed(self, error: BaseException) -> None:
         """Count a connection that could not be made."""
         if not self.stopped:
-            self.errors[kind_of(error)] += 1
-            self.failure = line_of(error)
+            self.errors[error_word(error)] += 1
+            self.failure = error_line(error)
 
     def pace(self, schedule: Schedule, act: Callable[[float], None]) -> None:
         """Call ``act`` at each moment of ``schedule``, until :meth:`end_sending`."""

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from echod import __version__
 from echod.client.endpoint import BadTarget
-from echod.client.errors import of_file
+from echod.client.errors import os_error_line
 from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.target import parse_target
@@ -90,7 +90,7 @@ class Parser(ArgumentParser):
         except OSError as error:
             discard(file)
             if file is not sys.stderr:
-                self.exit(1, f"{self.prog}: standard output: {of_file(error)}\n")
+                self.exit(1, f"{self.prog}: standard output: {os_error_line(error)}\n")
 
     def error(self, message: str) -> NoReturn:
         """Exit with one line that says what is wrong."""

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.client.connector import Connector
-from echod.client.errors import kind_of, line_of, of_file
+from echod.client.errors import error_line, error_word, os_error_line
 from echod.client.protocol import EchoClient, EchoIncomplete, EchoMismatch
 from echod.client.stdio import StandardInput, StandardOutput
 from echod.timeouts import CHECKS_PER_TIMEOUT
@@ -136,7 +136,7 @@ class Pipe:
         try:
             return await self._input.read()
         except OSError as error:
-            self._end(f"standard input: {of_file(error)}")
+            self._end(f"standard input: {os_error_line(error)}")
             raise
 
     def _came_back(self, data: bytes) -> None:
@@ -186,11 +186,11 @@ class Pipe:
             at = self.received + error.offset
             self._end(f"byte {at}: sent {error.expected!r}, received {error.received!r}")
         else:
-            self.connector.errors[kind_of(error)] += 1
-            self._end(line_of(error))
+            self.connector.errors[error_word(error)] += 1
+            self._end(error_line(error))
 
     def _output_failed(self, error: OSError) -> None:
-        self._end(f"standard output: {of_file(error)}")
+        self._end(f"standard output: {os_error_line(error)}")
 
     def _end(self, failure: str) -> None:
         if not self._ended.called:

@@ -14,7 +14,7 @@ from echod.client.commands import COMMANDS, ClientCommand, Unusable
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.endpoint import BadTarget
-from echod.client.errors import of_file
+from echod.client.errors import os_error_line
 from echod.client.interrupts import handled
 from echod.client.options import WRONG
 from echod.client.reactor import PreciseReactor
@@ -38,7 +38,7 @@ def run(options: Namespace) -> int:
         installReactor(reactor)  # Twisted's TLS uses the global reactor
         return perform(reactor, options, console)
     except OSError as error:  # RLIMIT_NOFILE is too low for the first few descriptors
-        console.print_error(f"{of_file(error)}: raise the limit (ulimit -n)")
+        console.print_error(f"{os_error_line(error)}: raise the limit (ulimit -n)")
         return WRONG
 
 

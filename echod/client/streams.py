@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.client.epoll import EpollReader, Receiver
-from echod.client.errors import CLOSED, kind_of
+from echod.client.errors import CLOSED, error_word
 from echod.client.replies import StreamReplies
 from echod.transport import kernel_socket, set_options, unsent
 
@@ -217,7 +217,7 @@ class StreamChannel(Receiver, Protocol):
         self._reader.remove(self._descriptor)
         if not self.ready.called:
             self.ready.errback(reason)
-        self.ended.callback(WITHOUT_ERROR.get(state, kind_of(reason.value)))
+        self.ended.callback(WITHOUT_ERROR.get(state, error_word(reason.value)))
 
     def pauseProducing(self) -> None:
         """Keep further messages back; each still counts from its time."""

@@ -26,10 +26,10 @@ from echod.client.errors import (
     TOO_LONG,
     UNREACHABLE,
     UNRESOLVED,
-    kind_of,
-    line_of,
-    number_of,
-    of_file,
+    errno_of,
+    error_line,
+    error_word,
+    os_error_line,
 )
 
 CLOSED_LINE = "the service has closed the connection"
@@ -58,8 +58,8 @@ CERTIFICATE = [("SSL routines", "", "certificate verify failed")]
 )
 def test_kernel(exception: OSError, kind: str, line: str) -> None:
     """An error of the kernel has a word and a line by its errno."""
-    assert (kind_of(exception), line_of(exception)) == (kind, line)
-    assert number_of(exception) == exception.errno
+    assert (error_word(exception), error_line(exception)) == (kind, line)
+    assert errno_of(exception) == exception.errno
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
@@ -67,9 +67,9 @@ def test_connect(number: int) -> None:
     """An exception of Twisted for a failed connect has the word and the line of its errno."""
     exception = getConnectError(OSError(number, os.strerror(number)))
     original = OSError(number, os.strerror(number))
-    assert number_of(exception) == number
-    assert kind_of(exception) == kind_of(original) == NUMBERS[number]
-    assert line_of(exception) == line_of(original)
+    assert errno_of(exception) == number
+    assert error_word(exception) == error_word(original) == NUMBERS[number]
+    assert error_line(exception) == error_line(original)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_connect(number: int) -> None:
 )
 def test_python_and_twisted(exception: Exception, kind: str, line: str | None) -> None:
     """An exception of Python or Twisted has a word and a single line by its class."""
-    assert kind_of(exception) == kind
-    assert line is None or line_of(exception) == line
-    assert line_of(exception)
-    assert "\n" not in line_of(exception)
+    assert error_word(exception) == kind
+    assert line is None or error_line(exception) == line
+    assert error_line(exception)
+    assert "\n" not in error_line(exception)
 
 
 @pytest.mark.parametrize(
@@ -113,31 +113,31 @@ def test_python_and_twisted(exception: Exception, kind: str, line: str | None) -
 )
 def test_tls(exception: Exception, line: str) -> None:
     """An error of OpenSSL is counted as ``tls``, and quoted in one line."""
-    assert kind_of(exception) == TLS
-    assert line_of(exception).startswith(line)
-    assert "\n" not in line_of(exception)
+    assert error_word(exception) == TLS
+    assert error_line(exception).startswith(line)
+    assert "\n" not in error_line(exception)
 
 
 def test_certificate_for_another_name() -> None:
     """A certificate for another name is described so; one without a name in its own words."""
     mismatch = DNSMismatch(DNS_ID("localhost"))
     exception = service_identity.VerificationError(errors=[mismatch])
-    assert (kind_of(exception), line_of(exception)) == (
+    assert (error_word(exception), error_line(exception)) == (
         TLS,
         "TLS fails: the certificate is for another name",
     )
     nameless = service_identity.CertificateError("It has\nno name.")
-    assert (kind_of(nameless), line_of(nameless)) == (TLS, "TLS fails: It has no name.")
+    assert (error_word(nameless), error_line(nameless)) == (TLS, "TLS fails: It has no name.")
 
 
 def test_number() -> None:
     """An exception without an errno has no number."""
     for exception in (ValueError(5), error.ConnectError("5"), error.ConnectionDone(), None):
-        assert number_of(exception) is None
+        assert errno_of(exception) is None
 
 
 def test_file() -> None:
     """An error of a file is worded as the shell words it."""
     with pytest.raises(OSError, match="No such file") as raised:
         open("/no/such/file")  # noqa: SIM115
-    assert of_file(raised.value) == "no such file or directory"
+    assert os_error_line(raised.value) == "no such file or directory"

@@ -192,7 +192,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(kept), b"two")
 
     def test_cancel_half_sent(self) -> None:
-        """A call that is cancelled halfway sends no more, and the reply to its sent part is still checked."""
+        """A call cancelled halfway sends no more; the reply to its sent part is still checked."""
         write = self.transport.write
 
         def write_and_pause(data: bytes) -> None:

@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
 
 from echod.client.endpoint import BadTarget
-from echod.client.errors import UNRESOLVED, kind_of
+from echod.client.errors import UNRESOLVED, error_word
 from echod.client.reactor import PreciseReactor
 from echod.client.target import (
     MTU_DISCOVER,
@@ -307,7 +307,7 @@ def test_no_such_name(host: str) -> None:
     """A name without an address, and an invalid name, are unresolved, with a reason."""
     error = resolved(f"{host}:7")
     assert isinstance(error, socket.gaierror)
-    assert kind_of(error) == UNRESOLVED
+    assert error_word(error) == UNRESOLVED
     assert error.strerror
     assert "idna" not in error.strerror
     assert ("%" in host) == (error.strerror == "there is no interface nosuch")
@@ -331,7 +331,7 @@ def test_resolve_timeout() -> None:
     found = resolve(reactor, parse_target("127.0.0.1:7")).addTimeout(3.0, clock)
     found.addErrback(failures.append)
     clock.advance(3.0)
-    assert kind_of(failures[0].value) == "timed_out"
+    assert error_word(failures[0].value) == "timed_out"
     reactor.wait()
     assert len(failures) == 1
 
