@@ -100,7 +100,7 @@ class Pipe:
         await self._ended
         transfer.cancel()
         closed = self._client.close()
-        if self._client.transport is not None:
+        if not closed.called:
             self._client.transport.abortConnection()
         await closed
         self._output.close()
@@ -113,6 +113,14 @@ class Pipe:
         await self.connector.find()
         await self.connector.connect(self._client)
         begun = self.clock.seconds()
+        try:
+            await self._send_all()
+            await self._unwritten_at_most(0)
+        finally:
+            self.seconds = self.clock.seconds() - begun
+
+    async def _send_all(self) -> None:
+        """Send the input, wait for all of it to come back, and close the connection."""
         stall_check = LoopingCall(self._check_stall)
         stall_check.clock = self.clock
         stall_check.start(self.connector.timeout / CHECKS_PER_TIMEOUT)
@@ -125,12 +133,10 @@ class Pipe:
                 await self._unwritten_at_most(WINDOW)
             self._at_end = True
             await self._client.close()
-            if self._client.received > self.sent:
-                raise EchoMismatch(self.sent, b"", b"")
-            await self._unwritten_at_most(0)
         finally:
             stall_check.stop()
-            self.seconds = self.clock.seconds() - begun
+        if self._client.received > self.sent:
+            raise EchoMismatch(self.sent, b"", b"")
 
     async def _read(self) -> bytes:
         try:

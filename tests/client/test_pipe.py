@@ -286,6 +286,42 @@ def test_idle_input() -> None:
     os.close(source)
 
 
+class FinishedClient(SilentClient):
+    """A client whose connection ends with its input."""
+
+    transport: Any = None  # a closed connection cannot be aborted: over TLS, Twisted would raise
+
+    def echo(self, data: bytes) -> Deferred[bytes]:
+        self.received += len(data)
+        return succeed(data)
+
+
+def test_slow_output_after_the_end() -> None:
+    """The connection is closed, and the output takes longer than the timeout."""
+    sink, drain = pair("pipe")
+    data = noise(200_000)
+    with file_with(data) as source:
+        pipe: Any = Run("127.0.0.1:7", source.fileno(), sink, timeout=8.0).pipe
+        pipe.clock, pipe._client, pipe.connector = clock, _, _ = (
+            Clock(),
+            FinishedClient(),
+            SilentConnector(),
+        )
+        run = Deferred.fromCoroutine(pipe.run())
+        while not pipe._at_end:
+            pipe._input.doRead()
+        clock.pump([1] * 20)
+        assert not run.called
+        written = b""
+        while not run.called:
+            written += os.read(drain, 1 << 16)
+            pipe._output.doWrite()
+    assert pipe.failure == ""
+    assert written + os.read(drain, 1 << 20) == data
+    os.close(sink)
+    os.close(drain)
+
+
 def test_idle_service_ends(mirror: Mirror) -> None:
     """The end of an idle connection is reported at once."""
     feed, source = pair("pipe")
