@@ -39,9 +39,8 @@ log = Logger(namespace="echod")
 class EchoFactory(Factory):
     """Build an :class:`~echod.protocol.Echo` for each connection, on any stream endpoint.
 
-    :param clock: the source of time; by default the reactor of the first transport, so that no
-        reactor is needed to make a factory. In place of a reactor that follows the time of day, its
-        :class:`~echod.clock.MonotonicClock` is used.
+    :param clock: the source of time; by default the reactor of the first transport. In place of a
+        reactor that follows the time of day, its :class:`~echod.clock.MonotonicClock` is used.
     :param observer: is called with each :data:`~echod.events.Event`.
     :param max_connections: connections served at once; by default the number that RLIMIT_NOFILE
         (getrlimit(2)) leaves when the factory is made.
@@ -49,20 +48,17 @@ class EchoFactory(Factory):
         /64, the network of one site (RFC 6177); by default no limit. UNIX peers have no address and
         so no such limit.
     :param idle_timeout: seconds without a byte from the peer, and with nothing left to send, after
-        which a connection is closed; by default never.
+        which a connection is closed, or up to a quarter later; by default never.
     :param stall_timeout: seconds without progress of a peer that has bytes to read, after which it
-        is reset; ``None``: never.
+        is reset, or up to a quarter later; ``None``: never.
     :param handshake_timeout: seconds that a TLS handshake or a PROXY header may take, after which
         the connection is reset; ``None``: any time.
     :param verbose: whether the observer is notified of each step of a connection, too:
         :class:`~echod.events.Accepted`, :class:`~echod.events.HandshakeDone`,
         :class:`~echod.events.HeaderRead` and :class:`~echod.events.HalfClosed`.
-    :param fast_path: whether bytes may go past Twisted's buffers, where that is possible
-        (:mod:`echod.fastpath`).
+    :param fast_path: whether to use :mod:`echod.fastpath`, where that is possible.
     :raises TypeError: for an argument of another type.
     :raises ValueError: for a limit below 1, or a timeout that is not from 1 ms to 250,000 h.
-
-    Timeouts are never early and late by a quarter at most.
 
     :ivar connections: those that are served now.
     :ivar pending: accepted connections whose TLS handshake or PROXY header is not complete.
@@ -101,8 +97,6 @@ class EchoFactory(Factory):
         check_type("fast_path", fast_path, bool, "True or False")
         if clock is not None:
             self.clock = clock_of(clock)
-        if max_connections is None:
-            max_connections = descriptors_left()
         self.observer = observer
         self.handshake_timeout = handshake_timeout
         self.verbose = verbose
@@ -110,9 +104,9 @@ class EchoFactory(Factory):
         self.turns = Turns()
         self.connections: set[Echo] = set()
         self.pending: set[PendingConnection] = set()
-        self.limits = ConnectionLimits(
-            max_connections, max_connections_per_peer, self.connections, self.pending
-        )
+        total = descriptors_left() if max_connections is None else max_connections
+        opened = (self.connections, self.pending)
+        self.limits = ConnectionLimits(total, max_connections_per_peer, opened)
         self._drain = Drain()
         self.timeouts = Timeouts(
             idle_timeout, stall_timeout, self.connections, self._drain.connections
@@ -128,16 +122,12 @@ class EchoFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
         try:
-            reason = Reason.DRAINING if self.draining else self.limits.exceeded(addr)
-            if reason is not None:
-                return self._refusal(reason, addr, tls=False)
-            if self.verbose:
+            refusal = self.refusal(addr)
+            if refusal is None and self.verbose:
                 notify(self.observer, Accepted(addr))
-            echo = self.protocol()
-            echo.factory = self
+            return self._make_echo() if refusal is None else refusal
         except BaseException:
             return refuse_failed()
-        return echo
 
     def refusal(
         self, addr: IAddress | None, *, is_peer: bool = True, tls: bool = False
@@ -151,11 +141,16 @@ class EchoFactory(Factory):
         reason = self.limits.exceeded(addr if is_peer else None)
         if self.draining:
             reason = Reason.DRAINING
-        return None if reason is None else self._refusal(reason, addr, tls=tls)
+        return None if reason is None else self._refuse(reason, addr, tls=tls)
 
-    def _refusal(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> Refusal:
+    def _refuse(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> Refusal:
         self.report(Refused(reason, peer, tls))
         return Refusal()
+
+    def _make_echo(self) -> Echo:
+        echo = self.protocol()
+        echo.factory = self
+        return echo
 
     def report(self, *events: Event) -> None:
         """Notify the observer of a connection that is not served."""
@@ -166,10 +161,7 @@ class EchoFactory(Factory):
             self._drain.finish()
 
     def handshake_begun(self, pending: PendingConnection, peer: IAddress | None) -> None:
-        """Count ``pending`` against the limits. :class:`PendingConnection` calls this.
-
-        :param peer: the client's address; ``None``: not known yet.
-        """
+        """Count ``pending`` against the limits, for ``peer`` too where that is the client."""
         self.pending.add(pending)
         self.limits.admit(pending, peer)
 
@@ -187,12 +179,9 @@ class EchoFactory(Factory):
         :param draining: whether a drain has begun since it was accepted, and is to end it too.
         """
         reason = self.limits.exceeded(peer)
-        if self.draining and not draining:
-            reason = Reason.DRAINING
         if reason is not None:
-            return self._refusal(reason, peer, tls=tls)
-        echo = self.protocol()
-        echo.factory = self
+            return self._refuse(reason, peer, tls=tls)
+        echo = self._make_echo()
         if draining:
             self._drain.connections.add(echo)
         return echo
@@ -202,10 +191,9 @@ class EchoFactory(Factory):
 
         Quiet: nothing is left to send, and no byte was received for 0.2 s; until the first byte,
         for 1 s from the start of the connection. A TLS handshake or PROXY header that has begun may
-        be completed; then the connection is served, and closed likewise. One that has not begun is
-        refused 1 s after its accept. At the deadline all connections that are left are reset, so
-        that a part of a reply is never mistaken for the whole. Stop the ports first. If called
-        again, the earlier deadline applies.
+        be completed; one that has not begun is refused 1 s after its accept. At the deadline, all
+        connections that are left are reset, so that a part of a reply is never mistaken for the
+        whole. Stop the ports first. If called again, the earlier deadline applies.
 
         :param deadline: seconds from now, 0 or more.
         :return: fires with ``None`` when none of the present connections is left.
@@ -231,8 +219,7 @@ class EchoFactory(Factory):
         self._drain.connections.update(added, pending)
         for each in pending:
             each.drain()
-        if added:
-            # Check all of them now, and often from now on.
+        if added:  # check all of them now, and often from now on
             self.timeouts.check(self.clock, added)
         self._drain.finish()
 
@@ -263,12 +250,10 @@ class EchoFactory(Factory):
         return self.clock.seconds()
 
     def fast_path_for(self, echo: Echo, sock: socket.socket) -> FastPath | None:
-        """Move ``echo`` to the fast path, and return that. :class:`Echo` calls this.
+        """Move ``echo`` to the fast path, and return that.
 
-        ``None``: its transport serves it, because there is no fast path, or the kernel has no
-        descriptor or no memory for it.
+        ``None``: there is no fast path, or the kernel has no descriptor or no memory for it.
         """
-        fast_path = None
         with suppress(OSError):
             if self._fast_path is None and self._fast_path_allowed:
                 reactor = cast(IReactorFDSet, self._reactor)
@@ -276,10 +261,11 @@ class EchoFactory(Factory):
                 self.timeouts.find_busy = self._fast_path.busy
             if self._fast_path is not None:
                 self._fast_path.add(echo, sock)
-                fast_path = self._fast_path
-        if fast_path is None or echo.received > UNCHECKED:
-            echo.watch()
-        return fast_path
+                if echo.received > UNCHECKED:
+                    echo.watch()
+                return self._fast_path
+        echo.watch()
+        return None
 
     def connection_opened(self, echo: Echo) -> None:
         """Count ``echo``, and notify the observer. :class:`Echo` calls this."""

@@ -7,12 +7,10 @@ served as any other connection, or refused and counted.
 
 from __future__ import annotations
 
-import functools
 import typing
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar, cast
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
@@ -30,8 +28,6 @@ from echod.transport import (
     resets_on_error,
     set_options,
 )
-
-Build = TypeVar("Build", bound=Callable[..., Any])
 
 log = Logger(namespace="echod")
 
@@ -217,23 +213,10 @@ class Refusal(Protocol):
 
 
 def refuse_failed() -> Refusal:
-    """Log the exception that is being handled, and return what refuses its connection."""
+    """Log the exception that buildProtocol has raised, and return what refuses its connection.
+
+    Twisted would close the connection with FIN.
+    """
     with suppress(BaseException):
         log.failure("a connection fails")
     return Refusal()
-
-
-def refuses_on_error(build: Build) -> Build:
-    """Decorate buildProtocol so that an exception refuses the connection.
-
-    Twisted would close it with FIN.
-    """
-
-    @functools.wraps(build)
-    def call(self: Any, addr: IAddress | None) -> Any:
-        try:
-            return build(self, addr)
-        except BaseException:
-            return refuse_failed()
-
-    return cast(Build, call)

@@ -7,7 +7,7 @@ import resource
 import socket
 import sys
 from collections import Counter
-from collections.abc import Sized
+from collections.abc import Collection, Sized
 from contextlib import suppress
 from typing import Final
 
@@ -35,7 +35,7 @@ class ConnectionLimits:
         ``None``: no limit.
     """
 
-    def __init__(self, total: int, per_peer: int | None, *opened: Sized) -> None:
+    def __init__(self, total: int, per_peer: int | None, opened: Collection[Sized]) -> None:
         self.total = total
         self.per_peer = per_peer
         self._opened = opened

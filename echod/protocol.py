@@ -12,36 +12,27 @@ The rules that this file keeps:
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.error import ConnectionAborted, ConnectionDone
-from twisted.internet.interfaces import (
-    IAddress,
-    IDelayedCall,
-    IHalfCloseableProtocol,
-    IPushProducer,
-)
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.closing import MAX_ORPHANED, Delivery, outcome, reset_if_incomplete
 from echod.events import Closed, Ending, HalfClosed, notify
 from echod.fastpath import UNCHECKED, FastPath
 from echod.timeouts import FIRST_BYTE, Progress
 from echod.transport import (
     IStreamTransport,
     beneath,
-    buffered,
-    cut_off,
     encrypted,
     fail,
     half_closes,
     has_unread_input,
-    is_broken,
     kernel_send_queue,
     kernel_socket,
     lose,
@@ -59,16 +50,6 @@ MAX_BUFFERED: Final = 256 * 1024
 """Bytes. Twisted stops reading when more than 64 KiB are buffered, and one read adds 64 KiB at
 most; what the fast path gives back, when nothing is buffered, is less than 256 KiB."""
 
-MAX_ORPHANED: Final = 64 * 1024
-"""Bytes in the kernel's send queue (SIOCOUTQ in tcp(7)) with which a connection is closed at once:
-the kernel delivers them, or gives up by its own rules. With more, the connection stays open, and is
-counted, until the peer has taken them: the kernel would keep megabytes for minutes, beyond any
-limit."""
-
-DELIVERY_CHECKS: Final = (0.01, 5.0)
-"""Seconds until the first check whether the peer has taken everything, and the longest wait. Each
-wait is twice the one before, so that the end is seen late by no more than the delivery took."""
-
 log = Logger(namespace="echod")
 
 
@@ -76,8 +57,7 @@ log = Logger(namespace="echod")
 class Echo(Protocol):
     """Echo one connection (RFC 862). :class:`EchoFactory` makes these.
 
-    It is its transport's producer: what it produces is what it reads, so that «do not produce»
-    stops the reading.
+    It is its transport's producer: to pause it is to stop reading.
 
     :ivar named: the client's address from a PROXY header, if there was one.
     :ivar fast_path: what serves the connection in place of its transport, if anything.
@@ -85,7 +65,6 @@ class Echo(Protocol):
 
     named: IAddress | None = None
     fast_path: FastPath | None = None
-
     factory: EchoFactory
     transport: IStreamTransport
 
@@ -94,7 +73,7 @@ class Echo(Protocol):
     _closing = False
     _paused = False
     _delivered = 0  # bytes received when the kernel's send queue was last found empty
-    _delivery_check: IDelayedCall | None = None
+    _delivery: Delivery | None = None
 
     @property
     def peer(self) -> IAddress:
@@ -111,7 +90,7 @@ class Echo(Protocol):
     def connectionMade(self) -> None:
         """Set the socket's options, register for back-pressure, and report to the factory."""
         # Set here, and not one by one later, so that CPython stores the attributes compactly.
-        self._received = 0  # excluding bytes on the fast path that the connection is on
+        self._received = 0  # without the bytes that the fast path counts
         self._opened = 0.0
         try:  # as resets_on_error does, but without another call for each connection
             self._opened = self.factory.now(self.transport)
@@ -122,10 +101,7 @@ class Echo(Protocol):
             fail(self.transport)
 
     def dataReceived(self, data: bytes) -> None:
-        """Send ``data`` back.
-
-        From its second message on, a connection is moved to the fast path.
-        """
+        """Send ``data`` back. The second message moves a connection to the fast path."""
         try:  # likewise
             # Asked for each time, because an application may start TLS.
             sock, count = kernel_socket(self.transport), len(data)
@@ -169,12 +145,13 @@ class Echo(Protocol):
 
         TLS calls this if the stream ends without a closing alert (RFC 8446 6.1).
         """
-        self._close(Ending.UNUSED if self._is_silent() else Ending.LOST)
+        silent = not self.received and getattr(self.transport, "silent", True)
+        self._close(Ending.UNUSED if silent else Ending.LOST)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report how the connection ended."""
-        if self._delivery_check is not None and self._delivery_check.active():
-            self._delivery_check.cancel()
+        if self._delivery is not None:
+            self._delivery.cancel()
         closed = None
         try:
             closed = self._sum_up(reason)
@@ -185,27 +162,9 @@ class Echo(Protocol):
 
     def _sum_up(self, reason: Failure) -> Closed:
         received = self.received
-        # Below Twisted's own TLS it is encrypted, and may be more than was received.
-        left = min(buffered(self.transport), received)
-        # Where the transport hides half-close, or what it has buffered, an end made by the peer
-        # does not show what the peer has received.
-        known = (
-            self._closing
-            or isinstance(self.transport, FileDescriptor)
-            or getattr(self.transport, "disconnecting", False)  # by the application
+        ending, left = outcome(
+            self.transport, reason, self._ending, received, closing=self._closing
         )
-        if self._ending is Ending.STALLED:
-            ending = Ending.STALLED
-        elif isinstance(reason.value, ConnectionAborted):
-            ending = Ending.ABORTED
-        elif isinstance(reason.value, ConnectionDone) and known and not left:
-            ending = self._ending
-        elif self._ending is Ending.UNUSED or (
-            self._ending is Ending.FINISHED and self._is_silent()
-        ):
-            ending = Ending.UNUSED
-        else:
-            ending = Ending.LOST
         seconds = self.factory.clock.seconds() - self._opened
         return Closed(ending, received, seconds, left, self.peer, encrypted(self.transport))
 
@@ -236,28 +195,10 @@ class Echo(Protocol):
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
-        """Reset the connection if its reply is not whole: the transport is about to close.
-
-        It closes with FIN where its own code or the reactor's raised an exception (MemoryError),
-        and where the reactor stops. :meth:`connectionLost` follows.
-        """
+        """Reset the connection if its reply is not whole; :meth:`connectionLost` follows."""
         self.leave_fast_path()
-        below = beneath(self.transport)
-        if isinstance(below, FileDescriptor) and below.disconnected:
-            if unsent(below):
-                cut_off(below)
-            elif self._has_unanswered_input(below):
-                self._ending = Ending.LOST
-                cut_off(below)
-
-    def _has_unanswered_input(self, below: FileDescriptor) -> bool:
-        """Return whether bytes have arrived that should be echoed."""
-        if getattr(self.transport, "has_undecrypted_input", False):
-            return True
-        with suppress(OSError):
-            # Bytes that arrive after the application has closed the connection are not echoed.
-            return not below.disconnecting and has_unread_input(below)
-        return False
+        if reset_if_incomplete(self.transport):
+            self._ending = Ending.LOST
 
     def fail(self) -> None:
         """Log the exception that is being handled, and reset the connection."""
@@ -280,10 +221,6 @@ class Echo(Protocol):
         if self.fast_path is not None:
             self._received += self.fast_path.give_back(self)
             self.fast_path = None
-
-    def _is_silent(self) -> bool:
-        """Return whether the peer has sent nothing, over TLS since the handshake."""
-        return not self.received and getattr(self.transport, "silent_since_handshake", True)
 
     def _close(self, ending: Ending) -> None:
         if self.fast_path is not None:
@@ -316,30 +253,13 @@ class Echo(Protocol):
             # before that would make the kernel reset the connection.
             below.connectionLost(connectionDone)
         else:
-            below.stopReading()
-            with suppress(OSError):  # of a connection that is broken, which the check finds
-                below.getHandle().shutdown(socket.SHUT_WR)
             self.watch()
-            self._check_delivery(DELIVERY_CHECKS[0])
-
-    @resets_on_error
-    def _check_delivery(self, delay: float) -> None:
-        """Close if the peer has taken everything; otherwise check again in ``delay`` seconds."""
-        below: Any = beneath(self.transport)
-        if is_broken(below):
-            lose(below)
-        elif not kernel_send_queue(below):
-            below.connectionLost(connectionDone)
-        else:
-            longer = min(2 * delay, DELIVERY_CHECKS[1])
-            call_later = self.factory.clock.callLater
-            self._delivery_check = call_later(delay, self._check_delivery, longer)
+            self._delivery = Delivery(below, self.factory.clock)
 
     def progress(self, *, draining: bool) -> Progress:
         """Return what the peer has done, for :class:`~echod.timeouts.Timeouts`.
 
-        :param draining: whether a drain ends the connection. It leaves to the kernel what a close
-            would.
+        :param draining: whether a drain ends the connection, as a close would.
         """
         transport = self.transport
         queued, received = 0, self.received
@@ -350,16 +270,16 @@ class Echo(Protocol):
         behind_handshake = self.named is not None or encrypted(transport)
         silent = behind_handshake and not received
         first_byte_due = self._opened + FIRST_BYTE if silent else 0.0
-        if self._paused or unsent(transport) or queued > draining * MAX_ORPHANED:
+        # Over TLS, a peer that has sent a part of a record is not idle either.
+        marker = received + getattr(transport, "ciphertext_in", 0)
+        waits = bool(self._paused or unsent(transport) or queued > draining * MAX_ORPHANED)
+        if waits:
             # Wait for the peer to read. Twisted alone would not do: the kernel asks for more only
             # when a good part of megabytes of buffer is free again, which takes a slow but honest
             # reader minutes. Over TLS, more is given to the kernel than was received.
             written = getattr(transport, "ciphertext_out", received)
             marker = written - unsent(transport) - kernel_send_queue(transport)
-            return Progress(True, marker, self._closing, first_byte_due)
-        # Over TLS, a peer that has sent a part of a record is not idle either.
-        marker = received + getattr(transport, "ciphertext_in", 0)
-        return Progress(False, marker, self._closing, first_byte_due)
+        return Progress(waits, marker, self._closing, first_byte_due)
 
     def end(self, ending: Ending) -> bool:
         """Reset a stalled connection, or close an idle or drained one without unread input.

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from echod.arguments import check_type
 from echod.events import HeaderRead, Reason, notify
 from echod.factory import EchoFactory
-from echod.handshake import PendingConnection, refuses_on_error
+from echod.handshake import PendingConnection, refuse_failed
 from echod.protocol import Echo
 from echod.transport import resets_on_error
 
@@ -202,8 +202,10 @@ class ProxyFactory(WrappingFactory):
         """Serve on ``reactor``: see :meth:`~echod.factory.EchoFactory.use_reactor`."""
         self._server.use_reactor(reactor)
 
-    @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Wait for the header, or refuse the connection with RST."""
-        refusal = self._server.refusal(addr, is_peer=False)
-        return ProxyHeaderReader(self._server, addr) if refusal is None else refusal
+        try:
+            refusal = self._server.refusal(addr, is_peer=False)
+            return ProxyHeaderReader(self._server, addr) if refusal is None else refusal
+        except BaseException:
+            return refuse_failed()

@@ -24,7 +24,7 @@ from twisted.protocols.policies import WrappingFactory
 from echod.arguments import check_callable, check_type
 from echod.events import Reason, notify
 from echod.factory import EchoFactory
-from echod.handshake import PendingConnection, refuses_on_error
+from echod.handshake import PendingConnection, refuse_failed
 from echod.tlstransport import TLSTransport
 
 ALERT_TIME: Final = 1.0
@@ -97,12 +97,14 @@ class TLSFactory(WrappingFactory):
         """Serve on ``reactor``: see :meth:`~echod.factory.EchoFactory.use_reactor`."""
         self._server.use_reactor(reactor)
 
-    @refuses_on_error
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Begin a handshake, or refuse the connection with RST."""
-        refusal = self._server.refusal(addr, tls=True)
-        if refusal is not None:
-            return refusal
-        tls = SSL.Connection(self._context(), None)
-        tls.set_accept_state()
-        return TLSTransport(self, TLSHandshake(self._server, addr), tls, self._server)
+        try:
+            refusal = self._server.refusal(addr, tls=True)
+            if refusal is not None:
+                return refusal
+            tls = SSL.Connection(self._context(), None)
+            tls.set_accept_state()
+            return TLSTransport(self, TLSHandshake(self._server, addr), tls, self._server)
+        except BaseException:
+            return refuse_failed()

@@ -1,19 +1,16 @@
 """What Twisted's transports do not offer: bytes not sent, bytes not read, an immediate reset.
 
-A transport's interface reports that its buffer is full, or empty again, and nothing in between:
-too little to tell whether a slow peer still reads, or whether closing a connection makes the
-kernel reset it. The functions here ask the transport or the kernel. Where a transport wraps
-another (TLS), they ask the one that carries it; where that has no kernel socket (a test double),
-they answer as if nothing were held.
+A transport reports that its buffer is full, or empty again, and nothing in between: too little to
+tell whether a slow peer still reads, or whether closing a connection makes the kernel reset it. The
+functions here ask the transport or the kernel. Of a transport that wraps another (TLS), they ask
+the one below; without a kernel socket (a test double), they answer as if nothing were held.
 
 All use of Twisted's private or undocumented state is in this file:
 
-- ``FileDescriptor.dataBuffer``, ``offset`` and ``_tempDataLen``: the bytes not sent
-  (:func:`unsent`). The tests of the oldest and the newest Twisted check these.
-- ``FileDescriptor.connectionLost``: end a connection now, not in the reactor's next turn
-  (:func:`reset`, :func:`lose`).
-- ``Connection.socket`` and ``Connection.TLS``: the plain socket and whether it is encrypted.
-- ``Server.server``: the listening port of an accepted UNIX connection (:func:`set_options`).
+- ``FileDescriptor.dataBuffer``, ``offset`` and ``_tempDataLen``: the bytes not sent.
+- ``FileDescriptor.connectionLost``: end a connection now, not in the reactor's next turn.
+- ``Connection.socket`` and ``Connection.TLS``: the plain socket, and whether it is encrypted.
+- ``Server.server``: the listening port of an accepted UNIX connection.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
+from twisted.internet import unix
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionLost
@@ -40,8 +38,6 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.tcp import Connection
-from twisted.internet.unix import Client as UNIXClient
-from twisted.internet.unix import Server as UNIXServer
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
@@ -52,11 +48,10 @@ RESET: Final = struct.pack("ii", 1, 0)
 SO_PASSRIGHTS: Final = 83
 """A socket option of Linux 6.16 (asm-generic/socket.h) that Python's socket module lacks."""
 
-UNIX: Final = (UNIXServer, UNIXClient)
+UNIX: Final = (unix.Server, unix.Client)
 """UNIX transports subclass TCP's, but are not TCP."""
 
 Method = TypeVar("Method", bound=Callable[..., None])
-
 log = Logger(namespace="echod")
 
 
@@ -132,23 +127,21 @@ def buffered(transport: ITransport) -> int:
 def kernel_send_queue(transport: ITransport) -> int:
     """Return the size of the kernel's send queue: SIOCOUTQ in tcp(7) and unix(7).
 
-    For TCP, the bytes that the peer's kernel has not acknowledged, a FIN included; for UNIX
-    sockets, the memory of what the peer has not read. Either shrinks as the peer reads.
+    For TCP, the bytes that the peer has not acknowledged, a FIN included; for UNIX sockets, the
+    memory of what the peer has not read. Either shrinks as the peer reads.
     """
     handle = _handle(transport)
     if not isinstance(handle, socket.socket):
         return getattr(handle, "kernel_send_queue", 0)
-    try:
-        answer = fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4))
-    except OSError:  # not every kernel supports it for every kind of socket
-        return 0
-    return int(struct.unpack("i", answer)[0])
+    with suppress(OSError):  # not every kernel supports it for every kind of socket
+        return int(struct.unpack("i", fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)))[0])
+    return 0
 
 
 def is_broken(transport: ITransport) -> bool:
     """Return whether the connection was reset or timed out since the last call.
 
-    For a transport that is neither read nor written, which would show it (SO_ERROR in socket(7)).
+    For a transport that is neither read nor written (SO_ERROR in socket(7)).
     """
     handle = _handle(transport)
     return handle is not None and handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
@@ -157,8 +150,7 @@ def is_broken(transport: ITransport) -> bool:
 def has_unread_input(transport: ITransport) -> bool:
     """Return whether bytes have arrived that Twisted has not read yet.
 
-    Closing such a socket resets it, and a reset can destroy bytes that are still on their way to
-    the peer (RFC 2525 2.17).
+    To close such a socket is to reset it, which can destroy sent bytes (RFC 2525 2.17).
 
     :raises OSError: if the connection is broken. The kernel reports that once (SO_ERROR in
         socket(7)); the next call finds the end of the stream.
@@ -177,8 +169,7 @@ def has_unread_input(transport: ITransport) -> bool:
 def reset(transport: ITransport) -> None:
     """Reset the connection, at once where that is possible."""
     if isinstance(transport, FileDescriptor):
-        # As abortConnection, but now and not in the reactor's next turn: the next accept(2) needs
-        # the descriptor.
+        # As abortConnection, but now: the next accept(2) may need the descriptor.
         transport.connectionLost(Failure(ConnectionAborted()))
     else:
         cast(IStreamTransport, transport).abortConnection()
@@ -208,7 +199,7 @@ def fail(transport: ITransport) -> None:
     """Log the exception that is being handled, and reset the connection that it was raised for.
 
     The reactor itself would close with FIN, and the peer would mistake a part of its reply for the
-    whole. Memory may be short: the log line may fail, but not the reset.
+    whole. If memory is short, the log line may fail, but not the reset.
     """
     with suppress(BaseException):
         log.failure("a connection fails")
@@ -263,15 +254,14 @@ def receive_urgent_inline(descriptor: object) -> None:
     """Receive urgent data in order, as any other byte (SO_OOBINLINE in socket(7)).
 
     Without it the kernel keeps the last byte of what was sent with MSG_OOB out of the stream, over
-    TCP (RFC 6093) and over UNIX sockets: the echo is a byte short, and ends as if whole. The
-    kernel checks the option when the socket is read, so it covers bytes that have arrived before.
-    One case is decided on arrival: TCP drops a first urgent byte that is unread when a second
-    arrives. For that the option is set on TCP listeners too, and accepted sockets inherit it.
+    TCP (RFC 6093) and over UNIX sockets: the echo is a byte short, and ends as if whole. The option
+    covers bytes that have arrived before, except that TCP drops an unread urgent byte when another
+    arrives. For that it is set on TCP listeners too, and accepted sockets inherit it.
 
     :param descriptor: a transport, or a listening port.
     """
-    sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
-    if isinstance(sock, socket.socket):
+    sock = _socket_of(descriptor)
+    if sock is not None:
         with suppress(OSError):  # not every kind of socket has it on every kernel
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
@@ -279,24 +269,28 @@ def receive_urgent_inline(descriptor: object) -> None:
 def refuse_descriptors(descriptor: object) -> bool:
     """Have the kernel refuse file descriptors sent over a UNIX socket (SCM_RIGHTS in unix(7)).
 
-    A descriptor that is received has to be closed, and close(2) can block: a TCP socket with
-    SO_LINGER and a full send queue stops the whole process for its linger time. A plain recv(2)
-    does not help: the kernel then closes what arrived, in the same thread. With SO_PASSRIGHTS off,
-    sendmsg(2) fails with EPERM at the sender. Accepted sockets inherit it from the listener.
+    A received descriptor has to be closed, and close(2) can block: a TCP socket with SO_LINGER and
+    a full send queue stops the process for its linger time. With a plain recv(2), the kernel closes
+    it, in the same thread. With SO_PASSRIGHTS off, sendmsg(2) fails with EPERM at the sender.
+    Accepted sockets inherit it from the listener.
 
     :param descriptor: a socket, a transport, or a listening port.
     :return: whether no descriptor can arrive: ``False`` for a UNIX socket on Linux before 6.16.
     """
-    sock = descriptor
-    if not isinstance(sock, socket.socket):
-        sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
-    if not isinstance(sock, socket.socket) or sock.family != socket.AF_UNIX:
+    sock = _socket_of(descriptor)
+    if sock is None or sock.family != socket.AF_UNIX:
         return True
-    try:
+    with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
+
+
+def _socket_of(descriptor: object) -> socket.socket | None:
+    if isinstance(descriptor, socket.socket):
+        return descriptor
+    sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
+    return sock if isinstance(sock, socket.socket) else None
 
 
 def _handle(transport: ITransport) -> socket.socket | None:

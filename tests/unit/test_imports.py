@@ -24,6 +24,7 @@ CORE = [
     "turns",
     "events",
     "transport",
+    "closing",
     "limits",
     "timeouts",
     "drain",

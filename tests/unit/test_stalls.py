@@ -12,10 +12,11 @@ import pytest_twisted
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.closing import MAX_ORPHANED
 from echod.events import Ending
 from echod.factory import EchoFactory
 from echod.fastpath import UNCHECKED
-from echod.protocol import MAX_ORPHANED, Echo
+from echod.protocol import Echo
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import kernel_send_queue, unsent
 from tests.reactors import REACTORS

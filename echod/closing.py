@@ -1,0 +1,122 @@
+"""The end of a connection: wait until the peer has received everything, and name the ending."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Any, Final
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from echod.events import Ending
+from echod.transport import (
+    beneath,
+    buffered,
+    cut_off,
+    has_unread_input,
+    is_broken,
+    kernel_send_queue,
+    lose,
+    resets_on_error,
+    unsent,
+)
+
+MAX_ORPHANED: Final = 64 * 1024
+"""Bytes in the kernel's send queue (SIOCOUTQ in tcp(7)) with which a connection is closed at once:
+the kernel delivers them, or gives up by its own rules. With more, the connection stays open, and is
+counted, until the peer has received them: the kernel would keep megabytes for minutes, beyond any
+limit."""
+
+DELIVERY_CHECKS: Final = (0.01, 5.0)
+"""Seconds until the first check whether the peer has received everything, and the longest wait.
+Each wait is twice the one before, so that the end is late by no more than the delivery took."""
+
+
+class Delivery:
+    """Sends FIN, and closes a connection when the kernel's send queue is empty.
+
+    :param transport: a transport of a kernel socket, with nothing unsent.
+    """
+
+    def __init__(self, transport: Any, clock: IReactorTime) -> None:
+        self.transport = transport
+        self._clock = clock
+        self._next_check: IDelayedCall | None = None
+        transport.stopReading()
+        with suppress(OSError):  # of a connection that is broken, which the check detects
+            transport.getHandle().shutdown(socket.SHUT_WR)
+        self._check(DELIVERY_CHECKS[0])
+
+    @resets_on_error
+    def _check(self, delay: float) -> None:
+        """Close if the peer has received everything; otherwise check again in ``delay`` seconds."""
+        if is_broken(self.transport):
+            lose(self.transport)
+        elif not kernel_send_queue(self.transport):
+            self.transport.connectionLost(connectionDone)
+        else:
+            longer = min(2 * delay, DELIVERY_CHECKS[1])
+            self._next_check = self._clock.callLater(delay, self._check, longer)
+
+    def cancel(self) -> None:
+        """Make no more checks: the connection has ended."""
+        if self._next_check is not None and self._next_check.active():
+            self._next_check.cancel()
+
+
+def reset_if_incomplete(transport: ITransport) -> bool:
+    """Reset a connection that is closed now with FIN, if its reply is not whole.
+
+    Twisted closes with FIN where its own code or the reactor's raises an exception (MemoryError),
+    and where the reactor stops.
+
+    :return: whether bytes have arrived that are not read, and so have no reply.
+    """
+    below = beneath(transport)
+    if not isinstance(below, FileDescriptor) or not below.disconnected:
+        return False
+    unread = False
+    if not unsent(below):
+        with suppress(OSError):
+            # Bytes that arrive after the application has closed the connection are not echoed.
+            held = getattr(transport, "held", False)
+            unread = held or (not below.disconnecting and has_unread_input(below))
+        if not unread:
+            return False
+    cut_off(below)
+    return unread
+
+
+def outcome(
+    transport: ITransport, reason: Failure, intended: Ending, received: int, *, closing: bool
+) -> tuple[Ending, int]:
+    """Return the ending of a connection, and the number of bytes that were not sent back.
+
+    :param reason: the argument of connectionLost.
+    :param intended: the ending if everything was sent back.
+    :param received: bytes received.
+    :param closing: whether echod closes the connection.
+    """
+    # Below Twisted's own TLS it is encrypted, and may be more than was received.
+    left = min(buffered(transport), received)
+    # If the transport hides half-close, or what it has buffered, an end made by the peer does not
+    # show what the peer has received.
+    known = closing or isinstance(transport, FileDescriptor)
+    if not known:
+        known = getattr(transport, "disconnecting", False)  # closed by the application
+    ending: Ending = Ending.LOST
+    if intended is Ending.STALLED:
+        ending = intended
+    elif isinstance(reason.value, ConnectionAborted):
+        ending = Ending.ABORTED
+    elif isinstance(reason.value, ConnectionDone) and known and not left:
+        ending = intended
+    elif intended is Ending.UNUSED or (
+        intended is Ending.FINISHED and not received and getattr(transport, "silent", True)
+    ):
+        ending = Ending.UNUSED
+    return ending, left
