@@ -1,10 +1,10 @@
-"""What ``echod-client`` can do, beside tools in C: ``python benchmarks/client.py``.
+"""Capacity of ``echod-client``, compared with tools in C: ``python benchmarks/client.py``.
 
-All of them measure the same server, ``echo.c``, on a core of its own, in turns:
+All tools use the same server, ``echo.c``, on its own core, in turns:
 
-load   50 connections, 64 B messages: messages a second, beside those of ``load.c``
-pipe   zeros through the service: MB/s, beside those of socat(1), which compares nothing
-rate   1,000 messages a second: how many left, and how late they did
+load   50 connections, 64 B messages: messages a second, compared with ``load.c``
+pipe   zeros through the service: MB/s, compared with socat(1), which does not check them
+rate   1,000 messages a second: the number of messages sent, and their delay
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from counting import spread
 from losses import HOST, give_up_after, table
 from servers import CORES, LOAD_CORE, Server, build
 
-WHOLE: Final = 300  # seconds after which the whole is given up
+WHOLE: Final = 300  # seconds after which the benchmark gives up
 CLIENT: Final = str(Path(sys.executable).with_name("echod-client"))
 CONNECTIONS: Final = 50
 SIZE: Final = 64  # bytes of a message
 RATE: Final = 1000  # messages a second
-HALF: Final = 0.5  # of what the tool in C does, at least
-OFF: Final = 0.01  # of the rate that was asked for, at most
-LATE: Final = 0.001  # seconds by which one message in a hundred may leave late
+HALF: Final = 0.5  # aim: at least this part of the figure of the tool in C
+OFF: Final = 0.01  # aim: at most this part of the rate missing
+LATE: Final = 0.001  # aim: at most one message in a hundred later than this, in seconds
 
 
 class Size(NamedTuple):
-    """How much is done."""
+    """The amount of work."""
 
     rounds: int
     seconds: float  # of each load
@@ -52,12 +52,12 @@ SHORT: Final = Size(rounds=1, seconds=0.2, megabytes=20)
 
 
 class Round(NamedTuple):
-    """What came of a round.
+    """The figures of a round.
 
     :ivar loads: messages a second, of the client and of ``load.c``.
     :ivar pipes: MB/s, of the client and of socat.
-    :ivar rate: messages a second that left, of :data:`RATE`.
-    :ivar late: seconds; the 99th percentile of how late they did.
+    :ivar rate: messages sent a second, of :data:`RATE`.
+    :ivar late: the 99th percentile of their delay, in seconds.
     """
 
     loads: tuple[float, float]
@@ -66,8 +66,8 @@ class Round(NamedTuple):
     late: float
 
 
-def told(*arguments: object) -> Any:
-    """Run the client, and return what it says."""
+def result_of(*arguments: object) -> Any:
+    """Run the client, and return its JSON."""
     run = subprocess.run(
         [CLIENT, *map(str, arguments), "--json"], capture_output=True, text=True, check=False
     )
@@ -87,7 +87,7 @@ def load_of_c(tools: str, port: int, seconds: float) -> float:
 
 
 def through(command: list[str], megabytes: int) -> float:
-    """Return the MB/s at which zeros come out of ``command``, and not one less."""
+    """Return the MB/s at which zeros come out of ``command``; raise if any is missing."""
     count = megabytes * 1_000_000
     began = time.perf_counter()
     with (
@@ -112,7 +112,7 @@ def measure(tools: str, number: int, size: Size) -> Round:
         target = f"{HOST}:{server.port}"
 
         def load() -> float:
-            figures = told("load", target, "-C", CONNECTIONS, "-s", SIZE, "-d", size.seconds)
+            figures = result_of("load", target, "-C", CONNECTIONS, "-s", SIZE, "-d", size.seconds)
             return float(figures["messages_per_second"])
 
         def pipe() -> float:
@@ -121,7 +121,7 @@ def measure(tools: str, number: int, size: Size) -> Round:
         def socat() -> float:
             return through(["socat", "-t", "30", "-", f"TCP:{target}"], size.megabytes)
 
-        # Each is as often the first as the other.
+        # The order is reversed in every second round.
         turns = {
             "load": load,
             "c": lambda: load_of_c(tools, server.port, size.seconds),
@@ -130,7 +130,7 @@ def measure(tools: str, number: int, size: Size) -> Round:
         }
         names = list(turns) if number % 2 else list(reversed(turns))
         found = {name: turns[name]() for name in names}
-        paced = told("load", target, "-C", 10, "-s", SIZE, "-d", size.seconds, "-r", RATE)
+        paced = result_of("load", target, "-C", 10, "-s", SIZE, "-d", size.seconds, "-r", RATE)
         return Round(
             (found["load"], found["c"]),
             (found["pipe"], found["socat"]),
@@ -144,7 +144,7 @@ def verdict(is_met: bool) -> str:
 
 
 def report(rounds: list[Round]) -> str:
-    """Return the table, the ratios, and whether the aims are met."""
+    """Return the table, the ratios, and a verdict for each aim."""
 
     def middle(name: str, which: int) -> str:
         return f"{median(getattr(each, name)[which] for each in rounds):,.0f}"
@@ -167,9 +167,9 @@ def report(rounds: list[Round]) -> str:
             f"aim: at least {HALF}: {verdict(median(loads) >= HALF)}.",
             f"MB/s, echod-client / socat: {spread(pipes)}; "
             f"aim: at least {HALF}: {verdict(median(pipes) >= HALF)}.",
-            f"Of {RATE:,} messages a second {rate:,.1f} left; "
+            f"Of {RATE:,} messages a second, {rate:,.1f} were sent; "
             f"aim: within 1 %: {verdict(abs(rate - RATE) <= OFF * RATE)}.",
-            f"One in a hundred of these left {late * 1000:.3f} ms late or more; "
+            f"One in a hundred of these was sent {late * 1000:.3f} ms late or more; "
             f"aim: below 1 ms: {verdict(late < LATE)}.",
         )
     )
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Compare echod-client with tools in C on 127.0.0.1, print a reST table."
     )
-    parser.add_argument("--short", action="store_true", help="too little to mean much, for CI")
+    parser.add_argument("--short", action="store_true", help="run briefly, for CI: imprecise")
     size = SHORT if parser.parse_args().short else FULL
     for needed in ("cc", "socat"):
         if not shutil.which(needed):

@@ -1,14 +1,12 @@
-"""What counting costs the echo, in CPU time: ``python benchmarks/counting.py``.
+"""CPU time of the metrics: ``python benchmarks/counting.py``.
 
-Each round runs three daemons of its own on 127.0.0.1: ``twistd -n echod --quiet``, the
-same again, and the same with ``--metrics``. They get the same load in turns, and what
-is compared is the CPU time of their processes, which other work on the machine
-disturbs less than the time of day. Ratios are taken within a round. The daemon that
-counts nothing is there twice, which shows how much equals differ.
+Each round starts three daemons on 127.0.0.1: ``twistd -n echod --quiet``, the same again, and the
+same with ``--metrics``. They get the same load in turns. The benchmark compares the CPU time of
+their processes, which other work on the machine disturbs less than elapsed time. Ratios are taken
+within a round. The ratio of the two equal daemons shows the measurement error.
 
-Every byte that comes back is compared with what was sent, and in the end ``/metrics``
-has to have counted each. What is printed is a table in reST, what it shows, and the
-versions that it came from.
+Every byte that comes back is compared, and the counters of ``/metrics`` are checked at the end. The
+output is a table in reST, a verdict on each row, and the versions of the software.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from typing import Final, NamedTuple
 
 from losses import HOST, exit_in_one_line, give_up_after, table
 
-WHOLE: Final = 300  # seconds after which the whole is given up
+WHOLE: Final = 300  # seconds after which the benchmark gives up
 PEERS: Final = 50  # connections that stay open
 SIZE: Final = 64  # bytes of a message
 MESSAGES: Final = [random.Random(862).randbytes(SIZE) for _ in range(PEERS)]
@@ -48,13 +46,13 @@ DAEMONS: Final = {PLAIN: COMMAND, AGAIN: COMMAND, COUNTING: (*COMMAND, "--metric
 
 
 class Size(NamedTuple):
-    """How much is measured."""
+    """The amount of work."""
 
     rounds: int
-    turns: int  # in which each daemon gets the load, within a round
+    turns: int  # of each daemon in a round
     messages: int  # on each of the connections, in a turn
-    connections: int  # one after the other, in a turn
-    scrapes: int  # one after the other, in a round
+    connections: int  # successive, in a turn
+    scrapes: int  # successive, in a round
 
 
 FULL: Final = Size(rounds=12, turns=30, messages=16, connections=50, scrapes=50)
@@ -62,9 +60,9 @@ SHORT: Final = Size(rounds=2, turns=2, messages=10, connections=20, scrapes=5)
 
 
 class Daemon:
-    """A daemon in a process of its own, and its peers. :meth:`close` ends both.
+    """A daemon process, and its peers. :meth:`close` ends both.
 
-    The peers block; what bounds their time is the alarm that bounds the whole.
+    The peers' sockets block; the alarm of the whole benchmark bounds their time.
     """
 
     def __init__(self, name: str) -> None:
@@ -79,9 +77,9 @@ class Daemon:
         self._opened = 0
 
     def ready(self) -> None:
-        """Wait until it listens, and open the connections that stay.
+        """Wait until it listens, and open the permanent connections.
 
-        Its log is not read any further: with ``--quiet`` it says nothing of the load.
+        The rest of its log is not read: with ``--quiet`` it logs no connection.
         """
         self._port = self._listens("listening")
         if self.name == COUNTING:
@@ -94,18 +92,17 @@ class Daemon:
         self._closing.close()
 
     def cpu(self) -> int:
-        """Return the CPU time of the process until now, in nanoseconds.
+        """Return the CPU time of the process so far, in nanoseconds.
 
-        What it still has to do after the last reply of a load comes with the next load,
-        as what the load before left comes with this one.
+        Work that remains after the last reply of a load counts for the next load.
         """
         return time.clock_gettime_ns(self._clock)
 
     def echo(self, messages: int) -> None:
-        """Send a message on each of the connections, receive them all, and so on.
+        """Send ``messages`` messages on each of the connections, and receive them.
 
-        When half of them have come back, these go out again, so that the daemon has
-        always something to do: how often it wakes up is not what is measured.
+        When half of the connections have their replies, these send again. So the daemon is always
+        busy, and the figures do not depend on how often it wakes up.
         """
         halves = self._peers[::2], self._peers[1::2]
         for peers, first in zip(halves, texts(0), strict=True):
@@ -120,18 +117,18 @@ class Daemon:
         self._sent += messages * PEERS * SIZE
 
     def come_and_go(self, connections: int) -> None:
-        """Open a connection, exchange a message, close, and so on."""
+        """Open ``connections`` connections in turn, exchange a message on each, and close it."""
         for message in islice(cycle(MESSAGES), connections):
             with self._connect() as peer:
                 peer.sendall(message)
                 check(receive(peer), message)
-                # It is over when the daemon has closed it too.
+                # Wait until the daemon has closed the connection, too.
                 peer.shutdown(socket.SHUT_WR)
                 check(receive(peer), b"")
         self._sent += connections * SIZE
 
     def scrape(self, scrapes: int) -> None:
-        """Ask for the metrics, and so on. They have to have counted all."""
+        """Request the metrics ``scrapes`` times, and check their counters."""
         for _ in range(scrapes):
             self._http.request("GET", "/metrics")
             metrics = self._http.getresponse().read().decode()
@@ -152,7 +149,7 @@ class Daemon:
         return peer
 
     def _listens(self, how: str) -> int:
-        """Return the port that the log says it listens on."""
+        """Return the port from the log line of a listener."""
         assert self.process.stdout is not None
         line = "no output"
         for line in self.process.stdout:
@@ -164,7 +161,7 @@ class Daemon:
 def cpu_clock(pid: int) -> int:
     """Return the clock of a process's CPU time, all threads (clock_getcpuclockid(3)).
 
-    ``utime`` and ``stime`` of proc(5) are the same in hundredths of a second.
+    ``utime`` and ``stime`` of proc(5) have only a resolution of 10 ms.
     """
     clock = ctypes.c_int()
     error = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
@@ -174,9 +171,10 @@ def cpu_clock(pid: int) -> int:
 
 
 def texts(turn: int) -> tuple[list[bytes], list[bytes]]:
-    """Return what each connection sends in a turn, in halves.
+    """Return the messages of a turn, one for each connection, in two halves.
 
-    It is another than at the same time on any other, and than soon before and after.
+    Each differs from the messages of the other connections, and from those of turns before and
+    after.
     """
     start = turn % PEERS
     messages = MESSAGES[start:] + MESSAGES[:start]
@@ -201,7 +199,7 @@ def check(received: bytes, expected: bytes) -> None:
         raise RuntimeError(f"{expected.hex()} was sent, and {received.hex()} came back")
 
 
-# The measurements: microseconds of each daemon in a round, by what was done.
+# The measurements: CPU time of each daemon in a round, in microseconds.
 
 MESSAGE, CONNECTION, SCRAPE = "a message", "a connection", "a scrape"
 
@@ -209,13 +207,13 @@ Round = dict[str, dict[str, float]]
 
 
 def measure(order: Sequence[str], size: Size) -> Round:
-    """Run a round, in which the daemons have their turns in that order.
+    """Run a round, with the turns of the daemons in this order.
 
-    Never in its reverse: what comes before a turn, and how long ago the same daemon had
-    one, makes a difference of some percent. As it is, these are the same for all.
+    Never in the reverse order: the turn before, and the time since the same daemon's last turn,
+    make a difference of some per cent. In this order, they are the same for all daemons.
     """
     with ExitStack() as stack:
-        os.sched_setaffinity(0, CORES)  # while they start
+        os.sched_setaffinity(0, CORES)  # during their start
         daemons = []
         for name in order:
             daemons.append(Daemon(name))
@@ -227,7 +225,7 @@ def measure(order: Sequence[str], size: Size) -> Round:
 
         def each(load: Callable[[Daemon, int], None], amount: int, per: int) -> dict[str, float]:
             for daemon in daemons:
-                load(daemon, amount)  # what the first of each costs is not measured
+                load(daemon, amount)  # warm up
             spent: dict[str, list[int]] = {name: [] for name in order}
             for daemon in daemons * size.turns:
                 before = daemon.cpu()
@@ -248,12 +246,12 @@ def measure(order: Sequence[str], size: Size) -> Round:
 
 
 def ratios(rounds: Sequence[Round], what: str, name: str) -> list[float]:
-    """Return what a daemon took in each round, the plain one's being 1."""
+    """Return a daemon's CPU time in each round, relative to the plain daemon's."""
     return [each[what][name] / each[what][PLAIN] for each in rounds]
 
 
 def row(rounds: Sequence[Round], what: str) -> list[str]:
-    """Return the row of the table for what was done."""
+    """Return the row of the table for one kind of work."""
     times = [f"{median(each[what][name] for each in rounds):.1f} µs" for name in DAEMONS]
     return [what, *times, *(spread(ratios(rounds, what, name)) for name in (AGAIN, COUNTING))]
 
@@ -263,35 +261,35 @@ def spread(numbers: Sequence[float]) -> str:
 
 
 def verdict(what: str, equal: Sequence[float], counting: Sequence[float]) -> str:
-    """Say whether counting makes a difference, from the ratios of each round.
+    """Return whether the metrics make a difference, from the ratios of each round.
 
-    One that is lost among the differences of equals is still one if it is always there.
+    A difference smaller than those between the equal daemons is one, too, if it is steady.
     """
     ratio, rounds = median(counting), len(counting)
     more = sum(each > 1 for each in counting)
-    # How many of 2**rounds sequences of equals are as one-sided (a sign test).
+    # Sign test: the number of the 2**rounds equally likely sequences that are as one-sided.
     one_sided = 2 * sum(comb(rounds, number) for number in range(min(more, rounds - more) + 1))
     if not min(equal) <= ratio <= max(equal):
-        seen = "a difference that equals do not make"
+        seen = "a difference above the measurement error"
     elif one_sided < 2**rounds / 100:
-        seen = "a difference that equals make too, but not as steadily"
+        seen = "a small but steady difference"
     else:
-        seen = "no difference is seen"
+        seen = "no difference"
     return (
-        f"{what.capitalize()}: {seen}. With {COUNTING} it takes {ratio:.3f} times as much, more "
-        f"in {more} of {rounds} rounds; equals take {min(equal):.3f}..{max(equal):.3f} times."
+        f"{what.capitalize()}: {seen}. With {COUNTING} it takes {ratio:.3f} times as much, more in "
+        f"{more} of {rounds} rounds; equal daemons take {min(equal):.3f}..{max(equal):.3f} times."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Show what counting costs: run daemons on 127.0.0.1, print a reST table."
+        description="Measure the CPU time of the metrics on 127.0.0.1, print a reST table."
     )
     parser.add_argument("--short", action="store_true", help="too little to mean much, for CI")
     size = SHORT if parser.parse_args().short else FULL
     give_up_after(WHOLE)
     with exit_in_one_line():
-        # Each is as often the first as the others, and after each of them.
+        # Over all permutations, each daemon is equally often the first, and after each other one.
         orders = islice(cycle(permutations(DAEMONS)), size.rounds)
         rounds = [measure(order, size) for order in orders]
     head = [

@@ -1,9 +1,9 @@
-"""What a datagram costs, beside asyncio's ``DatagramProtocol``: ``python benchmarks/datagrams.py``.
+"""CPU time of a datagram, compared with asyncio's: ``python benchmarks/datagrams.py``.
 
-Each round starts both servers on 127.0.0.1, which have one core, the load another, and they
-get the load in turns: on each of 50 sockets a datagram of 64 bytes goes out, its reply is
-compared with it, and the next one follows. Compared is the CPU time of the servers' processes.
-echod keeps all its rules, at rates that let the load through.
+Each round starts both servers on 127.0.0.1. The servers share one core, and the load has another.
+They get the load in turns: each of 50 sockets sends a datagram of 64 bytes, compares the reply, and
+sends the next. The benchmark compares the CPU time of the servers' processes. echod applies all its
+rules, at rates above the load.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from losses import HOST, give_up_after, table
 from servers import ECHOES, LOAD_CORE, PEERS, TWISTD, Peer, Server, end_children
 from speed import machine, versions
 
-WHOLE: Final = 300  # seconds after which the whole is given up
+WHOLE: Final = 300  # seconds after which the benchmark gives up
 SOCKETS: Final = 50
 SIZE: Final = 64  # bytes of a datagram
 TURNS: Final = 5  # in a round, for each server
@@ -35,7 +35,7 @@ PEERS[ASYNCIO] = Peer("asyncio DatagramProtocol", (*ECHOES, ASYNCIO))
 
 
 class Load:
-    """The sockets that are connected to one server."""
+    """The sockets connected to one server."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -47,7 +47,7 @@ class Load:
             self._selector.register(sock, selectors.EVENT_READ)
 
     def run(self, count: int) -> float:
-        """Have so many datagrams echoed; return what one cost the server, in microseconds."""
+        """Have ``count`` datagrams echoed; return the server's CPU time of one, in µs."""
         before = self.server.cpu()
         waits: dict[socket.socket, bytes] = {}
         for key in self._selector.get_map().values():
@@ -80,7 +80,7 @@ class Load:
 
 
 def measure(order: Sequence[str], count: int) -> dict[str, float]:
-    """Return what a datagram cost each server, in microseconds."""
+    """Return each server's CPU time of a datagram, in microseconds."""
     with ExitStack() as stack:
         loads = []
         for name in order:
@@ -89,7 +89,7 @@ def measure(order: Sequence[str], count: int) -> dict[str, float]:
             server.ready()
             loads.append(Load(server))
             stack.callback(loads[-1].close)
-            loads[-1].run(count // 10)  # what the first of each costs is not measured
+            loads[-1].run(count // 10)  # warm up
         spent: dict[str, list[float]] = {name: [] for name in order}
         for load in loads * TURNS:
             spent[load.server.name].append(load.run(count))
@@ -98,9 +98,9 @@ def measure(order: Sequence[str], count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Show what a datagram costs: run servers on 127.0.0.1, print a reST table."
+        description="Measure the CPU time of a datagram on 127.0.0.1, print a reST table."
     )
-    parser.add_argument("--short", action="store_true", help="too little to mean much, for CI")
+    parser.add_argument("--short", action="store_true", help="run briefly, for CI: imprecise")
     short = parser.parse_args().short
     give_up_after(WHOLE)
     rounds, count = (1, 500) if short else (7, 20_000)

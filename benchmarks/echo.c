@@ -1,6 +1,7 @@
-/* An echo server as C programmers write it: one thread, epoll(7) level-triggered, one
-   buffer for all. What the kernel does not take is queued, and its connection is not read
-   from until that is gone: a peer that does not read cannot make it keep more. */
+/* A usual echo server in C: one thread, level-triggered epoll(7), one buffer for all
+   connections. Bytes that the kernel does not accept are queued, and the server does not read
+   from their connection until they are sent: a peer that does not read cannot make it buffer
+   more. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -15,12 +16,12 @@
 
 struct connection {
     int fd;
-    char *queue; /* what is owed, from `begin` to `end`; NULL: nothing */
+    char *queue; /* unsent bytes, from `begin` to `end`; or NULL */
     size_t begin, end;
 };
 
-/* Whole segments of loopback, as echod's: with 256 KiB each send ends in a tiny one, and 1 MB
-   messages take a third longer. */
+/* Whole segments of loopback, as in echod: with 256 KiB each send ends in a tiny segment, and
+   1 MB messages take a third longer. */
 static char buffer[196449];
 static int epoll;
 
@@ -35,14 +36,14 @@ static void wait_for(struct connection *c, uint32_t events) {
 }
 
 static void end(struct connection *c) {
-    close(c->fd); /* epoll forgets it */
+    close(c->fd); /* this also removes it from the epoll set */
     free(c->queue);
     free(c);
 }
 
 static void welcome(int listener) {
     int on = 1, fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) return; /* it went away again, or there is no descriptor left */
+    if (fd < 0) return; /* the client has closed, or there is no free descriptor */
     struct connection *c = calloc(1, sizeof *c);
     if (!c) die("calloc");
     c->fd = fd;

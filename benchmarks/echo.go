@@ -1,6 +1,6 @@
-// An echo server as in the manual of package net, with its example of Listener.
-// The package sets TCP_NODELAY and takes the largest backlog by itself, and io.Copy has
-// splice(2) move the bytes.
+// The echo server of package net's manual, from its example of Listener.
+// The package sets TCP_NODELAY and the largest backlog by default, and io.Copy uses
+// splice(2) to move the bytes.
 package main
 
 import (

@@ -1,9 +1,8 @@
 """Echo servers in Python: ``python benchmarks/echoes.py NAME``.
 
-Each is as its manual shows, or as who knows it writes it (:class:`BufferedEcho`).
-All of them send small replies at once (TCP_NODELAY): asyncio and uvloop by themselves,
-the others where it says so. All take as many connections at once as the kernel lets them
-(listen(2)). They say where they listen, as echod's log does.
+Each follows the example of its manual, or usual practice (:class:`BufferedEcho`). All of them send
+small replies at once (TCP_NODELAY): asyncio and uvloop by default, the others because this file
+sets it. All use a large backlog (listen(2)), and print their address in the words of echod's log.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from losses import HOST, announce
 BACKLOG: Final = 4096
 CHUNK: Final = 64 * 1024
 
-# Whole segments of loopback, as echod's: with 256 KiB each send ends in a tiny one, and 1 MB
+# Whole segments of loopback, as in echod: with 256 KiB each send ends in a tiny segment, and 1 MB
 # messages take a third longer.
 BUFFER: Final = 196_449
 
 
 class EchoServerProtocol(asyncio.Protocol):
-    """Echo as the manual's "TCP Echo Server" of asyncio's transports and protocols."""
+    """The "TCP Echo Server" of asyncio's manual, "Transports and Protocols"."""
 
-    def connection_made(self, transport: Any) -> None:  # uvloop's is no asyncio.Transport
+    def connection_made(self, transport: Any) -> None:  # uvloop's is not an asyncio.Transport
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -35,9 +34,9 @@ class EchoServerProtocol(asyncio.Protocol):
 
 
 class BufferedEcho(asyncio.BufferedProtocol):
-    """Echo as who knows asyncio writes it: it allocates 256 KiB for each receive otherwise.
+    """Echo with a buffer of its own: asyncio otherwise allocates 256 KiB for each receive.
 
-    What is sent is copied, so that one buffer is enough for all.
+    Sent bytes are copied, so that all connections can share one buffer.
     """
 
     buffer = memoryview(bytearray(BUFFER))
@@ -53,17 +52,17 @@ class BufferedEcho(asyncio.BufferedProtocol):
 
 
 def listen_with_twisted(factory: Any) -> None:
-    from twisted.internet import epollreactor  # noqa: PLC0415 - for this process alone
+    from twisted.internet import epollreactor  # noqa: PLC0415 - only in this process
 
     epollreactor.install()
-    from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
+    from twisted.internet import reactor  # noqa: PLC0415 - after its installation
 
     announce(reactor.listenTCP(0, factory, backlog=BACKLOG, interface=HOST).getHost().port)
     reactor.run()
 
 
 def serve_twisted() -> None:
-    from twisted.internet.protocol import Factory  # noqa: PLC0415 - for this process alone
+    from twisted.internet.protocol import Factory  # noqa: PLC0415 - only in this process
     from twisted.protocols.wire import Echo  # noqa: PLC0415
 
     class NoDelay(Echo):
@@ -74,7 +73,7 @@ def serve_twisted() -> None:
 
 
 def serve_without_fast_path() -> None:
-    from echod import EchoFactory  # noqa: PLC0415 - for this process alone
+    from echod import EchoFactory  # noqa: PLC0415 - only in this process
 
     listen_with_twisted(EchoFactory(fast_path=False))
 
@@ -95,13 +94,13 @@ def serve_asyncio_buffered() -> None:
 
 
 def serve_uvloop() -> None:
-    import uvloop  # noqa: PLC0415 - where it is installed
+    import uvloop  # noqa: PLC0415 - may be missing
 
     uvloop.run(serve_protocol(EchoServerProtocol))
 
 
 class DatagramEcho(asyncio.DatagramProtocol):
-    """Echo as the manual's "UDP Echo Server" of asyncio's transports and protocols."""
+    """The "UDP Echo Server" of asyncio's manual, "Transports and Protocols"."""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -115,13 +114,13 @@ def serve_asyncio_udp() -> None:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(DatagramEcho, local_addr=(HOST, 0))
         announce(transport.get_extra_info("sockname")[1])
-        await loop.create_future()  # for ever
+        await loop.create_future()  # never ends
 
     asyncio.run(serve())
 
 
 def serve_gevent() -> None:
-    from gevent.server import StreamServer  # noqa: PLC0415 - where it is installed
+    from gevent.server import StreamServer  # noqa: PLC0415 - may be missing
 
     def echo(peer: Any, _: object) -> None:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -135,9 +134,9 @@ def serve_gevent() -> None:
 
 
 class Liar(EchoServerProtocol):
-    """Changes a byte, long after any test by hand would have stopped."""
+    """An echo that changes one byte, later than a manual test would notice."""
 
-    passed = 0  # bytes of all its connections
+    passed = 0  # bytes of all connections
 
     def data_received(self, data: bytes) -> None:
         at = 10_000 - Liar.passed

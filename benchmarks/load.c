@@ -1,19 +1,20 @@
 /* The load of speed.py: load PORT HOW CONNECTIONS SIZE MILLISECONDS MOST
 
-   Connects to 127.0.0.1 and compares every byte that comes back with what was sent. HOW is
+   Connects to 127.0.0.1, and compares every byte that comes back. HOW is
 
-   echo   each connection sends a message of SIZE bytes, waits for its reply, and so on
-   short  each connects, sends one message, gets its reply, finishes sending, waits for the
-          server to do so too, closes, and so on
-   idle   each connects, exchanges one message, and stays
-   flood  all but the first send without an end, and read; the first sends a message each
-          5 ms, or as soon as the one before has come back
+   echo   each connection sends a message of SIZE bytes, waits for its reply, and repeats
+   short  each connection connects, sends one message, receives its reply, half-closes, waits
+          until the server closes, closes, and repeats
+   idle   each connection exchanges one message, and stays open
+   flood  all connections except the first send without end, and read; the first sends a
+          message every 5 ms, or as soon as the reply to the last one has come
 
-   When it is ready it says so, in a line. Then each line of input is a run: of MILLISECONDS,
-   or of MOST messages or connections (0: any number). A line of output tells how many they
-   were, the nanoseconds that the run took, those of its own CPU time, and the 50th and 99th
-   percentile of the nanoseconds that each took, in all runs. It ends with its input. What is
-   wrong it says in a line on stderr, and ends with status 1. */
+   The program prints a line when it is ready. Then each line of input starts a run: of
+   MILLISECONDS, or of MOST messages or connections (0: any number). Each run prints a line:
+   the number of messages or connections, the duration of the run and its own CPU time in
+   nanoseconds, and the 50th and 99th percentile of the times of all runs in nanoseconds. The
+   program ends at the end of its input. After an error it prints one line on stderr, and
+   exits with status 1. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -31,27 +32,27 @@
 #include <unistd.h>
 
 enum {
-    LIMIT = 10,           /* seconds after which nothing is expected any more */
-    WHOLE = 600,          /* seconds after which the whole is given up */
-    PERIOD = 65521,       /* bytes after which the same are sent again; a prime, so that */
-                          /* a buffer's worth that is lost or sent twice is a wrong byte */
-    LONGEST = 1 << 20,    /* bytes that are handed to the kernel at once */
+    LIMIT = 10,           /* seconds after which a reply is given up */
+    WHOLE = 600,          /* seconds after which the program is killed */
+    PERIOD = 65521,       /* bytes after which the pattern repeats; a prime, so that a buffer */
+                          /* that is lost or sent twice shows as a wrong byte */
+    LONGEST = 1 << 20,    /* bytes passed to the kernel at once */
     HELLO = 64,           /* bytes of the first message of each connection */
-    FIRST = 50,           /* connections of `idle` that are there before the run */
-    FLOOD = 64 * 1024,    /* bytes at once of who floods: soon done, for the first not to wait */
-    WARM = 100,           /* milliseconds of a run that does not count */
-    SAMPLES = 1 << 22,    /* durations that are kept */
+    FIRST = 50,           /* connections of `idle` that are open before the run */
+    FLOOD = 64 * 1024,    /* bytes of one send of the flood: short, so that the first can send */
+    WARM = 100,           /* milliseconds of the warm-up, which does not count */
+    SAMPLES = 1 << 22,    /* times that are kept */
 };
 static const uint64_t PACE = 5 * 1000 * 1000; /* nanoseconds */
 static const uint64_t SECOND = 1000 * 1000 * 1000;
 
 struct connection {
     int fd;
-    bool busy;         /* a message is under way */
-    bool blocked;      /* the kernel takes no more for now */
-    uint64_t base;     /* where in the pool its stream begins */
+    bool busy;         /* a message is in flight */
+    bool blocked;      /* the kernel's send queue is full */
+    uint64_t base;     /* offset of its stream in the pool */
     uint64_t sent, received, goal; /* bytes; the goal is the end of the message */
-    uint64_t begun;    /* when the message was due */
+    uint64_t begun;    /* the time at which the message was due */
 };
 
 static enum { ECHO, SHORT, IDLE, FLOODED } how;
@@ -85,7 +86,7 @@ static void listen_to(struct connection *c, int operation, uint32_t events) {
 
 static bool endless(const struct connection *c) { return how == FLOODED && c != connections; }
 
-/* Receive what is there. Return how much it was; 0 is the end, and -1 that nothing was. */
+/* Receive once. Return the number of bytes; 0 at the end of the stream, and -1 without bytes. */
 static ssize_t receive(struct connection *c, int flags) {
     ssize_t n = recv(c->fd, buffer, endless(c) ? FLOOD : sizeof buffer, flags);
     if (n < 0) {
@@ -99,7 +100,7 @@ static ssize_t receive(struct connection *c, int flags) {
     return n;
 }
 
-/* Send on, and have epoll tell when there is more to send and room for it. */
+/* Send the rest of the message; watch for EPOLLOUT if the kernel does not accept all of it. */
 static void send_on(struct connection *c) {
     while (c->sent < c->goal) {
         size_t n = c->goal - c->sent, longest = endless(c) ? FLOOD : LONGEST;
@@ -124,7 +125,7 @@ static void begin(struct connection *c, uint64_t when) {
     send_on(c);
 }
 
-/* Connect. On loopback that does not wait, but where the server's backlog is full. */
+/* Connect. On loopback this does not block, unless the server's backlog is full. */
 static void open_one(struct connection *c) {
     struct timeval limit = {.tv_sec = LIMIT};
     struct linger reset = {.l_onoff = 1, .l_linger = 0};
@@ -136,7 +137,7 @@ static void open_one(struct connection *c) {
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    /* What stays to the end leaves without a trace: thousands in TIME-WAIT would cost. */
+    /* Reset permanent connections at the end, so that thousands do not stay in TIME-WAIT. */
     if (how != SHORT) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address)) die("connect: %m");
     listen_to(c, EPOLL_CTL_ADD, EPOLLIN);
@@ -155,12 +156,12 @@ static void begin_short(struct connection *c, uint64_t when) {
     begin(c, when);
 }
 
-/* Count what ended. Return when it did, or 0 if nothing is to follow it in this run. */
+/* Count a finished message or connection. Return the time, or 0 if no other follows in this run. */
 static uint64_t finish(struct connection *c) {
     uint64_t end = now(CLOCK_MONOTONIC);
     busy--;
     c->busy = false;
-    if (endless(c)) return 0; /* it is not what is measured */
+    if (endless(c)) return 0; /* the flood is not measured */
     if (sampled < SAMPLES) samples[sampled++] = end - c->begun;
     done++;
     return end < stop && (!most || done + busy < most) ? end : 0;
@@ -197,7 +198,7 @@ static void paced(void) {
     }
 }
 
-/* Have the endless come to an end. */
+/* End the flood: stop sending, and wait for the replies. */
 static void stop_flood(void) {
     for (struct connection *c = connections + 1; c < connections + count; c++) {
         c->goal = c->sent;

@@ -1,12 +1,11 @@
-"""What echo servers get wrong, in numbers: ``python benchmarks/losses.py``.
+"""Bytes that echo servers lose: ``python benchmarks/losses.py``.
 
-Each server runs in a process of its own on 127.0.0.1. Four peers come to it that do
-nothing but what TCP lets them do, and every byte that comes back is compared with what
-was sent. What is printed is a table in reST and the versions that it came from.
+Each server runs in its own process on 127.0.0.1. Four clients use it in ways that TCP permits, and
+compare every byte that comes back. The output is a table in reST, and the versions of the software.
 
-The servers that are not echod are the examples of the manuals, with one change: where
-the example answers once, it answers until the peer has finished sending, as an echo
-server has to (RFC 862). Like their examples, they do nothing about SIGTERM.
+The servers other than echod are the examples of their manuals, with one change: an example that
+answers once answers here until the peer has half-closed, as RFC 862 requires. Like the examples,
+they do not handle SIGTERM.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from typing import Final, NamedTuple
 HOST: Final = "127.0.0.1"
 MIB: Final = 1 << 20
 CHUNK: Final = 64 * 1024
-LIMIT: Final = 10.0  # seconds for anything that should not take any
-WHOLE: Final = 55  # seconds after which the whole is given up
-PUSH: Final = 3.0  # seconds for which a peer goes on sending and does not read
-STALL: Final = 0.2  # seconds without progress after which nothing is expected any more
-READY: Final = f"listening on tcp {HOST}:"  # echod's log says it so; the others do as it does
+LIMIT: Final = 10.0  # seconds for steps that should take almost no time
+WHOLE: Final = 55  # seconds after which the benchmark gives up
+PUSH: Final = 3.0  # seconds for which a peer sends and does not read
+STALL: Final = 0.2  # seconds without progress after which the other side counts as stalled
+READY: Final = f"listening on tcp {HOST}:"  # from echod's log; the other servers print the same
 
 
 # The servers.
 
 
 def serve_wire_echo() -> None:
-    """Twisted's own echo protocol on its reactor, with nothing around it."""
-    from twisted.internet import reactor  # noqa: PLC0415 - for this process alone
+    """Twisted's own echo protocol, with nothing added."""
+    from twisted.internet import reactor  # noqa: PLC0415 - only in this process
     from twisted.internet.protocol import Factory  # noqa: PLC0415
     from twisted.protocols.wire import Echo  # noqa: PLC0415
 
@@ -55,7 +54,7 @@ def serve_wire_echo() -> None:
 
 
 class EchoServerProtocol(asyncio.Protocol):
-    """Echo as the manual's "TCP Echo Server" of asyncio's transports and protocols."""
+    """The "TCP Echo Server" of asyncio's manual, "Transports and Protocols"."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -66,7 +65,7 @@ class EchoServerProtocol(asyncio.Protocol):
 
 
 async def handle_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Echo as the manual's "TCP echo server using streams"."""
+    """Echo as in the "TCP echo server using streams" of asyncio's manual."""
     while data := await reader.read(CHUNK):
         writer.write(data)
         await writer.drain()
@@ -75,7 +74,7 @@ async def handle_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 class TCPHandler(socketserver.BaseRequestHandler):
-    """Echo as the manual's ``socketserver.TCPServer`` example."""
+    """The example of ``socketserver.TCPServer``'s manual, as an echo."""
 
     def handle(self) -> None:
         while data := self.request.recv(CHUNK):
@@ -124,7 +123,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def running(name: str) -> Iterator[Server]:
-    """Run a server in a process of its own, which is gone when the context is left."""
+    """Run a server in its own process, and kill it at the end of the context."""
     if name == ECHOD:
         command = [str(Path(sys.executable).with_name("twistd")), "-n", "echod", "--port", "0"]
     else:
@@ -136,7 +135,7 @@ def running(name: str) -> Iterator[Server]:
         ) as process,
     ):
         assert process.stdout is not None
-        # The log has to go somewhere, or a full pipe would stop the server.
+        # Read the log, because a full pipe would stop the server.
         reader = threading.Thread(target=process.stdout.read, daemon=True)
         try:
             line = "no output"
@@ -154,7 +153,7 @@ def running(name: str) -> Iterator[Server]:
 
 
 class Peer:
-    """A client that sends ``data``, and reads only from when it is told to.
+    """A client that sends ``data``, and reads only in :meth:`finish`.
 
     :ivar lost: bytes of ``data`` that have not come back.
     """
@@ -173,7 +172,7 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Reset, where it is not over: no server has to deal with what this one left.
+        # Reset a connection that is still open, so that the server is not left with it.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
@@ -182,16 +181,16 @@ class Peer:
         return len(self._data) - self._received
 
     def push(self) -> None:
-        """Send without reading until all is sent or the server takes no more."""
+        """Send without reading until all is sent, or the server accepts no more."""
         deadline = time.monotonic() + PUSH
         while self._sending and time.monotonic() < deadline:
             if not select.select([], [self._socket], [], STALL)[1]:
                 return
             self._send()
-        time.sleep(STALL)  # for the server to do with it all what it is going to do
+        time.sleep(STALL)  # let the server process what it has received
 
     def finish(self) -> str:
-        """Read, and send what is left, to the end; return "FIN" or "RST"."""
+        """Read to the end, and send the rest meanwhile; return "FIN" or "RST"."""
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline:
             wanted = [self._socket] if self._sending else []
@@ -217,7 +216,7 @@ class Peer:
         except BlockingIOError:
             return
         except (ConnectionResetError, BrokenPipeError) as error:
-            # The kernel tells of a reset once: to this send, and not to the receive after.
+            # The kernel reports a reset once: to this send, and not to the next receive.
             self._reset = isinstance(error, ConnectionResetError)
             self._sending = False
             return
@@ -227,14 +226,14 @@ class Peer:
                 self._socket.shutdown(socket.SHUT_WR)
 
 
-# The cases. Each returns what stands in its column.
+# The cases. Each returns the text of its column.
 
 
 def half_close(server: Server, count: int) -> str:
-    """Send one line, finish sending at once, wait for the reply.
+    """Send one line, half-close at once, and wait for the reply.
 
-    The end of one direction is not the end of the other: RFC 9293 3.6 has the user go
-    on receiving after CLOSE until the other side closes too, and shutdown(2) is how.
+    The end of one direction is not the end of the other: after CLOSE, a TCP user continues to
+    receive until the other side closes, too (RFC 9293 section 3.6; shutdown(2)).
     """
     lost, lies = 0, False
     for _ in range(count):
@@ -246,10 +245,10 @@ def half_close(server: Server, count: int) -> str:
 
 
 def half_close_large(server: Server, data: bytes) -> str:
-    """Finish sending when the server still has much of the reply to send.
+    """Half-close while the server still has much of the reply to send.
 
-    As above, but the reply does not fit into the kernel's buffers (tcp(7): tcp_wmem of
-    the one end, tcp_rmem of the other), so that the server itself has to keep the rest.
+    The reply does not fit into the kernel's buffers (tcp(7): tcp_wmem of one end, tcp_rmem of the
+    other), so that the server itself must buffer the rest.
     """
     with Peer(server.port, data, half_close=True) as peer:
         peer.push()
@@ -260,9 +259,9 @@ def half_close_large(server: Server, data: bytes) -> str:
 def never_reads(server: Server, size: int) -> str:
     """Send and never read.
 
-    TCP's window stops a sender whose receiver does not read (RFC 9293 3.8.6). It does
-    so from end to end only if the server stops reading when it cannot send; otherwise
-    any peer can make it keep whatever memory it likes.
+    TCP's window stops a sender whose receiver does not read (RFC 9293 section 3.8.6). This works
+    from end to end only if the server stops reading when it cannot send. Otherwise a peer can make
+    it use any amount of memory.
     """
     before = server.rss()
     with Peer(server.port, bytes(size), half_close=False) as peer:
@@ -271,13 +270,13 @@ def never_reads(server: Server, size: int) -> str:
 
 
 def sigterm(server: Server, data: bytes) -> str:
-    """Stop the server when it owes a reply, and begin to read a moment later.
+    """Stop the server while it has a reply to send, and begin to read a moment later.
 
-    A close with bytes received and not read is a reset (RFC 2525 2.17), which is a loss
-    but says so. A server that has read them and drops them from its own memory ends with
-    FIN: to the peer, a part of the reply looks like all of it. 8 MiB, because Linux takes
-    up to 4 MiB off the server's hands (tcp(7): tcp_wmem), and sends them when it is gone.
-    echod waits for the reader, for 10 s by default (``--drain-timeout``); then it resets.
+    A close with unread bytes sends RST (RFC 2525 section 2.17): a loss that the peer notices. A
+    server that has read the bytes, and drops its buffer, ends with FIN: the peer takes a part of
+    the reply for the whole. 8 MiB, because Linux buffers up to 4 MiB (tcp(7): tcp_wmem), and still
+    sends them after the process has ended. echod waits for the reader, by default for 10 s
+    (``--drain-timeout``), and then resets.
     """
     with Peer(server.port, data, half_close=False) as peer:
         peer.push()
@@ -300,7 +299,7 @@ def measure(name: str, count: int, unread: int) -> list[str]:
     """Return the row of one server."""
     data = random.Random(862).randbytes(8 * MIB)
     with running(name) as server:
-        # First, since memory once used is not always given back; and SIGTERM is last.
+        # Memory first, because a process does not always return memory; SIGTERM last.
         memory = never_reads(server, unread * MIB)
         small = half_close(server, count)
         large = half_close_large(server, data)
@@ -320,7 +319,7 @@ def table(head: Sequence[Sequence[str]], rows: Sequence[Sequence[str]]) -> str:
 
 
 def give_up_after(seconds: int) -> None:
-    """Have the process end with one line then, or at SIGTERM, and kill its servers on its way."""
+    """End the process with one line after ``seconds``, or at SIGTERM; its servers are killed."""
 
     def give_up(number: int, _: object) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: given up: {signal.strsignal(number)}")
@@ -332,7 +331,7 @@ def give_up_after(seconds: int) -> None:
 
 @contextmanager
 def exit_in_one_line() -> Iterator[None]:
-    """Have the process end with one line where what is done within fails, or is interrupted."""
+    """End the process with one line if the body of the context fails or is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -343,7 +342,7 @@ def exit_in_one_line() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Show what echo servers lose: run several on 127.0.0.1, print a reST table."
+        description="Measure what echo servers lose on 127.0.0.1, print a reST table."
     )
     parser.add_argument("--short", action="store_true", help="less of each case, for CI")
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
@@ -367,7 +366,7 @@ def main() -> None:
         rows = [measure(name, count, unread) for name in (*SERVERS, ECHOD)]
     print(table(head, rows))
     print(
-        "\n(!) ended with FIN: the peer takes the part for the whole.\n"
+        "\n(!) The connection ended with FIN: the peer takes a part for the whole reply.\n"
         f"{platform.python_implementation()} {platform.python_version()}, "
         f"Twisted {version('twisted')}, {platform.system()} {platform.release()}."
     )

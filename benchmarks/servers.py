@@ -1,4 +1,4 @@
-"""The servers of ``speed.py``: how each is started, what it needs, and what it has spent."""
+"""The servers of ``speed.py``: commands, requirements, and processes with their CPU time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from losses import HOST
 
 HERE: Final = Path(__file__).resolve().parent
 BACKLOG: Final = 4096  # as in echoes.py
-LISTENS: Final = re.compile(rf"listening on .*{re.escape(HOST)}:(\d+)")  # all of them say so
+LISTENS: Final = re.compile(rf"listening on .*{re.escape(HOST)}:(\d+)")  # every server prints this
 CORES: Final = sorted(os.sched_getaffinity(0))
 SERVER_CORE: Final = CORES[-1:]
 LOAD_CORE: Final = CORES[:1]
@@ -29,8 +29,8 @@ LOAD_CORE: Final = CORES[:1]
 TWISTD: Final = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=")
 ECHOD: Final = (*TWISTD, "echod", "--port", "0")
 ECHOES: Final = (sys.executable, str(HERE / "echoes.py"))
-# It says where it listens with -d -d only. With more than a page at once (pipe(7)) it hangs
-# in its own pipe when a peer sends more than that holds.
+# socat prints its port only with -d -d. With blocks above a page (pipe(7)), it deadlocks in its own
+# pipe when a peer sends more than the pipe holds.
 SOCAT: Final = (
     *("socat", "-d", "-d", "-b4096"),
     *(f"TCP-LISTEN:0,bind={HOST},backlog={BACKLOG},fork,nodelay", "PIPE"),
@@ -41,10 +41,10 @@ class Peer(NamedTuple):
     """A server to measure."""
 
     title: str
-    command: tuple[str, ...]  # {tools} is where the compiled are
+    command: tuple[str, ...]  # {tools} is the directory of compiled programs
     needs: str = ""  # a Python package, or the name of a command with a slash before it
-    source: str = ""  # what is compiled
-    only: str = ""  # the one scenario that it takes part in
+    source: str = ""  # the source file to compile
+    only: str = ""  # its only scenario; empty: all
     forks: bool = False  # a process for each connection
 
 
@@ -60,13 +60,13 @@ PEERS: Final = {
     "c": Peer("C, epoll", ("{tools}/echo-c",), "/cc", "echo.c"),
     "go": Peer("Go, io.Copy", ("{tools}/echo-go",), "/go", "echo.go"),
     "socat": Peer("socat, fork", SOCAT, "/socat", forks=True),
-    "liar": Peer("one that lies", (*ECHOES, "liar")),
+    "liar": Peer("one that changes a byte", (*ECHOES, "liar")),
 }
 USUAL: Final = [name for name in PEERS if name != "liar"]
 
 
 def missing(name: str) -> str:
-    """Return what is missing for a server to be run, or an empty string."""
+    """Return why a server cannot run here, or an empty string."""
     needs = PEERS[name].needs
     if needs.startswith("/"):
         return "" if shutil.which(needs[1:]) else f"no {needs[1:]} is installed"
@@ -85,7 +85,7 @@ def build(source: str, target: str) -> None:
         command = ["cc", "-O2", "-o", target, str(HERE / source)]
     else:
         command = ["go", "build", "-o", target, str(HERE / source)]
-    # Go keeps a cache at home, and wants to have one.
+    # Go needs a home directory for its cache.
     environment = {"HOME": str(Path(target).parent), **os.environ}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if ended.returncode:
@@ -93,15 +93,15 @@ def build(source: str, target: str) -> None:
 
 
 def complaint(errors: str) -> str:
-    """Return the line of a compiler's output that says what is wrong."""
-    # Before it, cc names a function, and go a package behind a "#".
+    """Return the line of a compiler's output with the error."""
+    # Lines before it have the function (cc), or the package after a "#" (go).
     lines = [line.strip() for line in errors.splitlines() if line.strip() and line[0] != "#"]
     wrong = [line for line in lines if "error" in line]
-    return (wrong or lines or ["it does not say why"])[0]
+    return (wrong or lines or ["no error message"])[0]
 
 
 def lack_of(name: str, tools: str) -> str:
-    """Compile a server, where it has to be; return what it lacks, or an empty string."""
+    """Compile a server, if needed; return why it cannot run, or an empty string."""
     lack, source = missing(name), PEERS[name].source
     if not lack and source:
         try:
@@ -112,7 +112,7 @@ def lack_of(name: str, tools: str) -> str:
 
 
 def version_of(name: str) -> str:
-    """Return the name and version of what a server is made with, or an empty string."""
+    """Return the name and version of a server's library or compiler, or an empty string."""
 
     def first(pattern: str, *command: str) -> str:
         output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
@@ -131,12 +131,12 @@ def version_of(name: str) -> str:
 
 
 class Server:
-    """A server in a process of its own, on a core of its own. :meth:`close` ends it."""
+    """A server process on its own core. :meth:`close` ends it."""
 
     def __init__(self, name: str, tools: str, *options: str) -> None:
         self.name = name
         self.forks = PEERS[name].forks
-        # Before it starts, since it may count its cores, and have threads from the start.
+        # Before the start, because the server may count its cores and start threads.
         os.sched_setaffinity(0, SERVER_CORE)
         try:
             self.process = subprocess.Popen(
@@ -145,11 +145,11 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                start_new_session=True,  # to find, and to end, its children by
+                start_new_session=True,  # the session identifies its children
             )
         finally:
             os.sched_setaffinity(0, LOAD_CORE)
-        # Its log has to go somewhere, or a full pipe would stop it.
+        # Read its log, because a full pipe would stop it.
         self._reader = threading.Thread(target=self._read)
         self._listens = threading.Event()
         self._line = "no output"
@@ -174,28 +174,28 @@ class Server:
         self.process.wait()
 
     def cpu(self) -> int:
-        """Return the CPU time until now in nanoseconds, its children's too."""
+        """Return the CPU time so far in nanoseconds, including its children's."""
         if not self.forks:
             return time.clock_gettime_ns(self._clock)
         spent = 0
         for pid in self._members():
-            with suppress(OSError):  # it has ended, and is found below
+            with suppress(OSError):  # it has ended; its time is in cutime and cstime
                 spent += time.clock_gettime_ns(cpu_clock(pid))
         fields = status_of(self.process.pid)
         ended = int(fields[13]) + int(fields[14])  # cutime and cstime, in ticks
         return spent + ended * 10**9 // os.sysconf("SC_CLK_TCK")
 
     def waited(self) -> int:
-        """Return how long it could go on and others had its core; 0, where it forks.
+        """Return the nanoseconds in which it waited for its core; 0 for a server that forks.
 
-        Its children have one core together, and would wait for each other.
+        The children of such a server share one core, and wait for each other.
         """
         return 0 if self.forks else waited(self.process.pid)
 
     def memory(self) -> int:
-        """Return the resident memory in bytes; of who forks, what is shared counts once.
+        """Return the resident memory in bytes; shared pages of a server that forks count once.
 
-        From the pages themselves, because the counters of ``status`` are not precise.
+        ``smaps_rollup`` counts pages; the counters of ``status`` are not precise.
         """
         field = "Pss:" if self.forks else "Rss:"
         kib = 0
@@ -205,7 +205,7 @@ class Server:
         return kib * 1024
 
     def _members(self) -> list[int]:
-        """Return its process and its children."""
+        """Return the server's process and its children."""
         if not self.forks:
             return [self.process.pid]
         return [pid for pid in processes() if status_of(pid)[3] == str(self.process.pid)]
@@ -221,9 +221,9 @@ class Server:
 
 
 def waited(pid: int) -> int:
-    """Return the nanoseconds in which its threads could go on, and others had the core (proc(5)).
+    """Return the nanoseconds in which a process's threads waited for a core (proc(5)).
 
-    A thread that has ended is no longer in it.
+    Threads that have ended are not included.
     """
     total = 0
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
@@ -237,9 +237,9 @@ def processes() -> list[int]:
 
 
 def end_children() -> None:
-    """End the processes that this one has started.
+    """Kill the child processes of this process.
 
-    For who is interrupted in the midst of starting one, which nobody else knows then.
+    An interrupt during the start of a server leaves a process that no object knows.
     """
     for pid in processes():
         if status_of(pid)[1] == str(os.getpid()):
@@ -248,7 +248,7 @@ def end_children() -> None:
 
 
 def status_of(pid: int) -> list[str]:
-    """Return what proc(5) tells of a process, from its state on; "" for each, when it is gone."""
+    """Return the fields of ``/proc/PID/stat`` from the state on (proc(5)); "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,13 +1,12 @@
-"""What an echo costs, beside others' echoes: ``python benchmarks/speed.py``.
+"""Speed of echod, compared with other echo servers: ``python benchmarks/speed.py``.
 
-In each round, and for each scenario, every server starts in a process of its own on
-127.0.0.1, and they get the load in turns, each several times. The servers have one core,
-the load another. The load is a C program (``load.c``) that compares every byte that comes
-back with what was sent, and takes its own CPU time: where it kept the server waiting, the
-table says so. Ratios are taken within a round, since what else the machine does meanwhile
-changes from one to the next.
+In each round, and for each scenario, every server starts in its own process on 127.0.0.1. The
+servers get the load in turns, each several times. The servers share one core, and the load has
+another. The load is a C program (``load.c``) that compares every byte that comes back, and measures
+its own CPU time: the table marks the figures of a server that had to wait for the load. Ratios are
+taken within a round, because the speed of a machine changes from round to round.
 
-CPU time is that of the server's process, its threads and its children, in the kernel too.
+CPU time is that of the server's process, its threads and its children, including the kernel's.
 """
 
 from __future__ import annotations
@@ -48,21 +47,21 @@ from servers import (
     waited,
 )
 
-WHOLE: Final = 1800  # seconds after which the whole is given up
+WHOLE: Final = 1800  # seconds after which the benchmark gives up
 WHOLE_SHORT: Final = 100
 SPARE: Final = 50  # descriptors that are not connections
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A load, and how much of it."""
+    """A kind of load, and its amount."""
 
-    how: str  # of load.c
+    how: str  # argument HOW of load.c
     connections: int
     size: int = 64  # bytes of a message
     milliseconds: int = 250  # of a run
     most: int = 0  # messages or connections of a run; 0: any number
-    runs: int = 3  # in a round, the servers taking turns
+    runs: int = 3  # of each server in a round; the servers take turns
 
 
 SCENARIOS: Final = {
@@ -70,10 +69,11 @@ SCENARIOS: Final = {
     "message-50": Scenario("echo", 50),
     "message-500": Scenario("echo", 500),
     "bulk": Scenario("echo", 10, size=10**6),
-    # Not more, because each leaves a TIME-WAIT for a minute, and there are 28,000 ports.
+    # Not more, because each connection stays in TIME-WAIT for a minute, and uses one of 28,000
+    # ports.
     "short": Scenario("short", 10, most=1500),
     "idle": Scenario("idle", 5050, runs=1),
-    # The first connection is the one that is measured, the second is who floods.
+    # The first connection is measured, and the second one floods.
     "flood": Scenario("flood", 2, milliseconds=1500, runs=1),
 }
 SHORT: Final = {
@@ -85,12 +85,12 @@ SHORT: Final = {
     "idle": Scenario("idle", 150, runs=1),
     "flood": Scenario("flood", 2, milliseconds=100, runs=1),
 }
-# Connections of who has a process for each: what thousands of them take is known without trying.
+# Connections of a server with a process for each: a hundred show its memory use as well.
 FORKS: Final = {"idle": 150}
 
 
 class Load:
-    """``load.c`` in a process of its own, connected to a server and warm. :meth:`close` ends it."""
+    """A process of ``load.c``, connected to a server and warmed up. :meth:`close` ends it."""
 
     def __init__(self, tools: str, server: Server, scenario: Scenario, connections: int) -> None:
         numbers = (connections, scenario.size, scenario.milliseconds, scenario.most)
@@ -107,7 +107,7 @@ class Load:
         self._line()
 
     def run(self) -> list[int]:
-        """Run once; return the numbers that ``load.c`` tells."""
+        """Run once, and return the numbers that ``load.c`` prints."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -128,23 +128,23 @@ class Load:
 
 
 def connections_of(name: str, scenario: Scenario, server: str) -> int:
-    """Return how many connections a server gets."""
+    """Return the number of connections that a server gets."""
     most = FORKS.get(name, scenario.connections) if PEERS[server].forks else scenario.connections
     return min(most, scenario.connections)
 
 
 def check_descriptors(scenarios: dict[str, Scenario], servers: Sequence[str]) -> None:
-    """Raise an error if there are not descriptors enough for the connections."""
+    """Raise an error if RLIMIT_NOFILE is too low for the connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = hard - SPARE
+    available = hard - SPARE
     needed = max(
         connections_of(name, scenario, server)
         for name, scenario in scenarios.items()
         for server in servers
     )
-    if needed > room:
+    if needed > available:
         raise RuntimeError(
-            f"RLIMIT_NOFILE leaves room for {max(0, room):,} connections, "
+            f"RLIMIT_NOFILE leaves room for {max(0, available):,} connections, "
             f"and {needed:,} are needed (ulimit -n)"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the servers and the load too
@@ -153,11 +153,11 @@ def check_descriptors(scenarios: dict[str, Scenario], servers: Sequence[str]) ->
 def run_round(
     name: str, scenario: Scenario, servers: Sequence[str], tools: str
 ) -> dict[str, Figures]:
-    """Return what each server took of one scenario in one round."""
+    """Return the figures of each server for one scenario in one round."""
     with ExitStack() as stack:
         running: list[Server] = []
         for server_name in servers:
-            # What a connection costs, and not its log line.
+            # Measure the connection, without its log line.
             quiet = ["--quiet"] if (name, server_name) == ("short", "echod") else []
             running.append(Server(server_name, tools, *quiet))
             stack.callback(running[-1].close)
@@ -178,7 +178,7 @@ def run_round(
 
 
 def measured(load: Load, server: Server, scenario: Scenario) -> Figures:
-    """Return what one run took, in nanoseconds and bytes."""
+    """Return the raw figures of one run, in nanoseconds and bytes."""
 
     def until_now() -> dict[str, float]:
         return {
@@ -194,7 +194,7 @@ def measured(load: Load, server: Server, scenario: Scenario) -> Figures:
 
 
 def figures(scenario: Scenario, runs: Sequence[Figures]) -> Figures:
-    """Return what the runs of a server come to, in the units of the tables."""
+    """Return the figures of all runs of a server, in the units of the tables."""
     total = {name: sum(run[name] for run in runs) for name in runs[0]}
     done, wall = total["done"], total["wall"]
     if not done:
@@ -205,21 +205,21 @@ def figures(scenario: Scenario, runs: Sequence[Figures]) -> Figures:
         "cpu": total["cpu"] / 1000 / done,
         "rate": done / wall * 1e9,
         "mb": done * scenario.size / wall * 1e3,
-        # They are of all runs until then.
+        # The percentiles of the last run include all runs before it.
         "p50": runs[-1]["p50"] / 1000,
         "p99": runs[-1]["p99"] / 1000,
         "busy": total["cpu"] / wall,
         "load": total["own"] / wall,
-        # Of two cores; several threads can wait for one at the same time.
+        # Divided by two cores; several threads can wait for one core at the same time.
         "waited": min(1, total["waited"] / wall / 2),
     }
 
 
 def order_of(servers: Sequence[str], count: int) -> list[str]:
-    """Return the servers in the order of a round, of which so many have been."""
+    """Return the servers in their order for a round, after ``count`` rounds."""
     start = count % len(servers)
     order = [*servers[start:], *servers[:start]]
-    if count % 2 and len(servers) > 2:  # two would be as before
+    if count % 2 and len(servers) > 2:  # reversing two would restore the order before
         order.reverse()
     return order
 
@@ -227,7 +227,7 @@ def order_of(servers: Sequence[str], count: int) -> list[str]:
 def rounds_of(
     number: int, scenarios: dict[str, Scenario], servers: Sequence[str], tools: str
 ) -> Iterator[Round]:
-    """Yield the rounds; in each the servers have another order than in the one before."""
+    """Yield the rounds; the order of the servers changes from round to round."""
     for count in range(number):
         figures_of = {}
         for name, scenario in scenarios.items():
@@ -238,7 +238,7 @@ def rounds_of(
 
 
 def machine() -> str:
-    """Return the processor, how many cores may be used, and what virtualizes them."""
+    """Return the processor, the number of usable cores, and the hypervisor."""
     found = re.search(r"(?m)^model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     cores = f"{len(CORES)} core{'s' if len(CORES) > 1 else ''}"
     parts = [found[1] if found else platform.machine(), cores, *filter(None, [hypervisor()])]
@@ -247,7 +247,7 @@ def machine() -> str:
 
 
 def hypervisor() -> str:
-    """Return whose virtual machine this is, or an empty string."""
+    """Return the name of the hypervisor, or an empty string."""
     if not shutil.which("lscpu"):
         return ""
     output = subprocess.run(
@@ -278,7 +278,7 @@ def versions(servers: Sequence[str]) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of all rounds, and what they came from."""
+    """Return the figures of all rounds, with the machine, the versions and the command."""
     if not shutil.which("cc"):
         raise RuntimeError("the load is a C program, and no cc is installed")
     sizes = SHORT if arguments.short else SCENARIOS
@@ -310,7 +310,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def names(known: Sequence[str]) -> Any:
-    """Return what argparse needs to take a list of names with commas."""
+    """Return a parser of a comma-separated list of names, for argparse."""
 
     def parse(text: str) -> list[str]:
         given = text.split(",")
@@ -323,14 +323,14 @@ def names(known: Sequence[str]) -> Any:
 
 
 def whole(text: str) -> int:
-    """Return a number of 1 or more, for argparse."""
+    """Return an integer of at least 1, for argparse."""
     if not re.fullmatch("[0-9]*[1-9][0-9]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
 
 
 def target(text: str) -> Path:
-    """Return the path of a file that can be written, for argparse."""
+    """Return the path of a writable file, for argparse."""
     path = Path(text)
     parent = os.path.isdir(path.parent) and os.access(path.parent, os.W_OK)
     if os.path.isdir(path) or not (os.access(path, os.W_OK) if os.path.exists(path) else parent):
@@ -339,7 +339,7 @@ def target(text: str) -> Path:
 
 
 def picture(text: str) -> Path:
-    """Return the path of an SVG that can be drawn, for argparse."""
+    """Return the path of a writable SVG file, for argparse."""
     if not text.endswith(".svg"):
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .svg")
     if not find_spec("matplotlib"):
@@ -348,7 +348,7 @@ def picture(text: str) -> Path:
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
-    """Return the figures that a file has, and the tables of them."""
+    """Return the figures of a file, and their tables."""
     try:
         result = json.loads(path.read_text())
         return result, report.tables(result)
@@ -358,9 +358,9 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Show what an echo costs: run servers on 127.0.0.1, print reST tables."
+        description="Measure the speed of echo servers on 127.0.0.1, print reST tables."
     )
-    parser.add_argument("--short", action="store_true", help="too little to mean much, for CI")
+    parser.add_argument("--short", action="store_true", help="run briefly, for CI: imprecise")
     parser.add_argument("--rounds", type=whole, metavar="N", help="7 by default")
     parser.add_argument("--servers", type=names(list(PEERS)), metavar="A,B", help=", ".join(USUAL))
     parser.add_argument(
@@ -371,7 +371,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=target, metavar="FILE", help="write all figures to it")
     parser.add_argument("--chart", type=picture, metavar="FILE", help="draw a chart, in SVG")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read figures")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="read figures, measure nothing")
     arguments = parser.parse_args()
     if arguments.read and (arguments.servers or arguments.scenarios or arguments.rounds):
         parser.error("--read measures nothing: no --servers, --scenarios or --rounds")

@@ -1,10 +1,10 @@
-"""How fast echod is over TLS: ``python benchmarks/tls.py``.
+"""Speed of echod over TLS: ``python benchmarks/tls.py``.
 
-Each round starts two servers anew on 127.0.0.1: ``twistd -n echod --listen ssl:``, and
-asyncio's "TCP Echo Server" of the manual with ``ssl=``. They get the same load in turns:
-messages on a few connections, each sent again when it has come back, and compared. To
-encrypt takes the load as much time as the server, which so is not always busy. What counts is
-how much a server echoes in a second of its own CPU time; by the clock it is less.
+Each round starts two servers on 127.0.0.1: ``twistd -n echod --listen ssl:``, and the "TCP Echo
+Server" of asyncio's manual with ``ssl=``. They get the same load in turns: messages on a few
+connections, each compared and sent again when it comes back. The load needs as much time for
+encryption as the server, so that the server is not always busy. So the main figure is the number of
+bytes that a server echoes in a second of its own CPU time; in a second of elapsed time it is less.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from echoes import EchoServerProtocol
 from losses import HOST, announce, give_up_after, table
 from servers import BACKLOG, CORES, LISTENS, LOAD_CORE, SERVER_CORE, TWISTD
 
-WHOLE: Final = 300  # seconds after which the whole is given up
+WHOLE: Final = 300  # seconds after which the benchmark gives up
 SIZE: Final = 16 * 1024  # bytes of a message: one record of TLS
 CONNECTIONS: Final = 8
 AIM: Final = 0.8
@@ -46,7 +46,7 @@ ECHOD, ASYNCIO = "echod", "asyncio"
 
 
 class Size(NamedTuple):
-    """How much is done."""
+    """The amount of work."""
 
     rounds: int
     messages: int  # on each connection, in a run
@@ -58,7 +58,7 @@ SHORT: Final = Size(rounds=1, messages=20, runs=1)
 
 
 def write_files(directory: Path) -> None:
-    """Write a key and a certificate of its own making."""
+    """Write a key and a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(timezone.utc)
@@ -88,7 +88,7 @@ async def serve_asyncio(directory: Path) -> None:
 
 
 class Server:
-    """A server in a process of its own, on a core of its own, and its peers."""
+    """A server process on its own core, and its peers."""
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
@@ -130,7 +130,7 @@ class Server:
         self._closing.close()
 
     def run(self, messages: int) -> tuple[float, float]:
-        """Echo so many messages on each connection; return seconds, and those of CPU time."""
+        """Echo ``messages`` messages on each connection; return elapsed and CPU seconds."""
         message = random.Random(862).randbytes(SIZE)
         began, spent = time.perf_counter(), time.clock_gettime(self._clock)
         for peer in self._peers:
@@ -156,7 +156,7 @@ def receive(peer: ssl.SSLSocket) -> bytes:
 
 
 def measure(order: list[str], size: Size, directory: Path) -> dict[str, tuple[float, float]]:
-    """Return for each server MB/s, and CPU time for a message in µs."""
+    """Return for each server its MB/s, and its CPU time of a message in microseconds."""
     with ExitStack() as closing:
         servers = []
         for name in order:
@@ -164,7 +164,7 @@ def measure(order: list[str], size: Size, directory: Path) -> dict[str, tuple[fl
             closing.callback(servers[-1].close)
         for server in servers:
             server.ready(directory / CERTIFICATE)
-            server.run(max(1, size.messages // 10))  # to be warm
+            server.run(max(1, size.messages // 10))  # warm up
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in order}
         for server in servers * size.runs:
             seconds[server.name].append(server.run(size.messages))
@@ -179,7 +179,7 @@ def measure(order: list[str], size: Size, directory: Path) -> dict[str, tuple[fl
 
 
 def report(rounds: list[dict[str, tuple[float, float]]]) -> str:
-    """Return the table, and whether the aim is met."""
+    """Return the table, the ratios, and a verdict on the aim."""
     rows = [
         [
             name,
@@ -217,7 +217,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     with tempfile.TemporaryDirectory() as directory:
         write_files(Path(directory))
-        # Each is as often the first as the other.
+        # The servers are first in turns.
         orders = islice(cycle([[ECHOD, ASYNCIO], [ASYNCIO, ECHOD]]), size.rounds)
         try:
             rounds = [measure(order, size, Path(directory)) for order in orders]

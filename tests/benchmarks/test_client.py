@@ -25,10 +25,10 @@ def test_output() -> None:
     assert re.fullmatch(f"Messages a second, echod-client / load.c: {ratio}", load)
     assert re.fullmatch(f"MB/s, echod-client / socat: {ratio}", pipe)
     assert re.fullmatch(
-        r"Of 1,000 messages a second [\d.,]+ left; aim: within 1 %: (not )?met\.", rate
+        r"Of 1,000 messages a second, [\d.,]+ were sent; aim: within 1 %: (not )?met\.", rate
     )
     assert re.fullmatch(
-        r"One in a hundred of these left \d+\.\d{3} ms late or more; "
+        r"One in a hundred of these was sent \d+\.\d{3} ms late or more; "
         r"aim: below 1 ms: (not )?met\.",
         late,
     )

@@ -46,12 +46,12 @@ def test_sentences(output: str) -> None:
 @pytest.mark.parametrize(
     ("ratios", "expected"),
     [
-        ([0.98, 1.0, 1.02] * 4, "no difference is seen"),
-        ([1.02] * 10 + [0.99] * 2, "no difference is seen"),
-        ([1.02] * 11 + [0.99], "a difference that equals make too, but not as steadily"),
-        ([0.98] * 12, "a difference that equals make too, but not as steadily"),
-        ([1.04] * 12, "a difference that equals do not make"),
-        ([0.96] * 12, "a difference that equals do not make"),
+        ([0.98, 1.0, 1.02] * 4, "no difference"),
+        ([1.02] * 10 + [0.99] * 2, "no difference"),
+        ([1.02] * 11 + [0.99], "a small but steady difference"),
+        ([0.98] * 12, "a small but steady difference"),
+        ([1.04] * 12, "a difference above the measurement error"),
+        ([0.96] * 12, "a difference above the measurement error"),
     ],
 )
 def test_verdict(counting: ModuleType, ratios: list[float], expected: str) -> None:
