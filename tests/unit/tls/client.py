@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from echod.certificates import Certificates
@@ -19,6 +21,16 @@ from tests.authority import Authority
 from tests.coroutines import now
 from tests.streams.memory import MemoryEndpoints
 from tests.streams.server import EchoServer, Peers
+
+
+class TLSTestCase(SynchronousTestCase):
+    """A test with a certificate authority. It fails if an error is logged and not flushed."""
+
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.authority = Authority(self.directory)
 
 
 class TLSServer(EchoServer):
@@ -87,7 +99,7 @@ class TLSClient:
 
     def closing_alert(self) -> bytes:
         """Return the ciphertext of the closing alert."""
-        with pytest.raises(ssl.SSLWantReadError):
+        with suppress(ssl.SSLWantReadError):
             self._tls.unwrap()
         return self._outgoing.read()
 

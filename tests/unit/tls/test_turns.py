@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 import ssl
+from collections.abc import Callable
 from typing import Any, cast
 
-import pytest
 from twisted.internet.protocol import connectionDone
-from twisted.logger import LogEvent
 
 from echod.events import Ending
 from echod.protocol import MAX_BUFFERED, Echo
 from echod.tlsrecords import RECORDS
 from echod.transport import beneath, has_unread_input, lose, unsent
 from tests.authority import Authority
-from tests.unit.tls.client import TLSClient, TLSServer
+from tests.unit.tls.client import TLSClient, TLSServer, TLSTestCase
 
 
 class SlowTLSServer(TLSServer):
@@ -45,6 +44,15 @@ class SlowTLSServer(TLSServer):
     def act(self, echo: Echo) -> None:
         """Run a test's code in the delivery of a record."""
 
+    def act_at(self, number: int, act: Callable[[Any], object]) -> None:
+        """Run ``act`` in the delivery of the record with that number."""
+
+        def act_once(echo: Echo) -> None:
+            if len(self.seen) == number:
+                act(echo)
+
+        self.act = act_once  # type: ignore[method-assign]
+
 
 def tiny_records(client: TLSClient, count: int) -> tuple[bytes, bytes]:
     """Return ``count`` bytes, and their ciphertext as one record for each byte."""
@@ -52,180 +60,167 @@ def tiny_records(client: TLSClient, count: int) -> tuple[bytes, bytes]:
     return data, b"".join(client.record(data[at : at + 1]) for at in range(count))
 
 
-def test_shared_turns(authority: Authority) -> None:
-    """Tiny records of several clients take turns, and every byte is echoed in order."""
-    server = SlowTLSServer(authority)
-    clients = [server.client() for _ in range(3)]
-    sent = [tiny_records(client, 200) for client in clients]
-    for client, (_, records) in zip(clients, sent, strict=True):
-        client.peer.send(records)
-    server.network.settle()
-    assert [client.read() for client in clients] == [data for data, _ in sent]
-    ports = [port for port, _ in server.seen]
-    runs = [len(list(run)) for _, run in itertools.groupby(ports)]
-    assert max(runs) <= 2 * RECORDS
-    server.network.advance(10)
-    assert server.network.getDelayedCalls() == []
-    for client in clients:  # the server reads again
-        client.send(client.record(b"more"))
-        assert client.read().endswith(b"more")
+class FairnessTests(TLSTestCase):
+    def test_shared_turns(self) -> None:
+        """Tiny records of several clients take turns, and every byte is echoed in order."""
+        server = SlowTLSServer(self.authority)
+        clients = [server.client() for _ in range(3)]
+        sent = [tiny_records(client, 200) for client in clients]
+        for client, (_, records) in zip(clients, sent, strict=True):
+            client.peer.send(records)
+        server.network.settle()
+        self.assertEqual([client.read() for client in clients], [data for data, _ in sent])
+        ports = [port for port, _ in server.seen]
+        runs = [len(list(run)) for _, run in itertools.groupby(ports)]
+        self.assertLessEqual(max(runs), 2 * RECORDS)
+        server.network.advance(10)
+        self.assertEqual(server.network.getDelayedCalls(), [])
+        for client in clients:  # the server reads again
+            client.send(client.record(b"more"))
+            self.assertTrue(client.read().endswith(b"more"))
 
+    def test_end_after_waiting_records(self) -> None:
+        """The end of the stream is handled after all records that were received before it."""
+        for end in ["closing alert", "FIN"]:
+            server = SlowTLSServer(self.authority)
+            client = server.client()
+            data, records = tiny_records(client, 200)
+            client.peer.send(records + (client.closing_alert() if end == "closing alert" else b""))
+            client.peer.finish()
+            server.network.settle()
+            self.assertEqual(client.read(), data)
+            self.assertTrue(client.closed)
+            self.assertEqual(client.peer.ended, "FIN")
+            self.assertEqual(
+                server.events.endings, [Ending.FINISHED if end == "closing alert" else Ending.LOST]
+            )
+            self.assertEqual(server.events.closed[0].bytes, 200)
 
-@pytest.mark.parametrize("end", ["closing alert", "FIN"])
-def test_end_after_waiting_records(authority: Authority, end: str) -> None:
-    """The end of the stream is handled after all records that were received before it."""
-    server = SlowTLSServer(authority)
-    client = server.client()
-    data, records = tiny_records(client, 200)
-    client.peer.send(records + (client.closing_alert() if end == "closing alert" else b""))
-    client.peer.finish()
-    server.network.settle()
-    assert client.read() == data
-    assert client.closed
-    assert client.peer.ended == "FIN"
-    assert server.events.endings == [Ending.FINISHED if end == "closing alert" else Ending.LOST]
-    assert server.events.closed[0].bytes == 200
+    def test_waiting_records_of_a_slow_reader(self) -> None:
+        """A peer that stalls and then reads again gets every byte."""
+        server = SlowTLSServer(self.authority)
+        client = server.client()
+        client.peer.stall()
+        data, records = tiny_records(client, 20_000)
+        client.send(records)
+        echo: Any = server.echo
+        self.assertTrue(echo._paused)
+        self.assertFalse(echo.transport.has_undecrypted_input)
+        self.assertLess(unsent(echo.transport), MAX_BUFFERED)
+        client.peer.resume()
+        self.assertEqual(client.read(), data)
 
+    def test_end_while_records_wait(self) -> None:
+        """If a connection ends while its records wait, they are dropped."""
+        ends: dict[Ending, Callable[[Any], object]] = {
+            Ending.LOST: lambda echo: lose(echo.transport),
+            Ending.ABORTED: lambda echo: echo.abort(),
+            Ending.FINISHED: lambda echo: echo.transport.loseConnection(),
+        }
+        for ending, end in ends.items():
+            server = SlowTLSServer(self.authority)
+            server.act_at(50, end)
+            client = server.client()
+            data, records = tiny_records(client, 200)
+            client.send(records)
+            self.assertEqual(server.events.endings, [ending])
+            self.assertEqual(len(server.seen), 50)
+            if ending is Ending.FINISHED:
+                self.assertEqual(client.read(), data[:49])
+            server.network.advance(100)
+            self.assertEqual(server.network.getDelayedCalls(), [])
 
-def test_waiting_records_of_a_slow_reader(authority: Authority) -> None:
-    """A peer that stalls and then reads again gets every byte."""
-    server = SlowTLSServer(authority)
-    client = server.client()
-    client.peer.stall()
-    data, records = tiny_records(client, 20_000)
-    client.send(records)
-    echo: Any = server.echo
-    assert echo._paused
-    assert not echo.transport.has_undecrypted_input
-    assert unsent(echo.transport) < MAX_BUFFERED
-    client.peer.resume()
-    assert client.read() == data
+    def test_reactor_stops_while_records_wait(self) -> None:
+        """If the reactor stops while records wait, the connection is reset."""
+        server = SlowTLSServer(self.authority)
+        client = server.client()
 
-
-@pytest.mark.parametrize("ending", [Ending.LOST, Ending.ABORTED, Ending.FINISHED])
-def test_end_while_records_wait(authority: Authority, ending: Ending) -> None:
-    """If a connection ends while its records wait, they are dropped."""
-    server = SlowTLSServer(authority)
-    client = server.client()
-    data, records = tiny_records(client, 200)
-
-    def act(echo: Echo) -> None:
-        if len(server.seen) == 50:
-            if ending is Ending.LOST:
-                lose(echo.transport)
-            elif ending is Ending.ABORTED:
-                echo.abort()
-            else:
-                echo.transport.loseConnection()
-
-    server.act = act  # type: ignore[method-assign]
-    client.send(records)
-    assert server.events.endings == [ending]
-    assert len(server.seen) == 50
-    if ending is Ending.FINISHED:
-        assert client.read() == data[:49]
-    server.network.advance(100)
-    assert server.network.getDelayedCalls() == []
-
-
-def test_reactor_stops_while_records_wait(authority: Authority) -> None:
-    """If the reactor stops while records wait, the connection is reset: its reply is not whole."""
-    server = SlowTLSServer(authority)
-    client = server.client()
-
-    def act(echo: Echo) -> None:
-        if len(server.seen) == 50:
+        def stop(echo: Echo) -> None:
             below: Any = beneath(echo.transport)
             below.doWrite()  # send all buffered bytes
             below.connectionLost(connectionDone)  # as the reactor does when it stops
 
-    server.act = act  # type: ignore[method-assign]
-    client.send(tiny_records(client, 200)[1])
-    assert client.peer.ended == "RST"
-    assert server.events.endings == [Ending.LOST]
+        server.act_at(50, stop)
+        client.send(tiny_records(client, 200)[1])
+        self.assertEqual(client.peer.ended, "RST")
+        self.assertEqual(server.events.endings, [Ending.LOST])
 
+    def test_exception_in_a_later_turn(self) -> None:
+        """An exception resets its own connection and is logged; others are not affected."""
+        server = SlowTLSServer(self.authority)
+        clients = [server.client() for _ in range(2)]
+        sent = [tiny_records(client, 200) for client in clients]
 
-def test_exception_in_a_later_turn(authority: Authority, log: list[LogEvent]) -> None:
-    """An exception resets its own connection and is logged; others are not affected."""
-    server = SlowTLSServer(authority)
-    clients = [server.client() for _ in range(2)]
-    sent = [tiny_records(client, 200) for client in clients]
+        def act(echo: Echo) -> None:
+            if len(server.seen) > 50 and echo.peer.port == server.seen[0][0]:  # type: ignore[attr-defined]
+                raise MemoryError
 
-    def act(echo: Echo) -> None:
-        if len(server.seen) > 50 and echo.peer.port == server.seen[0][0]:  # type: ignore[attr-defined]
-            raise MemoryError
+        server.act = act  # type: ignore[method-assign]
+        for client, (_, records) in zip(clients, sent, strict=True):
+            client.peer.send(records)
+        server.network.settle()
+        self.assertEqual(clients[0].peer.ended, "RST")
+        self.assertEqual(clients[1].read(), sent[1][0])
+        self.assertEqual(server.events.endings, [Ending.ABORTED])
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
 
-    server.act = act  # type: ignore[method-assign]
-    for client, (_, records) in zip(clients, sent, strict=True):
-        client.peer.send(records)
-    server.network.settle()
-    assert clients[0].peer.ended == "RST"
-    assert clients[1].read() == sent[1][0]
-    assert server.events.endings == [Ending.ABORTED]
-    [failure] = log
-    assert failure["log_failure"].check(MemoryError)
-    log.clear()
+    def test_data_while_paused(self) -> None:
+        """Bytes that a transport delivers while it is paused are decrypted in their turn."""
+        server = SlowTLSServer(self.authority)
+        client = server.client()
+        data, records = tiny_records(client, 200)
+        first, last = records[:-1000], [records[-1000:]]
 
+        def act(echo: Echo) -> None:
+            transport: Any = echo.transport
+            if transport.has_undecrypted_input and last:
+                transport.dataReceived(last.pop())
 
-def test_data_while_paused(authority: Authority) -> None:
-    """Bytes that a transport delivers while it is paused are decrypted in their turn."""
-    server = SlowTLSServer(authority)
-    client = server.client()
-    data, records = tiny_records(client, 200)
-    first, last = records[:-1000], [records[-1000:]]
+        server.act = act  # type: ignore[method-assign]
+        client.send(first)
+        self.assertEqual(client.read(), data)
 
-    def act(echo: Echo) -> None:
-        transport: Any = echo.transport
-        if transport.has_undecrypted_input and last:
-            transport.dataReceived(last.pop())
+    def test_paused_while_records_wait(self) -> None:
+        """A transport that is resumed while records wait reads again when they are decrypted."""
+        server = SlowTLSServer(self.authority)
+        client = server.client()
+        data, records = tiny_records(client, 200)
 
-    server.act = act  # type: ignore[method-assign]
-    client.send(first)
-    assert client.read() == data
+        def act(echo: Echo) -> None:
+            if len(server.seen) in (50, 150):
+                echo.transport.pauseProducing()
+            elif len(server.seen) == 100:
+                echo.transport.resumeProducing()
 
+        server.act = act  # type: ignore[method-assign]
+        client.send(records)
+        self.assertEqual(client.read(), data)
+        self.assertNotIn(beneath(server.echo.transport), server.network.getReaders())
+        server.echo.transport.resumeProducing()
+        client.send(client.record(b"more"))
+        self.assertEqual(client.read(), data + b"more")
 
-def test_paused_while_records_wait(authority: Authority) -> None:
-    """A transport that is resumed while records wait reads again when they are decrypted."""
-    server = SlowTLSServer(authority)
-    client = server.client()
-    data, records = tiny_records(client, 200)
+    def test_waiting_handshake(self) -> None:
+        """A handshake that waits for its turn gets another check before it times out."""
+        server = SlowTLSServer(self.authority, handshake_timeout=10)
+        other, client = server.client(), server.connect()
+        with self.assertRaises(ssl.SSLWantReadError):
+            client._tls.do_handshake()
+        hello = client.record()
 
-    def act(echo: Echo) -> None:
-        if len(server.seen) in (50, 150):
-            echo.transport.pauseProducing()
-        elif len(server.seen) == 100:
-            echo.transport.resumeProducing()
+        def act(echo: Echo) -> None:
+            if len(server.seen) == 20:
+                [pending] = server.factory.pending
+                self.assertTrue(has_unread_input(pending.transport))
+                server.network.rightNow += 11  # past the timeout
 
-    server.act = act  # type: ignore[method-assign]
-    client.send(records)
-    assert client.read() == data
-    assert beneath(server.echo.transport) not in server.network.getReaders()
-    server.echo.transport.resumeProducing()
-    client.send(client.record(b"more"))
-    assert client.read() == data + b"more"
-
-
-def test_waiting_handshake(authority: Authority) -> None:
-    """A handshake that waits for its turn gets another check before it times out."""
-    server = SlowTLSServer(authority, handshake_timeout=10)
-    other, client = server.client(), server.connect()
-    with pytest.raises(ssl.SSLWantReadError):
+        server.act = act  # type: ignore[method-assign]
+        data, records = tiny_records(other, 100)
+        other.peer.send(records)
+        client.peer.send(hello)
+        server.network.settle()
+        client.settle()
         client._tls.do_handshake()
-    hello = client.record()
-
-    def act(echo: Echo) -> None:
-        if len(server.seen) == 20:
-            [pending] = server.factory.pending
-            assert has_unread_input(pending.transport)
-            server.network.rightNow += 11  # past the timeout
-
-    server.act = act  # type: ignore[method-assign]
-    data, records = tiny_records(other, 100)
-    other.peer.send(records)
-    client.peer.send(hello)
-    server.network.settle()
-    client.settle()
-    client._tls.do_handshake()
-    client.send(client.record())
-    assert server.events.refused == []
-    assert other.read() == data
+        client.send(client.record())
+        self.assertEqual(server.events.refused, [])
+        self.assertEqual(other.read(), data)
