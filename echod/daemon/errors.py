@@ -68,16 +68,18 @@ def cannot_listen(option: str, error: Exception, protocol: str = "TCP") -> Canno
     :param protocol: ``TCP`` or ``UDP``, for errors that name a port.
     """
     why = explain(error, protocol)
-    if (
-        not isinstance(error, CannotListenError)
-        or getattr(error.socketError, "errno", None) != errno.EADDRINUSE
-    ):
+    if not isinstance(error, CannotListenError) or errno_of(error) != errno.EADDRINUSE:
         return CannotServe(f"{option}: {why}")
     host, port = error.interface, error.port
     if host is None:
         return AddressInUse(option, why, UNIXAddress(os.fsencode(port)))
     kind: Any = IPv6Address if ":" in host else IPv4Address
     return AddressInUse(option, why, kind(protocol, host, port))
+
+
+def errno_of(error: Exception) -> int | None:
+    """Return the error number of the system call that failed, if one did."""
+    return getattr(getattr(error, "socketError", error), "errno", None)
 
 
 def explain(error: Exception, protocol: str = "TCP") -> str:

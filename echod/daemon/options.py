@@ -107,10 +107,9 @@ class Options(usage.Options):
                 "--listen stands in place of --port and --interface: give one or the other"
             )
         self["says-where"] = bool(self["listen"] or self["port"] is not None or self["interface"])
-        for options in self.topics.values():
-            for option in options:
-                if option.value and self[option.name] is not None:
-                    self[option.name] = self._value(option)
+        for name, option in self._options().items():
+            if option.value and self[name] is not None:
+                self[name] = self._value(option)
         if self["port"] is None:
             self["port"] = PORT
         if self["quiet"] and self["verbose"]:
@@ -140,20 +139,22 @@ class Options(usage.Options):
             why = self._mistake(cause) if isinstance(cause, getopt.GetoptError) else error
             raise CannotServe(f"{why}; see {self.program} --help") from None
 
+    def _options(self) -> dict[str, Option]:
+        return {option.name: option for topic in self.topics.values() for option in topic}
+
     def _value(self, option: Option) -> Any:
         given = self[option.name]
         try:
-            if not option.repeatable:
-                return option.parse(given)
-            # A repeated value counts once.
-            return list(dict.fromkeys(option.parse(each) for each in given))
+            if isinstance(given, list):  # a repeated value counts once
+                return list(dict.fromkeys(option.parse(each) for each in given))
+            return option.parse(given)
         except ValueError as error:
             raise usage.UsageError(f"--{option.name} {error}") from None
 
     def _mistake(self, error: getopt.GetoptError) -> str:
         """Describe what is wrong with an option, in the operator's terms."""
         name = error.opt
-        options = {option.name: option for topic in self.topics.values() for option in topic}
+        options = self._options()
         dashes = "--" if f"--{name}" in error.msg else "-"
         if self.parent is not None and name in self.parent.synonyms:
             return f"{dashes}{name} is an option of twistd: give it before echod"

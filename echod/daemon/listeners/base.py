@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from twisted.internet.address import IPv4Address
@@ -14,7 +14,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
-from echod.daemon.errors import CannotServe, cannot_listen
+from echod.daemon.errors import CannotServe, cannot_listen, errno_of
 from echod.daemon.listeners.interfaces import LOOPBACK
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
@@ -37,19 +37,19 @@ class Listener(ABC):
     """Opens the ports of one option.
 
     :param option: the option as typed, for error messages.
-    :cvar protocol: ``TCP`` or ``UDP``, for errors that name a port.
-    :cvar held_by_systemd: whether systemd holds the sockets too. It keeps connections that are
-        in the backlog when the service stops, for the next process.
     :ivar proxied: whether each connection begins with a PROXY header.
     :ivar tls: the certificates, as :class:`~echod.daemon.listeners.tls.ListenerCertificates`,
         if the ports speak TLS.
+    :cvar protocol: ``TCP`` or ``UDP``, for errors that name a port.
+    :cvar held_by_systemd: whether systemd holds the sockets too. It keeps connections that are
+        in the backlog when the service stops, for the next process.
     """
 
     option: str
+    proxied: bool = field(default=False, init=False)
+    tls: Any = field(default=None, init=False)
     protocol = "TCP"
     held_by_systemd = False
-    proxied = False
-    tls = cast(Any, None)
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen, and return the ports.
@@ -133,7 +133,7 @@ class IPListener(Listener):
                 for port in ports:
                     port.stopListening()
                 # A port that is free on one address may be in use on the next.
-                if self.port != 0 or error.socketError.errno != errno.EADDRINUSE:
+                if self.port != 0 or errno_of(error) != errno.EADDRINUSE:
                     raise
             else:
                 return ports
@@ -150,7 +150,7 @@ class IPListener(Listener):
                 port = await self._open(factory, interface, number)
             except CannotListenError as error:
                 optional = not self.interfaces and interface == "::1"
-                if not optional or error.socketError.errno not in NO_ADDRESS:
+                if not optional or errno_of(error) not in NO_ADDRESS:
                     raise
                 log.info("this machine has no IPv6: serving IPv4 only", event="no-ipv6")
             else:
@@ -160,7 +160,6 @@ class IPListener(Listener):
     def _option_for(self, error: Exception) -> str:
         if self.option:
             return self.option
-        number = cast(CannotListenError, error).socketError.errno
-        if number in NO_ADDRESS and self.interfaces:
+        if errno_of(error) in NO_ADDRESS and self.interfaces:
             return "--interface"
         return "--port" if self.port else "--port 0"

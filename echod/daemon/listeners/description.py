@@ -1,8 +1,8 @@
 r"""Endpoint descriptions, such as ``tcp:7:interface=127.0.0.1``: parse and validate.
 
 The grammar is Twisted's: parts are separated by colons, and ``\:`` is a colon within a part. A
-part is ``NAME=VALUE``, or a value whose name follows from its position. Twisted's own parser does
-not validate: it takes an empty interface for all addresses, and a host name for an address.
+part is ``NAME=VALUE``, or a value alone, whose position implies the name. Twisted's own parser does
+not validate: it reads an empty interface as all addresses, and accepts a host name as an address.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from os.path import abspath
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from echod.daemon.errors import CannotServe
@@ -44,7 +43,7 @@ class Syntax(NamedTuple):
     takes: str
     required: tuple[str, ...]
     positional: Parameters
-    named: Parameters = MappingProxyType({})
+    named: Parameters
 
 
 def check_ipv6(text: str) -> str:
@@ -99,11 +98,13 @@ SYNTAX: Final = {
         TCP_TAKES.format(kind="tcp"),
         ("port",),
         {"port": port, "interface": check_interface, "backlog": backlog},
+        {},
     ),
     "tcp6": Syntax(
         TCP_TAKES.format(kind="tcp6"),
         ("port",),
         {"port": port, "backlog": backlog, "interface": check_ipv6},
+        {},
     ),
     "udp": Syntax(
         r"udp:PORT or udp:PORT:interface=ADDRESS, with \: for each colon of the address",
@@ -115,6 +116,7 @@ SYNTAX: Final = {
         "unix:PATH, unix:PATH:mode=660, and Twisted's backlog= and lockfile=",
         ("address",),
         {"address": check_path, "mode": parse_mode, "backlog": backlog, "lockfile": flag},
+        {},
     ),
     "systemd": Syntax(
         "systemd:name=NAME, for all sockets of that name", ("name",), {}, {"name": str}
@@ -162,7 +164,7 @@ def parse_parts(parts: list[str], syntax: Syntax) -> dict[str, Any]:
         name, equals, value = re.sub(r"\\([:\\])", r"\1", part).partition("=")
         if not equals:
             name, value = next(positions, ""), name
-            if not name and not value:  # a colon too many at the end
+            if not name and not value:  # a trailing colon
                 continue
         label = LABELS.get(name, f"{name}=")
         if name not in validators:

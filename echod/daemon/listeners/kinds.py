@@ -52,7 +52,7 @@ def echo_listener(
         listener = make_listener(reactor, behind, option, passed=passed)
         listener.proxied = True
         return listener
-    if kind.lower() == "tls":  # Twisted's has no half-close, and takes a port for a directory
+    if kind.lower() == "tls":  # Twisted's endpoint has no half-close, and takes a directory first
         raise CannotServe(f"{option}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
     return make_listener(reactor, description, option, passed=passed, datagrams=datagrams)
 
@@ -96,9 +96,9 @@ def make_listener(
     :raises CannotServe: where the description has a mistake.
     """
     kind = kind_of(description)
-    tls = import_extra("listeners.tls", "tls", "--listen ssl: needs") if "ssl" in kind else None
     if kind not in SYNTAX:
         return EndpointListener(option, reactor, description)
+    tls = import_extra("listeners.tls", "tls", "--listen ssl: needs") if "ssl" in kind else None
     values = parse_description(kind, description, option)
     if kind == "unix":
         return UNIXListener(option, reactor, values.pop("address"), **values)

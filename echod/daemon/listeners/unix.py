@@ -62,7 +62,7 @@ class UNIXListener(Listener):
     path: str
     mode: int | None = None
     backlog: int = BACKLOG
-    lockfile: int = False
+    lockfile: bool = False
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         lock = FilesystemLock(os.path.abspath(f"{self.path}.lock")) if self.lockfile else None
