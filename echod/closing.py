@@ -83,7 +83,7 @@ def reset_if_incomplete(transport: ITransport) -> bool:
     if not unsent(below):
         with suppress(OSError):
             # Bytes that arrive after the application has closed the connection are not echoed.
-            held = getattr(transport, "held", False)
+            held = getattr(transport, "has_undecrypted_input", False)
             unread = held or (not below.disconnecting and has_unread_input(below))
         if not unread:
             return False
@@ -108,6 +108,7 @@ def outcome(
     known = closing or isinstance(transport, FileDescriptor)
     if not known:
         known = getattr(transport, "disconnecting", False)  # closed by the application
+    silent = not received and getattr(transport, "silent_since_handshake", True)
     ending: Ending = Ending.LOST
     if intended is Ending.STALLED:
         ending = intended
@@ -115,8 +116,6 @@ def outcome(
         ending = Ending.ABORTED
     elif isinstance(reason.value, ConnectionDone) and known and not left:
         ending = intended
-    elif intended is Ending.UNUSED or (
-        intended is Ending.FINISHED and not received and getattr(transport, "silent", True)
-    ):
+    elif intended is Ending.UNUSED or (intended is Ending.FINISHED and silent):
         ending = Ending.UNUSED
     return ending, left

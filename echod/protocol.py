@@ -145,7 +145,7 @@ class Echo(Protocol):
 
         TLS calls this if the stream ends without a closing alert (RFC 8446 6.1).
         """
-        silent = not self.received and getattr(self.transport, "silent", True)
+        silent = not self.received and getattr(self.transport, "silent_since_handshake", True)
         self._close(Ending.UNUSED if silent else Ending.LOST)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
