@@ -1,4 +1,4 @@
-"""The numbers over HTTP, in memory: what is told, and what a client cannot do."""
+"""The HTTP pages: their content, and what a hostile HTTP client cannot do to them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEEP_ALIVE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Reply:
-    """What came first of ``received``."""
+    """The first response in ``received``, and the ``rest``."""
 
     def __init__(self, received: bytes) -> None:
         head, _, rest = received.partition(b"\r\n\r\n")
@@ -56,7 +56,7 @@ class Reply:
 
 
 class Site:
-    """The pages in memory, the echo that it tells of, and what is logged meanwhile."""
+    """The pages on a memory network, beside the echo service that they describe."""
 
     def __init__(
         self,
@@ -99,15 +99,15 @@ class Site:
         return Reply(self.send(request.encode()).received)
 
     def ask(self, name: str) -> Reply:
-        """Return the reply to a request that names the host ``name``."""
+        """Return the reply to a request with the Host header ``name``."""
         return Reply(self.send(f"GET /metrics HTTP/1.1\r\nHost: {name}\r\n\r\n".encode()).received)
 
     def open(self) -> list[Peer]:
         """Return the peers whose connections are open."""
         return [peer for peer in self.peers.peers if peer.ended is None]
 
-    def held(self) -> int:
-        """Return the bytes of answers that transports hold."""
+    def buffered(self) -> int:
+        """Return the response bytes that the transports buffer."""
         transports = [each for each in self.network.getWriters() if each.getHost().port == 80]
         return sum(unsent(transport) for transport in transports)
 
@@ -120,7 +120,7 @@ class Site:
     ],
 )
 def test_host_on_loopback(name: str) -> None:
-    """A page on loopback is served under localhost, and under any IP address."""
+    """A page on loopback is served to a Host of localhost or of any IP address."""
     assert Site(host="127.0.0.1", bound="127.0.0.1").ask(name).status == 200
 
 
@@ -132,7 +132,7 @@ def test_host_on_loopback(name: str) -> None:
     ],
 )
 def test_rebound_host(name: str) -> None:
-    """A name that a web page has pointed at loopback reads nothing (DNS rebinding)."""
+    """A page on loopback is not served to any other Host (DNS rebinding)."""
     reply = Site(host="127.0.0.1", bound="127.0.0.1").ask(name)
     assert (reply.status, reply.reason) == (421, "Misdirected Request")
     assert "echod_" not in reply.body
@@ -140,7 +140,7 @@ def test_rebound_host(name: str) -> None:
 
 
 def test_several_hosts() -> None:
-    """A second Host header does not let the first one pass."""
+    """With two Host headers, both have to be allowed."""
     site = Site(host="127.0.0.1", bound="127.0.0.1")
     assert site.ask("attacker.example\r\nHost: localhost").status == 421
 
@@ -148,13 +148,13 @@ def test_several_hosts() -> None:
 @pytest.mark.parametrize(
     ("host", "bound"), [("192.0.2.1", "192.0.2.1"), ("127.0.0.1", "0.0.0.0"), ("127.0.0.1", "::")]
 )
-def test_host_in_public(host: str, bound: str) -> None:
-    """A page that its operator has opened to a network is served under any name."""
+def test_host_off_loopback(host: str, bound: str) -> None:
+    """A page on an address other than loopback, or on all addresses, is served to any Host."""
     assert Site(host=host, bound=bound).ask("metrics.example:9862").status == 200
 
 
 def test_ip_addresses() -> None:
-    """IPv4 that reached a port for both families counts as IPv4, and a UNIX socket has none."""
+    """An IPv4-mapped address counts as IPv4, and a UNIX socket has no IP address."""
     assert is_loopback(IPv6Address("TCP", "::ffff:127.0.0.1", 1))
     assert is_loopback(IPv6Address("TCP", "::1", 1))
     assert not is_loopback(UNIXAddress(b"/run/echod"))
@@ -163,7 +163,7 @@ def test_ip_addresses() -> None:
 
 
 class Logged:
-    """Within, keeps all that anything logs."""
+    """A context in which all log events are recorded."""
 
     def __enter__(self) -> list[LogEvent]:
         self.events: list[LogEvent] = []
@@ -175,7 +175,7 @@ class Logged:
 
 
 class SilentTestCase(SynchronousTestCase):
-    """Whatever its tests do, nothing is logged."""
+    """None of its tests may log anything."""
 
     def setUp(self) -> None:
         logged = Logged()
@@ -185,7 +185,7 @@ class SilentTestCase(SynchronousTestCase):
 
 class PagesTests(SilentTestCase):
     def test_metrics(self) -> None:
-        """/metrics is the text format, and OpenMetrics for who asks for it."""
+        """/metrics is in the text format, or in OpenMetrics if the client accepts that."""
         site = Site()
         site.send(b"hello", site.connect(7))
         for accept, content_type, parse in (
@@ -206,8 +206,8 @@ class PagesTests(SilentTestCase):
             }
             self.assertEqual(values["echod_received_bytes_total"], 5)
 
-    def test_odd_formats(self) -> None:
-        """Formats that there are not get the plain one; no word of theirs is repeated."""
+    def test_unknown_formats(self) -> None:
+        """An unknown format gets the text format, and is not copied into the response."""
         site = Site()
         for accept in (
             "application/openmetrics-text;version=abc",
@@ -224,7 +224,7 @@ class PagesTests(SilentTestCase):
             )
 
     def test_text(self) -> None:
-        """/ is the facts in aligned plain text."""
+        """/ is aligned plain text."""
         site = Site(max_connections=1000)
         peer = site.send(b"x" * 1_000_000, site.connect(7))
         peer.finish()
@@ -274,7 +274,7 @@ Refused
         )
 
     def test_datagrams(self) -> None:
-        """Where datagrams are answered, the page tells of them too."""
+        """With a UDP listener, the page has sections about datagrams."""
         factory = EchoFactory()
         datagrams: Any = EchoDatagrams(Clock())
         datagrams.ports = [Mock(kernel_dropped=lambda: 3)]
@@ -286,7 +286,7 @@ Refused
         self.assertIn(("low-port", "0"), rows["Not answered"])
 
     def test_html(self) -> None:
-        """To a browser / is the same facts in HTML, each name the header of its row."""
+        """For a browser, / is HTML with the same facts, and each name is a row header."""
         site = Site()
         site.send(b"hello", site.connect(7))
         for accept in ("text/html,application/xhtml+xml,*/*;q=0.8", "TEXT/HTML ; q=0.9"):
@@ -301,7 +301,7 @@ Refused
         self.assertTrue(reply.body.startswith("<!DOCTYPE html>"))
 
     def test_html_stands_alone(self) -> None:
-        """The page has no script and needs nothing from anywhere; nor may it."""
+        """The page has no scripts and no references, and its policy forbids them."""
         reply = Site().get(accept="text/html")
         found: list[tuple[str, str | None]] = []
 
@@ -322,7 +322,7 @@ Refused
         )
 
     def test_html_is_escaped(self) -> None:
-        """Whatever a UNIX socket is called, it is text."""
+        """The path of a UNIX socket is escaped."""
         path = "unix /run/<script>alert('&amp;')</script>"
         site = Site([path])
         self.assertIn(path, site.get().body)
@@ -331,7 +331,7 @@ Refused
         self.assertIn("&lt;script&gt;alert('&amp;amp;')&lt;/script&gt;", body)
 
     def test_headers(self) -> None:
-        """No answer is kept by a cache, guessed at by a browser, or the same for each Accept."""
+        """No response is cached, sniffed, or reused for another Accept header."""
         site = Site()
         for path in ("/", "/metrics", "/nothing"):
             headers = site.get(path).headers
@@ -353,7 +353,7 @@ Refused
             self.assertTrue(peer.received.endswith(b"\r\n\r\n"))
 
     def test_not_found(self) -> None:
-        """There is nothing else, and the answer repeats nothing of the question."""
+        """Any other path is not found, and is not copied into the response."""
         site = Site()
         for path in ("/metricsevil", "//", "/metrics/", "/%2e", "http://x/evil"):
             reply = site.get(path)
@@ -361,7 +361,7 @@ Refused
             self.assertEqual(reply.headers["content-type"], "text/plain; charset=utf-8")
 
     def test_asterisk(self) -> None:
-        """The target * is for OPTIONS alone, which describes the server (RFC 9110 9.3.7)."""
+        """The target * is for OPTIONS alone (RFC 9110 9.3.7)."""
         for method, status in (("OPTIONS", 200), ("GET", 405)):
             reply = Site().get("*", method=method)
             self.assertEqual((reply.status, reply.body), (status, ""))
@@ -372,11 +372,11 @@ Refused
             self.assertEqual(Site().get(target).status, 200)
 
     def test_query(self) -> None:
-        """A query changes nothing."""
+        """A query string is ignored."""
         self.assertEqual(Site().get("/metrics?name[]=x&%ff=%00;=&&").status, 200)
 
     def test_method_not_allowed(self) -> None:
-        """The pages are read and nothing else."""
+        """The pages can be read, and nothing else."""
         site = Site()
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "EVIL"):
             reply = site.get("/metrics", method=method)
@@ -384,14 +384,14 @@ Refused
             self.assertEqual(reply.headers["allow"], "GET, HEAD")
 
     def test_draining(self) -> None:
-        """While the service drains, the page says so."""
+        """The page shows that the service drains."""
         site = Site(["unix /x"])
         site.send(b"hello", site.connect(7))
         site.factory.drain(10)
         self.assertIn("draining: nothing new is served", site.get().body)
 
     def test_no_limit(self) -> None:
-        """Where nothing limits the connections, the page says so; with no port, it has no row."""
+        """The page shows that there is no limit, and has no row for a listener if there is none."""
         factory = EchoFactory(max_connections=sys.maxsize)
         clock = Clock()
         page = StatusPage(clock, factory, EchoDatagrams(clock), Tally(), list)
@@ -402,7 +402,7 @@ Refused
         self.assertNotIn("listening on", [name for name, _ in rows])
 
     def test_readable(self) -> None:
-        """Numbers of bytes are exact, and long ones are rounded beside."""
+        """Numbers of bytes are exact; large ones are rounded, too."""
         for count, text in (
             (0, "0"),
             (999, "999"),
@@ -415,7 +415,7 @@ Refused
 
 class ConnectionTests(SilentTestCase):
     def test_keep_alive(self) -> None:
-        """A connection is used again and again, as Prometheus does, once a minute too."""
+        """A connection is kept alive, even for a Prometheus that scrapes once a minute."""
         site = Site()
         peer = site.connect()
         for count in range(1, 11):
@@ -425,7 +425,7 @@ class ConnectionTests(SilentTestCase):
         self.assertIsNone(peer.ended)
 
     def test_connection_close(self) -> None:
-        """Who asks to close, or speaks HTTP/1.0, gets the whole answer and then FIN."""
+        """With Connection: close or HTTP/1.0, the whole response is followed by FIN."""
         for request in (
             b"GET /metrics HTTP/1.0\r\n\r\n",
             b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n",
@@ -437,7 +437,7 @@ class ConnectionTests(SilentTestCase):
             self.assertEqual(len(reply.body), int(reply.headers["content-length"]))
 
     def test_half_close(self) -> None:
-        """Who finishes sending with its question still gets the answer (nc -N)."""
+        """A client that half-closes after its request gets the response (nc -N)."""
         site = Site()
         peer = site.connect()
         peer.send(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -448,15 +448,15 @@ class ConnectionTests(SilentTestCase):
         self.assertEqual(len(reply.body), int(reply.headers["content-length"]))
 
     def test_in_pieces(self) -> None:
-        """A request may come byte by byte."""
+        """A request can arrive byte by byte."""
         site = Site()
         peer = site.connect()
         for byte in KEEP_ALIVE:
             site.send(bytes([byte]), peer)
         self.assertEqual(Reply(peer.received).status, 200)
 
-    def test_listening_ends(self) -> None:
-        """When the port stops listening, connections are closed with FIN, answers sent."""
+    def test_listener_closes(self) -> None:
+        """When the listener closes, responses are sent, and connections are closed with FIN."""
         site = Site()
         idle, asking = site.connect(), site.connect()
         asking.send(KEEP_ALIVE)
@@ -467,20 +467,20 @@ class ConnectionTests(SilentTestCase):
         self.assertEqual(Reply(asking.received).status, 200)
         self.assertEqual(site.network.getDelayedCalls(), [])
 
-    def test_no_ticking(self) -> None:
-        """A site that nobody asks wakes nobody up."""
+    def test_no_timers(self) -> None:
+        """A site without connections has no timers."""
         self.assertEqual(Site().network.getDelayedCalls(), [])
 
 
 class HostileTests(SilentTestCase):
-    """What Twisted's own site does with most of these: it reads, keeps, waits, or logs."""
+    """Attacks. Twisted's own site reads, stores, waits or logs in most of these cases."""
 
     def assert_serves(self, site: Site) -> None:
         self.assertEqual(site.get("/metrics").status, 200)
 
     def test_body(self) -> None:
-        """A request with a body is refused before the body comes; what comes of it is not kept."""
-        self.patch(tempfile, "TemporaryFile", None)  # where no file can be written
+        """A request with a body is refused before the body arrives, and the body is not stored."""
+        self.patch(tempfile, "TemporaryFile", None)  # as on a read-only file system
         for wrapped in (False, True):
             for header in (b"Content-Length: 1", b"Content-Length: 9999999", CHUNKED):
                 for method in (b"POST", b"GET"):
@@ -490,8 +490,8 @@ class HostileTests(SilentTestCase):
                     self.assertEqual(peer.ended, "FIN")
                     self.assert_serves(site)
 
-    def test_after_the_last_answer(self) -> None:
-        """Where the transport still delivers after the last answer, as TLS does, that is all."""
+    def test_after_the_last_response(self) -> None:
+        """Data that the transport delivers after the last response, as TLS does, is ignored."""
         for last in (
             b"POST / HTTP/1.1\r\n" + CHUNKED + b"\r\n\r\n",
             b"GET / HTTP/1.0\r\n\r\n",
@@ -507,7 +507,7 @@ class HostileTests(SilentTestCase):
             self.assertEqual(transport.value(), b"")
 
     def test_long_lines(self) -> None:
-        """A request line or header of 1 MiB is refused when 16 KiB of it have come."""
+        """A request line or header above 16 KiB is refused."""
         for start in (b"", b"GET /", b"GET / HTTP/1.1\r\nX: "):
             site = Site()
             short = site.send(start + b"x" * 16_390)
@@ -517,7 +517,7 @@ class HostileTests(SilentTestCase):
             self.assert_serves(site)
 
     def test_many_headers(self) -> None:
-        """So are 1 MiB of headers, however they are cut."""
+        """1 MiB of headers is refused, in lines of any length."""
         for header in (b"X: y\r\n", b"X: " + b"y" * 1000 + b"\r\n", b" more\r\n"):
             site = Site()
             peer = site.send(b"GET / HTTP/1.1\r\nX: y\r\n" + header * (MIB // len(header)))
@@ -525,7 +525,7 @@ class HostileTests(SilentTestCase):
             self.assert_serves(site)
 
     def test_silent(self) -> None:
-        """Who connects and says nothing is reset when its time is over."""
+        """A client that sends nothing is reset after the timeout."""
         site = Site()
         peer = site.connect()
         site.network.advance(TIMEOUT - 1)
@@ -535,7 +535,7 @@ class HostileTests(SilentTestCase):
         self.assertEqual(site.network.getDelayedCalls(), [])
 
     def test_slow(self) -> None:
-        """A byte now and then does not buy more time."""
+        """A byte of a request does not restart the timeout."""
         site = Site()
         peer = site.send(b"GET / HTTP/1.1\r\nX: ")
         for _ in range(int(TIMEOUT)):
@@ -545,28 +545,28 @@ class HostileTests(SilentTestCase):
         self.assertEqual(peer.ended, "RST")
 
     def test_not_reading(self) -> None:
-        """Who asks and asks, and does not read, is not read from, and reset in the end."""
+        """A client that sends requests and reads nothing is paused, and reset after the timeout."""
         for burst in (1, 1000):
             site = Site()
             peer = site.connect()
             peer.stall()
             for _ in range(1000):
                 site.send(KEEP_ALIVE * burst, peer)
-            self.assertLess(site.held(), 128 * 1024)
+            self.assertLess(site.buffered(), 128 * 1024)
             self.assert_serves(site)
             site.network.advance(TIMEOUT)
             peer.resume()
             site.network.settle()
             self.assertEqual(peer.ended, "RST")
-            self.assertEqual(site.held(), 0)
+            self.assertEqual(site.buffered(), 0)
 
-    def test_not_reading_the_last(self) -> None:
-        """Nor does the last answer of a connection wait for ever to be read."""
+    def test_not_reading_the_last_response(self) -> None:
+        """A client that does not read the last response is reset after the timeout, too."""
         for last in (b"GET / HTTP/1.0\r\n\r\n", b"nonsense\r\n\r\n", b"x" * 20_000):
             site = Site()
             peer = site.connect()
             peer.stall()
-            while not site.held():
+            while not site.buffered():
                 site.send(KEEP_ALIVE, peer)
             site.send(last, peer)
             site.network.advance(TIMEOUT)
@@ -574,7 +574,7 @@ class HostileTests(SilentTestCase):
             self.assertEqual(site.network.getDelayedCalls(), [])
 
     def test_reading_late(self) -> None:
-        """Who reads late, but in time, gets all the answers to what was read from it."""
+        """A client that reads late, but within the timeout, gets all responses."""
         site = Site()
         peer = site.connect()
         peer.stall()
@@ -592,7 +592,7 @@ class HostileTests(SilentTestCase):
         self.assertGreater(replies, 50)
 
     def test_pipelined(self) -> None:
-        """Of requests that come at once the first is answered, and the connection closed."""
+        """Of pipelined requests the first is answered, and the connection is closed."""
         site = Site()
         peer = site.send(b"GET /metrics HTTP/1.1\r\n\r\n" * 2500)
         reply = Reply(peer.received)
@@ -600,20 +600,20 @@ class HostileTests(SilentTestCase):
         self.assertEqual(reply.headers["connection"], "close")
 
     def test_many(self) -> None:
-        """Of 1,000 connections left open few are held, and who comes next is served."""
+        """Of 1,000 connections left open, the latest few are kept, and the next one is served."""
         for wrapped in (False, True):
             site = Site(wrapped=wrapped)
             for _ in range(500):
                 site.connect()
                 site.connect()  # in the same turn of the reactor
                 site.network.settle()
-                held = [each for each in site.network.getReaders() if each.getHost().port == 80]
-                self.assertLessEqual(len(held), MAX_CONNECTIONS)
+                kept = [each for each in site.network.getReaders() if each.getHost().port == 80]
+                self.assertLessEqual(len(kept), MAX_CONNECTIONS)
             self.assertEqual(site.open(), site.peers.peers[-MAX_CONNECTIONS:])
             self.assert_serves(site)
 
-    def test_unused_longest(self) -> None:
-        """The connection that goes is the one that has been of no use for longest."""
+    def test_least_recently_used(self) -> None:
+        """A new connection replaces the least recently used one."""
         site = Site()
         used, slow = site.connect(), site.connect()
         for _ in range(100):
@@ -633,18 +633,18 @@ class HostileTests(SilentTestCase):
             site.network.settle()
         self.assertEqual(site.open(), [first])
 
-    def test_closed_at_once(self) -> None:
-        """Who is displaced has no descriptor any more when the next is accepted."""
+    def test_replaced_at_once(self) -> None:
+        """The descriptor of a replaced connection is closed before the next accept."""
         site = Site()
         for _ in range(MAX_CONNECTIONS):
             site.connect()
-        displaced = site.peers.peers[0].transport.socket.other
-        self.assertFalse(displaced._closed)
+        replaced = site.peers.peers[0].transport.socket.other
+        self.assertFalse(replaced._closed)
         site.connect()
-        self.assertTrue(displaced._closed)
+        self.assertTrue(replaced._closed)
 
     def test_resets(self) -> None:
-        """Who resets, at whatever moment, leaves nothing behind."""
+        """A reset, at any moment, leaves no descriptor and no timer."""
         site = Site()
         for request in (b"", b"GET", KEEP_ALIVE, b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"):
             peer = site.connect()
@@ -692,7 +692,7 @@ PIECES = st.one_of(
 
 @given(st.lists(st.lists(PIECES, max_size=12), max_size=5), st.booleans(), st.booleans())
 def test_any_bytes(segments: list[list[bytes]], finish: bool, wrapped: bool) -> None:
-    """Whatever a client sends, nothing is logged, little is kept, and the next is served."""
+    """For any input, nothing is logged, nothing stays buffered, and the next client is served."""
     site = Site(wrapped=wrapped)
     with Logged() as logged:
         peer = site.connect()
@@ -702,7 +702,7 @@ def test_any_bytes(segments: list[list[bytes]], finish: bool, wrapped: bool) -> 
             peer.finish()
             site.network.settle()
             assert peer.ended is not None
-        assert site.held() == 0
+        assert site.buffered() == 0
         assert site.get("/metrics").status == 200
         site.network.advance(TIMEOUT)
         assert site.open() == []
@@ -713,7 +713,7 @@ def test_any_bytes(segments: list[list[bytes]], finish: bool, wrapped: bool) -> 
 @pytest.mark.parametrize("kind", [MemoryEndpoints, TCP4Endpoints, TCP6Endpoints, UNIXEndpoints])
 @pytest_twisted.ensureDeferred
 async def test_over_sockets(kind: Callable[[], Any]) -> None:
-    """Over real sockets too: an answer, another, one to half-close, and few held of many."""
+    """Over sockets: keep-alive, a half-close, the limit on connections, and the timeout."""
     ends = kind()
     tally = Tally()
     factory = EchoFactory(clock=ends.clock, observer=tally)
@@ -732,8 +732,8 @@ async def test_over_sockets(kind: Callable[[], Any]) -> None:
         assert peer.received.count(b"HTTP/1.1 200 OK") == 3
         assert peer.received.endswith(b"\n")
         peers = [await ends.connect(Peers()) for _ in range(MAX_CONNECTIONS + 5)]
-        for displaced in peers[:5]:
-            await ends.until(displaced.when_ended())
+        for replaced in peers[:5]:
+            await ends.until(replaced.when_ended())
         await ends.advance(TIMEOUT)
         for silent in peers:
             await ends.until(silent.when_ended())

@@ -1,4 +1,4 @@
-"""Real processes while the time of day is set: nothing but time stamps follows it.
+"""Processes while the time of day is set: time stamps alone follow it.
 
 libfaketime (Debian's package ``libfaketime``) sets the time of one process, and leaves its
 CLOCK_MONOTONIC alone.
@@ -23,7 +23,7 @@ from tests.programs.daemon import Daemon
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
-# It sets the time of day when a connection is open, and leaves when that is over.
+# Sets the time of day once a connection is open, and stops when that is closed.
 APPLICATION = """
 import os, socket, sys
 from twisted.internet import reactor
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime; .ci/
 
 
 class TimeOfDay:
-    """The time of day of one daemon, which can be set while it runs."""
+    """The time of day of one process, which can be set while the process runs."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "faketime"
@@ -63,26 +63,26 @@ class TimeOfDay:
         }
 
     def set(self, ahead: float) -> None:
-        """Set it so many seconds ahead of the real one."""
+        """Set the time of day ``ahead`` seconds ahead of the real one."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{ahead:+}\n")
-        new.replace(self._file)  # at once: the daemon reads the file whenever it asks for the time
+        new.replace(self._file)  # atomically: it is read at any time
 
 
 def stamp(line: str) -> datetime:
-    """Return the time stamp of a line of the log."""
+    """Return the time stamp of a log line."""
     return datetime.strptime(line.split(maxsplit=1)[0], "%Y-%m-%dT%H:%M:%S%z")
 
 
 def seconds(line: str) -> float:
-    """Return the duration in the line about a closed connection."""
+    """Return the duration in the line of a closed connection."""
     found = re.search(r" bytes in (\S+) s", line)
     assert found is not None, line
     return float(found[1])
 
 
 def stalled(daemon: Daemon) -> socket.socket:
-    """Return a client that reads nothing, and has sent more than the kernels can hold."""
+    """Return a client that reads nothing, and has filled all buffers."""
     client = daemon.connect()
     client.setblocking(False)
     while select.select((), (client,), (), 0.5)[1]:
@@ -91,7 +91,7 @@ def stalled(daemon: Daemon) -> socket.socket:
 
 
 def test_set_back(tmp_path: Path) -> None:
-    """Set back by half a minute, no timer is late, and no duration is below 0."""
+    """When the time is set back by half a minute, no timer is late, and no duration is negative."""
     clock = TimeOfDay(tmp_path)
     path = str(tmp_path / "notify")
     clock.environ |= {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "600000"}
@@ -99,9 +99,9 @@ def test_set_back(tmp_path: Path) -> None:
     options = ("--handshake-timeout", "1", "--idle-timeout", "1", "--drain-timeout", "1")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(path)
-        systemd.settimeout(TIMEOUT)  # less than the time of day is set back by
-        where = [word for each in listen for word in ("--listen", each)]
-        with Daemon(*where, *options, env=clock.environ) as daemon:
+        systemd.settimeout(TIMEOUT)  # shorter than the time of day is set back
+        words = [word for each in listen for word in ("--listen", each)]
+        with Daemon(*words, *options, env=clock.environ) as daemon:
             proxied = int(daemon.wait_for("listening on tcp", 2)[1].rpartition(":")[2])
             began = time.monotonic()
             with (
@@ -122,14 +122,14 @@ def test_set_back(tmp_path: Path) -> None:
             daemon.wait_for("handshake-timeout 1")
             [closed] = daemon.wait_for(": idle, 0 bytes in")
             [aborted] = daemon.wait_for(": aborted, ")
-            assert stamp(closed) < stamp(daemon.lines[0])  # as it has been set
+            assert stamp(closed) < stamp(daemon.lines[0])  # time stamps follow the time of day
             assert 1 <= seconds(closed) <= lasted
             assert 1 <= seconds(aborted) <= lasted
             assert "Traceback" not in daemon.log
 
 
 def test_set_forward(tmp_path: Path) -> None:
-    """Set forward by an hour, no peer is idle or stalled before its timeout."""
+    """When the time is set forward by an hour, no timeout is early."""
     clock = TimeOfDay(tmp_path)
     timeout = 1.5
     options = ("--port", "0", "--idle-timeout", str(timeout), "--stall-timeout", str(timeout))
@@ -148,7 +148,7 @@ def test_set_forward(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ahead", [-30, 3600])
 def test_embedded(ahead: float, tmp_path: Path) -> None:
-    """In an application whose reactor is as Twisted makes it, no timeout is late or early."""
+    """In an application on one of Twisted's reactors, no timeout is late or early."""
     clock = TimeOfDay(tmp_path)
     new = tmp_path / "new"
     new.write_text(f"{ahead:+}\n")

@@ -1,4 +1,4 @@
-"""The real daemon behind the real HAProxy, which tells whom it connects for."""
+"""A daemon behind HAProxy, which sends the client's address in a PROXY header."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ listen echo
 
 
 class Balancer:
-    """HAProxy in a process of its own, in front of ``server``."""
+    """An HAProxy process in front of ``server``."""
 
     def __init__(self, server: str, options: str, host: str = "127.0.0.1") -> None:
         if shutil.which("haproxy") is None:
@@ -64,7 +64,7 @@ class Balancer:
 
 
 def echoed(client: socket.socket, data: bytes) -> bytes:
-    """Send and finish, and return what comes back."""
+    """Send ``data``, half-close, and return the reply."""
     client.sendall(data)
     client.shutdown(socket.SHUT_WR)
     return receive_all(client)
@@ -73,7 +73,7 @@ def echoed(client: socket.socket, data: bytes) -> bytes:
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2", "send-proxy-v2 crc32c-opt"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_client(option: str, host: str) -> None:
-    """Every byte comes back through it, after a half-close too, and the log names the client."""
+    """Each byte is echoed through HAProxy, also after a half-close; the log has the client."""
     option = option.replace("crc32c-opt", "proxy-v2-options crc32c,unique-id")
     with (
         Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon,
@@ -91,7 +91,7 @@ def test_client(option: str, host: str) -> None:
 
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
 def test_unix(option: str, tmp_path: Path) -> None:
-    """Likewise where it connects by a UNIX socket: the client is known by its IP address."""
+    """Over a UNIX socket, the log has the client's IP address, too."""
     path = tmp_path / "socket"
     with (
         Daemon("--listen", f"haproxy:unix:{path}:mode=600") as daemon,
@@ -105,7 +105,7 @@ def test_unix(option: str, tmp_path: Path) -> None:
 
 
 def test_limit_for_one_client() -> None:
-    """The limit for one peer counts the proxy's clients, each by itself."""
+    """The limit per peer applies to the clients of the proxy, not to the proxy."""
     with (
         Daemon(
             *("--listen", "haproxy:tcp:0:interface=127.0.0.1", "--max-connections-per-peer", "1")
@@ -124,7 +124,7 @@ def test_limit_for_one_client() -> None:
 
 
 def test_health_checks() -> None:
-    """A health check is unused, with a header and without; only ``--verbose`` logs it."""
+    """A health check is unused, with a PROXY header or without; ``--verbose`` alone logs it."""
     for verbose in ([], ["--verbose"]):
         health_checks(*verbose)
 
@@ -134,7 +134,7 @@ def health_checks(*verbose: str) -> None:
         where = f"127.0.0.1:{daemon.port}"
         silent = f"send-proxy-v2 check port {daemon.port} inter 50ms"
         with Balancer(where, silent) as balancer:
-            time.sleep(1)  # some checks: what is tested is that nothing is to be seen
+            time.sleep(1)  # time for some checks, which must not be logged
             with balancer.connect() as client:
                 assert echoed(client, b"hello") == b"hello"
             daemon.wait_for("finished, 5 bytes")
@@ -150,7 +150,7 @@ def health_checks(*verbose: str) -> None:
 
 
 def test_without_a_header() -> None:
-    """Who comes past the proxy is reset and summed up: no traceback, no echo."""
+    """A client without a PROXY header is reset and counted: no traceback, no echo."""
     with Daemon("--listen", "haproxy:tcp:0:interface=127.0.0.1") as daemon:
         for sent in (
             b"hello",
@@ -161,7 +161,7 @@ def test_without_a_header() -> None:
                 client.sendall(sent)
                 with pytest.raises(ConnectionResetError):
                     receive_all(client)
-        daemon.terminate()  # which sums up what is not told yet
+        daemon.terminate()  # which logs the pending summary
         daemon.wait()
         assert sum("proxy-header" in line for line in daemon.lines) == 2
         assert "refused 1 connection: proxy-header 1, from tcp 127.0.0.1:" in daemon.log
@@ -170,8 +170,8 @@ def test_without_a_header() -> None:
 
 
 @pytest.mark.parametrize("behind", ["udp:7", "ssl:7", "haproxy:tcp:7", "", "tcp:http", "unix:"])
-def test_what_it_goes_before(behind: str) -> None:
-    """What cannot stand behind haproxy: is one line that names all of the option."""
+def test_unsupported_endpoints(behind: str) -> None:
+    """An endpoint that haproxy: cannot wrap is refused in one line that has the whole option."""
     daemon = Daemon("--listen", f"haproxy:{behind}")
     try:
         assert daemon.wait() == 1

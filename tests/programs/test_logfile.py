@@ -1,4 +1,4 @@
-"""The log file of twistd, and SIGUSR1: by hand, and with the real logrotate under load."""
+"""The log file of twistd, and SIGUSR1: with the real logrotate, under load."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JOURNAL = "echod.daemon.logs.journal"
 
 
 def twistd(*arguments: str) -> Any:
-    """Return twistd's own options, as they are when those of echod are parsed."""
+    """Return twistd's own options, as echod's option parser finds them."""
     options: Any = ServerOptions()
     for name, value in zip(arguments[::2], arguments[1::2], strict=True):
         options[name] = value
@@ -52,7 +52,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("logger", [None, JSON, JOURNAL])
 def test_which_file(directory: Path, logger: str | None) -> None:
-    """In the background it is --logfile or twistd.log, in the foreground --logfile alone."""
+    """The log file is --logfile, or in the background twistd.log by default."""
     for given, name in (
         ({}, "twistd.log"),
         ({"logfile": "x.log"}, "x.log"),
@@ -76,7 +76,7 @@ def test_which_file(directory: Path, logger: str | None) -> None:
 
 
 def test_left_to_twistd(directory: Path) -> None:
-    """Another --logger, or syslog, is twistd's own affair."""
+    """With another --logger or with syslog, twistd logs on its own."""
     for given in ({"logger": "some.other.logger"}, {"syslog": 1}):
         options = {**twistd(), **given}
         assert log_file(options) is None
@@ -84,8 +84,8 @@ def test_left_to_twistd(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_no_such_file(directory: Path) -> None:
-    """What cannot be logged to is one line, before anything listens."""
+def test_cannot_open(directory: Path) -> None:
+    """A log file that cannot be opened is refused in one line."""
     for path, why in (
         (f"{directory}/none/log", "no such file or directory: name a file to append to"),
         (f"{directory}", "is a directory: name a file to append to"),
@@ -103,7 +103,7 @@ def test_no_such_file(directory: Path) -> None:
 
 
 def test_reopened(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is appended to; when it was renamed, the log goes on in a new one, or there."""
+    """The file is appended to, and after a rename opened again, if that is possible."""
     path = directory / "log"
     path.write_text("before\n")
     file = LogFile("log", json_lines)
@@ -131,7 +131,7 @@ def test_reopened(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_until(happened: Callable[[], object], what: str = "") -> None:
-    """Look again and again, for at most the time of a test: a file cannot be waited for."""
+    """Poll ``happened`` until it is true, for at most the timeout of a test."""
     end = time.monotonic() + TIMEOUT
     while not happened():
         assert time.monotonic() < end, what
@@ -139,7 +139,7 @@ def wait_until(happened: Callable[[], object], what: str = "") -> None:
 
 
 class Background:
-    """A ``twistd echod`` in the background, which logs to ``log``, or by default twistd.log."""
+    """A ``twistd echod`` in the background that logs to ``name``."""
 
     def __init__(self, directory: Path, *options: str, name: str = "twistd.log") -> None:
         self.directory, self.log = directory, directory / name
@@ -162,7 +162,7 @@ class Background:
             assert receive_all(client) == b"hello"
 
     def stop(self) -> None:
-        """Stop it, unless it is stopped, and wait until it has removed its pid file."""
+        """Stop the daemon, unless it is stopped, and wait until its pid file is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
         wait_until(lambda: not (self.directory / "twistd.pid").exists())
@@ -190,7 +190,7 @@ def background(tmp_path: Path) -> Iterator[Callable[..., Background]]:
     ],
 )
 def test_in_the_background(background: Any, options: tuple[str, ...], line: str) -> None:
-    """Without -n, the log is in twistd.log, in any format, until the last line."""
+    """Without -n, the log is in twistd.log in any format, with its last line."""
     daemon = background(*options)
     daemon.echo()
     daemon.stop()
@@ -200,7 +200,7 @@ def test_in_the_background(background: Any, options: tuple[str, ...], line: str)
 
 
 def test_in_the_foreground(tmp_path: Path) -> None:
-    """With -n and --logfile, JSON goes to the file, and nothing to standard output."""
+    """With -n and --logfile, the log is in the file, and standard output is empty."""
     words = ["-n", "--pidfile=", "--logfile=log", "--logger", JSON, "echod", "--port", "0"]
     with subprocess.Popen(
         [TWISTD, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -215,11 +215,11 @@ def test_in_the_foreground(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(
     shutil.which("logrotate") is None and not Path("/usr/sbin/logrotate").exists(),
-    reason="there is no logrotate: the Debian package logrotate has it",
+    reason="logrotate is not installed: it is in Debian's package logrotate",
 )
 @pytest.mark.parametrize("options", [(), ("--logger", JSON)])
 def test_logrotate(background: Any, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """The stanza of the manual, with the real logrotate, under load: no line is lost."""
+    """The logrotate configuration of the manual loses no line under load."""
     document = tree(ROOT / "docs" / "operating.rst")
     [stanza] = [
         block.astext()

@@ -1,4 +1,4 @@
-"""The daemon where no memory is left (RLIMIT_AS in getrlimit(2))."""
+"""A daemon that runs out of memory (RLIMIT_AS in getrlimit(2))."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PEERS = 300
 
 
 def test_drain_without_memory() -> None:
-    """The drain ends at its deadline, and no peer takes a part of its reply for the whole."""
+    """The drain ends at its deadline, and a short reply ends with RST, never with FIN."""
     options = ("--port", "0", "--interface", "127.0.0.1", "--drain-timeout", "1", "--quiet")
     with Daemon(*options) as daemon:
         clients = [daemon.connect() for _ in range(PEERS)]
@@ -39,6 +39,6 @@ def test_drain_without_memory() -> None:
                     received = len(receive_all(client))
                 except ConnectionResetError:
                     resets += 1
-                else:  # on a busy machine, little is sent, and the kernel takes all of it
+                else:  # on a busy machine, little is sent, and the kernel accepts all of it
                     assert received == sent[client]
         assert resets

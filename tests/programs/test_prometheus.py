@@ -1,4 +1,4 @@
-"""A real Prometheus and a real browser at a real daemon's --metrics."""
+"""Prometheus and Chromium read the HTTP pages of a daemon."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MILLION = 1_000_000
 def needs(program: str, package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         shutil.which(program) is None,
-        reason=f"there is no {program}: the Debian package {package} has it",
+        reason=f"{program} is not installed: it is in Debian's package {package}",
     )
 
 
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
-    """A daemon that has echoed 1,000,000 bytes in a clean run, and waits."""
+    """A daemon that has echoed 1,000,000 bytes on ten connections."""
     with Daemon("--port", "0", "--metrics", "tcp:0:interface=127.0.0.1") as daemon:
         returned = 0
         for _ in range(10):
@@ -58,7 +58,7 @@ def fetch(url: str) -> bytes:
 
 @needs("promtool", "prometheus")
 def test_promtool(daemon: Daemon) -> None:
-    """Prometheus' own linter has nothing to say about the names, types and helps."""
+    """Promtool has no remarks on names, types and help texts."""
     checked = subprocess.run(
         ["promtool", "check", "metrics"],
         input=fetch(f"http://{address(daemon)}/metrics"),
@@ -70,7 +70,7 @@ def test_promtool(daemon: Daemon) -> None:
 
 
 class Prometheus:
-    """A Prometheus of our own in ``directory``, that scrapes ``target`` and nothing else."""
+    """A Prometheus in ``directory`` that scrapes ``target`` alone."""
 
     def __init__(self, directory: Path, target: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -101,9 +101,9 @@ class Prometheus:
         self._output.close()
 
     def query(self, expression: str) -> dict[str, float]:
-        """Return the values of ``expression`` now, each under the last of its labels."""
-        asked = f"http://{self.address}/api/v1/query?" + urlencode({"query": expression})
-        answer = json.loads(fetch(asked))
+        """Return the current values of ``expression``, by their label ``ending``."""
+        url = f"http://{self.address}/api/v1/query?" + urlencode({"query": expression})
+        answer = json.loads(fetch(url))
         assert answer["status"] == "success"
         return {
             each["metric"].get("ending", ""): float(each["value"][1])
@@ -111,8 +111,8 @@ class Prometheus:
         }
 
     def wait_until(self, expression: str, happened: Callable[[dict[str, float]], bool]) -> None:
-        """Ask until it is so; bounded, and between two questions only a moment passes."""
-        end = time.monotonic() + 3 * TIMEOUT  # a Prometheus takes its time to begin
+        """Poll ``expression`` until ``happened`` accepts its values, within a bounded time."""
+        end = time.monotonic() + 3 * TIMEOUT  # Prometheus takes seconds to start
         while time.monotonic() < end:
             try:
                 if happened(self.query(expression)):
@@ -129,7 +129,7 @@ class Prometheus:
 
 @needs("prometheus", "prometheus")
 def test_prometheus(daemon: Daemon, tmp_path: Path) -> None:
-    """What Prometheus has scraped after a clean run is what the clients have counted."""
+    """After a clean run, Prometheus has the numbers that the clients have counted."""
     with Prometheus(tmp_path, address(daemon)) as prometheus:
         prometheus.wait_until("up", lambda found: found == {"": 1})
         for expression, value in (
@@ -141,14 +141,14 @@ def test_prometheus(daemon: Daemon, tmp_path: Path) -> None:
             ("echod_connections_open", {"": 0}),
         ):
             assert prometheus.query(expression) == value, expression
-        # It goes on: what is open counts, from scrape to scrape.
+        # Open connections are included.
         with daemon.connect() as client:
             client.sendall(b"x" * 1000)
             prometheus.wait_until(
                 "echod_sent_bytes_total", lambda found: found[""] == MILLION + 1000
             )
             assert prometheus.query("echod_connections_open") == {"": 1}
-        # That client has not read its reply, and is lost. Health checks are not, whether they
+        # That client has not read its reply, and is lost. Health checks are unused, whether they
         # end with FIN or with RST.
         for linger in (b"\0" * 8, b"\1" + b"\0" * 7):
             with daemon.connect() as check:
@@ -157,7 +157,7 @@ def test_prometheus(daemon: Daemon, tmp_path: Path) -> None:
         prometheus.wait_until(
             f'{closed}{{ending=~"unused|lost"}}', lambda found: found == {"unused": 2, "lost": 1}
         )
-    # The scrapes left no line.
+    # A scrape is not logged.
     for line in daemon.lines:
         assert "echod#" not in line or re.search("listening on|metrics on|closed", line)
 
@@ -181,7 +181,7 @@ def browse(url: str, directory: Path, *options: str) -> bytes:
 
 @needs("chromium", "chromium")
 def test_browser(daemon: Daemon, tmp_path: Path) -> None:
-    """A browser asks for HTML, gets it, and shows each fact in a row of a table."""
+    """A browser gets HTML, and shows each fact in a table row."""
     dom = browse(f"http://{address(daemon)}/", tmp_path, "--dump-dom").decode()
     rows = dict(re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', dom))
     assert rows["state"] == "serving"
@@ -193,7 +193,7 @@ def test_browser(daemon: Daemon, tmp_path: Path) -> None:
 @needs("chromium", "chromium")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_picture(daemon: Daemon, tmp_path: Path, width: int) -> None:
-    """It can be drawn, as wide as a desktop and as a phone."""
+    """A browser renders the page, in the width of a desktop and of a phone."""
     picture = tmp_path / "page.png"
     browse(
         f"http://{address(daemon)}/",

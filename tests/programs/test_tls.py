@@ -1,4 +1,4 @@
-"""``--listen ssl:`` in a real daemon, used with the tools that people use."""
+"""``--listen ssl:`` in a daemon process, with openssl, socat and stunnel."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def serving(authority: Authority, *options: str, more: str = "") -> Daemon:
 def connect(
     daemon: Daemon, authority: Authority, *, own: tuple[str, str] | None = None, **options: Any
 ) -> ssl.SSLSocket:
-    """Connect, and do the handshake; with ``own`` key and certificate, if asked for."""
+    """Connect and do the handshake, with the client key and certificate ``own`` if given."""
     context = ssl.create_default_context(cafile=authority.file)
     if own:
         context.load_cert_chain(own[1], own[0])
@@ -61,8 +61,8 @@ def connect(
         raise
 
 
-def said(client: ssl.SSLSocket, data: bytes) -> bytes:
-    """Send ``data``, and return what comes back for it."""
+def echo(client: ssl.SSLSocket, data: bytes) -> bytes:
+    """Send ``data``, and return as many bytes of the reply."""
     client.sendall(data)
     received = b""
     while len(received) < len(data):
@@ -73,7 +73,7 @@ def said(client: ssl.SSLSocket, data: bytes) -> bytes:
 
 
 def serial(client: ssl.SSLSocket) -> Any:
-    """Return what tells the service's certificate from others."""
+    """Return the serial number of the service's certificate."""
     certificate: Any = client.getpeercert()
     return certificate["serialNumber"]
 
@@ -91,7 +91,7 @@ CAfile = {ca}
 
 @contextlib.contextmanager
 def stunnel(daemon: Daemon, authority: Authority, directory: Path) -> Iterator[int]:
-    """Run a stunnel to the service, and yield the port where it listens."""
+    """Run a stunnel client of the service, and yield the port on which it listens."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         free = other.getsockname()[1]
     config = directory / "stunnel.conf"
@@ -120,7 +120,7 @@ S_CLIENT = "openssl s_client -quiet -verify_return_error -CAfile {ca} -connect 1
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 def test_openssl(authority: Authority, version: str) -> None:
-    """What is piped into openssl s_client comes back. It does not leave by itself."""
+    """Openssl s_client gets back its input. It does not exit by itself."""
     needs("openssl")
     with serving(authority) as daemon:
         command = S_CLIENT.format(ca=authority.file, port=daemon.tls_port).split()
@@ -140,8 +140,8 @@ def test_openssl(authority: Authority, version: str) -> None:
             assert received == data
 
 
-def test_openssl_that_leaves(authority: Authority) -> None:
-    """What openssl s_client gives back before it leaves is all that it was told by then."""
+def test_openssl_exit_at_eof(authority: Authority) -> None:
+    """Openssl s_client that exits at EOF prints the replies that arrive before."""
     needs("openssl")
     with serving(authority) as daemon:
         command = S_CLIENT.format(ca=authority.file, port=daemon.tls_port)
@@ -175,7 +175,7 @@ def test_old_tls(authority: Authority) -> None:
 
 @pytest.mark.parametrize("size", [5, MIB, 20 * MIB])
 def test_socat(authority: Authority, size: int) -> None:
-    """What is piped into socat comes back, and it exits by itself."""
+    """Socat gets back its input, and exits by itself."""
     needs("socat")
     with serving(authority) as daemon:
         data = random.Random(862).randbytes(size)
@@ -193,7 +193,7 @@ def test_socat(authority: Authority, size: int) -> None:
 
 
 def test_stunnel(authority: Authority, tmp_path: Path) -> None:
-    """Through stunnel, what a plain TCP client sends before it finishes comes back."""
+    """Through stunnel, a plain TCP client gets back its input after a half-close."""
     needs("stunnel")
     with serving(authority) as daemon, stunnel(daemon, authority, tmp_path) as port:
         for data in (b"hello", random.Random(862).randbytes(8 * MIB)):
@@ -210,8 +210,8 @@ def test_stunnel(authority: Authority, tmp_path: Path) -> None:
             assert received == data
 
 
-def test_a_reader_that_stalls_for_a_while(authority: Authority) -> None:
-    """64 MiB and the closing alert, the reader asleep for the first second: every byte."""
+def test_late_reader(authority: Authority) -> None:
+    """A client that sends 64 MiB and reads a second later gets each byte."""
     needs("socat")
     sent = random.Random(862).randbytes(64 * MIB)
     with serving(authority) as daemon:
@@ -229,7 +229,7 @@ def test_a_reader_that_stalls_for_a_while(authority: Authority) -> None:
 
             sender = threading.Thread(target=send)
             sender.start()
-            sender.join(1)  # the pause itself is what is tested
+            sender.join(1)  # the pause before reading
             received = process.stdout.read()
             sender.join()
         assert received == sent
@@ -237,48 +237,48 @@ def test_a_reader_that_stalls_for_a_while(authority: Authority) -> None:
 
 
 def test_resets(authority: Authority) -> None:
-    """200 resets, in handshakes and in mid-transfer, leave no descriptor and no traceback."""
+    """200 resets, in handshakes and in transfers, leave no descriptor and no traceback."""
     linger = b"\1\0\0\0\0\0\0\0"  # on, 0 seconds: close is RST (socket(7))
     with serving(authority) as daemon, connect(daemon, authority) as neighbour:
-        assert said(neighbour, b"x") == b"x"
+        assert echo(neighbour, b"x") == b"x"
         before = daemon.descriptors()
         for number in range(100):
             with connect(daemon, authority, SO_SNDBUF=1 << 20) as client:
-                assert said(client, b"x") == b"x"  # or else it may count as unused
+                assert echo(client, b"x") == b"x"  # so that it is not unused
                 client.send(bytes(1 << 14) * (number % 8 + 1))
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
                 client.send(b"\x16\x03\x01\x02\x00\x01"[: number % 6 + 1])
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         daemon.wait_for(": lost, ", 100)
-        assert said(neighbour, b"still here") == b"still here"
+        assert echo(neighbour, b"still here") == b"still here"
         daemon.terminate()
         daemon.wait_for("draining")
         assert daemon.descriptors() <= before
         daemon.wait()
-        told = [line.partition("refused ")[2].split() for line in daemon.lines if "refused" in line]
-        assert sum(int(words[0]) for words in told) == 100
+        lines = [each.partition("refused ")[2] for each in daemon.lines if "refused" in each]
+        assert sum(int(line.split()[0]) for line in lines) == 100
         assert "Traceback" not in daemon.log
 
 
 def test_client_certificates(authority: Authority, tmp_path: Path) -> None:
-    """With clientCA, who shows a certificate of that authority is served, and nobody else.
+    """With clientCA, a client needs a certificate of that authority.
 
-    With TLS 1.3 a client is told so only when it reads (RFC 8446 4.4.2.4).
+    With TLS 1.3, a client reads the refusal after its handshake (RFC 8446 4.4.2.4).
     """
     other = tmp_path / "other"
     other.mkdir()
     stranger = Authority(other, "stranger").issue("client")
     with serving(authority, more=f":clientCA={authority.file}") as daemon:
         with connect(daemon, authority, own=authority.issue("client")) as client:
-            assert said(client, b"hello") == b"hello"
+            assert echo(client, b"hello") == b"hello"
         for own in (None, stranger):
-            # told in the handshake's alert, or by the reset behind it
+            # an alert, or the reset that follows it
             with (
                 pytest.raises((ssl.SSLError, ConnectionResetError)),
                 connect(daemon, authority, own=own) as client,
             ):
-                said(client, b"hello")
+                echo(client, b"hello")
         daemon.terminate()
         daemon.wait()
         assert "Traceback" not in daemon.log
@@ -287,7 +287,7 @@ def test_client_certificates(authority: Authority, tmp_path: Path) -> None:
 
 
 def test_half_a_handshake(authority: Authority) -> None:
-    """A handshake that stops half-way is reset after --handshake-timeout, and counted."""
+    """An incomplete handshake is reset after --handshake-timeout, and logged."""
     with serving(authority, "--handshake-timeout", "0.5") as daemon:
         with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
             client.sendall(b"\x16\x03\x01\x02\x00\x01")
@@ -299,7 +299,7 @@ def test_half_a_handshake(authority: Authority) -> None:
 
 
 def how_it_ends(client: socket.socket, sent: bytes, *, finishes: bool) -> str:
-    """Send, finish sending if told to, and return how the service ends the connection."""
+    """Send ``sent``, half-close if ``finishes``, and return how the service ends the connection."""
     try:
         client.sendall(sent)
         if finishes:
@@ -311,25 +311,25 @@ def how_it_ends(client: socket.socket, sent: bytes, *, finishes: bool) -> str:
 
 
 def test_plaintext(authority: Authority) -> None:
-    """Plaintext is reset and counted, never answered by FIN; TLS clients are served."""
-    said_ = (b"h", b"hello", b"hello\n", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000), b"\x16\x03")
+    """A plain-text client is reset and counted, never closed with FIN."""
+    inputs = (b"h", b"hello", b"hello\n", b"GET / HTTP/1.1\r\n\r\n", bytes(100_000), b"\x16\x03")
     with serving(authority, "--handshake-timeout", "3") as daemon:
-        for sent in said_:
+        for sent in inputs:
             for finishes in (True, False):
                 with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
                     assert how_it_ends(client, sent, finishes=finishes) == "RST", sent
         with connect(daemon, authority) as client:
-            assert said(client, b"hello") == b"hello"
+            assert echo(client, b"hello") == b"hello"
         daemon.terminate()
         daemon.wait()
-        told = [line for line in daemon.lines if "refused" in line]
-        counts = re.findall(r"(?:tls-handshake|handshake-timeout) (\d+)", "\n".join(told))
-        assert sum(map(int, counts)) == 2 * len(said_)
+        lines = [line for line in daemon.lines if "refused" in line]
+        counts = re.findall(r"(?:tls-handshake|handshake-timeout) (\d+)", "\n".join(lines))
+        assert sum(map(int, counts)) == 2 * len(inputs)
         assert "Traceback" not in daemon.log
 
 
 def test_alert_and_reset(authority: Authority) -> None:
-    """A client that cannot do TLS 1.2 reads the alert that says so, and then sees RST."""
+    """A client below TLS 1.2 gets an alert, then RST."""
     hello = b"\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x01" + bytes(32) + b"\0\0\2\x00\x2f\1\0"
     with serving(authority) as daemon:
         with socket.create_connection(("127.0.0.1", daemon.tls_port), TIMEOUT) as client:
@@ -341,7 +341,7 @@ def test_alert_and_reset(authority: Authority) -> None:
 
 
 def flood(client: ssl.SSLSocket, limit: int) -> int:
-    """Send without reading until nobody takes any more; return how much that was."""
+    """Send until all buffers are full; return the number of bytes."""
     client.settimeout(0.3)
     sent = 0
     with contextlib.suppress(TimeoutError, ssl.SSLWantWriteError):
@@ -351,7 +351,7 @@ def flood(client: ssl.SSLSocket, limit: int) -> int:
 
 
 def count_all(client: ssl.SSLSocket) -> int:
-    """Receive until the closing alert, and return how many bytes that were."""
+    """Receive until the closing alert, and return the number of bytes."""
     client.settimeout(TIMEOUT)
     received = 0
     while part := client.recv(1 << 20):
@@ -360,7 +360,7 @@ def count_all(client: ssl.SSLSocket) -> int:
 
 
 def test_stalled(authority: Authority) -> None:
-    """A TLS peer that does not read what it is owed is reset after --stall-timeout."""
+    """A TLS peer that does not read its replies is reset after --stall-timeout."""
     with serving(authority, "--stall-timeout", "1") as daemon:
         with connect(daemon, authority) as client:
             assert flood(client, 64 * MIB) < 64 * MIB
@@ -373,18 +373,18 @@ def test_stalled(authority: Authority) -> None:
 
 
 def test_idle(authority: Authority) -> None:
-    """An idle TLS peer gets the closing alert and FIN, also if it does not answer."""
+    """An idle TLS peer gets the closing alert and FIN, without having to answer."""
     with (
         serving(authority, "--idle-timeout", "0.5") as daemon,
         connect(daemon, authority) as client,
     ):
-        assert said(client, b"hello") == b"hello"
-        assert client.recv(1) == b""  # by an alert: an end without one raises
+        assert echo(client, b"hello") == b"hello"
+        assert client.recv(1) == b""  # the closing alert: without one, recv raises
         daemon.wait_for(": idle, 5 bytes")
 
 
-def test_many_who_never_read(authority: Authority) -> None:
-    """100 TLS peers that send and never read cost what they are allowed to, and no more."""
+def test_many_that_never_read(authority: Authority) -> None:
+    """100 TLS peers that never read use no more than the allowed memory."""
     with serving(authority, "--quiet") as daemon:
         clients = [connect(daemon, authority, SO_RCVBUF=4096) for _ in range(100)]
         before = daemon.rss()
@@ -400,7 +400,7 @@ def test_many_who_never_read(authority: Authority) -> None:
 
 
 def test_drain(authority: Authority) -> None:
-    """SIGTERM: idle TLS peers get the closing alert, who is owed bytes gets them first."""
+    """A drain closes idle TLS peers, and others once they have read their replies."""
     with serving(authority, "--drain-timeout", "20") as daemon:
         with connect(daemon, authority) as idle, connect(daemon, authority) as busy:
             sent = flood(busy, 4 * MIB)
@@ -413,9 +413,9 @@ def test_drain(authority: Authority) -> None:
 
 
 def test_reload(authority: Authority) -> None:
-    """SIGHUP: who connects then gets the new certificate, who is connected stays.
+    """After SIGHUP, new connections get the new certificate, and open ones continue.
 
-    What cannot be loaded is told in one line, and the certificate before stays.
+    A certificate that cannot be loaded is logged, and the previous one stays.
     """
     with serving(authority) as daemon:
         with connect(daemon, authority) as old:
@@ -426,45 +426,45 @@ def test_reload(authority: Authority) -> None:
             with connect(daemon, authority) as new:
                 second = serial(new)
                 assert second != first
-                assert said(new, b"hello") == b"hello"
+                assert echo(new, b"hello") == b"hello"
             Path(authority.issue("server")[1]).write_text("nothing")
             daemon.terminate(signal.SIGHUP)
             [line] = daemon.wait_for("#critical")
             assert "server.pem: there is no certificate (PEM) in it; the cert" in line
             with connect(daemon, authority) as newer:
                 assert serial(newer) == second
-            assert said(old, b"still here") == b"still here"
+            assert echo(old, b"still here") == b"still here"
         daemon.terminate()
         assert daemon.wait() == 0
         assert "Traceback" not in daemon.log
 
 
 def test_reload_under_load(authority: Authority) -> None:
-    """20 reloads while 8 peers talk and others come and go: nobody loses a byte."""
+    """20 reloads, with 8 long connections and many short ones: no byte is lost."""
     with serving(authority, "--quiet") as daemon:
         over = threading.Event()
         failures: list[BaseException] = []
         count = [0, 0]
 
-        def talk() -> None:
+        def exchange() -> None:
             try:
                 with connect(daemon, authority) as client:
                     while not over.is_set():
-                        assert said(client, b"x" * 20_000) == b"x" * 20_000
+                        assert echo(client, b"x" * 20_000) == b"x" * 20_000
                         count[0] += 1
             except BaseException as error:
                 failures.append(error)
 
-        def come_and_go() -> None:
+        def reconnect() -> None:
             try:
                 while not over.is_set():
                     with connect(daemon, authority) as client:
-                        assert said(client, b"hello") == b"hello"
+                        assert echo(client, b"hello") == b"hello"
                         count[1] += 1
             except BaseException as error:
                 failures.append(error)
 
-        threads = [threading.Thread(target=each) for each in [talk] * 8 + [come_and_go] * 2]
+        threads = [threading.Thread(target=each) for each in [exchange] * 8 + [reconnect] * 2]
         for thread in threads:
             thread.start()
         for number in range(20):
@@ -479,8 +479,8 @@ def test_reload_under_load(authority: Authority) -> None:
         assert "Traceback" not in daemon.log
 
 
-def test_hang_up_in_a_drain(authority: Authority) -> None:
-    """SIGHUP in a drain loads certificates too, and cuts nobody off."""
+def test_reload_during_drain(authority: Authority) -> None:
+    """SIGHUP during a drain reloads the certificates, and resets no connection."""
     with serving(authority, "--drain-timeout", "20") as daemon:
         with connect(daemon, authority) as busy:
             sent = flood(busy, 64 * MIB)
@@ -504,7 +504,7 @@ def test_hang_up_in_a_drain(authority: Authority) -> None:
     ],
 )
 def test_bad_input(authority: Authority, description: str, says: str) -> None:
-    """What cannot be served with gets one line that names file and cause, and exit status 1."""
+    """A wrong certificate gets one line that names file and cause, and exit status 1."""
     from datetime import timedelta  # noqa: PLC0415 - here alone
 
     key, cert = authority.issue("server")

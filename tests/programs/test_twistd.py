@@ -1,4 +1,4 @@
-"""The real daemon in a process of its own, used as people use it."""
+"""``twistd echod`` as a process: options, signals, limits, and everyday tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 def refused(*options: str, prefix: tuple[str, ...] = ()) -> str:
-    """Start a daemon that cannot serve, and return its one line."""
+    """Start a daemon that cannot serve, and return its error line."""
     daemon = Daemon(*options, prefix=prefix)
     began = time.monotonic()
     try:
@@ -36,15 +36,15 @@ def refused(*options: str, prefix: tuple[str, ...] = ()) -> str:
     finally:
         daemon.close()
     assert status == 1, daemon.log
-    assert time.monotonic() - began < 10  # it takes one; a busy machine takes longer
+    assert time.monotonic() - began < 10  # on a busy machine; otherwise it takes about one
     assert "Traceback" not in daemon.log
     lines = [line for line in daemon.lines if "twistd echod: " in line]
     assert lines == daemon.lines[-1:], daemon.log
     return lines[0]
 
 
-def test_where_it_listens() -> None:
-    """The log says exactly where it listens: by default both loopbacks, on one port."""
+def test_default_addresses() -> None:
+    """By default the daemon listens on one port of both loopback addresses, and logs each."""
     with Daemon("--port", "0") as daemon:
         lines = [line.partition("] ")[2] for line in daemon.wait_for("listening on", 2)]
         assert lines == [
@@ -70,7 +70,7 @@ def test_where_it_listens() -> None:
     ids=" ".join,
 )
 def test_tools(command: tuple[str, ...]) -> None:
-    """What is piped into nc, ncat or socat comes back, and they exit by themselves."""
+    """nc, ncat and socat get back their input, and exit by themselves."""
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed; .ci/run installs it")
     with Daemon("--port", "0") as daemon:
@@ -86,7 +86,7 @@ def test_tools(command: tuple[str, ...]) -> None:
 
 
 def test_a_line_for_each_connection() -> None:
-    """Each connection is one line when it ends: peer, ending, bytes, seconds."""
+    """A closed connection is one line: peer, ending, bytes, seconds."""
     with Daemon("--port", "0") as daemon:
         with daemon.connect() as client:
             mine = "{}:{}".format(*client.getsockname())
@@ -98,7 +98,7 @@ def test_a_line_for_each_connection() -> None:
 
 
 def test_quiet() -> None:
-    """With --quiet there is no line for a connection."""
+    """With --quiet, a connection has no line."""
     with Daemon("--port", "0", "--quiet") as daemon:
         with daemon.connect() as client:
             client.shutdown(socket.SHUT_WR)
@@ -109,7 +109,7 @@ def test_quiet() -> None:
 
 
 def test_listen(tmp_path: Path) -> None:
-    """--listen takes any endpoints, several of them."""
+    """--listen can be repeated, with any kinds of endpoint."""
     path = tmp_path / "socket"
     with Daemon("--listen", "tcp:0:interface=127.0.0.1", "--listen", f"unix:{path}") as daemon:
         daemon.wait_for(f"listening on unix {path}")
@@ -125,12 +125,12 @@ def test_listen(tmp_path: Path) -> None:
 
 
 def test_bad_input() -> None:
-    """Bad input gets one line, and exit status 1 (test_wrong_command_lines.py has more)."""
+    """A wrong option gets one line and exit status 1; more in test_wrong_command_lines.py."""
     assert "takes no arguments, not 'stray'" in refused("stray")
 
 
 def test_port_in_use(tmp_path: Path) -> None:
-    """A port in use gets one line; what was opened before it is closed, its files removed."""
+    """A port in use gets one line; ports that were open are closed, and socket files removed."""
     path = tmp_path / "socket"
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -141,10 +141,10 @@ def test_port_in_use(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_port_that_needs_rights() -> None:
-    """A port that needs rights gets one line that names the right."""
+def test_privileged_port() -> None:
+    """A privileged port gets one line that names the capability."""
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 7:
-        pytest.skip("on this system every port is free to all")
+        pytest.skip("on this machine, no port is privileged")
     without = (
         ("setpriv", "--bounding-set", "-net_bind_service", "--inh-caps", "-net_bind_service")
         if os.geteuid() == 0
@@ -156,7 +156,7 @@ def test_port_that_needs_rights() -> None:
 
 
 def test_daemonized(tmp_path: Path) -> None:
-    """Without -n the waiting parent is told, exits with status 1, and no pid file stays."""
+    """Without -n, a failed start ends the parent with status 1, and leaves no pid file."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         done = subprocess.run(
             [
@@ -171,26 +171,26 @@ def test_daemonized(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert "twistd echod: --port: cannot listen" in done.stderr
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone already
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the daemon has ended already
         daemon = os.pidfd_open(int((tmp_path / "pid").read_text()))
-        select.select([daemon], [], [], TIMEOUT)  # it tells its parent first, and then cleans up
+        select.select([daemon], [], [], TIMEOUT)  # it notifies its parent before it cleans up
         os.close(daemon)
     assert not (tmp_path / "pid").exists()
 
 
 def network(setup: str) -> tuple[str, ...]:
-    """Return how to run a command in a network of its own, after ``setup``."""
+    """Return a command prefix that runs ``setup``, then a command, in a new network namespace."""
     inside = ("unshare", "--net", "--map-root-user", "sh", "-c", f'{setup} && exec "$@"', "sh")
     if (
         shutil.which("ip") is None
         or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode
     ):
-        pytest.skip("needs ip (Debian's iproute2) and leave to make a network namespace")
+        pytest.skip("needs ip (Debian's iproute2), and permission to make a network namespace")
     return inside
 
 
 def test_link_local() -> None:
-    """An address that is local to a link is served with its zone, over TCP and UDP."""
+    """A link-local address with its zone is served over TCP and UDP."""
     setup = "ip link set lo up && ip address add fe80::7/64 dev lo nodad"
     with Daemon(
         *("--listen", r"tcp6:65432:interface=fe80\:\:7%lo"),
@@ -212,7 +212,7 @@ def test_link_local() -> None:
 
 
 def test_no_ipv6() -> None:
-    """Where the machine has no IPv6 it says so in one line, and serves IPv4."""
+    """On a machine without IPv6, the daemon logs that in one line, and serves IPv4."""
     setup = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up"
     with Daemon("--port", "0", prefix=network(setup)) as daemon:
         daemon.wait_for("listening on")
@@ -232,7 +232,7 @@ def test_no_ipv6() -> None:
     ids=" ".join,
 )
 def test_both_families(options: tuple[str, ...]) -> None:
-    """At :: clients of both families are served; an IPv4 client is logged and counted as itself."""
+    """A listener on :: serves both families; an IPv4 client is logged and counted as IPv4."""
     proxied = "haproxy" in options[1]
     with Daemon(*options, "--max-connections-per-peer", "1") as daemon:
         assert daemon.wait_for("listening on")[0].endswith(f"listening on tcp [::]:{daemon.port}")
@@ -254,8 +254,8 @@ def test_both_families(options: tuple[str, ...]) -> None:
         assert "ffff" not in daemon.log
 
 
-def owe(daemon: Daemon, size: int) -> tuple[socket.socket, bytes]:
-    """Connect, send ``size`` bytes and finish, reading nothing; return when all were taken."""
+def send_unread(daemon: Daemon, size: int) -> tuple[socket.socket, bytes]:
+    """Connect, send ``size`` bytes, and half-close, without reading a reply."""
     client = daemon.connect()
     sent = random.Random(862).randbytes(size)
     client.sendall(sent)
@@ -268,9 +268,9 @@ def owe(daemon: Daemon, size: int) -> tuple[socket.socket, bytes]:
     [("tcp:0", b""), ("haproxy:tcp:0:interface=127.0.0.1", proxy_header(2, "192.0.2.1", 40000))],
 )
 def test_signal_before_accept(listen: str, header: bytes) -> None:
-    """Who has connected and sent before the signal, and was not accepted yet, is served too."""
+    """Connections in the backlog at the time of the signal are served, too."""
     with Daemon("--listen", listen) as daemon:
-        with daemon.connect() as client:  # it serves, and so knows what SIGTERM means
+        with daemon.connect() as client:  # the daemon serves, so its signal handlers are installed
             client.sendall(header + b"!")
             assert client.recv(1) == b"!"
         daemon.process.send_signal(signal.SIGSTOP)
@@ -288,10 +288,10 @@ def test_signal_before_accept(listen: str, header: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signal_delivers_what_is_owed(number: int) -> None:
-    """SIGTERM, SIGINT and SIGHUP: a slow reader gets every byte, then FIN, and the daemon goes."""
+def test_signal_and_slow_reader(number: int) -> None:
+    """After SIGTERM, SIGINT or SIGHUP, a slow reader gets each byte, then FIN."""
     with Daemon("--port", "0", "--drain-timeout", "20") as daemon:
-        client, sent = owe(daemon, 4 * MIB)
+        client, sent = send_unread(daemon, 4 * MIB)
         with client:
             daemon.terminate(number)
             daemon.wait_for("received SIG")
@@ -301,17 +301,17 @@ def test_signal_delivers_what_is_owed(number: int) -> None:
 
 
 def flood(daemon: Daemon) -> tuple[socket.socket, int]:
-    """Connect, and send without reading until nobody takes any more; return how much."""
+    """Connect, and send until all buffers are full; return the number of bytes."""
     client = daemon.connect()
     sent = 0
     while select.select([], [client], [], 0.5)[1]:
         sent += client.send(bytes(1 << 16))
-        assert sent < 64 * MIB, "it takes and takes"
+        assert sent < 64 * MIB, "there is no back-pressure"
     return client, sent
 
 
 def test_deadline_of_a_drain() -> None:
-    """What is owed past the deadline ends in RST: never a FIN on a short reply."""
+    """At the deadline of a drain, a short reply ends with RST, never with FIN."""
     with Daemon("--port", "0", "--drain-timeout", "0.5") as daemon:
         client, _ = flood(daemon)
         with client:
@@ -347,8 +347,8 @@ def test_second_signal(second: int) -> None:
         (signal.SIGHUP, signal.SIGTERM, signal.SIGINT),
     ],
 )
-def test_signals_in_one_turn(reactor: str, numbers: tuple[int, ...]) -> None:
-    """Several signals in one turn of the reactor: the drain does not wait, and nothing fails."""
+def test_signals_in_one_iteration(reactor: str, numbers: tuple[int, ...]) -> None:
+    """Several signals in one reactor iteration end the drain, without a traceback."""
     command = ("-n", "--reactor", reactor, "echod")
     with Daemon("--port", "0", "--drain-timeout", "1000", twistd=command) as daemon:
         client, _ = flood(daemon)
@@ -367,7 +367,7 @@ def test_signals_in_one_turn(reactor: str, numbers: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_ignored_signal(number: int) -> None:
-    """A signal that is ignored when the daemon starts, as by nohup(1), does not stop it."""
+    """A signal that is ignored at the start, as under nohup(1), stays ignored."""
 
     def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -385,8 +385,8 @@ def test_ignored_signal(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signal_while_it_starts(number: int, tmp_path: Path) -> None:
-    """A signal while the service starts stops it as soon as it has, with status 0."""
+def test_signal_during_start(number: int, tmp_path: Path) -> None:
+    """A signal during the start stops the service after it, with status 0."""
     (tmp_path / "slow.py").write_text(
         "import os, signal, sys\n"
         "from twisted.logger import textFileLogObserver\n"
@@ -396,7 +396,7 @@ def test_signal_while_it_starts(number: int, tmp_path: Path) -> None:
     )
     daemon = Daemon(
         *("--port", "0"),
-        twistd=("-n", "--logger", "slow.log", "echod"),  # twistd calls it after the service maker
+        twistd=("-n", "--logger", "slow.log", "echod"),  # called after the service maker
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
     with daemon:
@@ -405,8 +405,8 @@ def test_signal_while_it_starts(number: int, tmp_path: Path) -> None:
         assert "Traceback" not in daemon.log
 
 
-def test_signals_while_it_hangs(tmp_path: Path) -> None:
-    """A second signal ends a start that does not come to an end."""
+def test_signals_during_hanging_start(tmp_path: Path) -> None:
+    """A second signal ends a start that hangs."""
     (tmp_path / "slow.py").write_text(
         "import time\n"
         "def log():\n"
@@ -427,8 +427,8 @@ def test_signals_while_it_hangs(tmp_path: Path) -> None:
         daemon.close()
 
 
-def test_idle_connections_do_not_hold_up_the_exit() -> None:
-    """SIGTERM with 500 idle connections: each is closed cleanly, in less than a second."""
+def test_drain_of_idle_connections() -> None:
+    """A drain of 500 idle connections closes each with FIN, at once."""
     with Daemon("--port", "0", "--quiet") as daemon:
         clients = [daemon.connect() for _ in range(500)]
         clients[-1].sendall(b"x")
@@ -440,23 +440,22 @@ def test_idle_connections_do_not_hold_up_the_exit() -> None:
         assert all(client.recv(1) == b"" for client in clients)
         for client in clients:
             client.close()
-        assert took < 5, took  # the figure itself is the soak tests'
+        assert took < 5, took  # the soak tests have the exact figure
         assert "Traceback" not in daemon.log
 
 
 def test_out_of_descriptors() -> None:
-    """With 64 descriptors and 200 clients: those inside go on, the others are refused.
+    """With 64 descriptors and 200 clients, the first ones are served, and the others refused.
 
-    The refusals are counted, at most a line a second, and when there is room others
-    come in.
+    Refusals are counted in at most one line per second. A closed connection makes room for another.
     """
     with Daemon(
         "--port",
         "0",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
     ) as daemon:
-        inside: list[socket.socket] = []
-        outside = 0
+        served: list[socket.socket] = []
+        refusals = 0
         began = time.monotonic()
         for _ in range(200):
             client: Any = None
@@ -465,39 +464,39 @@ def test_out_of_descriptors() -> None:
                 client.sendall(b"hello")
                 assert client.recv(5, socket.MSG_WAITALL) == b"hello"
             except OSError:
-                outside += 1
+                refusals += 1
                 if client is not None:
                     client.close()
             else:
-                inside.append(client)
-        assert 20 < len(inside) < 64
-        assert len(inside) + outside == 200
-        for client in inside:
+                served.append(client)
+        assert 20 < len(served) < 64
+        assert len(served) + refusals == 200
+        for client in served:
             client.sendall(b"still here")
             assert client.recv(10, socket.MSG_WAITALL) == b"still here"
-        inside.pop().close()
+        served.pop().close()
         daemon.wait_for("closed")
         with daemon.connect() as newcomer:
             newcomer.sendall(b"hello")
             assert newcomer.recv(5, socket.MSG_WAITALL) == b"hello"
-        for client in inside:
+        for client in served:
             client.close()
-        daemon.wait_for("closed", len(inside) + 2)
+        daemon.wait_for("closed", len(served) + 2)
         seconds = time.monotonic() - began
 
-        daemon.terminate()  # which sums up what is not told yet
+        daemon.terminate()  # which logs the pending summary
         daemon.wait()
-        told = [line.partition("refused ")[2].split() for line in daemon.lines if "refused" in line]
-        assert sum(int(words[0]) for words in told) == outside
-        assert len(told) <= seconds + 2
+        lines = [each.partition("refused ")[2] for each in daemon.lines if "refused" in each]
+        assert sum(int(line.split()[0]) for line in lines) == refusals
+        assert len(lines) <= seconds + 2
         assert "EMFILE" not in daemon.log
         assert "Traceback" not in daemon.log
 
 
 def test_resets_in_mid_transfer() -> None:
-    """300 resets in mid-transfer leave no descriptor, no traceback, and a neighbour undisturbed."""
+    """300 resets in mid-transfer leave no descriptor, and disturb no other client."""
     with Daemon("--port", "0") as daemon, daemon.connect() as neighbour:
-        for _ in range(3):  # by the third, the fast path has its descriptor
+        for _ in range(3):  # from the third byte on, the fast path serves it
             neighbour.sendall(b"x")
             assert neighbour.recv(1) == b"x"
         before = daemon.descriptors()
@@ -515,7 +514,7 @@ def test_resets_in_mid_transfer() -> None:
 
 
 def test_help_is_printed_once() -> None:
-    """--help prints one usage line, each option once, and three examples at the end."""
+    """--help prints one usage line, each option once, and three examples."""
     done = subprocess.run(
         [str(TWISTD), "-n", "echod", "--help"],
         capture_output=True,
@@ -530,21 +529,21 @@ def test_help_is_printed_once() -> None:
     assert [line[:18] for line in examples.splitlines()] == ["  twistd -n echod "] * 3 + [""]
 
 
-def test_a_late_reader_after_a_long_pause() -> None:
-    """64 MiB and SHUT_WR, the reader asleep for the first second: every byte, then FIN."""
+def test_late_reader() -> None:
+    """A client that sends 64 MiB and reads a second later gets each byte, then FIN."""
     with Daemon("--port", "0") as daemon, daemon.connect() as client:
         sent = random.Random(862).randbytes(64 * MIB)
         sender = threading.Thread(
             target=lambda: (client.sendall(sent), client.shutdown(socket.SHUT_WR))
         )
         sender.start()
-        sender.join(1)  # the pause itself is what is tested
+        sender.join(1)  # the pause before reading
         assert receive_all(client) == sent
         sender.join()
 
 
 def test_import_is_light() -> None:
-    """To import echod and build the factory installs no reactor, and needs Twisted alone."""
+    """Importing echod and building a factory installs no reactor and imports Twisted alone."""
     code = (
         "import sys; before = set(sys.modules); import twisted.internet.tcp, "
         "twisted.internet.task, twisted.internet.endpoints; twisted = set(sys.modules); "
@@ -560,7 +559,7 @@ def test_import_is_light() -> None:
 
 
 def udp(daemon: Daemon) -> socket.socket:
-    """Return a socket that is connected to the daemon's UDP port."""
+    """Return a socket connected to the daemon's UDP port."""
     port = int(daemon.wait_for("listening on udp 127.0.0.1")[0].rpartition(":")[2])
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(TIMEOUT)
@@ -569,7 +568,7 @@ def udp(daemon: Daemon) -> socket.socket:
 
 
 def test_udp() -> None:
-    """``--listen udp:`` answers datagrams, on both loopbacks, beside other endpoints."""
+    """``--listen udp:`` answers datagrams on both loopback addresses, beside other endpoints."""
     with Daemon("--listen", "udp:0", "--listen", "tcp:0:interface=127.0.0.1") as daemon:
         for _ in range(3):
             with udp(daemon) as sock:
@@ -585,7 +584,7 @@ def test_udp() -> None:
 
 @pytest.mark.parametrize("address", ["UDP4:127.0.0.1", "UDP6:[::1]"])
 def test_udp_with_socat(address: str) -> None:
-    """The README's way to try it works."""
+    """Socat gets its datagram back, as in the README."""
     if not shutil.which("socat"):
         pytest.skip("socat is not installed")
     with Daemon("--listen", "udp:0") as daemon, udp(daemon) as sock:
@@ -601,7 +600,7 @@ def test_udp_with_socat(address: str) -> None:
 
 
 def test_udp_stops() -> None:
-    """At a stop what has come is answered, and the port is closed at once."""
+    """A stop answers the datagrams that have arrived, and closes the port."""
     with Daemon("--listen", "udp:0") as daemon, udp(daemon) as sock:
         sock.send(b"?")
         assert sock.recv(9) == b"?"
@@ -616,16 +615,16 @@ def test_udp_stops() -> None:
 
 
 def test_udp_port_in_use() -> None:
-    """A UDP port that is taken is told in one line, and the other ports are closed again."""
+    """A UDP port in use gets one line."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        said = refused("--listen", "tcp:0", "--listen", f"udp:{port}")
-        assert f"cannot listen on udp 127.0.0.1:{port}: address already in use: stop" in said
+        line = refused("--listen", "tcp:0", "--listen", f"udp:{port}")
+        assert f"cannot listen on udp 127.0.0.1:{port}: address already in use: stop" in line
 
 
-def test_not_answered_is_logged() -> None:
-    """What is not answered is summed up in the log, by reason."""
+def test_dropped_datagrams_are_logged() -> None:
+    """Datagrams that are not answered are logged, by reason."""
     with Daemon("--listen", "udp:0", "--udp-rate", "1") as daemon, udp(daemon) as sock:
         for _ in range(3):
             sock.send(b"?")
