@@ -1,10 +1,9 @@
-"""Echo services that misbehave in one known way, and count how often they did.
+"""Echo services with one known fault each, which they count: to test clients that measure echo.
 
 ``python tests/programs/mirrors.py KIND [--udp] [options]`` prints the port of 127.0.0.1 on which
-it listens. When its standard input ends, it prints its counts as a line of JSON; what came before
-is counted still. But for its one fault, each kind is correct. ``--help`` and ``--udp --help`` name
-the kinds. Who measures echo is tested with them: what it reports can be compared with what has
-happened.
+it listens. At EOF of standard input, it prints its counts as a line of JSON, including data that
+was received before. Apart from its fault, each kind is correct. ``--help`` and ``--udp --help``
+list the kinds. A test compares what a client reports with the counts.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from time import monotonic
 from typing import Any, ClassVar
 
 HOST = "127.0.0.1"
-LIFE = 300  # seconds
-PATIENCE = 20.0  # seconds for a process to start or to stop
-LAST = 1.0  # seconds at most to look at what came before standard input ended
-ALONE = 0.2  # seconds for which a datagram waits for one that overtakes it
+MAX_RUNTIME = 300  # seconds
+PROCESS_TIMEOUT = 20.0  # seconds for a process to start or to stop
+FINAL_READS = 1.0  # seconds to read what was received before EOF of standard input
+OVERTAKE_TIMEOUT = 0.2  # seconds that a datagram is held back for the next one
 
 CHUNK = 1 << 16
-LIMIT = 1 << 20  # bytes: with more to send, a connection is not read
-BUFFER = 1 << 22  # bytes for the datagrams that come in a freeze
+MAX_QUEUED = 1 << 20  # bytes to send, above which a connection is not read
+RECEIVE_BUFFER = 1 << 22  # bytes for the datagrams that are received during a freeze
 
-SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes that the kernel has not sent
+SIOCOUTQNSD = 0x894B  # linux/sockios.h: bytes not sent yet
 SO_RCVBUFFORCE, SO_MEMINFO = 33, 55  # asm-generic/socket.h
 STDIN = 0
 FLIPPED = bytes(byte ^ 1 for byte in range(256))
@@ -56,27 +55,27 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    if not 0 < float(text) <= LIFE:
+    if not 0 < float(text) <= MAX_RUNTIME:
         raise ValueError
     return float(text)
 
 
 def flipped(data: bytes | memoryview, passed: int, every: int) -> bytes:
-    """Return ``data`` with a bit flipped in one byte of ``every``; ``passed`` went before."""
+    """Flip a bit in every ``every``-th byte of ``data``, after ``passed`` bytes of the stream."""
     changed = bytearray(data)
     marked = slice(every - 1 - passed % every, None, every)
     changed[marked] = changed[marked].translate(FLIPPED)
     return bytes(changed)
 
 
-class Service:
-    """What streams and datagrams share: the loop. A method of the kind's name answers."""
+class EchoService:
+    """The event loop of streams and datagrams. The method with the kind's name answers."""
 
     transport: ClassVar[socket.SocketKind]
     kinds: ClassVar[dict[str, tuple[dict[str, Callable[[str], float]], str]]]
-    """The options of each, and what it counts."""
+    """The options of each kind, and the names of its counts."""
 
-    every: Any  # seconds for who freezes, and else a number
+    every: Any  # seconds for freeze, otherwise a number
     size: int
     after: int
     seconds: float
@@ -95,35 +94,35 @@ class Service:
         return {name: self.counts[name] for name in self.kinds[self.kind][1].split()}
 
     def run(self) -> None:
-        """Serve until standard input ends."""
+        """Serve until EOF of standard input."""
         until = None
         while until is None or monotonic() < until:
-            # To wait for an epoll takes whole milliseconds. select(2) waits for microseconds, but
-            # not for any number of connections: it waits for the epoll.
+            # epoll_wait(2) has a resolution of milliseconds, select(2) of microseconds. select(2)
+            # is limited to 1,024 descriptors, so it waits for the epoll set.
             left = max(0, self.timers[0][0] - monotonic()) if self.timers else None
-            watched: list[Any] = [self.selector, STDIN]
-            ready, _, _ = select.select(watched, [], [], 0 if until else left)
+            descriptors: list[Any] = [self.selector, STDIN]
+            ready, _, _ = select.select(descriptors, [], [], 0 if until else left)
             if STDIN in ready and not os.read(STDIN, CHUNK):
-                until = until or monotonic() + LAST
+                until = until or monotonic() + FINAL_READS
                 if self.selector not in ready:
                     return
             for key, events in self.selector.select(0):
-                self.do_due()
+                self.run_due_timers()
                 key.data(events)
-            self.do_due()
+            self.run_due_timers()
 
     def at(self, due: float, call: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (due, next(self.numbers), call))
 
-    def do_due(self) -> None:
+    def run_due_timers(self) -> None:
         while self.timers and self.timers[0][0] <= monotonic():
             heapq.heappop(self.timers)[2]()
 
     def refuse(self, *_: Any) -> None:
-        """Have a port on which nobody is, and nobody else can be."""
+        """Occupy a port without listening on it."""
 
     def hold(self, begun: float) -> None:
-        """Do nothing at all until the freeze is over, but for an end of standard input."""
+        """Handle no event until the freeze is over, except EOF of standard input."""
         self.counts["freezes"] += 1
         while (left := begun + self.seconds - monotonic()) > 0:
             if select.select([STDIN], [], [], left)[0] and not os.read(STDIN, CHUNK):
@@ -132,22 +131,22 @@ class Service:
 
 
 class Connection:
-    """What is to go back on one connection, and when."""
+    """One connection, and the data to send on it with the times when it is due."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.events = 0  # which the selector looks for
+        self.events = 0  # registered with the selector
         self.queue: deque[tuple[float, memoryview]] = deque()
-        self.queued = self.came = self.sent = 0  # bytes
-        self.ended = False  # by the peer; or no more is read
-        self.over = False  # what comes now is not echoed
-        self.finished = False  # by us
-        self.paused = 0.0  # until when
-        self.before = 0.0  # until when it was before the message that comes now
+        self.queued = self.received = self.sent = 0  # bytes
+        self.ended = False  # by the peer, or because no more is read
+        self.over = False  # received data is not echoed any more
+        self.finished = False  # FIN is sent
+        self.paused = 0.0  # until this time
+        self.before = 0.0  # end of the pause before the current message
 
 
-class Stream(Service):
-    """Echo on connections."""
+class Stream(EchoService):
+    """Echo of streams."""
 
     transport = socket.SOCK_STREAM
     kinds: ClassVar = {
@@ -166,40 +165,40 @@ class Stream(Service):
 
     def __init__(self, kind: str, **options: Any) -> None:
         super().__init__(kind, **options)
-        if kind != "refuse":  # which is bound alone
+        if kind != "refuse":  # only bound
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited
             self.sock.listen(4096)
             self.selector.register(self.sock, EVENT_READ, self.accept)
 
     def plain(self, connection: Connection, data: bytes, now: float) -> None:
-        """Do nothing wrong."""
+        """Echo correctly."""
         self.answer(connection, data)
 
     def freeze(self, connection: Connection, data: bytes, now: float) -> None:
-        """Freeze for so many seconds, when the first byte comes and every so many seconds."""
+        """Freeze for SECONDS at the first byte, and again every EVERY seconds."""
         if data and not self.counts["freezes"]:
             self.hold(now)
         self.answer(connection, data)
 
     def damage(self, connection: Connection, data: bytes, now: float) -> None:
-        """Flip a bit of byte number N, 2N, ... of all that are sent."""
-        self.answer(connection, data)  # see send(), which knows what comes after what
+        """Flip a bit in every EVERY-th byte that is sent."""
+        self.answer(connection, data)  # send() flips the bits: it knows the order of all bytes
 
     def delay(self, connection: Connection, data: bytes, now: float) -> None:
-        """Answer each chunk so many seconds after it came."""
+        """Echo each chunk SECONDS after it was received."""
         self.answer(connection, data, now + self.seconds)
 
     def late(self, connection: Connection, data: bytes, now: float) -> None:
-        """Pause for so many seconds before each N-th message of a connection.
+        """Pause for SECONDS before every EVERY-th message of SIZE bytes of a connection.
 
-        It is so much late to its last byte, and what follows waits for it. A pause that is due
-        within another comes after it.
+        Each of its bytes is late by SECONDS, and later messages wait for it. A pause that is due
+        during another one follows it.
         """
         end = self.every * self.size
         late = end - self.size
         at = 0
         while at < len(data):
-            place = (connection.came + at) % end
+            place = (connection.received + at) % end
             part = data[at : at + (late if place < late else end) - place]
             if place == late:
                 self.counts["paused"] += 1
@@ -208,33 +207,33 @@ class Stream(Service):
                 connection.paused = max(now, connection.before) + self.seconds
             self.answer(connection, part, connection.paused)
             at += len(part)
-        came = connection.came
-        self.counts["messages"] += (came + at) // self.size - came // self.size
+        received = connection.received
+        self.counts["messages"] += (received + at) // self.size - received // self.size
 
     def close(self, connection: Connection, data: bytes, now: float) -> None:
-        """Finish after so many bytes of a connection."""
-        self.answer(connection, data[: self.after - connection.came])
-        connection.over = connection.came + len(data) >= self.after
+        """Send FIN after AFTER bytes of a connection."""
+        self.answer(connection, data[: self.after - connection.received])
+        connection.over = connection.received + len(data) >= self.after
 
     def reset(self, connection: Connection, data: bytes, now: float) -> None:
-        """Reset a connection after so many bytes."""
+        """Reset a connection after AFTER bytes."""
         self.close(connection, data, now)
         connection.ended = connection.over
 
     def silent(self, connection: Connection, data: bytes, now: float) -> None:
-        """Read, and never answer."""
+        """Read, and never echo."""
         self.counts["bytes"] += len(data)
 
     def extra(self, connection: Connection, data: bytes, now: float) -> None:
-        """Send a byte that nobody sent, after so many bytes of a connection."""
-        left = self.after - connection.came
+        """Insert one byte after AFTER bytes of a connection."""
+        left = self.after - connection.received
         if 0 < left <= len(data) or not (self.after or data):
             data = data[:left] + b"!" + data[left:]
         self.answer(connection, data)
 
     def swallow(self, connection: Connection, data: bytes, now: float) -> None:
-        """Drop the byte that comes after so many of a connection."""
-        left = self.after - connection.came
+        """Drop the byte after AFTER bytes of a connection."""
+        left = self.after - connection.received
         if 0 <= left < len(data):
             data = data[:left] + data[left + 1 :]
             self.counts["swallowed"] += 1
@@ -244,7 +243,7 @@ class Stream(Service):
         connection = Connection(self.sock.accept()[0])
         connection.sock.setblocking(False)
         self.counts["connections"] += 1
-        self.respond(connection, b"", monotonic())  # to end it after no byte at all
+        self.respond(connection, b"", monotonic())  # with AFTER 0, it ends at once
         self.flush(connection)
 
     def ready(self, connection: Connection, events: int) -> None:
@@ -257,7 +256,7 @@ class Stream(Service):
             connection.ended = not data
             if data and not connection.over:
                 self.respond(connection, data, now)
-                connection.came += len(data)
+                connection.received += len(data)
         return self.flush(connection)
 
     def answer(self, connection: Connection, data: bytes, due: float = 0.0) -> None:
@@ -268,8 +267,8 @@ class Stream(Service):
                 self.at(due, partial(self.flush, connection))
 
     def flush(self, connection: Connection) -> None:
-        """Send what is due, and look for what there is to wait for."""
-        if connection.sock.fileno() < 0:  # dropped; a timer's or an event's of before
+        """Send what is due, and register the events to wait for."""
+        if connection.sock.fileno() < 0:  # dropped before this timer or event
             return
         queue, blocked = connection.queue, False
         try:
@@ -289,8 +288,8 @@ class Stream(Service):
         except OSError:  # the peer has reset it
             self.drop(connection)
         if connection.sock.fileno() >= 0:
-            reads = not connection.ended and connection.queued <= LIMIT
-            self.look_for(connection, EVENT_READ * reads | EVENT_WRITE * blocked)
+            reads = not connection.ended and connection.queued <= MAX_QUEUED
+            self.register(connection, EVENT_READ * reads | EVENT_WRITE * blocked)
 
     def send(self, connection: Connection, data: memoryview) -> int:
         passed = self.counts["bytes"]
@@ -305,26 +304,26 @@ class Stream(Service):
         return sent
 
     def finish(self, connection: Connection) -> None:
-        """Go on where everything is sent."""
+        """End the connection if that is due: everything is sent."""
         sock = connection.sock
         if connection.over and self.kind == "reset":
             if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
-            # A reset takes with it what the kernel has not sent.
+            # A reset discards what the kernel has not sent.
             if fcntl.ioctl(sock, SIOCOUTQNSD, bytes(4)) != bytes(4):
                 self.at(monotonic() + 0.001, partial(self.flush, connection))
                 return
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.counts["reset"] += 1
         elif connection.over and not connection.finished:
-            # What still comes is read: to close with bytes unread would be a reset.
+            # Keep reading: closing with unread bytes would reset the connection.
             sock.shutdown(socket.SHUT_WR)
             connection.finished = True
             self.counts["closed"] += 1
         if connection.ended:
             self.drop(connection)
 
-    def look_for(self, connection: Connection, events: int) -> None:
+    def register(self, connection: Connection, events: int) -> None:
         if connection.events and events != connection.events:
             self.selector.unregister(connection.sock)
         if events and events != connection.events:
@@ -332,11 +331,11 @@ class Stream(Service):
         connection.events = events
 
     def drop(self, connection: Connection) -> None:
-        self.look_for(connection, 0)
+        self.register(connection, 0)
         connection.sock.close()
 
 
-class Datagram(Service):
+class Datagram(EchoService):
     """Echo of datagrams."""
 
     transport = socket.SOCK_DGRAM
@@ -357,16 +356,16 @@ class Datagram(Service):
         super().__init__(kind, **options)
         self.held: dict[Any, tuple[int, bytes]] = {}
         if kind == "refuse":
-            # Who is connected hears its peer alone, here itself. So nobody else gets the port.
+            # Connected to itself: datagrams of others are refused, and the port is taken.
             self.sock.connect(self.sock.getsockname())
             return
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        with suppress(PermissionError):  # root may have more than net.core.rmem_max
-            self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        with suppress(PermissionError):  # root may exceed net.core.rmem_max
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self.selector.register(self.sock, EVENT_READ, self.ready)
 
     def report(self) -> dict[str, int]:
-        """Return what is counted, and how many datagrams the kernel had no room for, if any."""
+        """Return the counts, with the datagrams that the kernel has dropped, if any."""
         missed = struct.unpack("9I", self.sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[8]
         return super().report() | ({"missed": missed} if missed else {})
 
@@ -385,17 +384,17 @@ class Datagram(Service):
         return bool(self.counts["datagrams"] % self.every == 0)
 
     def plain(self, data: bytes, address: Any, now: float) -> None:
-        """Do nothing wrong."""
+        """Echo correctly."""
         self.answer(data, address)
 
     def freeze(self, data: bytes, address: Any, now: float) -> None:
-        """Freeze for so many seconds, when the first datagram comes and every so many seconds."""
+        """Freeze for SECONDS at the first datagram, and again every EVERY seconds."""
         if not self.counts["freezes"]:
             self.hold(now)
         self.answer(data, address)
 
     def damage(self, data: bytes, address: Any, now: float) -> None:
-        """Flip a bit of byte number N, 2N, ... of all that are sent."""
+        """Flip a bit in every EVERY-th byte that is sent."""
         passed = self.counts["bytes"]
         damaged = (passed + len(data)) // self.every - passed // self.every
         self.answer(flipped(data, passed, self.every), address)
@@ -403,24 +402,24 @@ class Datagram(Service):
         self.counts["datagrams_damaged"] += damaged > 0
 
     def drop(self, data: bytes, address: Any, now: float) -> None:
-        """Leave each N-th datagram without an answer."""
+        """Drop every EVERY-th datagram."""
         if self.nth():
             self.counts["dropped"] += 1
         else:
             self.answer(data, address)
 
     def duplicate(self, data: bytes, address: Any, now: float) -> None:
-        """Answer each N-th datagram twice."""
+        """Echo every EVERY-th datagram twice."""
         self.answer(data, address)
         if self.nth():
             self.answer(data, address, "duplicated")
 
     def reorder(self, data: bytes, address: Any, now: float) -> None:
-        """Answer each N-th datagram after the next of the same address, if one comes soon."""
+        """Echo every EVERY-th datagram after the next one of the same address, if it is soon."""
         number = self.counts["datagrams"]
         if self.nth() and address not in self.held:
             self.held[address] = (number, data)
-            self.at(now + ALONE, partial(self.give_up, number, address))
+            self.at(now + OVERTAKE_TIMEOUT, partial(self.give_up, number, address))
         else:
             self.answer(data, address)
             if address in self.held:
@@ -431,28 +430,28 @@ class Datagram(Service):
             self.answer(self.held.pop(address)[1], address)
 
     def late(self, data: bytes, address: Any, now: float) -> None:
-        """Answer each N-th datagram so many seconds after it came."""
+        """Echo every EVERY-th datagram SECONDS after it was received."""
         if self.nth():
             self.at(now + self.seconds, partial(self.answer, data, address, "late"))
         else:
             self.answer(data, address)
 
     def delay(self, data: bytes, address: Any, now: float) -> None:
-        """Answer each datagram so many seconds after it came."""
+        """Echo each datagram SECONDS after it was received."""
         self.at(now + self.seconds, partial(self.answer, data, address))
 
     def silent(self, data: bytes, address: Any, now: float) -> None:
-        """Read, and never answer."""
+        """Read, and never echo."""
         self.counts["bytes"] += len(data)
 
 
 class Mirror:
-    """A service in a process of its own: there within the context, and gone after."""
+    """A context manager: a service in a process of its own, killed at exit."""
 
     port: int
 
     def __init__(self, kind: str, *options: object) -> None:
-        # -IS: it starts sooner without what is installed, which it does not need.
+        # -IS: it needs no installed packages, and starts faster without them.
         self.command = [sys.executable, "-IS", __file__, kind, *map(str, options)]
 
     def __enter__(self) -> Mirror:
@@ -460,9 +459,9 @@ class Mirror:
         self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
         try:
             assert self.process.stdout is not None
-            select.select([self.process.stdout], [], [], PATIENCE)
-            said, _, port = self.process.stdout.readline().partition(f"on {HOST}:")
-            assert said == "listening ", self.command
+            select.select([self.process.stdout], [], [], PROCESS_TIMEOUT)
+            announced, _, port = self.process.stdout.readline().partition(f"on {HOST}:")
+            assert announced == "listening ", self.command
             self.port = int(port)
         except BaseException:
             self.__exit__()
@@ -475,21 +474,21 @@ class Mirror:
             pass
 
     def stop(self) -> dict[str, int]:
-        """Have it end, and return what it has counted."""
-        output, _ = self.process.communicate(timeout=PATIENCE)
+        """End the process, and return its counts."""
+        output, _ = self.process.communicate(timeout=PROCESS_TIMEOUT)
         assert self.process.returncode == 0, self.process.returncode
         counts: dict[str, int] = json.loads(output)
         return counts
 
 
 def main() -> None:
-    signal.alarm(LIFE)
-    # proc(5): else a wait may take 50 microseconds longer than asked
+    signal.alarm(MAX_RUNTIME)
+    # timer slack in proc(5): by default, waits are up to 50 microseconds too long
     with suppress(OSError), open("/proc/self/timerslack_ns", "w") as slack:
         slack.write("1")
-    parser = argparse.ArgumentParser(description="Echo with one fault, until standard input ends.")
-    parser.add_argument("--udp", action="store_true", help="datagrams, and not connections")
-    service: type[Service] = Datagram if "--udp" in sys.argv else Stream
+    parser = argparse.ArgumentParser(description="Echo with one fault, until EOF of stdin.")
+    parser.add_argument("--udp", action="store_true", help="echo datagrams, not streams")
+    service: type[EchoService] = Datagram if "--udp" in sys.argv else Stream
     commands = parser.add_subparsers(dest="kind", required=True)
     for name, (options, _) in service.kinds.items():
         does = str(getattr(service, name).__doc__).partition("\n")[0]

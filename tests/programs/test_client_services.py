@@ -1,4 +1,4 @@
-"""The client against real services, good ones and those with one known fault, counted exactly."""
+"""The client's counts compared with those of services that have one known fault each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ COUNTS = ("lost", "late", "damaged", "duplicated", "reordered", "unexpected", "u
 
 
 def wrong(result: dict[str, Any]) -> dict[str, int]:
-    """Return what is not 0 of what is not right."""
+    """Return the counts of faults that are not 0."""
     return {name: result[name] for name in COUNTS if result[name]}
 
 
-def at(mirror: Mirror, udp: bool = False) -> str:
+def target_of(mirror: Mirror, udp: bool = False) -> str:
     return f"{'udp:' if udp else ''}127.0.0.1:{mirror.port}"
 
 
@@ -32,10 +32,10 @@ def at(mirror: Mirror, udp: bool = False) -> str:
         ("load", "-d", 0.2, "-C", 3, "-r", 200),
     ],
 )
-def test_right(command: tuple[Any, ...], udp: bool) -> None:
-    """From a service that does what it is to do, all comes back, and the exit status is 0."""
+def test_no_fault(command: tuple[Any, ...], udp: bool) -> None:
+    """A correct service has all messages received, and the exit status is 0."""
     with Mirror("plain", *["--udp"] * udp) as mirror:
-        outcome = echod_client(*command, at(mirror, udp), "--json")
+        outcome = echod_client(*command, target_of(mirror, udp), "--json")
         counted = mirror.stop()
     result = outcome.result
     assert (outcome.status, outcome.err, wrong(result), result["errors"]) == (0, "", {}, {})
@@ -46,9 +46,11 @@ def test_right(command: tuple[Any, ...], udp: bool) -> None:
 
 @pytest.mark.parametrize("udp", [False, True])
 def test_damage(udp: bool) -> None:
-    """Each damaged byte is counted, and each message that has one."""
+    """Each damaged byte is counted, and each message with a damaged byte."""
     with Mirror("damage", "--every", 1000, *["--udp"] * udp) as mirror:
-        outcome = echod_client("load", at(mirror, udp), "-d", 0.3, "-C", 2, "-s", 300, "--json")
+        outcome = echod_client(
+            "load", target_of(mirror, udp), "-d", 0.3, "-C", 2, "-s", 300, "--json"
+        )
         counted = mirror.stop()
     result = outcome.result
     assert outcome.status == 1
@@ -67,11 +69,11 @@ def test_damage(udp: bool) -> None:
     ],
 )
 def test_datagrams(kind: str, name: str, count: str) -> None:
-    """What UDP may do to a datagram is counted under its name, exactly."""
+    """Lost, duplicated and reordered datagrams are counted exactly."""
     with Mirror(kind, "--udp", "--every", 100) as mirror:
         outcome = echod_client(
-            # Slowly: the kernel holds what comes while the mirror waits for a busy core.
-            *("load", at(mirror, udp=True), "-d", 2.08, "-r", 500, "-W", 1, "--json")
+            # Slow enough for the receive queue to hold all datagrams on a busy machine.
+            *("load", target_of(mirror, udp=True), "-d", 2.08, "-r", 500, "-W", 1, "--json")
         )
         counted = mirror.stop()
     result = outcome.result
@@ -82,10 +84,10 @@ def test_datagrams(kind: str, name: str, count: str) -> None:
 
 
 def test_late_datagrams() -> None:
-    """Late datagrams are no lost ones; and those that overtake them tell of their reordering."""
+    """Late datagrams are not lost; those that others overtake are also reordered."""
     with Mirror("late", "--udp", "--every", 20, "--seconds", 0.2) as mirror:
         outcome = echod_client(
-            *("ping", at(mirror, udp=True), "-c", 79, "-i", 0.01, "-W", 0.15, "--json")
+            *("ping", target_of(mirror, udp=True), "-c", 79, "-i", 0.01, "-W", 0.15, "--json")
         )
         counted = mirror.stop()
     result = outcome.result
@@ -96,9 +98,9 @@ def test_late_datagrams() -> None:
 
 
 def test_late_messages() -> None:
-    """So are late messages on a connection, where what follows waits behind them."""
+    """Late messages on a connection are counted, though later ones wait for them."""
     with Mirror("late", "--every", 2, "--size", 64, "--seconds", 0.4) as mirror:
-        outcome = echod_client("ping", at(mirror), "-c", 3, "-i", 0.5, "-W", 0.25, "--json")
+        outcome = echod_client("ping", target_of(mirror), "-c", 3, "-i", 0.5, "-W", 0.25, "--json")
         counted = mirror.stop()
     assert outcome.status == 1
     assert wrong(outcome.result) == {"late": 1}
@@ -109,23 +111,23 @@ def test_late_messages() -> None:
     ("kind", "count", "word"), [("close", "closed", "closed"), ("reset", "reset", "reset")]
 )
 def test_ended_early(kind: str, count: str, word: str) -> None:
-    """Connections that the service ends are counted by how it did."""
+    """Connections that the service ends are counted by how they ended."""
     with Mirror(kind, "--after", 640) as mirror:
-        outcome = echod_client("load", at(mirror), "-d", 10, "-C", 7, "--json")
+        outcome = echod_client("load", target_of(mirror), "-d", 10, "-C", 7, "--json")
         counted = mirror.stop()
     result = outcome.result
     assert outcome.status == 1
     assert counted[count] == 7
     assert result["errors"] == {word: 7}
-    # Ten came back on each, unless a reset has destroyed what was on its way.
+    # Ten replies were received on each, unless a reset has discarded some.
     assert result["received"] == 70 or kind == "reset"
     assert result["sent"] == result["received"] + result["lost"]
 
 
 def test_silent() -> None:
-    """Who accepts and says nothing is waited for no longer than the timeout."""
+    """A service that accepts and sends nothing is awaited for the timeout, and counted."""
     with Mirror("silent") as mirror:
-        outcome = echod_client("load", at(mirror), "-d", 0.1, "-C", 3, "-W", 0.3, "--json")
+        outcome = echod_client("load", target_of(mirror), "-d", 0.1, "-C", 3, "-W", 0.3, "--json")
         counted = mirror.stop()
     result = outcome.result
     assert outcome.status == 1
@@ -134,19 +136,19 @@ def test_silent() -> None:
     assert result["connections_silent"] == 3
 
 
-def test_silent_by_udp() -> None:
-    """By UDP a closed loop goes on when a datagram is given up."""
+def test_silent_over_udp() -> None:
+    """Over UDP a closed loop continues after a datagram is given up."""
     with Mirror("silent", "--udp") as mirror:
-        outcome = echod_client("load", at(mirror, udp=True), "-d", 0.35, "-W", 0.1, "--json")
+        outcome = echod_client("load", target_of(mirror, udp=True), "-d", 0.35, "-W", 0.1, "--json")
         counted = mirror.stop()
     assert outcome.status == 1
     assert counted["datagrams"] == outcome.result["lost"] == outcome.result["sent"] >= 3
 
 
 def test_extra() -> None:
-    """A byte that nobody sent is one too many, where nothing else is under way."""
+    """An inserted byte is unexpected when no reply is outstanding."""
     with Mirror("extra", "--after", 64 * 3) as mirror:
-        outcome = echod_client("ping", at(mirror), "-c", 5, "-i", 0.01, "--json")
+        outcome = echod_client("ping", target_of(mirror), "-c", 5, "-i", 0.01, "--json")
         assert mirror.stop() == {"extra": 1}
     assert outcome.status == 1
     assert outcome.result["received"] == 5
@@ -154,9 +156,9 @@ def test_extra() -> None:
 
 
 def test_swallow() -> None:
-    """A byte that is missing damages all that comes after it, and leaves the last unfinished."""
+    """A missing byte damages the replies after it, and the last one stays incomplete."""
     with Mirror("swallow", "--after", 64 * 3) as mirror:
-        outcome = echod_client("ping", at(mirror), "-c", 5, "-i", 0.01, "-W", 0.3, "--json")
+        outcome = echod_client("ping", target_of(mirror), "-c", 5, "-i", 0.01, "-W", 0.3, "--json")
         assert mirror.stop() == {"swallowed": 1}
     assert outcome.status == 1
     assert outcome.result["received"] == 3
@@ -165,21 +167,21 @@ def test_swallow() -> None:
 
 @pytest.mark.parametrize("command", [("ping", "-c", 2), ("load", "-d", 1), ("pipe",)])
 def test_refuse(command: tuple[Any, ...]) -> None:
-    """A port without a service is one line, and the exit status 1."""
+    """A refused connection is reported in one line, and the exit status is 1."""
     with Mirror("refuse") as mirror:
-        status, out, err = echod_client(*command, at(mirror))
-        target = at(mirror)
+        status, out, err = echod_client(*command, target_of(mirror))
+        target = target_of(mirror)
     assert (status, out) == (1, "")
     assert err.startswith(f"echod-client {command[0]}: {target}: ")
     assert err.endswith("connection refused\n")
     assert err.count("\n") == 1
 
 
-def test_refuse_by_udp() -> None:
-    """By UDP the kernel tells of each datagram that nobody takes."""
+def test_refuse_over_udp() -> None:
+    """Over UDP each refused datagram is counted."""
     with Mirror("refuse", "--udp") as mirror:
         outcome = echod_client(
-            "ping", at(mirror, udp=True), "-c", 5, "-i", 0.01, "-W", 0.1, "--json"
+            "ping", target_of(mirror, udp=True), "-c", 5, "-i", 0.01, "-W", 0.1, "--json"
         )
     assert outcome.status == 1
     assert outcome.result["errors"] == {"refused": 5}
@@ -187,7 +189,7 @@ def test_refuse_by_udp() -> None:
 
 
 def test_name() -> None:
-    """A name is looked up, and the address that answers is told."""
+    """A name is resolved, and the address that answers is reported."""
     with Mirror("plain") as mirror:
         outcome = echod_client("ping", f"localhost:{mirror.port}", "-c", 1, "--json")
     assert outcome.status == 0
@@ -196,7 +198,7 @@ def test_name() -> None:
 
 
 def test_unix() -> None:
-    """A UNIX socket is a target like any other."""
+    """A UNIX socket that does not exist is reported in one line."""
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory) / "none")
         status, _, err = echod_client("ping", f"unix:{path}", "-c", 1)

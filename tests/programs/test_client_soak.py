@@ -1,4 +1,4 @@
-"""The large figures of ``echod-client``, on real services. ``tox -e soak`` runs them."""
+"""``echod-client`` under long runs and large amounts of data. ``tox -e soak`` runs these."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNS = 1000
 
 
 def peak(pid: int) -> int:
-    """Return the most memory that a process has had, in bytes (VmHWM in proc(5))."""
+    """Return the peak resident memory of a process, in bytes (VmHWM in proc(5))."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(
         int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")
@@ -39,8 +39,8 @@ def peak(pid: int) -> int:
     ids=["10 GiB of zeros", "1 GiB of noise"],
 )
 def test_pipe(mebibytes: int, source: Callable[[], bytes]) -> None:
-    """So much goes through a pipe, comes out as it went in, and takes less than 64 MiB."""
-    parts = [source() for _ in range(16)]  # 16 MiB of noise, again and again
+    """A pipe returns gigabytes unchanged, in less than 64 MiB of memory."""
+    parts = [source() for _ in range(16)]  # repeated
     with (
         Daemon("--port", "0", "--quiet") as daemon,
         subprocess.Popen(
@@ -49,9 +49,9 @@ def test_pipe(mebibytes: int, source: Callable[[], bytes]) -> None:
             stdout=subprocess.PIPE,
         ) as process,
     ):
-        feed, came = process.stdin, process.stdout
+        feed, echoed = process.stdin, process.stdout
         assert feed is not None
-        assert came is not None
+        assert echoed is not None
 
         def write() -> None:
             for number in range(mebibytes):
@@ -61,19 +61,19 @@ def test_pipe(mebibytes: int, source: Callable[[], bytes]) -> None:
         writer = threading.Thread(target=write)
         writer.start()
         for number in range(mebibytes):
-            assert came.read(MIB) == parts[number % len(parts)], number
+            assert echoed.read(MIB) == parts[number % len(parts)], number
         writer.join()
         memory = peak(process.pid)
         feed.close()
-        assert came.read() == b""
+        assert echoed.read() == b""
         assert process.wait(TIMEOUT) == 0
-    print(f"\n{mebibytes} MiB through a pipe: {memory / MIB:.1f} MiB of memory at the most")
+    print(f"\n{mebibytes} MiB through a pipe: {memory / MIB:.1f} MiB of memory")
     assert memory < 64 * MIB
 
 
 @pytest.mark.parametrize("udp", [False, True])
 def test_delay(udp: bool) -> None:
-    """A service that adds 20 ms has a p50 of 20 ms and what loopback takes, within 1 ms."""
+    """A delay of 20 ms in the service adds 20 ms to the p50, within 1 ms."""
     words = ["--udp"] * udp
     with Mirror("plain", *words) as plain, Mirror("delay", "--seconds", 0.02, *words) as delay:
         medians = []
@@ -88,7 +88,7 @@ def test_delay(udp: bool) -> None:
 
 
 def frozen_load(*arguments: object) -> Any:
-    """Load a service that freezes for 1 s in every 10 s, for 11 s from the first freeze on."""
+    """Load a service that freezes for 1 s every 10 s, for 11 s from the first freeze."""
     with Mirror("freeze", "--every", 10, "--seconds", 1) as mirror:
         run = client("load", f"127.0.0.1:{mirror.port}", "-d", 11, *arguments)
         assert mirror.stop() == {"freezes": 2}
@@ -97,10 +97,10 @@ def frozen_load(*arguments: object) -> Any:
 
 
 def test_freeze() -> None:
-    """An open loop shows the freezes as they are on paper, and a closed loop says that it is one.
+    """An open loop measures the freezes as computed; a closed loop does not, and says so.
 
-    Of 11,000 messages 2,000 wait, as long as is left of a freeze: a tenth of all for 0.45 s or
-    more, a hundredth for 0.945 s or more.
+    Of 11,000 messages 2,000 wait for the rest of a freeze: a tenth of all for at least 0.45 s, a
+    hundredth for at least 0.945 s.
     """
     with ThreadPoolExecutor() as pool:
         opened = pool.submit(frozen_load, "-r", 1000, "-C", 4)
@@ -121,7 +121,7 @@ def figures(printed: str) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-IN_A_NETWORK_OF_ITS_OWN = """
+RUNS_IN_A_NETWORK_NAMESPACE = """
 import os, subprocess, sys
 from echod.client.commands import run
 from echod.client.options import parse
@@ -145,7 +145,7 @@ with Mirror("plain") as tcp, Mirror("plain", "--udp") as udp:
             statuses.add((running.pop(pid), os.waitstatus_to_exitcode(ended)))
         if number >= int(sys.argv[1]):
             continue
-        pid = os.fork()  # and so all of it need not be imported again
+        pid = os.fork()  # spares the imports
         if not pid:
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
@@ -162,12 +162,12 @@ subprocess.run(["ss", "-s"], check=True)
 """
 
 
-def test_nothing_is_left() -> None:
-    """After 1,000 runs there is no socket of theirs, but what TCP itself keeps for a minute."""
+def test_no_socket_left() -> None:
+    """After 1,000 runs no socket is left, except those in TIME_WAIT."""
     run = subprocess.run(
         [
             *("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"),
-            *(sys.executable, "-c", IN_A_NETWORK_OF_ITS_OWN, str(RUNS)),
+            *(sys.executable, "-c", RUNS_IN_A_NETWORK_NAMESPACE, str(RUNS)),
         ],
         capture_output=True,
         text=True,
@@ -178,4 +178,4 @@ def test_nothing_is_left() -> None:
     statuses, rest = run.stdout.split("\n", 1)
     assert statuses == "[(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 1)]"
     print(rest)
-    assert rest.startswith("Total: ")  # and before it no socket at all
+    assert rest.startswith("Total: ")  # the list of sockets before it is empty

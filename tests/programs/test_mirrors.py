@@ -1,4 +1,4 @@
-"""The services that misbehave (``tests/programs/mirrors.py``) do what they count, and no more."""
+"""The services of ``mirrors.py`` have exactly the faults that they count."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from contextlib import suppress
 import pytest
 
 from tests import TIMEOUT
-from tests.programs.mirrors import HOST, LIMIT, Mirror
+from tests.programs.mirrors import HOST, MAX_QUEUED, Mirror
 from tests.programs.sockets import receive_all
 
 STREAMS = ["plain", "delay --seconds .01", "late --every 9 --size 9999 --seconds .01"]
-"""Those that answer everything, if late."""
+"""Kinds that echo everything, some of them late."""
 
 TEXT = bytes(range(256)) * 40
 
@@ -28,7 +28,7 @@ def connect(mirror: Mirror) -> socket.socket:
     return sock
 
 
-def asker(mirror: Mirror) -> socket.socket:
+def connect_udp(mirror: Mirror) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.settimeout(TIMEOUT)
     sock.connect((HOST, mirror.port))
@@ -36,7 +36,7 @@ def asker(mirror: Mirror) -> socket.socket:
 
 
 def exchange(sock: socket.socket, data: bytes) -> bytes:
-    """Send ``data`` and finish; return what comes until the other end has finished too."""
+    """Send ``data`` and FIN; return what is received until EOF."""
     sender = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
     sender.start()
     try:
@@ -55,22 +55,24 @@ def exactly(sock: socket.socket, length: int) -> bytes:
 
 
 def ask(sock: socket.socket, data: bytes) -> float:
-    """Send ``data``, see that it comes back, and return after how many seconds."""
+    """Send ``data``, check the echo, and return the round-trip time in seconds."""
     begun = time.monotonic()
     sock.sendall(data)
-    came = exactly(sock, len(data)) if sock.type == socket.SOCK_STREAM else sock.recv(LIMIT)
-    assert came == data
+    received = (
+        exactly(sock, len(data)) if sock.type == socket.SOCK_STREAM else sock.recv(MAX_QUEUED)
+    )
+    assert received == data
     return time.monotonic() - begun
 
 
 def flips(data: bytes, first: int, every: int) -> bytes:
-    """Return ``data``, the first byte of which is number ``first``, with every N-th flipped."""
+    """Flip a bit in every N-th byte of ``data``, whose first byte has the number ``first``."""
     return bytes(byte ^ (number % every == 0) for number, byte in enumerate(data, start=first))
 
 
 @pytest.mark.parametrize("options", STREAMS)
-def test_streams_come_back(options: str) -> None:
-    """Whatever is sent comes back in order, to the half-close and beyond."""
+def test_echo_streams(options: str) -> None:
+    """All bytes are echoed in order, also after a half-close."""
     with Mirror(*options.split()) as mirror, connect(mirror) as one, connect(mirror) as other:
         assert exchange(one, TEXT) == TEXT
         assert exchange(other, b"") == b""
@@ -79,22 +81,22 @@ def test_streams_come_back(options: str) -> None:
         assert counts == {"bytes": len(TEXT), "connections": 2}
 
 
-def test_more_than_fits() -> None:
-    """What nobody reads is not taken in without end, and all of it comes back once read."""
+def test_peer_does_not_read() -> None:
+    """While the peer does not read, the service stops reading; later it echoes all bytes."""
     with Mirror("plain") as mirror, connect(mirror) as sock:
         sock.settimeout(0.05)
         sent = 0
         with suppress(TimeoutError):
-            while sent < 100 * LIMIT:
-                sent += sock.send(bytes(LIMIT))
-        assert sent < 100 * LIMIT
+            while sent < 100 * MAX_QUEUED:
+                sent += sock.send(bytes(MAX_QUEUED))
+        assert sent < 100 * MAX_QUEUED
         sock.settimeout(TIMEOUT)
         assert len(exchange(sock, b"")) == sent
         assert mirror.stop() == {"bytes": sent, "connections": 1}
 
 
 def test_silent() -> None:
-    """It answers nothing, and finishes when its peer has. What came before the end is counted."""
+    """It echoes nothing, and finishes after its peer. Bytes before the end are counted."""
     with Mirror("silent") as mirror:
         with connect(mirror) as sock:
             assert exchange(sock, TEXT) == b""
@@ -105,7 +107,7 @@ def test_silent() -> None:
 
 
 def test_damage() -> None:
-    """Every N-th byte of all connections is damaged, whatever the chunks."""
+    """Every N-th byte of all connections together is damaged, in chunks of any size."""
     with Mirror("damage", "--every", 7) as mirror, connect(mirror) as one, connect(mirror) as other:
         one.sendall(TEXT[:10])
         assert exactly(one, 10) == flips(TEXT[:10], 1, 7)
@@ -115,9 +117,9 @@ def test_damage() -> None:
         assert mirror.stop() == {"bytes": total, "damaged": total // 7}
 
 
-def test_damage_of_much() -> None:
-    """A partial send does not shift what is damaged."""
-    data = bytes(3 * LIMIT)
+def test_damage_in_partial_sends() -> None:
+    """A partial send does not shift the damage."""
+    data = bytes(3 * MAX_QUEUED)
     with Mirror("damage", "--every", 1000) as mirror, connect(mirror) as sock:
         expected = bytearray(data)
         expected[999::1000] = b"\1" * (len(data) // 1000)
@@ -125,13 +127,13 @@ def test_damage_of_much() -> None:
         assert mirror.stop() == {"bytes": len(data), "damaged": len(data) // 1000}
 
 
-@pytest.mark.parametrize("connector", [connect, asker])
-def test_delay(connector: Callable[[Mirror], socket.socket]) -> None:
-    """Nothing comes too early, and it can come less than a millisecond late."""
-    udp = ["--udp"] if connector == asker else []
-    with Mirror("delay", "--seconds", 0.02, *udp) as mirror, connector(mirror) as sock:
+@pytest.mark.parametrize("open_socket", [connect, connect_udp])
+def test_delay(open_socket: Callable[[Mirror], socket.socket]) -> None:
+    """No echo is early, and it can be less than a millisecond late."""
+    udp = ["--udp"] if open_socket == connect_udp else []
+    with Mirror("delay", "--seconds", 0.02, *udp) as mirror, open_socket(mirror) as sock:
         took = [ask(sock, b"first")]
-        while min(took) >= 0.021 and len(took) < 50:  # on a busy machine
+        while min(took) >= 0.021 and len(took) < 50:  # the machine may be busy
             took.append(ask(sock, b"again"))
         assert 0.02 <= min(took) < 0.021
         begun = time.monotonic()
@@ -139,12 +141,12 @@ def test_delay(connector: Callable[[Mirror], socket.socket]) -> None:
             sock.send(b"many")
         for _ in range(50):
             assert exactly(sock, 4) == b"many"
-        assert 0.02 <= time.monotonic() - begun < 0.5  # under way at once
+        assert 0.02 <= time.monotonic() - begun < 0.5  # in flight together
         mirror.stop()
 
 
 def test_late() -> None:
-    """Every N-th message of a connection waits, and the others do not."""
+    """Every N-th message of a connection is late, and the others are not."""
     with Mirror("late", "--every", 3, "--size", 5, "--seconds", 0.1) as mirror:
         with connect(mirror) as sock:
             took = [ask(sock, b"%05d" % number) for number in range(4)]
@@ -160,7 +162,7 @@ def test_late() -> None:
 
 
 def test_late_in_parts() -> None:
-    """A message is late by its last byte; a pause within a pause comes after it."""
+    """A message is late to its last byte; a pause during a pause follows it."""
     with Mirror("late", "--every", 1, "--size", 5, "--seconds", 0.05) as mirror:
         with connect(mirror) as sock:
             assert ask(sock, b"on") >= 0.05
@@ -172,12 +174,12 @@ def test_late_in_parts() -> None:
         assert mirror.stop() == {"messages": 3, "paused": 3}
 
 
-@pytest.mark.parametrize("connector", [connect, asker])
-def test_freeze(connector: Callable[[Mirror], socket.socket]) -> None:
-    """It freezes when the first byte comes, and again after the period."""
-    udp = ["--udp"] if connector == asker else []
+@pytest.mark.parametrize("open_socket", [connect, connect_udp])
+def test_freeze(open_socket: Callable[[Mirror], socket.socket]) -> None:
+    """It freezes at the first byte, and again after the period."""
+    udp = ["--udp"] if open_socket == connect_udp else []
     with Mirror("freeze", "--every", 0.3, "--seconds", 0.1, *udp) as mirror:
-        with connector(mirror) as sock:
+        with open_socket(mirror) as sock:
             begun = time.monotonic()
             assert ask(sock, b"first") >= 0.1
             prompt = 0
@@ -188,19 +190,19 @@ def test_freeze(connector: Callable[[Mirror], socket.socket]) -> None:
         assert mirror.stop() == {"freezes": 2}
 
 
-def test_stopped_in_a_freeze() -> None:
-    """A freeze does not put off the end, and nothing is sent in it for all that."""
+def test_stop_in_a_freeze() -> None:
+    """EOF ends a freeze, and nothing is echoed after it."""
     with Mirror("freeze", "--every", 99, "--seconds", 98) as mirror, connect(mirror) as sock:
         sock.sendall(b"first")
         assert mirror.stop() == {"freezes": 1}
         assert sock.recv(9) == b""
 
 
-def test_no_room_in_a_freeze() -> None:
-    """It tells of datagrams that the kernel had no room for."""
+def test_receive_queue_full() -> None:
+    """Datagrams that the kernel drops during a freeze are counted."""
     sent = 15_000
     with Mirror("freeze", "--every", 9, "--seconds", 0.2, "--udp") as mirror:
-        with asker(mirror) as sock:
+        with connect_udp(mirror) as sock:
             for _ in range(sent):
                 sock.send(b"much")
             sock.recv(9)
@@ -209,9 +211,9 @@ def test_no_room_in_a_freeze() -> None:
     assert 0 < counts["missed"] < sent
 
 
-@pytest.mark.parametrize("after", [0, 10, 3 * LIMIT])
+@pytest.mark.parametrize("after", [0, 10, 3 * MAX_QUEUED])
 def test_close(after: int) -> None:
-    """It finishes after exactly so many bytes, and does not reset for those that still come."""
+    """It sends FIN after the given number of bytes, and does not reset for later ones."""
     data = bytes(after + 10 * len(TEXT))
     with Mirror("close", "--after", after) as mirror:
         with connect(mirror) as sock:
@@ -224,16 +226,16 @@ def test_close(after: int) -> None:
         assert mirror.stop() == {"closed": 1 if after else 2}
 
 
-@pytest.mark.parametrize("after", [10, LIMIT])
+@pytest.mark.parametrize("after", [10, MAX_QUEUED])
 def test_reset(after: int) -> None:
-    """It resets after so many bytes, all of which come before."""
+    """It resets after the given number of bytes, all of which are echoed before."""
     data = bytes(after)
     with Mirror("reset", "--after", after) as mirror:
         with connect(mirror) as sock:
             sender = threading.Thread(target=sock.sendall, args=(data,))
             sender.start()
             sender.join()
-            if after > LIMIT // 2:  # more than the kernel sends to who does not read
+            if after > MAX_QUEUED // 2:  # more than fits in the send queue
                 poll = select.poll()
                 poll.register(sock, 0)
                 assert poll.poll(50) == [], "reset too early"
@@ -246,29 +248,29 @@ def test_reset(after: int) -> None:
 
 
 def test_reset_at_once() -> None:
-    """It may reset before its peer knows of a connection."""
+    """With 0 bytes it resets at once, maybe before connect(2) returns."""
     with Mirror("reset", "--after", 0) as mirror:
         with pytest.raises(ConnectionResetError), connect(mirror) as sock:
             sock.recv(1)
         assert mirror.stop() == {"reset": 1}
 
 
-@pytest.mark.parametrize("after", [LIMIT, 20 * LIMIT])
-def test_reset_of_what_nobody_reads(after: int) -> None:
-    """It waits until the kernel has sent everything, and counts none who is gone by then."""
+@pytest.mark.parametrize("after", [MAX_QUEUED, 20 * MAX_QUEUED])
+def test_reset_after_the_send_queue(after: int) -> None:
+    """It resets only after the kernel has sent everything; a peer that left is not counted."""
     with Mirror("reset", "--after", after) as mirror:
         with connect(mirror) as sock:
             sock.settimeout(0.05)
             with suppress(TimeoutError):
                 sock.sendall(bytes(after))
             with pytest.raises(TimeoutError):
-                sock.sendall(bytes(20 * LIMIT))  # which nobody takes
+                sock.sendall(bytes(20 * MAX_QUEUED))  # not read any more
         assert mirror.stop() == {"reset": 0}
 
 
 @pytest.mark.parametrize("after", [0, 5, len(TEXT)])
 def test_extra(after: int) -> None:
-    """A byte comes that nobody sent, whatever the chunks; once for each connection."""
+    """One byte is inserted per connection, in chunks of any size."""
     expected = TEXT[:after] + b"!" + TEXT[after:]
     with Mirror("extra", "--after", after) as mirror:
         with connect(mirror) as sock:
@@ -284,7 +286,7 @@ def test_extra(after: int) -> None:
 
 @pytest.mark.parametrize("after", [0, 5, len(TEXT) - 1])
 def test_swallow(after: int) -> None:
-    """One byte of each connection is missing, whatever the chunks."""
+    """One byte per connection is missing, in chunks of any size."""
     expected = TEXT[:after] + TEXT[after + 1 :]
     with Mirror("swallow", "--after", after) as mirror:
         with connect(mirror) as sock:
@@ -299,7 +301,7 @@ def test_swallow(after: int) -> None:
 
 
 def test_refuse() -> None:
-    """Nobody is there, and nobody else can be."""
+    """The port refuses, and is taken."""
     with Mirror("refuse") as mirror:
         with pytest.raises(ConnectionRefusedError):
             connect(mirror)
@@ -309,8 +311,8 @@ def test_refuse() -> None:
 
 
 def test_refuse_datagrams() -> None:
-    """Nobody is there, and nobody else can be."""
-    with Mirror("refuse", "--udp") as mirror, asker(mirror) as sock:
+    """The port refuses, and is taken."""
+    with Mirror("refuse", "--udp") as mirror, connect_udp(mirror) as sock:
         sock.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             sock.recv(9)
@@ -321,7 +323,7 @@ def test_refuse_datagrams() -> None:
 
 
 def answers(sock: socket.socket, mirror: Mirror, expected: int) -> tuple[str, dict[str, int]]:
-    """Send ten digits; return what comes back, which is so many, and what is counted."""
+    """Send ten digits; return the ``expected`` number of replies, joined, and the counts."""
     for digit in b"1234567890":
         sock.send(bytes([digit]))
     received = b"".join(sock.recv(99) for _ in range(expected))
@@ -333,15 +335,16 @@ def answers(sock: socket.socket, mirror: Mirror, expected: int) -> tuple[str, di
 
 
 def test_plain_datagrams() -> None:
-    """Each comes back, be it empty or the largest."""
-    with Mirror("plain", "--udp") as mirror, asker(mirror) as sock:
+    """Datagrams of any length are echoed."""
+    with Mirror("plain", "--udp") as mirror, connect_udp(mirror) as sock:
         for size in (0, 1, 65_507):
             ask(sock, bytes(size))
         assert mirror.stop() == {"datagrams": 3, "bytes": 65_508}
 
 
 def test_damaged_datagrams() -> None:
-    with Mirror("damage", "--every", 5, "--udp") as mirror, asker(mirror) as sock:
+    """Every N-th byte of all datagrams together is damaged."""
+    with Mirror("damage", "--every", 5, "--udp") as mirror, connect_udp(mirror) as sock:
         passed = 0
         for size in (4, 0, 3, 22, 1):
             sock.send(TEXT[:size])
@@ -356,22 +359,22 @@ def test_damaged_datagrams() -> None:
         ("drop --every 4", "12356790", {"dropped": 2}),
         ("duplicate --every 5", "123455678900", {"duplicated": 2}),
         ("reorder --every 4", "1235467980", {"reordered": 2}),
-        ("reorder --every 5", "1234657890", {"reordered": 1}),  # nothing overtakes the last one
+        ("reorder --every 5", "1234657890", {"reordered": 1}),  # no datagram follows the last one
         ("late --every 4 --seconds 0.05", "1235679048", {"late": 2}),
         ("delay --seconds 0.05", "1234567890", {"bytes": 10}),
         ("silent", "", {"bytes": 10}),
     ],
 )
 def test_datagrams(options: str, expected: str, counts: dict[str, int]) -> None:
-    """What comes back, and in what order."""
-    with Mirror(*options.split(), "--udp") as mirror, asker(mirror) as sock:
+    """Each kind has its order of replies, and its counts."""
+    with Mirror(*options.split(), "--udp") as mirror, connect_udp(mirror) as sock:
         assert answers(sock, mirror, len(expected)) == (expected, {"datagrams": 10} | counts)
 
 
 def test_reorder_keeps_addresses_apart() -> None:
-    """Who is to see another order sees it, and nobody is answered for somebody else."""
+    """Datagrams are reordered within one address, and echoed to their own address."""
     with Mirror("reorder", "--every", 2, "--udp") as mirror:
-        with asker(mirror) as one, asker(mirror) as other:
+        with connect_udp(mirror) as one, connect_udp(mirror) as other:
             ask(one, b"1")
             one.send(b"2")
             ask(other, b"3")
@@ -392,14 +395,14 @@ def test_reorder_keeps_addresses_apart() -> None:
     ],
 )
 def test_wrong_options(options: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """What a kind needs it has to be told, and nothing else."""
+    """Each kind needs its options, and accepts no others."""
     with pytest.raises(AssertionError, match=r"mirrors\.py"), Mirror(*options.split()):
         pass
     assert "error: " in capfd.readouterr().err
 
 
 def test_ends_with_its_context() -> None:
-    """Who is not stopped is killed; and who is told, by an end of input, exits as it should."""
+    """The context manager kills the process; EOF ends it with its counts."""
     with Mirror("plain") as mirror, connect(mirror) as sock:
         ask(sock, b"there?")
     assert mirror.process.returncode == -9
