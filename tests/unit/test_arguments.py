@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
 
 from echod import EchoClientFactory, EchoFactory, ProxyFactory, broadcast
 from echod.client.protocol import EchoClient
@@ -87,58 +87,52 @@ VALUES: list[tuple[str, Callable[..., object], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "call", "arguments"), TYPES)
-def test_type(name: str, call: Callable[..., object], arguments: dict[str, Any]) -> None:
-    """An argument of a wrong type raises TypeError, which names the argument."""
-    refused(TypeError, name, call, arguments)
+class ArgumentTests(SynchronousTestCase):
+    def test_type(self) -> None:
+        """An argument of a wrong type raises TypeError, which names the argument."""
+        for name, call, arguments in TYPES:
+            error = self.assertRaises(TypeError, call, **arguments)
+            self.assertRegex(str(error), f"^{name} .+$")
 
+    def test_value(self) -> None:
+        """A value out of bounds raises ValueError, which names the argument."""
+        for name, call, arguments in VALUES:
+            error = self.assertRaises(ValueError, call, **arguments)
+            self.assertRegex(str(error), f"^{name} .+$")
 
-@pytest.mark.parametrize(("name", "call", "arguments"), VALUES)
-def test_value(name: str, call: Callable[..., object], arguments: dict[str, Any]) -> None:
-    """A value out of bounds raises ValueError, which names the argument."""
-    refused(ValueError, name, call, arguments)
+    def test_numbers(self) -> None:
+        """Timeouts may be whole numbers or fractions of seconds."""
+        for arguments in [
+            dict.fromkeys(TIMEOUTS, 5),
+            dict.fromkeys(TIMEOUTS, 0.001),
+            {"clock": Clock()},
+        ]:
+            self.assertTrue(EchoFactory(**arguments))
 
+    def test_second_network(self) -> None:
+        """A factory that listens on one network cannot listen on another."""
+        over_tls = EchoFactory()
+        behind_proxy = EchoFactory()
+        for factory, again in (
+            (EchoFactory(),) * 2,
+            (TLSFactory(over_tls, print), over_tls),  # type: ignore[arg-type]
+            (ProxyFactory(behind_proxy), behind_proxy),
+        ):
+            network = MemoryNetwork()
+            network.server_endpoint(7).listen(factory)
+            network.server_endpoint(8).listen(again)
+            with self.assertRaisesRegex(ValueError, "another reactor: make a factory for each"):
+                MemoryNetwork().server_endpoint().listen(again)
 
-def refused(
-    kind: type[Exception], name: str, call: Callable[..., object], arguments: dict[str, Any]
-) -> None:
-    with pytest.raises(kind, match=f"^{name} ") as raised:
-        call(**arguments)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    "arguments", [dict.fromkeys(TIMEOUTS, 5), dict.fromkeys(TIMEOUTS, 0.001), {"clock": Clock()}]
-)
-def test_numbers(arguments: dict[str, Any]) -> None:
-    """Timeouts may be whole numbers or fractions of seconds."""
-    assert EchoFactory(**arguments)
-
-
-def test_second_network() -> None:
-    """A factory that listens on one network cannot listen on another."""
-    over_tls = EchoFactory()
-    behind_proxy = EchoFactory()
-    for factory, again in (
-        (EchoFactory(),) * 2,
-        (TLSFactory(over_tls, print), over_tls),  # type: ignore[arg-type]
-        (ProxyFactory(behind_proxy), behind_proxy),
-    ):
-        network = MemoryNetwork()
-        network.server_endpoint(7).listen(factory)
-        network.server_endpoint(8).listen(again)
-        with pytest.raises(ValueError, match="another reactor: make a factory for each"):
-            MemoryNetwork().server_endpoint().listen(again)
-
-
-@pytest.mark.parametrize("kind", [lambda factory: factory, ProxyFactory])
-def test_second_reactor(kind: Callable[[EchoFactory], Any]) -> None:
-    """A connection on a second reactor is reset, also where a PROXY header would come first."""
-    factory = EchoFactory()
-    MemoryNetwork().server_endpoint().listen(factory)
-    protocol = kind(factory).buildProtocol(None)
-    transport = StringTransport()
-    transport.reactor = MemoryNetwork()
-    protocol.makeConnection(transport)
-    assert factory.connections == set()
-    assert transport.disconnected
+    def test_second_reactor(self) -> None:
+        """A connection on a second reactor is reset, also where a PROXY header would come first."""
+        for kind in [lambda factory: factory, ProxyFactory]:
+            factory = EchoFactory()
+            MemoryNetwork().server_endpoint().listen(factory)
+            protocol = kind(factory).buildProtocol(None)
+            transport = StringTransport()
+            transport.reactor = MemoryNetwork()
+            protocol.makeConnection(transport)
+            self.assertEqual(factory.connections, set())
+            self.assertTrue(transport.disconnected)
+            self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.trial.unittest import SynchronousTestCase
 
 from echod.proxy import read_header
 
@@ -115,27 +115,6 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("header", "peer"), GOOD.values(), ids=GOOD)
-def test_header(header: bytes, peer: Any) -> None:
-    """Each form of the specification is read, whatever bytes follow it."""
-    assert read_header(header) == (peer, len(header))
-    assert read_header(bytearray(header + b"PROXY hello\r\n")) == (peer, len(header))
-
-
-@pytest.mark.parametrize("header", [header for header, _ in GOOD.values()], ids=GOOD)
-def test_header_in_parts(header: bytes) -> None:
-    """A header is incomplete as long as one byte is missing."""
-    for size in {*range(min(len(header), 300)), len(header) - 1}:
-        assert read_header(header[:size]) is None
-
-
-@pytest.mark.parametrize("header", BAD.values(), ids=BAD)
-def test_malformed(header: bytes) -> None:
-    """A malformed header raises ValueError, at once or when it is complete."""
-    with pytest.raises(ValueError, match="PROXY"):
-        read_header(header)
-
-
 beginnings = st.sampled_from(
     [b"", b"PROXY ", b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY UNKNOWN", SIGNATURE, SIGNATURE + b"!"]
 )
@@ -152,18 +131,40 @@ broken = st.builds(
 )
 
 
-@given(data=st.one_of(st.builds(bytes.__add__, beginnings, st.binary(max_size=300)), forms, broken))
-@example(data=b"PROXY TCP4 1.1.1.1 1.1.1.1 1 " + b"1" * 80 + b"\r\n")
-def test_any_bytes(data: bytes) -> None:
-    """Any bytes are a header, malformed, or incomplete; more bytes never change the result."""
+class HeaderTests(SynchronousTestCase):
+    def test_header(self) -> None:
+        """Each form of the specification is read, whatever bytes follow it."""
+        for name, (header, peer) in GOOD.items():
+            expected = (peer, len(header))
+            self.assertEqual(read_header(header), expected, name)
+            self.assertEqual(read_header(bytearray(header + b"PROXY hello\r\n")), expected, name)
 
-    def result(part: bytes) -> object:
-        try:
-            return read_header(part)
-        except ValueError:
-            return ValueError
+    def test_header_in_parts(self) -> None:
+        """A header is incomplete as long as one byte is missing."""
+        for name, (header, _) in GOOD.items():
+            for size in {*range(min(len(header), 300)), len(header) - 1}:
+                self.assertIsNone(read_header(header[:size]), name)
 
-    whole = result(data)
-    results = [result(data[:size]) for size in range(len(data))] if len(data) < 1000 else []
-    assert all(each in (None, whole) for each in results)
-    assert whole is not None or len(data) < 107 or data.startswith(SIGNATURE)
+    def test_malformed(self) -> None:
+        """A malformed header raises ValueError, at once or when it is complete."""
+        for name, header in BAD.items():
+            with self.assertRaisesRegex(ValueError, "PROXY", msg=name):
+                read_header(header)
+
+    @given(
+        data=st.one_of(st.builds(bytes.__add__, beginnings, st.binary(max_size=300)), forms, broken)
+    )
+    @example(data=b"PROXY TCP4 1.1.1.1 1.1.1.1 1 " + b"1" * 80 + b"\r\n")
+    def test_any_bytes(self, data: bytes) -> None:
+        """Any bytes are a header, malformed, or incomplete; more bytes never change the result."""
+
+        def result(part: bytes) -> object:
+            try:
+                return read_header(part)
+            except ValueError:
+                return ValueError
+
+        whole = result(data)
+        results = [result(data[:size]) for size in range(len(data))] if len(data) < 1000 else []
+        self.assertTrue(all(each in (None, whole) for each in results))
+        self.assertTrue(whole is not None or len(data) < 107 or data.startswith(SIGNATURE))
