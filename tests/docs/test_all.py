@@ -1,4 +1,4 @@
-"""The documents render, their examples run, and they name everything that there is to name."""
+"""All documents: they render, their examples run, and they name every part of the API."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def section(document: nodes.document, title: str) -> nodes.section:
 
 
 def blocks(document: nodes.document, language: str | None) -> list[str]:
-    """Return the text of each literal block in ``language``; ``None``: without one."""
+    """Return the text of each literal block in ``language``, or, if None, without a language."""
     return [
         block.astext()
         for block in document.findall(nodes.literal_block)
@@ -80,7 +80,7 @@ def defined(part: nodes.Element) -> dict[str, str]:
 
 
 def public(cls: type) -> set[str]:
-    """Return the names of methods that a user calls: snake_case, as the rules of the house say."""
+    """Return the names of the methods in snake_case, which users call."""
     return {
         name
         for name, value in vars(cls).items()
@@ -89,7 +89,7 @@ def public(cls: type) -> set[str]:
 
 
 def signature(function: Any) -> str:
-    """Return how the documents write a signature: names and defaults, no types."""
+    """Return a signature as in the documents: names and defaults, without types."""
     parameters = inspect.signature(function).parameters.values()
     untyped = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
     shown = ", ".join(str(parameter) for parameter in untyped if parameter.name != "self")
@@ -102,13 +102,13 @@ TESTING = tree(ROOT / "docs" / "testing.rst")
 
 @each_document
 def test_renders(path: Path) -> None:
-    """A document is reST that docutils alone renders, without a warning."""
+    """A document renders with docutils alone, without a warning."""
     publish_string(path.read_text(), str(path), writer="html5", settings_overrides=SETTINGS)
 
 
 @each_document
 def test_names_files_that_exist(path: Path) -> None:
-    """A file of the repository that a document names or links to is there."""
+    """A file of the repository that a document names or links to exists."""
     document = tree(path)
     linked = [node["refuri"] for node in document.findall(nodes.reference) if "refuri" in node]
     named = [
@@ -162,7 +162,7 @@ def run_application(application: str, directory: Path) -> subprocess.CompletedPr
 
 
 def test_embedding_example(tmp_path: Path) -> None:
-    """The application runs by itself, prints what the document says, and leaves nothing behind."""
+    """The application runs, prints the text of the document, and writes no file."""
     [application, *_] = blocks(EMBEDDING, "python")
     [printed] = blocks(EMBEDDING, "text")
     ended = run_application(application, tmp_path)
@@ -171,7 +171,7 @@ def test_embedding_example(tmp_path: Path) -> None:
 
 
 def test_clock_example(tmp_path: Path) -> None:
-    """The lines that make a reactor monotonic do."""
+    """The lines of the document make the reactor monotonic."""
     [_, lines, _] = blocks(EMBEDDING, "python")
     asked = "from echod.clock import clock_of\nprint(clock_of(reactor) is reactor)\n"
     ended = run_application(f"{lines}\n{asked}", tmp_path)
@@ -179,7 +179,7 @@ def test_clock_example(tmp_path: Path) -> None:
 
 
 def test_tls_example(tmp_path: Path) -> None:
-    """The part that adds TLS serves TLS, with the files that it names."""
+    """The part that adds TLS serves TLS with the files that it names."""
     key, certificate = Authority(tmp_path).issue("server")
     Path(key).rename(tmp_path / "key.pem")
     Path(certificate).rename(tmp_path / "certificate.pem")
@@ -190,7 +190,7 @@ def test_tls_example(tmp_path: Path) -> None:
 
 
 def trial(directory: Path, example: str) -> str:
-    """Return what trial prints of ``example``."""
+    """Return the output of trial for ``example``."""
     (directory / "test_example.py").write_text(example)
     ended = subprocess.run(
         [sys.executable, "-m", "twisted.trial", "test_example"],
@@ -205,7 +205,7 @@ def trial(directory: Path, example: str) -> str:
 
 
 def test_testing_example(tmp_path: Path) -> None:
-    """The tests of the example are run, each of them, and pass."""
+    """Each test of the example runs and passes."""
     [example] = blocks(TESTING, "python")
     count = example.count("def test_")
     assert count == 3
@@ -217,7 +217,7 @@ def test_testing_example(tmp_path: Path) -> None:
     [("@implementer", "test_half_close"), ("transport.registerProducer", "test_back_pressure")],
 )
 def test_testing_example_fails(tmp_path: Path, without: str, failing: str) -> None:
-    """Without what the document says that it takes, a test of the example fails: that one."""
+    """Without a line that the document requires, exactly the matching test fails."""
     [example] = blocks(TESTING, "python")
     lines = [line for line in example.splitlines() if without not in line]
     assert len(lines) == len(example.splitlines()) - 1
@@ -226,7 +226,7 @@ def test_testing_example_fails(tmp_path: Path, without: str, failing: str) -> No
 
 
 def test_factory_parameters() -> None:
-    """Each parameter of the factory is defined, and nothing else, with its default."""
+    """The document defines each parameter of the factory, with its default."""
     definitions = defined(section(EMBEDDING, "Parameters of the factory"))
     parameters = inspect.signature(EchoFactory).parameters
     assert list(definitions) == list(parameters)
@@ -237,7 +237,7 @@ def test_factory_parameters() -> None:
 
 
 def test_events() -> None:
-    """Each event is defined with its fields, each ending has its row, each reason is named."""
+    """The document defines each event with its fields, each ending, and each reason."""
     part = section(EMBEDDING, "The events")
     events = {
         f"{event.__name__}({', '.join(field.name for field in dataclasses.fields(event))})"
@@ -252,7 +252,7 @@ def test_events() -> None:
 
 
 def test_client() -> None:
-    """Each method of the client that a user calls, and each way in which it fails, is named."""
+    """The document names each public method of the client, and each of its errors."""
     part = section(EMBEDDING, "The client")
     assert literals(part) >= {signature(EchoClient.echo), signature(EchoClient.close)}
     assert literals(part) >= {error.__name__ for error in (EchoMismatch, EchoIncomplete)}
@@ -260,7 +260,7 @@ def test_client() -> None:
 
 
 def test_testing_parts() -> None:
-    """Each method of the network and of the peer that a test calls is named as it is."""
+    """The document names each public method of the network and of the peer with its signature."""
     named = literals(section(TESTING, "The parts"))
     for_transports = {"connect", "listen", "stop"}
     for name in public(MemoryNetwork) - for_transports:
@@ -270,7 +270,7 @@ def test_testing_parts() -> None:
 
 
 class Scene:
-    """An EchoFactory in memory, wrapped or not, and one peer."""
+    """An EchoFactory on the in-memory network, and one peer."""
 
     def __init__(self, wrap: Any = lambda factory: factory) -> None:
         self.network = MemoryNetwork()
@@ -287,8 +287,8 @@ class Scene:
         return echo
 
 
-def test_lose_connection_with_little_owed() -> None:
-    """loseConnection() with 64 KiB or less owed: these, then FIN, and the ending is finished."""
+def test_lose_connection_with_little_buffered() -> None:
+    """loseConnection() with 64 KiB or less buffered: the bytes, then FIN; ending: finished."""
     scene = Scene()
     scene.peer.stall()
     scene.peer.send(bytes(128 * 1024))
@@ -301,7 +301,7 @@ def test_lose_connection_with_little_owed() -> None:
 
 
 def test_lose_connection_with_bytes_unread() -> None:
-    """loseConnection() in the face of bytes that have arrived: the peer sees RST."""
+    """loseConnection() with unread input: the peer sees RST."""
     scene = Scene()
     scene.peer.transport.getHandle().send(b"hello")
     scene.echo.transport.loseConnection()
@@ -309,8 +309,8 @@ def test_lose_connection_with_bytes_unread() -> None:
     assert (scene.peer.received, scene.peer.ended) == (b"", "RST")
 
 
-def test_lose_connection_with_much_owed() -> None:
-    """loseConnection() with more owed than Twisted's buffer takes: these, then FIN."""
+def test_lose_connection_with_much_buffered() -> None:
+    """loseConnection() with more buffered than Twisted's limit: the bytes, then FIN."""
     scene = Scene()
     scene.peer.stall()
     scene.peer.send(bytes(150_000))
@@ -323,16 +323,16 @@ def test_lose_connection_with_much_owed() -> None:
 
 
 @pytest.mark.parametrize(("act", "ending"), [("abort", Ending.ABORTED), ("drain", Ending.DRAINED)])
-@pytest.mark.parametrize("event", [Opened, Closed])
+@pytest.mark.parametrize("acts_at", [Opened, Closed])
 @pytest.mark.parametrize("idle_timeout", [None, 1])
-def test_observer_acts(act: str, ending: Ending, event: type, idle_timeout: float | None) -> None:
-    """The observer may abort, even twice, and drain, whatever it is told; no timer is left."""
+def test_observer_acts(act: str, ending: Ending, acts_at: type, idle_timeout: float | None) -> None:
+    """An observer may abort, even twice, and drain, at any event; no timer is left."""
 
-    def observe(told: Any) -> None:
-        events(told)
-        if isinstance(told, event) and act == "drain":
+    def observe(event: Any) -> None:
+        events(event)
+        if isinstance(event, acts_at) and act == "drain":
             factory.drain(10)
-        elif isinstance(told, event):
+        elif isinstance(event, acts_at):
             for echo in (*factory.connections, *factory.connections):
                 echo.abort()
 
@@ -341,7 +341,7 @@ def test_observer_acts(act: str, ending: Ending, event: type, idle_timeout: floa
     network.server_endpoint().listen(factory)
     peers = Peers()
     network.client_endpoint().connect(peers)
-    if event is Closed:
+    if acts_at is Closed:
         network.client_endpoint().connect(peers)
         peers.peers[0].finish()
     network.advance(FIRST_BYTE + 0.5)
@@ -351,7 +351,7 @@ def test_observer_acts(act: str, ending: Ending, event: type, idle_timeout: floa
 
 
 def test_observer_raises() -> None:
-    """An exception of the observer is logged as critical, and costs no peer a byte."""
+    """An exception in the observer is logged as critical, and no peer loses a byte."""
 
     def observe(event: Any) -> None:
         raise RuntimeError(event)
@@ -375,7 +375,7 @@ def test_observer_raises() -> None:
 
 
 def test_wrapping_factory() -> None:
-    """A wrapping factory hides half-close: replies are lost, with RST, and the event says so."""
+    """A wrapping factory hides the half-close: the reply ends with RST, and the ending is lost."""
     scene = Scene(WrappingFactory)
     scene.peer.stall()
     scene.peer.send(bytes(100_000))

@@ -1,9 +1,9 @@
-"""docs/operating.rst tells the truth, as far as that shows without systemd.
+"""docs/operating.rst: everything in it that can be checked without systemd.
 
-How the document is read: an ``sh`` block is commands, an ``ini`` block a drop-in whose first line
-is its path, a ``yaml`` block the configuration of Prometheus, a ``json`` block lines of the log, a
-``text`` block the status page. A definition list is lines of the log: what is in capitals differs,
-and the classifier is the priority. ``tests/systemd/test_units.py`` runs the installation.
+An ``sh`` block has commands, an ``ini`` block a drop-in whose first line is its path, a ``yaml``
+block the configuration of Prometheus, a ``json`` block lines of the log, a ``text`` block the
+status page. A definition list has lines of the log: words in capitals are variables, and the
+classifier is the priority. ``tests/systemd/test_units.py`` runs the installation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.programs.activation import socket_activation
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
 
-# The client is no part of the daemon, and has no log.
+# The client has no log.
 SOURCES = sorted(set((ROOT / "echod").rglob("*.py")) - set((ROOT / "echod").glob("client/*.py")))
 
 DOCUMENT = tree(ROOT / "docs" / "operating.rst")
@@ -57,19 +57,19 @@ JSON = (*JOURNAL, "--logger", "echod.daemon.logs.json_lines")
 def needs(program: str, package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         shutil.which(program) is None,
-        reason=f"there is no {program}: the Debian package {package} has it",
+        reason=f"needs {program}, from the Debian package {package}",
     )
 
 
 def run(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, and return what it printed."""
+    """Run a command, and return its output and status."""
     return subprocess.run(
         words, capture_output=True, text=True, timeout=TIMEOUT, check=False, **options
     )
 
 
 def unit(name: str, text: str | None = None) -> dict[str, list[str]]:
-    """Return the settings of a unit, or of a part of one: for each name, all its values."""
+    """Return all values of each setting of a unit, or of ``text``."""
     settings: dict[str, list[str]] = {}
     for line in (text or UNITS[name].read_text()).splitlines():
         key, equals, value = line.partition("=")
@@ -79,7 +79,7 @@ def unit(name: str, text: str | None = None) -> dict[str, list[str]]:
 
 
 def settings() -> dict[str, list[str]]:
-    """Return the settings of all the units."""
+    """Return all values of each setting of all units."""
     merged: dict[str, list[str]] = {}
     for name in UNITS:
         for key, values in unit(name).items():
@@ -88,26 +88,26 @@ def settings() -> dict[str, list[str]]:
 
 
 def cells(title: str) -> list[list[Any]]:
-    """Return the cells of each row of the table in the section of that title."""
+    """Return the cells of each row of the table in the section ``title``."""
     [body] = section(DOCUMENT, title).findall(nodes.tbody)
     return [list(row.children) for row in body.findall(nodes.row)]
 
 
 def rows(title: str) -> list[list[str]]:
-    """Return their texts."""
+    """Return the texts of these cells."""
     return [[cell.astext() for cell in row] for row in cells(title)]
 
 
 def options_in(text: str) -> list[str]:
-    """Return the words of OPTIONS in a drop-in, or in the comment of a unit."""
-    return [word for said in re.findall(r'"OPTIONS=([^"]*)"', text) for word in shlex.split(said)]
+    """Return the options in a drop-in's, or in a unit comment's, OPTIONS."""
+    return [word for found in re.findall(r'"OPTIONS=([^"]*)"', text) for word in shlex.split(found)]
 
 
 def options(*more: str) -> Command:
-    """Return the options of the unit's command, with ``more`` in the place of its $OPTIONS."""
+    """Return the options of the unit's command, with ``more`` in place of $OPTIONS."""
     [command] = unit("echod.service")["ExecStart"]
     _, *words, last = shlex.split(command)
-    assert last == "$OPTIONS", "what is said last, counts"
+    assert last == "$OPTIONS", "$OPTIONS cannot override what follows it"
     parsed = Command()
     parsed.parseOptions([*words, *more])
     return parsed
@@ -117,7 +117,7 @@ def options(*more: str) -> Command:
 
 
 def test_every_block_is_tested() -> None:
-    """There is no literal block of another kind than those that are tested here."""
+    """Every literal block is of a kind that is tested here."""
     kinds = {block["classes"][-1] for block in DOCUMENT.findall(nodes.literal_block)}
     assert kinds == {"sh", "ini", "json", "text", "yaml"}
 
@@ -125,7 +125,7 @@ def test_every_block_is_tested() -> None:
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize("block", SHELL)
 def test_commands(block: str, shell: str) -> None:
-    """The commands are such, for sh and bash, as root, and name files and units that there are."""
+    """The commands are valid for sh and bash, need no sudo, and name existing files and units."""
     parsed = run(shell, "-n", input=block)
     assert (parsed.returncode, parsed.stderr) == (0, "")
     assert "sudo" not in block
@@ -136,9 +136,9 @@ def test_commands(block: str, shell: str) -> None:
 
 
 def test_the_installation() -> None:
-    """The first block installs every unit, and starts the one that starts the others.
+    """The first block installs every unit, and starts the socket, which starts the service.
 
-    An upgrade does the same, in an environment that is there, and restarts the service.
+    An upgrade does the same in the existing environment, and restarts the service.
     """
     install = SHELL[0].splitlines()
     [upgrade] = [block.splitlines() for block in SHELL if "--upgrade" in block]
@@ -174,14 +174,14 @@ def test_count_connections() -> None:
 @needs("systemd-analyze", "systemd")
 @pytest.mark.parametrize("block", ["", *DROP_INS])
 def test_drop_ins(block: str, tmp_path: Path) -> None:
-    """The units, with each drop-in, are such that systemd has nothing to say about them."""
+    """The units pass systemd-analyze with each drop-in."""
     assert verified(block, tmp_path) == (0, [])
 
 
 def verified(block: str, directory: Path) -> tuple[int, list[str]]:
-    """Return what systemd-analyze says of the units with a drop-in of a document."""
+    """Return the status and the lines of systemd-analyze for the units with a drop-in."""
     for name, path in UNITS.items():
-        # Its program is not installed here, and need not be.
+        # The tests need no installation in /opt.
         content = path.read_text().replace("/opt/echod/bin/echod", "/bin/true")
         (directory / name).write_text(content)
     if block:
@@ -197,21 +197,21 @@ def verified(block: str, directory: Path) -> tuple[int, list[str]]:
         *(directory / name for name in UNITS),
         env={**os.environ, "SYSTEMD_UNIT_PATH": f"{directory}:"},
     )
-    # Of others, which are this machine's, it may have.
-    said = [line for line in verified.stderr.splitlines() if "echod" in line]
-    return verified.returncode, said
+    # Other units of this machine may have warnings.
+    lines = [line for line in verified.stderr.splitlines() if "echod" in line]
+    return verified.returncode, lines
 
 
 @pytest.mark.parametrize(
     "block", [*filter(options_in, DROP_INS), UNITS["echod.service"].read_text()]
 )
 def test_options_of_drop_ins(block: str) -> None:
-    """The options in a drop-in, and in the unit's comment, are those of ``echod``.
+    """The options in drop-ins, and in the unit's comment, are valid.
 
-    They listen on what systemd passes alone, and a drain has less time than that gives the stop.
+    They listen only on sockets from systemd, and the drain is shorter than TimeoutStopSec=.
     """
     given = options(*options_in(block))
-    assert all(re.match("(haproxy|ssl):systemd:", said) for said in given["listen"])
+    assert all(re.match("(haproxy|ssl):systemd:", each) for each in given["listen"])
     assert (given["port"], given["interface"]) == (options()["port"], [])
     assert given["metrics"] is None
     stop = unit("echod.service", block).get(
@@ -221,16 +221,16 @@ def test_options_of_drop_ins(block: str) -> None:
 
 
 def test_json_drop_in() -> None:
-    """The drop-in for JSON has another kind of log, which takes the place of the unit's."""
+    """The drop-in for JSON replaces the unit's log observer."""
     [block] = [block for block in DROP_INS if "--logger" in block]
     assert options()["logger"] == "echod.daemon.logs.journal"
     assert options(*options_in(block))["logger"] == "echod.daemon.logs.json_lines"
-    # Or else each line of JSON were an error, as what comes past the log is in the unit.
+    # The unit's SyslogLevel=err is for lines without a priority, and JSON lines have none.
     assert unit("echod.service", block)["SyslogLevel"] == ["info"]
 
 
 def test_limits() -> None:
-    """The table of limits has the units' values, and the defaults of the command line."""
+    """The table of limits has the values of the units and the defaults of the command line."""
     given = options()
     words = {"never": None, "no limit": None, "what LimitNOFILE=\nleaves": None}
     table = rows("Options")
@@ -249,23 +249,23 @@ def test_limits() -> None:
 
 
 def test_each_option_is_named() -> None:
-    """No option of the command line is left out."""
+    """The document names each option of the command line."""
     names = {option.name for topic in Options.topics.values() for option in topic}
     for name in names - {"version", "help"}:
         assert f"``--{name}" in TEXT, name
 
 
 def test_settings_are_there() -> None:
-    """What the text calls a setting, ``Name=``, is one of the units or of a drop-in."""
+    """Each setting in the text, ``Name=``, is in a unit or in a drop-in."""
     known = set(settings()).union(*(unit("", block) for block in DROP_INS))
-    # What the units of echod do not have, and what is journald's.
+    # Settings that the units leave at their defaults, and one of journald.
     known |= {"Accept", "AcceptFileDescriptors", "RateLimitBurst"}
     for name in re.findall(r"``([A-Z][a-z]\w+)=", TEXT):
         assert name in known, name
 
 
 def test_metrics_socket() -> None:
-    """The metrics' socket of the units is on loopback, as that of --metrics."""
+    """The socket unit of the metrics listens on the default address of --metrics."""
     [metrics] = unit("echod-metrics.socket")["ListenStream"]
     assert metrics.partition(":")[0] == ON_LOOPBACK["tcp"]
 
@@ -274,14 +274,14 @@ def test_metrics_socket() -> None:
 
 
 class Line(NamedTuple):
-    """A line of the log, as the document has it."""
+    """A line of the log in the document."""
 
     term: str
     priority: str
     meaning: str
 
     def fits(self, line: str) -> bool:
-        """Tell whether ``line`` is one of these."""
+        """Return whether ``line`` has the form of this one."""
         parts = re.split(r"\b([A-Z]{3,})\b", self.term)
         parts[1::2] = [word if word in KEPT else None for word in parts[1::2]]
         return bool(
@@ -290,7 +290,7 @@ class Line(NamedTuple):
 
 
 KEPT = {"PROXY", "UDP", "SIGTERM"}
-"""Words in capitals that stand for themselves."""
+"""Words in capitals that are not variables."""
 
 
 def log_lines() -> list[Line]:
@@ -305,11 +305,11 @@ def log_lines() -> list[Line]:
 LINES = log_lines()
 
 PRIORITIES = {"7": "debug", "6": "info", "4": "warning", "3": "error", "2": "critical"}
-"""The names of journalctl, by number."""
+"""The priorities of journalctl, by number."""
 
 
 class Call(NamedTuple):
-    """A call of ``log`` in the source."""
+    """A call of a logger in the source."""
 
     level: str
     texts: list[str]
@@ -317,7 +317,7 @@ class Call(NamedTuple):
 
 
 def calls() -> Iterator[Call]:
-    """Yield each call of a logger in echod."""
+    """Yield each call of a logger in the core and the daemon."""
     for path in SOURCES:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for node in ast.walk(ast.parse(path.read_text())):
@@ -327,8 +327,8 @@ def calls() -> Iterator[Call]:
                 and isinstance(node.func.value, ast.Name)
                 and node.func.value.id.endswith("log")
             ):
-                said = node.args[0]
-                either = [said.body, said.orelse] if isinstance(said, ast.IfExp) else [said]
+                text = node.args[0]
+                either = [text.body, text.orelse] if isinstance(text, ast.IfExp) else [text]
                 module = vars(importlib.import_module(name))
                 yield Call(
                     node.func.attr,
@@ -338,13 +338,13 @@ def calls() -> Iterator[Call]:
 
 
 def names_of_event(call: Call) -> list[str]:
-    """Return what ``event`` of a call can be: where it is no constant, the names of ports."""
+    """Return the possible values of ``event`` in a call; a variable has the name of a port."""
     event = call.fields.get("event", ast.Constant("message"))
     return [str(event.value)] if isinstance(event, ast.Constant) else ["listening", "metrics"]
 
 
 def test_each_line_of_echod_is_explained() -> None:
-    """Each line that the source logs is in the document once, with its priority; no other is."""
+    """The document explains exactly the lines that the source logs, with their priorities."""
     levels = {"warn": "warning", "failure": "critical"}
     explained = set()
     for call in calls():
@@ -355,10 +355,10 @@ def test_each_line_of_echod_is_explained() -> None:
                 assert len(fitting) == 1, (filled, fitting)
                 assert levels.get(call.level, call.level) in fitting[0].priority, fitting
                 explained.add(fitting[0].term)
-    last = "echod: WHY"  # printed, not logged: see test_line_of_a_start_that_fails
+    last = "echod: WHY"  # printed, not logged: see test_line_of_a_failed_start
     assert {line.term for line in LINES} == explained | TWISTEDS | {last}
     assert len(LINES) == len({line.term for line in LINES})
-    # No call has another form.
+    # calls() has found every call of a logger.
     source = "".join(path.read_text() for path in SOURCES)
     assert len(re.findall(r"\blog\.\w+\(", source)) == len(list(calls())) > 10
 
@@ -394,7 +394,7 @@ def exchange(sock: socket.socket) -> None:
 
 @contextlib.contextmanager
 def used(daemon: Daemon, sock: socket.socket) -> Iterator[socket.socket]:
-    """Have one client served and gone, the next one served, and one more refused."""
+    """Serve one client to its end, hold the second, and refuse the third."""
     exchange(sock)
     daemon.wait_for("finished")
     with client(sock) as served:
@@ -405,8 +405,8 @@ def used(daemon: Daemon, sock: socket.socket) -> Iterator[socket.socket]:
         yield served
 
 
-def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
-    """A daemon that is started, used, disturbed and stopped logs nothing that is not explained."""
+def test_each_line_of_a_run_is_explained(listening: socket.socket) -> None:
+    """The document explains each line that a daemon logs from start to stop."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
         socket.create_server(("127.0.0.1", 0)) as metrics,
@@ -434,8 +434,8 @@ def test_each_line_of_a_life_is_explained(listening: socket.socket) -> None:
     assert {line.term for line in logged} >= TWISTEDS - {"Unhandled Error"}
 
 
-def test_line_of_a_start_that_fails(listening: socket.socket) -> None:
-    """Why it cannot serve is one line without a priority, and exit status 1."""
+def test_line_of_a_failed_start(listening: socket.socket) -> None:
+    """A failed start prints one line without a priority, and exits with status 1."""
     daemon = Daemon(
         "--no-such", command=JOURNAL, **socket_activation(listening, names="echod.socket")
     )
@@ -443,13 +443,13 @@ def test_line_of_a_start_that_fails(listening: socket.socket) -> None:
     daemon.directory.cleanup()
     [line] = daemon.lines
     [explained] = [each for each in LINES if each.fits(line)]
-    # systemd gives it that of SyslogLevel= (systemd.exec(5)).
+    # systemd gives a line without a priority that of SyslogLevel= (systemd.exec(5)).
     assert unit("echod.service")["SyslogLevel"] == ["err"]
     assert "error" in explained.priority
 
 
 def test_endings() -> None:
-    """What the end of a connection means is there for each ending."""
+    """The document explains each ending of a connection."""
     [closed] = [line for line in LINES if line.fits("closed 1: 1, 1 bytes in 1 s")]
     assert all(ending.value in closed.meaning for ending in Ending)
 
@@ -458,14 +458,14 @@ def test_endings() -> None:
 
 
 def test_json_fields() -> None:
-    """The table has each event, and the fields that the source gives it."""
+    """The table has each event with the fields that the source gives it."""
     logged = {"message": {"message"}}
     for call in calls():
         for event in names_of_event(call):
             if event != "message":
                 logged.setdefault(event, set()).update(set(call.fields) - {"event"})
     documented = {name.astext(): literals(fields) for name, fields in cells("As JSON")}
-    documented["dropped"] = documented["refused"]  # «the same»
+    documented["dropped"] = documented["refused"]  # the table says «the same»
     assert documented == logged
     named = literals(section(DOCUMENT, "As JSON"))
     assert named >= {level.name for level in logs.PRIORITIES}
@@ -473,7 +473,7 @@ def test_json_fields() -> None:
 
 @pytest.fixture
 def json_lines(listening: socket.socket) -> list[str]:
-    """The log, as JSON, of a daemon that has done what the example shows."""
+    """Run a daemon through the events of the example, and return its JSON log."""
     options = ("--max-connections", "1")
     daemon = Daemon(*options, command=JSON, **socket_activation(listening, names="echod.socket"))
     with contextlib.closing(daemon), used(daemon, listening):
@@ -482,7 +482,7 @@ def json_lines(listening: socket.socket) -> list[str]:
 
 
 def test_json_example(json_lines: list[str]) -> None:
-    """The example is what a daemon writes, but for times, ports and durations."""
+    """The example is the daemon's log, apart from times, ports and durations."""
 
     def normal(line: str) -> str:
         line = re.sub(r'("time": )"\d{4}(-\d\d){2}T(\d\d:){2}\d\d\.\d{6}\+00:00"', r"\1TIME", line)
@@ -496,7 +496,7 @@ def test_json_example(json_lines: list[str]) -> None:
 
 @needs("jq", "jq")
 def test_json_command(json_lines: list[str]) -> None:
-    """``jq`` finds what the command asks for, whatever is between the lines."""
+    """``jq`` finds the lines that the command selects, and skips other lines."""
     [command] = [block for block in SHELL if " jq " in block]
     journal = "\n".join(["Started echod.service.", *json_lines, "Fatal Python error: Aborted"])
     found = run("sh", "-c", command.partition(" | ")[2], input=journal)
@@ -509,7 +509,7 @@ def test_json_command(json_lines: list[str]) -> None:
 
 @pytest.fixture
 def page() -> Iterator[str]:
-    """The address of the metrics of a daemon that has done what the status page shows."""
+    """Run a daemon through the events of the status page; return the address of its metrics."""
     options = ("--max-connections", "100", "--max-connections-per-peer", "1")
     with Daemon("--port", "0", "--metrics", "tcp:0", *options) as daemon:
         for _ in range(2):
@@ -534,7 +534,7 @@ def fetch(url: str, **headers: str) -> str:
 
 
 def test_status_page(page: str) -> None:
-    """The status page that is shown is the daemon's, but for its version, ports and times."""
+    """The status page is the daemon's, apart from version, ports and times."""
     [example] = [block for block in blocks(DOCUMENT, "text") if block.startswith("echod ")]
 
     def normal(text: str) -> list[str]:
@@ -547,7 +547,7 @@ def test_status_page(page: str) -> None:
 
 
 def test_metrics(page: str) -> None:
-    """The table has each metric, with its type and its labels, and no other."""
+    """The table has exactly the daemon's metrics, with their types and labels."""
     exposed: dict[str, tuple[str, set[str]]] = {}
     for line in fetch(f"{page}/metrics").splitlines():
         if line.startswith("# TYPE "):
@@ -564,7 +564,7 @@ def test_metrics(page: str) -> None:
     }
     for name, (_, labels) in exposed.items():
         if documented[name][2] == "likewise":
-            continue  # as the one above
+            continue  # the total has been compared
         assert documented[name][1] >= labels, name
     assert documented["echod_connections_closed_total"][1] == {"ending", *map(value, Ending)}
     assert documented["echod_connections_refused_total"][1] == {"reason", *map(value, Reason)}
@@ -576,7 +576,7 @@ def value(member: Ending | Reason) -> str:
 
 @needs("promtool", "prometheus")
 def test_prometheus_configuration(tmp_path: Path) -> None:
-    """Prometheus takes the configuration, and the alerts beside it."""
+    """The configuration and the alerts pass promtool."""
     [configuration] = blocks(DOCUMENT, "yaml")
     (tmp_path / "prometheus.yml").write_text(configuration)
     shutil.copy(ALERTS, tmp_path)
@@ -590,7 +590,7 @@ def test_prometheus_configuration(tmp_path: Path) -> None:
 
 
 def test_alerts(page: str) -> None:
-    """The table has each alert and its severity; what each goes by, there is."""
+    """The table has each alert and its severity; the metrics that they use exist."""
     text = ALERTS.read_text()
     alerts = re.findall(r"- alert: (\w+)\n(?:.*\n)*?.* severity: (\w+)\n", text)
     assert [(name, severity) for name, severity, _ in rows("Alerts")] == alerts
@@ -617,7 +617,7 @@ def promtool_test(directory: Path, rules: str) -> subprocess.CompletedProcess[st
 
 @needs("promtool", "prometheus")
 def test_alerts_fire(tmp_path: Path) -> None:
-    """Each alert fires when it should, and only then: promtool's own tests pass."""
+    """Each alert fires exactly when it should, by promtool's tests."""
     checked = run("promtool", "check", "rules", ALERTS)
     assert (checked.returncode, checked.stderr) == (0, "")
     tested = promtool_test(tmp_path, ALERTS.read_text())
@@ -626,7 +626,7 @@ def test_alerts_fire(tmp_path: Path) -> None:
 
 @needs("promtool", "prometheus")
 @pytest.mark.parametrize(
-    ("said", "instead"),
+    ("original", "changed"),
     [
         ("for: 2m", "for: 30s"),
         ("for: 2m", "for: 10m"),
@@ -644,9 +644,9 @@ def test_alerts_fire(tmp_path: Path) -> None:
         ('process_start_time_seconds{job="echod"}', "process_start_time_seconds"),
     ],
 )
-def test_alerts_that_are_different(said: str, instead: str, tmp_path: Path) -> None:
-    """Another threshold, or another time, is something that promtool's tests notice."""
+def test_changed_alerts(original: str, changed: str, tmp_path: Path) -> None:
+    """With another threshold or duration, promtool's tests fail."""
     rules = ALERTS.read_text()
-    assert said in rules
-    tested = promtool_test(tmp_path, rules.replace(said, instead, 1))
+    assert original in rules
+    tested = promtool_test(tmp_path, rules.replace(original, changed, 1))
     assert "FAILED" in tested.stderr, tested.stdout + tested.stderr

@@ -1,4 +1,4 @@
-"""What README.rst says, done."""
+"""README.rst: its commands and examples run, and its table has each option."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ README = (ROOT / "README.rst").read_text()
 
 
 def blocks(language: str | None) -> list[str]:
-    """Return the literal blocks in ``language``; ``None``: those without one."""
+    """Return the literal blocks in ``language``, or, if None, without a language."""
     return literal_blocks(tree(ROOT / "README.rst"), language)
 
 
 def test_distribution_name() -> None:
-    """No text tells a reader to install a package called echod: on PyPI that is another program."""
+    """No text says to install a package called echod, which is another program on PyPI."""
     texts = [*ROOT.glob("*.rst"), *ROOT.glob("docs/*.rst"), *ROOT.glob("systemd/*")]
     for path in [*texts, *ROOT.glob("echod/**/*.py")]:
         assert not re.search(r"pip install [^&`\n]*[ ']echod\b", path.read_text()), path
@@ -44,7 +44,7 @@ def hello(daemon: Daemon, port: int | None = None) -> None:
 
 @pytest.mark.parametrize("command", blocks("sh")[0].splitlines())
 def test_by_hand(command: str) -> None:
-    """The commands serve (on a free port here, and a loopback address)."""
+    """The commands serve; here they use a free port on loopback."""
     words = shlex.split(command.replace("65432", "0").replace("0.0.0.0", "127.0.0.1"))
     assert words[:3] == ["twistd", "-n", "echod"]
     with Daemon(*words[3:]) as daemon:
@@ -52,7 +52,7 @@ def test_by_hand(command: str) -> None:
 
 
 def test_pid_file() -> None:
-    """As the README says, twistd writes twistd.pid to the current directory, until it ends."""
+    """The file twistd.pid is in the current directory while twistd runs."""
     with Daemon("--port", "0") as daemon:
         assert os.listdir(daemon.directory.name) == ["twistd.pid"]
         daemon.terminate()
@@ -61,7 +61,7 @@ def test_pid_file() -> None:
 
 
 def test_options() -> None:
-    """The table names each option of the command line and its value, and no other."""
+    """The table has exactly the options of the command line, with their values."""
     named = set(re.findall(r"^(?:``--version``, )?``(--[^`]+)``", README, re.MULTILINE))
     options = [option for topic in Options.topics.values() for option in topic]
     all_named = {f"--{option.name} {option.value}".strip() for option in options}
@@ -70,7 +70,7 @@ def test_options() -> None:
 
 
 def test_in_an_application(tmp_path: Path) -> None:
-    """The application runs, says where it listens, and ends."""
+    """The application runs, prints its address, and exits."""
     [application] = blocks("python")
     done = run_application(application, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -79,7 +79,7 @@ def test_in_an_application(tmp_path: Path) -> None:
 
 
 def test_log_lines() -> None:
-    """The lines that are shown are those that the daemon logs."""
+    """The shown log lines are those of the daemon."""
     [shown] = [block for block in blocks(None) if block.startswith("[echod#info]")]
 
     def normal(line: str) -> str:
@@ -94,7 +94,7 @@ def test_log_lines() -> None:
 
 @pytest.mark.packaging
 def test_the_command_that_serves(tmp_path: Path) -> None:
-    """The first of the two commands, in a fresh copy, ends with echod serving port 65432."""
+    """The first of the two commands, run in a fresh copy, serves port 65432."""
     [command] = [block for block in blocks(None) if block.endswith("twistd -n echod --port 65432")]
     names = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -113,13 +113,13 @@ def test_the_command_that_serves(tmp_path: Path) -> None:
     )
     try:
         assert shell.stdout is not None
-        said = []
+        lines = []
         for line in shell.stdout:
-            said.append(line)
+            lines.append(line)
             if "listening on tcp 127.0.0.1:65432" in line:
                 break
         else:
-            raise AssertionError("".join(said))
+            raise AssertionError("".join(lines))
         with socket.create_connection(("127.0.0.1", 65432), TIMEOUT) as client:
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)

@@ -1,9 +1,8 @@
-"""docs/sockets.rst tells the truth: the code stands where it says, and a real run shows the rest.
+"""docs/sockets.rst: the code is where the document says, and a real run yields its output.
 
-How the document is read: a ``python`` block follows a paragraph that ends in «In
-``echod/….py``:» or «In Twisted's ``twisted.….method``:». A ``console`` block has commands, after
-``$``, and what they print; the one that starts ``twistd`` begins a run. Each line of a ``text``
-block is a line of that run's log or of its trace.
+A ``python`` block follows a paragraph that ends in «In ``echod/….py``:» or «In Twisted's
+``twisted.….method``:». A ``console`` block has commands, after ``$``, and their output; the one
+with ``twistd`` begins a run. A ``text`` block has lines of that run's log or of its trace.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Block:
 
 @dataclass
 class Run:
-    """A daemon of the document: what it is started with, and what is quoted of it."""
+    """A daemon of the document: its options, and the quoted lines of its log and trace."""
 
     strace: list[str]
     options: list[str]
@@ -78,7 +77,7 @@ DOCUMENT, BLOCKS = parse()
 
 
 def read_commands() -> list[tuple[str, list[str]]]:
-    """Return each command of the document, and the lines that it prints."""
+    """Return each command of the document with its output lines."""
     commands: list[tuple[str, list[str]]] = []
     for block in BLOCKS:
         if block.language == "console":
@@ -109,19 +108,19 @@ CODE = [block for block in BLOCKS if block.language == "python"]
 
 
 def assert_in_order(wanted: Sequence[Any], found: Sequence[Any]) -> None:
-    """Assert that all of ``wanted`` is in ``found``, in that order, whatever is between."""
+    """Assert that ``found`` has all of ``wanted``, in this order, with others between."""
     rest, before = iter(found), "the start"
     for item in wanted:
         assert item in rest, f"after {before}, this does not come: {item}"
         before = item
 
 
-# What a reader does by hand, on sockets.
+# The steps of the document, on sockets.
 
 
 @contextmanager
 def stopped(daemon: Daemon) -> Iterator[None]:
-    """Stop the daemon within: what happens then is the kernel's work."""
+    """Stop the daemon inside the block, so that only the kernel acts."""
     pid = daemon.process.pid
     daemon.terminate(signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -132,7 +131,7 @@ def stopped(daemon: Daemon) -> Iterator[None]:
 
 
 def flood(sock: socket.socket) -> None:
-    """Send and never read, until that ends in a reset."""
+    """Send without reading until the connection is reset."""
     with suppress(ConnectionResetError, BrokenPipeError):
         while True:
             sock.sendall(bytes(1 << 16))
@@ -146,7 +145,7 @@ def ask(daemon: Daemon) -> bytes:
 
 
 def serve_clients(daemon: Daemon) -> None:
-    """Do steps 3 to 9, and be the client that resets in step 10."""
+    """Perform steps 3 to 9, and reset the connection of step 10."""
     with daemon.connect() as patient:
         patient.sendall(b"hello")
         assert patient.recv(5, socket.MSG_WAITALL) == b"hello"
@@ -156,7 +155,7 @@ def serve_clients(daemon: Daemon) -> None:
         patient.shutdown(socket.SHUT_WR)
         assert receive_all(patient) == b""
     daemon.wait_for(": finished")
-    with stopped(daemon):  # so that its bytes and its end are both there at the first look
+    with stopped(daemon):  # the bytes and EOF are both there when the daemon reads
         hasty = daemon.connect()
         hasty.sendall(b"hello")
         hasty.shutdown(socket.SHUT_WR)
@@ -171,7 +170,7 @@ def serve_clients(daemon: Daemon) -> None:
 
 
 def refuse_and_abort(daemon: Daemon) -> None:
-    """Do the second run, in step 10."""
+    """Perform the second run, of step 10."""
     with daemon.connect() as greedy:
         flooding = threading.Thread(target=flood, args=(greedy,))
         flooding.start()
@@ -187,13 +186,15 @@ BOTH_RUNS = pytest.mark.parametrize(("run", "scenario"), list(zip(RUNS, SCENARIO
 
 
 def lines_of(run: Run, scenario: Callable[[Daemon], None], *, traced: bool = False) -> list[str]:
-    """Return what a daemon with the run's options prints; its timeouts are made short."""
+    """Return the output of a daemon with the run's options and shorter timeouts."""
     options = list(run.options)
     for at, option in enumerate(options):
         if option.endswith("-timeout"):
-            options[at + 1] = "0.1"  # for a drain: too short for a quiet moment
-    # With -D it is strace that is the child: the daemon gets the signals and is waited for.
-    # Without -o it writes between the lines of the log.
+            options[at + 1] = (
+                "0.1"  # of a drain: shorter than the pause that ends an idle connection
+            )
+    # With -D strace is the child, and the daemon gets the signals. Without -o the trace is in
+    # the log.
     prefix = (run.strace[0], "-D", *run.strace[run.strace.index("-e") :]) if traced else ()
     with Daemon("--port", "0", *options, prefix=prefix) as daemon:
         scenario(daemon)
@@ -202,11 +203,11 @@ def lines_of(run: Run, scenario: Callable[[Daemon], None], *, traced: bool = Fal
 
 
 def log_form(line: str) -> str:
-    """Return a line of the log without what differs from run to run."""
+    """Return a line of the log with placeholders for what differs from run to run."""
     line = LOG_LINE.sub("TIME [", line)
     line = re.sub(r"127\.0\.0\.1:\d+", "ADDRESS", line)
     line = re.sub(r"\d+\.\d{3} s", "SECONDS", line)
-    # How far it came when it is aborted is a matter of time, even whether it owes.
+    # The bytes received and unsent at an abort depend on timing.
     line = re.sub(r"(: aborted.*), \d+ of them not sent back", r"\1", line)
     return re.sub(r"(?<!\d)(?!5 bytes)\d+ (bytes|of them)", r"MANY \1", line)
 
@@ -214,8 +215,8 @@ def log_form(line: str) -> str:
 def calls_of(lines: Sequence[str], *, unknown: str) -> list[tuple[str, ...]]:
     """Return the system calls of a trace, without what differs from run to run.
 
-    A descriptor is known by what it is: the listening socket, a connection, or else
-    ``unknown``. Of the other arguments, names and strings are kept.
+    A descriptor is replaced by its kind: the listening socket, a connection, or else ``unknown``.
+    Of the other arguments, only names and strings remain.
     """
     calls: list[tuple[str, ...]] = []
     sockets: dict[str, str] = {}
@@ -243,15 +244,15 @@ def calls_of(lines: Sequence[str], *, unknown: str) -> list[tuple[str, ...]]:
 
 
 def row_form(row: str, port: int) -> str:
-    """Return a row that ss prints without what differs from run to run."""
+    """Return a row of ss with placeholders for what differs from run to run."""
     row = re.sub(rf"127\.0\.0\.1:{port}\b", "DAEMON", " ".join(row.split()))
     row = re.sub(r"127\.0\.0\.1:\d+", "CLIENT", row)
     return re.sub(r"\d{5,}", "MANY", row)
 
 
 def assert_prints(command: str, rows: Sequence[str], port: int) -> None:
-    """Assert that ``command`` comes to print ``rows``: of what sockets hold, nothing else tells."""
-    # No less than these: what had the port before may still be in TIME-WAIT.
+    """Run ``command`` until it prints ``rows``: no event reports the content of a queue."""
+    # More rows are allowed: an earlier connection may still be in TIME-WAIT.
     wanted = Counter(row_form(row, PORT) for row in rows)
     words = shlex.split(command.replace(str(PORT), str(port)))
     deadline = time.monotonic() + TIMEOUT
@@ -263,7 +264,7 @@ def assert_prints(command: str, rows: Sequence[str], port: int) -> None:
 
 
 def why_no_trace() -> str | None:
-    """Return why system calls cannot be traced here, or ``None``."""
+    """Return the reason why system calls cannot be traced here, or None."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     tried = subprocess.run(
@@ -278,7 +279,7 @@ def why_no_trace() -> str | None:
 
 @pytest.mark.parametrize("block", CODE, ids=lambda block: block.before.rpartition(" ")[2])
 def test_the_code_stands_where_the_document_says(block: Block) -> None:
-    """A block from echod is in that file, line for line; one from Twisted is in that method."""
+    """A block from echod is in its file, line for line; one from Twisted is in its method."""
     if match := re.search(r"In (echod/\S+\.py):$", block.before):
         source = (ROOT / match[1]).read_text().splitlines()
         quoted = textwrap.dedent("\n".join(block.lines))
@@ -294,7 +295,7 @@ def test_the_code_stands_where_the_document_says(block: Block) -> None:
 
 
 def test_what_the_document_names_exists() -> None:
-    """Each name that begins with ``twisted.`` or ``echod.`` can be imported."""
+    """Each dotted name of Twisted or echod can be imported."""
     names = [node.astext() for node in DOCUMENT.findall(nodes.literal)]
     dotted = [name for name in names if re.fullmatch(r"(twisted|echod)(\.\w+)+", name)]
     assert dotted
@@ -303,7 +304,7 @@ def test_what_the_document_names_exists() -> None:
 
 
 def test_each_line_has_a_known_form() -> None:
-    """What the document quotes is compared with something: no line is left aside."""
+    """Each quoted line is compared with a log, a trace, or code."""
     assert {block.language for block in BLOCKS} == {"console", "python", "text"}
     for run in RUNS:
         assert run.log
@@ -313,40 +314,40 @@ def test_each_line_has_a_known_form() -> None:
 
 
 def test_the_sum_of_the_full_buffers() -> None:
-    """The bytes of the stalled client are where the document says that they are."""
+    """The bytes of the stalled client add up: in both kernel buffers, and unsent."""
     stalled = next(line for run in RUNS for line in run.log if ": stalled" in line)
     received, unsent = re.findall(r"(\d+) (?:bytes|of them)", stalled)
     full = [row.split() for _, rows in PRINTED for row in rows if re.search(r"\d{5,} +\d{5,}", row)]
     to_client = next(int(row[2]) for row in full if row[3].endswith(f":{PORT}"))
     at_client = next(int(row[1]) for row in full if row[4].endswith(f":{PORT}"))
     assert int(received) == int(unsent) + to_client + at_client
-    told = " ".join(TEXT.partition("The sum is right")[2].split())
-    assert re.findall(r"\d{5,}", told)[:4] == [received, str(at_client), str(to_client), unsent]
+    text = " ".join(TEXT.partition("The sum is right")[2].split())
+    assert re.findall(r"\d{5,}", text)[:4] == [received, str(at_client), str(to_client), unsent]
 
 
 @BOTH_RUNS
 def test_the_log_has_these_lines(run: Run, scenario: Callable[[Daemon], None]) -> None:
-    """A daemon that is treated alike logs the lines of the document, in that order."""
+    """A daemon with the same clients logs the lines of the document, in this order."""
     lines = [log_form(line) for line in lines_of(run, scenario)]
     assert_in_order([log_form(line) for line in run.log], lines)
 
 
 @BOTH_RUNS
 def test_the_trace_has_these_calls(run: Run, scenario: Callable[[Daemon], None]) -> None:
-    """A daemon that is treated alike makes the system calls of the document, in that order."""
+    """A daemon with the same clients makes the system calls of the document, in this order."""
     if reason := why_no_trace():
         pytest.skip(reason)
     found = calls_of(lines_of(run, scenario, traced=True), unknown="something else")
-    # not every accept is quoted
+    # The document does not quote every accept.
     assert_in_order(calls_of(run.trace, unknown="connection"), found)
 
 
 def test_ss_prints_these_rows() -> None:
-    """The kernel's list of sockets shows what the document shows, at the same moments."""
+    """At each point of the run, ss prints the rows of the document."""
     if shutil.which("ss") is None:
-        pytest.skip("ss is not installed")
+        pytest.skip("needs ss; .ci/run installs it")
     established, full, half_closed, over = PRINTED
-    patience = ("--stall-timeout", "3600")  # said last, it counts
+    patience = ("--stall-timeout", "3600")  # the last value wins
     with Daemon("--port", "0", *RUNS[0].options, *patience) as daemon:
         port = daemon.port
         with stopped(daemon):

@@ -1,10 +1,10 @@
-"""docs/speed.rst tells the truth: its tables and its numbers are those of the figures and the code.
+"""docs/speed.rst: its tables have the recorded figures, and the figures support its claims.
 
-``python -m tests.docs.test_speed`` writes the tables into it, from docs/speed.json, which
-``benchmarks/speed.py`` writes, and from docs/speed-flame.svg, which ``benchmarks/flame.py`` does.
+``python -m tests.docs.test_speed`` writes the tables into the document, from docs/speed.json by
+``benchmarks/speed.py``, and from docs/speed-flame.svg by ``benchmarks/flame.py``.
 
-How the document is read: what a command printed stands between the comments ``begin: TITLE`` and
-``end``, a table under the first cell of its head. An ``sh`` block is the commands.
+The output of a command is between the comments ``begin: TITLE`` and ``end``, where TITLE is the
+first cell of a table. The ``sh`` block has the commands.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MIB = 1024 * 1024
 
 
 def run(name: str, *options: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run a benchmark to its end, and return what it printed."""
+    """Run a benchmark, and return its output and status."""
     return subprocess.run(
         [sys.executable, ROOT / "benchmarks" / name, *options],
         capture_output=True,
@@ -55,11 +55,13 @@ def run(name: str, *options: str | Path, **more: Any) -> subprocess.CompletedPro
 
 
 def parts(name: str, figures: Path, notes: str) -> dict[str, str]:
-    """Return what a benchmark prints of its figures, by the title that it has in the document."""
+    """Return the output of the benchmarks for the recorded figures, by title."""
     ended = run(name, "--read", figures)
     assert (ended.returncode, ended.stderr) == (0, "")
     *tables, last = ended.stdout.rstrip("\n").split("\n\n")
-    lines = "\n".join(f"| {line}" for line in last.splitlines())  # which reST would join
+    lines = "\n".join(
+        f"| {line}" for line in last.splitlines()
+    )  # line blocks, because reST joins plain lines
     return {re.split(" {2,}", table.splitlines()[1])[0]: table for table in tables} | {notes: lines}
 
 
@@ -68,7 +70,7 @@ def printed() -> dict[str, str]:
 
 
 def with_figures(document: str) -> str:
-    """Return the document with what the benchmarks print."""
+    """Return the document with the tables and notes of the benchmarks."""
     texts = printed()
     return BLOCK.sub(lambda found: f"{found[1]}\n\n{texts[found[1]]}\n\n.. end", document)
 
@@ -86,7 +88,7 @@ echoes = benchmark("echoes")
 
 
 def test_figures() -> None:
-    """Each table and each note is what the benchmark prints of the figures beside the document."""
+    """Each table and each note is the benchmark's output for the recorded figures."""
     document = PATH.read_text()
     assert sorted(dict(BLOCK.findall(document))) == sorted(printed())
     for path in (PATH, README):
@@ -95,7 +97,7 @@ def test_figures() -> None:
 
 
 def test_whole(figures: Any, speed: ModuleType) -> None:
-    """The figures are of the whole benchmark, with no server and no scenario left out."""
+    """The figures are complete: every server in every scenario."""
     for each in figures["rounds"]:
         assert list(each) == list(speed.SCENARIOS)
         for scenario, servers in each.items():
@@ -119,13 +121,13 @@ def test_aims(figures: Any, report: ModuleType) -> None:
 
 
 def annotations(path: Path) -> list[str]:
-    """Return the texts of a chart that are numbers, marks and all."""
+    """Return the numbers of a chart, with their marks."""
     texts = [element.text or "" for element in ET.parse(path).iter()]
     return sorted(text for text in texts if re.fullmatch(r"([≤≥] )?[\d.,]+", text))
 
 
 def test_chart(figures: Any, report: ModuleType) -> None:
-    """The chart has what the first table has: the median of each server in each column."""
+    """The chart has the figures of the first table."""
     rounds = figures["rounds"]
     assert annotations(CHART) == sorted(
         report.cell(rounds, scenario, server, figure, report.middle)
@@ -136,7 +138,7 @@ def test_chart(figures: Any, report: ModuleType) -> None:
 
 @pytest.mark.soak
 def test_chart_again(tmp_path: Path) -> None:
-    """The chart is what the benchmark draws of the figures beside the document."""
+    """The chart is the benchmark's for the recorded figures."""
     pytest.importorskip("matplotlib")
     again = tmp_path / "again.svg"
     ended = run("speed.py", "--read", FIGURES, "--chart", again)
@@ -180,7 +182,7 @@ def test_equal_conditions(servers: ModuleType, echoes: ModuleType) -> None:
 
 
 def test_commands(figures: Any, flame: ModuleType) -> None:
-    """The commands are those that the figures came from, and the one that writes the tables."""
+    """The commands are those of the figures, and the one that writes the tables."""
     [commands] = blocks(tree(PATH), "sh")
     assert commands.splitlines()[-3:] == [
         figures["command"],
@@ -190,7 +192,7 @@ def test_commands(figures: Any, flame: ModuleType) -> None:
 
 
 def test_flame_graph(flame: ModuleType, tmp_path: Path) -> None:
-    """The flame graph is what its own figures draw, shows anywhere, and nothing of a machine."""
+    """The flame graph can be drawn again from its data, has plain SVG, and names no path."""
     text = FLAME.read_text()
     ended = run("flame.py", "--read", FLAME, "--svg", tmp_path / "again.svg")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -230,12 +232,12 @@ READ = f"{LOOP};FastPath.doRead (echod/fastpath.py)"
     ],
 )
 def test_part(flame: ModuleType, stack: str, row: str) -> None:
-    """Who was running when the server was stopped decides where a stack counts."""
+    """The innermost frames decide in which row a stack counts."""
     assert flame.part_of(stack) == getattr(flame, row)
 
 
 def test_stacks(flame: ModuleType) -> None:
-    """A stack begins with the reactor's loop; those that are then the same are one."""
+    """Stacks are cut above the reactor's loop, and equal ones are merged."""
     raw = f"<module> (twistd);{LOOP};0x7f01 (?) 2\n0x7f (libc.so.6);{LOOP};0x7f02 (?) 3\n"
     assert flame.stacks_of(raw) == {f"{LOOP};? (?)": 5}
 
@@ -256,13 +258,13 @@ def test_stacks(flame: ModuleType) -> None:
     ],
 )
 def test_shortened(flame: ModuleType, frame: str, text: str) -> None:
-    """A frame says which file of which package it is in, and not where that is."""
+    """A frame has the package and the file, without the directory."""
     assert flame.shortened(frame) == text
 
 
 @pytest.fixture
 def profiler(tmp_path: Path) -> Callable[[str], dict[str, str]]:
-    """Return what makes a py-spy that ends so, and the environment in which it is found."""
+    """Return a function that makes a fake py-spy, and returns an environment with it."""
 
     def make(ending: str) -> dict[str, str]:
         (tmp_path / "py-spy").write_text(f"#!/bin/sh\n{ending}\n")
@@ -273,9 +275,9 @@ def profiler(tmp_path: Path) -> Callable[[str], dict[str, str]]:
 
 
 @needs_cc
-@pytest.mark.skipif(os.geteuid() != 0, reason="to go before the server takes root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to profile another process")
 def test_measures(profiler: Callable[[str], dict[str, str]], tmp_path: Path) -> None:
-    """What py-spy has seen is made a table and a graph, with the time that a message took."""
+    """The samples of py-spy become a table and a graph, with the time of a message."""
     svg = tmp_path / "flame.svg"
     environment = profiler(
         '[ "$1" = --version ] && echo py-spy 1.2.3 && exit\n'
@@ -294,9 +296,9 @@ def test_measures(profiler: Callable[[str], dict[str, str]], tmp_path: Path) -> 
 
 
 @needs_cc
-@pytest.mark.skipif(os.geteuid() != 0, reason="to go before the server takes root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to profile another process")
 def test_profiler_fails(profiler: Callable[[str], dict[str, str]]) -> None:
-    """What py-spy complains of is told in a line."""
+    """An error of py-spy becomes one error line."""
     ended = run("flame.py", env=profiler("echo Error: not today >&2; echo Reason: >&2; exit 1"))
     assert ended.returncode == 1
     assert ended.stderr == "flame.py: py-spy: Error: not today\n"
@@ -304,7 +306,7 @@ def test_profiler_fails(profiler: Callable[[str], dict[str, str]]) -> None:
 
 
 def test_no_profiler(tmp_path: Path) -> None:
-    """Without py-spy there is no flame graph, and a line says so."""
+    """Without py-spy there is one error line, and no graph."""
     if Path(sys.executable).with_name("py-spy").exists():
         pytest.skip("py-spy is installed")
     ended = run("flame.py", env={"PATH": str(tmp_path)})
@@ -314,7 +316,7 @@ def test_no_profiler(tmp_path: Path) -> None:
 
 
 def test_no_graph(tmp_path: Path) -> None:
-    """A file that is no graph of its own is told in a line."""
+    """A file that flame.py has not drawn gets one error line."""
     file = tmp_path / "none.svg"
     svg = '<svg xmlns="http://www.w3.org/2000/svg"><metadata>{}</metadata></svg>'
     written = ("", "{}", "[]", "1", '{"stacks": {}}', '{"stacks": {}, "figures": {"cpu": 1}}')
@@ -327,7 +329,7 @@ def test_no_graph(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", ["--seconds 0", "--svg /none/x.svg"])
 def test_wrong_option(options: str) -> None:
-    """What is wrong with an option is told in argparse's own line, and nothing is measured."""
+    """A wrong option gets argparse's error line, and nothing is measured."""
     ended = run("flame.py", *options.split())
     assert (ended.returncode, ended.stdout) == (2, "")
     error = f"flame.py: error: argument {options.partition(' ')[0]}: "

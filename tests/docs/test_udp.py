@@ -1,7 +1,7 @@
-"""docs/udp.rst tells the truth: its tables are those of the code, and its examples run.
+"""docs/udp.rst: its tables agree with the code, and its examples run.
 
-How the document is read: an ``sh`` block is a command, the ``ini`` block a drop-in whose first
-line is its path, the ``python`` block an application that lacks nothing but ``reactor.run()``.
+An ``sh`` block has a command, the ``ini`` block a drop-in whose first line is its path, and the
+``python`` block an application without its ``reactor.run()``.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ SERVE, TRY = blocks(DOCUMENT, "sh")
 
 
 def rows(title: str) -> list[list[str]]:
-    """Return the texts of the cells of the table in the section of that title."""
+    """Return the texts of the table in the section ``title``."""
     [body] = section(DOCUMENT, title).findall(nodes.tbody)
     return [[cell.astext() for cell in row] for row in body.findall(nodes.row)]
 
 
 def test_every_block_is_tested() -> None:
-    """There is no literal block of another kind than those that are tested here."""
+    """Every literal block is of a kind that is tested here."""
     kinds = {block["classes"][-1] for block in DOCUMENT.findall(nodes.literal_block)}
     assert kinds == {"sh", "ini", "python"}
 
 
 def test_reasons() -> None:
-    """The table has each reason for which a datagram is not answered, and no other."""
+    """The table has exactly the reasons for dropping a datagram."""
     found = [reason for reason, _ in rows("Datagrams without an answer")]
     assert sorted(found) == sorted(drop.value for drop in Drop)
 
 
 def test_rates() -> None:
-    """The table has each option of UDP and its default, which embedded is the same."""
+    """The table has each UDP option with its default, which is also that of the class."""
     options = Options()
     options.parseOptions([])
     found = {name.removeprefix("--"): float(default) for name, default, _ in rows("The rates")}
@@ -61,7 +61,7 @@ def test_rates() -> None:
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize("block", [SERVE, TRY])
 def test_commands(block: str, shell: str) -> None:
-    """The commands are such, for sh and bash."""
+    """The commands are valid for sh and for bash."""
     parsed = subprocess.run(
         [shell, "-n"], input=block, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
@@ -69,7 +69,7 @@ def test_commands(block: str, shell: str) -> None:
 
 
 def served() -> Daemon:
-    """Return a daemon with the options of the document, but any port."""
+    """Return a daemon with the options of the document, on a free port."""
     twistd, foreground, echod, *options = shlex.split(SERVE)
     assert (twistd, foreground, echod) == ("twistd", "-n", "echod")
     assert any(str(PORT) in option for option in options)
@@ -77,15 +77,15 @@ def served() -> Daemon:
 
 
 def test_serves() -> None:
-    """The first command serves UDP on both loopbacks, and TCP beside it."""
+    """The first command serves UDP on both loopback addresses, and TCP."""
     with served() as daemon:
         for where in ("udp 127.0.0.1:", "udp [::1]:", "tcp 127.0.0.1:"):
             daemon.wait_for(f"listening on {where}")
 
 
-@pytest.mark.skipif(not shutil.which("socat"), reason="socat is not installed; .ci/run does it")
+@pytest.mark.skipif(not shutil.which("socat"), reason="needs socat; .ci/run installs it")
 def test_try_it() -> None:
-    """The second command prints what it sends."""
+    """The second command prints the bytes that it sends."""
     assert str(PORT) in TRY
     with served() as daemon:
         port = daemon.wait_for("listening on udp 127.0.0.1")[0].rpartition(":")[2]
@@ -101,7 +101,7 @@ def test_try_it() -> None:
 
 @pytest.mark.parametrize("description", [r"udp:0:interface=127.0.0.1", r"udp:0:interface=\:\:1"])
 def test_interface(description: str) -> None:
-    """``interface=`` takes an address, whose colons have a backslash before them."""
+    """``interface=`` accepts an address, with its colons escaped."""
     with Daemon("--listen", description) as daemon:
         address = "[::1]" if "\\" in description else "127.0.0.1"
         [line] = daemon.wait_for("listening on")
@@ -110,7 +110,7 @@ def test_interface(description: str) -> None:
 
 @needs("systemd-analyze", "systemd")
 def test_drop_in(tmp_path: Path) -> None:
-    """The units, with the drop-in, are such that systemd has nothing to say about them."""
+    """The units pass systemd-analyze with the drop-in."""
     [block] = blocks(DOCUMENT, "ini")
     assert verified(block, tmp_path) == (0, [])
 
@@ -130,7 +130,7 @@ def ask():
         for sock in [client] * 15 + [last]:
             sock.connect(("127.0.0.1", number))
             sock.send(b"hello")
-        last.recv(99)  # so those before it are done
+        last.recv(99)  # the earlier datagrams have been answered or dropped
 
 def done(result):
     print(result, datagrams.answered, datagrams.bytes)
@@ -142,7 +142,7 @@ reactor.run()
 
 
 def test_embedding_example(tmp_path: Path) -> None:
-    """The application answers at its rate, and its observer is told of each other datagram."""
+    """The application replies at its rate, and its observer gets an event for each drop."""
     [block] = blocks(DOCUMENT, "python")
     ended = run_application(f"{block}\n{ASK}", tmp_path)
     assert (ended.stderr, ended.returncode) == ("", 0)
@@ -150,14 +150,14 @@ def test_embedding_example(tmp_path: Path) -> None:
     counted = re.fullmatch(r"None (\d+) (\d+)", last)
     assert counted
     answered = int(counted[1]) - 1
-    assert 10 <= answered < 15  # some more than a second's, if that takes long
+    assert 10 <= answered < 15  # more than 10 if the machine is slow
     assert int(counted[2]) == 5 * (answered + 1)
     assert len(dropped) == 15 - answered
     assert all(re.match(r"Dropped\(drop=<Drop\.SOURCE_RATE: .*'127\.0\.0\.1'", x) for x in dropped)
 
 
 def test_embedding_parts() -> None:
-    """What the document names of the classes is there."""
+    """The parts of the classes that the document names exist."""
     named = literals(section(DOCUMENT, "In your own application"))
     assert {"EchoDatagrams", "answered", "bytes", "Dropped(drop, peer)"} <= named
     assert {"DatagramPort(reactor, sock, datagrams)", "startListening()"} <= named
