@@ -1,8 +1,8 @@
-"""The service that ``twistd`` runs.
+"""The service of ``twistd echod``.
 
-To read it in this order: ``options`` and ``wiring`` (what is asked for), ``listening``,
-``passed`` and ``ports`` (where), ``service`` (the order of its life), ``notify``, ``logs``,
-``metrics``, ``page`` and ``web`` (who is told, and how).
+Reading order: ``options`` (the command line), ``tap`` (the service maker), ``service`` (its
+lifecycle), ``listeners`` (where it listens), ``signals``, ``sdnotify`` and ``logs``; ``metrics``,
+``page``, ``webguard`` and ``web`` (the HTTP pages).
 """
 
 from echod.daemon.options import Options

@@ -20,6 +20,9 @@ from echod.daemon.webguard import MAX_CONNECTIONS, GuardedSite
 
 __all__ = ["MAX_CONNECTIONS", "GuardedSite", "Pages", "StatusPage", "Tally", "registry"]
 
+WILDCARDS: Final = ("0.0.0.0", "::")
+"""The addresses of listeners on all addresses of the machine."""
+
 PLAIN: Final = "text/plain; charset=utf-8"
 
 HEADERS: Final = {
@@ -75,7 +78,7 @@ class Pages(Resource):
         content_type = PLAIN
         if not self._serves_host(request):
             request.setResponseCode(421, b"Misdirected Request")  # RFC 9110 15.5.20
-            body = b"ask for localhost, or for an IP address of this machine\n"
+            body = b"the Host header has to be localhost or an IP address\n"
         elif page is None:
             request.setResponseCode(404)
             body = b"not found\n"
@@ -91,7 +94,7 @@ class Pages(Resource):
             request.setHeader(name, value)
         request.setHeader(b"Content-Type", content_type.encode())
         request.setHeader(b"Content-Length", b"%d" % len(body))
-        # Not returned: Twisted would log that a HEAD request has a body.
+        # Twisted would log a body that is returned for a HEAD request.
         request.write(body)
         request.finish()
         return NOT_DONE_YET
@@ -117,28 +120,17 @@ class Pages(Resource):
         rebinding). On a loopback address, Host has to be an IP address or localhost. A server that
         listens on all addresses may have any name.
         """
-        if not is_loopback(request.getHost()) or any(map(is_wildcard, self._listening_on())):
+        if not is_loopback(request.getHost()):
             return True
-        return all(
-            LOCAL_HOST.fullmatch(name) for name in request.requestHeaders.getRawHeaders(b"Host", [])
-        )
+        if any(getattr(each, "host", None) in WILDCARDS for each in self._listening_on()):
+            return True
+        names = request.requestHeaders.getRawHeaders(b"Host", [])
+        return all(LOCAL_HOST.fullmatch(name) for name in names)
 
 
 def is_loopback(address: IAddress) -> bool:
-    """Return whether ``address`` is a loopback address of IPv4 or IPv6."""
-    ip = ip_address_of(address)
-    return ip is not None and ip.is_loopback
-
-
-def is_wildcard(address: IAddress) -> bool:
-    """Return whether a listener on ``address`` listens on all addresses of the machine."""
-    ip = ip_address_of(address)
-    return ip is not None and ip.is_unspecified
-
-
-def ip_address_of(address: IAddress) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the IP address in ``address``, an IPv4-mapped one as IPv4; else ``None``."""
+    """Return whether ``address`` is a loopback address of IPv4, also IPv4-mapped, or of IPv6."""
     if not isinstance(address, IPv4Address | IPv6Address):
-        return None
+        return False
     ip = ipaddress.ip_address(address.host)
-    return getattr(ip, "ipv4_mapped", None) or ip
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
