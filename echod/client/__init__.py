@@ -3,6 +3,7 @@
 Reading order. Without I/O: ``payloads`` (what is sent), ``replies`` (which reply belongs to which
 message), ``pacing`` (when messages are sent) and ``histogram`` (round-trip times). Then ``target``
 and ``connector`` (connect), ``epoll``, ``streams`` and ``datagrams`` (the sockets),
-``measurement``, ``ping``, ``load``, ``pipe`` (the commands), ``report``, ``plot`` and ``terminal``
-(the output), ``options`` and ``main``.
+``measurement``, ``ping``, ``statistics``, ``load``, ``stdio`` and ``pipe`` (the runs), ``report``,
+``text``, ``plot``, ``terminal`` and ``console`` (the output), ``options``, ``commands``, ``runner``
+and ``main``.
 """

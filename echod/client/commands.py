@@ -18,7 +18,7 @@ from echod.client.ping import Ping, PingReply
 from echod.client.pipe import Pipe
 from echod.client.statistics import Interval
 from echod.client.streams import StreamChannel
-from echod.client.terminal import RateLine, bytes_left, is_terminal, progress_bar
+from echod.client.terminal import RateLine, bytes_left, progress_bar
 
 SPARE: Final = 64
 """File descriptors besides those of connections."""
@@ -68,7 +68,7 @@ class ClientCommand:
 
 
 class PingCommand(ClientCommand):
-    """``ping``."""
+    """The command ``ping``."""
 
     result = staticmethod(report.ping_result)
     lines = staticmethod(text.ping_lines)
@@ -110,7 +110,7 @@ class PingCommand(ClientCommand):
 
 
 class LoadCommand(ClientCommand):
-    """``load``."""
+    """The command ``load``."""
 
     result = staticmethod(report.load_result)
     lines = staticmethod(text.load_lines)
@@ -120,7 +120,7 @@ class LoadCommand(ClientCommand):
         if options.plot:
             self._draw, self._earlier = prepare_plot(options.plot, options.compare)
         raise_descriptor_limit(options.connections)
-        self._is_live = is_terminal(console.err) and not options.json
+        self._is_live = console.err.isatty() and not options.json
         self.run = Load(
             connector,
             options.size,
@@ -153,14 +153,14 @@ class LoadCommand(ClientCommand):
 
 
 class PipeCommand(ClientCommand):
-    """``pipe``."""
+    """The command ``pipe``."""
 
     result = staticmethod(report.pipe_result)
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
         super().__init__(connector, options, console)
         source, sink = 0, 1
-        self._has_bar = is_terminal(console.err) and not os.isatty(sink) and not options.json
+        self._has_bar = console.err.isatty() and not os.isatty(sink) and not options.json
         self._total = bytes_left(source) if self._has_bar else None
         self.run = Pipe(connector, source, sink, self._on_progress)
 

@@ -9,7 +9,7 @@ from typing import TextIO
 from echod.client.errors import os_error_line
 from echod.client.histogram import Histogram
 from echod.client.output import discard, printable
-from echod.client.terminal import columns, histogram, is_terminal
+from echod.client.terminal import columns, histogram
 
 
 class Console:
@@ -42,7 +42,7 @@ class Console:
             self.on_broken()
 
     def _wrapped(self, line: str) -> str:
-        if not is_terminal(self.out):
+        if not self.out.isatty():
             return line
         return fill(line, columns(), break_long_words=False, break_on_hyphens=False)
 
@@ -60,6 +60,6 @@ class Console:
 
     def draw(self, times: Histogram) -> None:
         """Draw a histogram where standard output is a terminal."""
-        if times.count and is_terminal(self.out):
+        if times.count and self.out.isatty():
             encoding = (self.out.encoding or "").lower()
             self.print(*histogram(times.buckets(), columns(), is_ascii="utf" not in encoding))

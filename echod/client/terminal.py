@@ -27,11 +27,6 @@ MIN_COLUMNS: Final = 30
 tqdm.monitor_interval = 0  # tqdm would start a thread, to refresh bars that are not updated
 
 
-def is_terminal(file: TextIO) -> bool:
-    """Tell whether ``file`` is a terminal."""
-    return file.isatty()
-
-
 def columns() -> int:
     """Return the width of the terminal."""
     return max(MIN_COLUMNS, shutil.get_terminal_size().columns)

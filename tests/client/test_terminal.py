@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import pty
 import re
@@ -29,7 +28,6 @@ from echod.client.terminal import (
     bytes_left,
     columns,
     histogram,
-    is_terminal,
     progress_bar,
 )
 from tests import TIMEOUT
@@ -155,12 +153,6 @@ def shown(other: int, pattern: str) -> str:
         assert ready, result
         result += os.read(other, 1 << 16).decode()
     return result
-
-
-def test_is_terminal(terminal: tuple[TextIO, int]) -> None:
-    """A pseudo-terminal is a terminal; a pipe is not."""
-    assert is_terminal(terminal[0])
-    assert not is_terminal(io.StringIO())
 
 
 def test_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,8 +123,8 @@ def figures(printed: str) -> dict[str, float]:
 
 RUNS_IN_A_NETWORK_NAMESPACE = """
 import os, subprocess, sys
-from echod.client.commands import run
 from echod.client.options import parse
+from echod.client.runner import run
 from tests.programs.mirrors import Mirror
 
 os.dup2(os.open(os.devnull, os.O_RDWR), 0)
