@@ -28,7 +28,6 @@ TLS 1.3 has kept. TLS 1.3 has a list of its own."""
 BEGIN_CERTIFICATE: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
 """The line before a certificate in a PEM file, with any of its labels (RFC 7468 5.1)."""
 
-
 DATE: Final = "%Y-%m-%d %H:%M:%S UTC"
 
 
@@ -79,7 +78,7 @@ def make_context(key_file: str, file: str, chain: str | None, clients: str | Non
     rest += read_certificates(chain) if chain else []
     for each, source in ((certificate, file), *((each, chain or file) for each in rest)):
         with names_file(source):
-            check_dates(each, source)
+            check_dates(each)
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
@@ -88,15 +87,16 @@ def make_context(key_file: str, file: str, chain: str | None, clients: str | Non
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets resume sessions without memory
     with names_file(file):  # OpenSSL refuses a key that is too short, for example
         if public_key(key) != public_key(certificate):
-            raise BadCertificates(f"{file}: is not the certificate of the key in {key_file}")
+            raise ValueError(f"is not the certificate of the key in {key_file}")
         context.use_privatekey(key)
         context.use_certificate(certificate)
         for each in rest:
             context.add_extra_chain_cert(each)
     if clients:
+        authorities = read_certificates(clients)
         store: Any = context.get_cert_store()
         with names_file(clients):
-            for each in read_certificates(clients):
+            for each in authorities:
                 store.add_cert(crypto.X509.from_cryptography(each))
                 context.add_client_ca(each)  # sent to clients, to choose a certificate by
         context.set_session_id(b"echod")  # required by OpenSSL to resume verified sessions
@@ -109,8 +109,6 @@ def names_file(file: str) -> Iterator[None]:
     """Turn any exception into a :class:`BadCertificates` that names ``file``."""
     try:
         yield
-    except BadCertificates:
-        raise
     except Exception as error:
         raise BadCertificates(f"{file}: {reason_of(error)}") from error
 
@@ -124,11 +122,36 @@ def reason_of(error: Exception) -> str:
     return str(error)
 
 
+def read_key(file: str) -> Any:
+    """Return the private key in ``file``."""
+    with names_file(file):
+        data = read(file)
+        try:
+            return load_pem_private_key(data, None)
+        except TypeError:
+            raise ValueError("the private key has a password: remove the password") from None
+        except Exception:  # the parser raises many types
+            raise ValueError("there is no private key (PEM) in it") from None
+
+
+def read_certificates(file: str) -> list[x509.Certificate]:
+    """Return the certificates in ``file``, at least one."""
+    with names_file(file):
+        data = read(file)
+        try:
+            found = x509.load_pem_x509_certificates(data)
+        except ValueError:
+            raise ValueError("there is no certificate (PEM) in it") from None
+        if len(found) != len(BEGIN_CERTIFICATE.findall(data)):  # the file is still being written
+            raise ValueError("not all of its certificates (PEM) can be read")
+        return found
+
+
 def read(file: str) -> bytes:
     """Return the content of ``file``."""
-    with names_file(file), open(file, "rb", opener=open_nonblocking) as opened:
+    with open(file, "rb", opener=open_nonblocking) as opened:
         if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-            raise BadCertificates(f"{file}: is not a regular file")
+            raise ValueError("is not a regular file")
         return opened.read()
 
 
@@ -137,41 +160,15 @@ def open_nonblocking(file: str, flags: int) -> int:
     return os.open(file, flags | os.O_NONBLOCK)
 
 
-def read_key(file: str) -> Any:
-    """Return the private key in ``file``."""
-    data = read(file)
-    try:
-        return load_pem_private_key(data, None)
-    except TypeError as error:
-        raise BadCertificates(
-            f"{file}: the private key has a password: remove the password"
-        ) from error
-    except Exception as error:  # the parser raises many types
-        raise BadCertificates(f"{file}: there is no private key (PEM) in it") from error
-
-
-def read_certificates(file: str) -> list[x509.Certificate]:
-    """Return the certificates in ``file``, at least one."""
-    data = read(file)
-    try:
-        found = x509.load_pem_x509_certificates(data)
-    except ValueError as error:
-        raise BadCertificates(f"{file}: there is no certificate (PEM) in it") from error
-    if len(found) != len(BEGIN_CERTIFICATE.findall(data)):  # a file that is still being written
-        raise BadCertificates(f"{file}: not all of its certificates (PEM) can be read")
-    return found
-
-
-def check_dates(certificate: x509.Certificate, file: str) -> None:
-    """Raise :class:`BadCertificates` if ``certificate`` is not valid now (RFC 5280 4.1.2.5)."""
+def check_dates(certificate: x509.Certificate) -> None:
+    """Raise ValueError if ``certificate`` is not valid now (RFC 5280 4.1.2.5)."""
     now = datetime.now(timezone.utc)
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not first <= now <= last:
-        problem = (
-            f"expired on {last:{DATE}}" if now > last else f"is not valid until {first:{DATE}}"
-        )
-        name = certificate.subject.rfc4514_string()
-        raise BadCertificates(f"{file}: the certificate of {name!r} {problem}")
+    name = certificate.subject.rfc4514_string()
+    if now < first:
+        raise ValueError(f"the certificate of {name!r} is not valid until {first:{DATE}}")
+    if now > last:
+        raise ValueError(f"the certificate of {name!r} expired on {last:{DATE}}")
 
 
 def public_key(key: Any) -> bytes:
