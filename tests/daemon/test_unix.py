@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.error import CannotListenError
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -116,7 +117,7 @@ class UNIXListenerTests(SynchronousTestCase):
         holder = os.open(self.directory, os.O_RDONLY)
         self.addCleanup(os.close, holder)
         fcntl.flock(holder, fcntl.LOCK_EX)
-        self.assertRaises(OSError, open_socket, self.path, 0o600, 5)
+        self.assertRaises(CannotListenError, open_socket, self.path, 0o600, 5)
         self.assertTrue(os.path.exists(self.path))
         fcntl.flock(holder, fcntl.LOCK_UN)
         open_socket(self.path, 0o600, 5).close()
@@ -129,7 +130,7 @@ class UNIXListenerTests(SynchronousTestCase):
 
         self.patch(fcntl, "flock", flock)
         self.stale()
-        self.assertRaises(OSError, open_socket, self.path, 0o600, 5)
+        self.assertRaises(CannotListenError, open_socket, self.path, 0o600, 5)
         os.unlink(self.path)
         open_socket(self.path, 0o600, 5).close()
 
@@ -141,7 +142,7 @@ class UNIXListenerTests(SynchronousTestCase):
 
         self.patch(os, "open", open_)
         open_socket(self.path, 0o600, 5).close()
-        self.assertRaises(OSError, open_socket, self.path, 0o600, 5)
+        self.assertRaises(CannotListenError, open_socket, self.path, 0o600, 5)
 
     def test_removed_by_owner(self) -> None:
         """A stale socket that its owner has just removed counts as removed."""

@@ -1,1 +1,1 @@
-"""Where the daemon listens: one module for each kind of listener."""
+"""The listeners of the daemon: one module for each kind."""

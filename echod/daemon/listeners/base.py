@@ -16,7 +16,6 @@ from twisted.logger import Logger
 
 from echod.daemon.errors import CannotServe, cannot_listen, errno_of
 from echod.daemon.listeners.interfaces import LOOPBACK
-from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 
 BACKLOG: Final = 1024
@@ -57,7 +56,7 @@ class Listener(ABC):
         :raises CannotServe: where a port cannot be opened; then no port is left open.
         """
         if self.proxied:
-            factory = ProxyFactory(cast(EchoFactory, factory))
+            factory = ProxyFactory(cast(Any, factory))
         if self.tls:
             factory = self.tls.wrap(factory)
         try:

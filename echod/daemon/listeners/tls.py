@@ -11,7 +11,6 @@ from twisted.logger import Logger
 
 from echod.certificates import BadCertificates, Certificates
 from echod.daemon.errors import CannotServe
-from echod.factory import EchoFactory
 from echod.tls import TLSFactory
 
 log = Logger(namespace="echod")
@@ -37,7 +36,7 @@ class ListenerCertificates:
 
     def wrap(self, factory: IProtocolFactory) -> IProtocolFactory:
         """Return a factory that serves ``factory`` over TLS."""
-        over: Any = TLSFactory(cast(EchoFactory, factory), self.certificates)
+        over: Any = TLSFactory(cast(Any, factory), self.certificates)
         return cast(IProtocolFactory, over)
 
     def reload(self) -> None:

@@ -26,12 +26,7 @@ class UDPListener(IPListener):
     datagrams: EchoDatagrams
     protocol = "UDP"
 
-    async def _open(
-        self,
-        factory: IProtocolFactory,  # noqa: ARG002 - serves streams
-        interface: str,
-        port: int,
-    ) -> IListeningPort:
+    async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:  # noqa: ARG002
         sock = None
         try:
             # getaddrinfo() turns the link of a link-local address into its number.

@@ -66,18 +66,15 @@ class UNIXListener(Listener):
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         lock = FilesystemLock(os.path.abspath(f"{self.path}.lock")) if self.lockfile else None
+        if lock is not None and not lock.lock():
+            why = f"{lock.name} names a running process: stop it, or remove the file"
+            raise CannotListenError(None, self.path, why)
         try:
-            if lock is not None and not lock.lock():
-                why = f"{lock.name} names a running process: stop it, or remove the file"
-                raise CannotListenError(None, self.path, why)
-            try:
-                sock = open_socket(self.path, self.mode, self.backlog)
-            except BaseException:
-                if lock is not None:
-                    lock.unlock()
-                raise
-        except OSError as error:
-            raise CannotListenError(None, self.path, error) from error
+            sock = open_socket(self.path, self.mode, self.backlog)
+        except BaseException:
+            if lock is not None:
+                lock.unlock()
+            raise
         port = UNIXPort(sock, factory, self.reactor)
         port.lockFile = lock
         port.startListening()
@@ -88,8 +85,8 @@ def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
     """Return a socket that listens at ``path``; replace a stale one.
 
     :param mode: of the file, whatever the umask is; ``None``: the default.
-    :raises OSError: where that fails, as where another process listens there.
-    :raises CannotListenError: where a file at ``path`` is not a socket.
+    :raises CannotListenError: where another process listens there, or a file is not a socket.
+    :raises OSError: where another system call fails.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -109,7 +106,7 @@ def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
                 bind(sock, path, mode)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or not (is_locked and remove_stale(path)):
-                    raise
+                    raise CannotListenError(None, path, error) from error
                 bind(sock, path, mode)
             sock.listen(backlog)
     except BaseException:
