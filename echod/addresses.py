@@ -47,7 +47,7 @@ def peer_key(peer: IAddress | None) -> str | None:
 
 
 def network_of(host: str) -> str:
-    """Return what counts as one peer for the IP address ``host``: itself, or its IPv6 /64.
+    """Return the network that counts as one peer: the address ``host``, or its IPv6 /64.
 
     A /64 is the network of one site (RFC 6177).
 

@@ -23,7 +23,7 @@ from OpenSSL import SSL, crypto
 
 CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """Cipher suites of TLS 1.2: those with forward secrecy and AEAD (RFC 9325 4.2), whose algorithms
-TLS 1.3 has kept. TLS 1.3 has a list of its own."""
+TLS 1.3 has kept. OpenSSL lists the cipher suites of TLS 1.3 separately."""
 
 BEGIN_CERTIFICATE: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
 """The line before a certificate in a PEM file, with any of its labels (RFC 7468 5.1)."""

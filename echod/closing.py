@@ -47,7 +47,7 @@ class Delivery:
         self._clock = clock
         self._next_check: IDelayedCall | None = None
         transport.stopReading()
-        with suppress(OSError):  # of a connection that is broken, which the check detects
+        with suppress(OSError):  # the connection is broken, which the check detects
             transport.getHandle().shutdown(socket.SHUT_WR)
         self._check(DELIVERY_CHECKS[0])
 
@@ -69,12 +69,12 @@ class Delivery:
 
 
 def reset_if_incomplete(transport: ITransport) -> bool:
-    """Reset a connection that is closed now with FIN, if its reply is not whole.
+    """Reset a connection that Twisted is about to close with FIN, if its reply is not complete.
 
-    Twisted closes with FIN where its own code or the reactor's raises an exception (MemoryError),
-    and where the reactor stops.
+    Twisted does so after an exception in its own code or the reactor's (MemoryError), and when the
+    reactor stops.
 
-    :return: whether bytes have arrived that are not read, and so have no reply.
+    :return: whether unread bytes have arrived, which get no reply.
     """
     below = beneath(transport)
     if not isinstance(below, FileDescriptor) or not below.disconnected:
@@ -101,10 +101,10 @@ def outcome(
     :param received: bytes received.
     :param closing: whether echod closes the connection.
     """
-    # Below Twisted's own TLS it is encrypted, and may be more than was received.
+    # Below Twisted's own TLS, the unsent bytes are encrypted, and may be more than were received.
     left = min(buffered(transport), received)
-    # If the transport hides half-close, or what it has buffered, an end made by the peer does not
-    # show what the peer has received.
+    # If the transport hides half-close, or its buffer, a close by the peer does not show how much
+    # the peer has received.
     known = closing or isinstance(transport, FileDescriptor)
     if not known:
         known = getattr(transport, "disconnecting", False)  # closed by the application

@@ -22,15 +22,15 @@ class Draining(typing.Protocol):
         """Reset the connection now: the deadline has passed."""
 
     def forget(self) -> None:
-        """Have it counted no longer: its transport cannot reset it."""
+        """Stop counting the connection: its transport cannot reset it."""
 
 
 class Drain:
-    """The connections that are to end, and the deadline for that.
+    """The connections that a drain ends, and its deadline.
 
-    :ivar connections: those that are not closed yet. Their owner adds and removes them, and calls
-        :meth:`finish` after one was removed.
-    :ivar waiting: what :meth:`wait` returned, until it fires.
+    :ivar connections: the connections that are not closed yet. Their owner adds and removes them,
+        and calls :meth:`finish` after it has removed one.
+    :ivar waiting: the Deferreds of :meth:`wait` that have not fired.
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,10 @@ class Drain:
         self._deadline: IDelayedCall | None = None
 
     def wait(self, deadline: float, clock: IReactorTime) -> Deferred[None]:
-        """Return what fires when no connection is left; of several deadlines the earliest counts.
+        """Return a Deferred that fires when no connection is left.
 
-        :param deadline: seconds from now, after which the connections that are left are reset.
+        :param deadline: seconds from now, after which the remaining connections are reset. The
+            earliest deadline of several calls applies.
         """
         if self._deadline is None:
             self._deadline = clock.callLater(deadline, self._cut_short)

@@ -60,7 +60,7 @@ class EchoFactory(Factory):
     :raises TypeError: for an argument of another type.
     :raises ValueError: for a limit below 1, or a timeout that is not from 1 ms to 250,000 h.
 
-    :ivar connections: those that are served now.
+    :ivar connections: the connections that are served now.
     :ivar pending: accepted connections whose TLS handshake or PROXY header is not complete.
     :ivar draining: whether :meth:`drain` was called since listening began.
     :ivar limits: the limits on connections.
@@ -161,12 +161,12 @@ class EchoFactory(Factory):
             self._drain.finish()
 
     def handshake_begun(self, pending: PendingConnection, peer: IAddress | None) -> None:
-        """Count ``pending`` against the limits, for ``peer`` too where that is the client."""
+        """Count ``pending`` against the limits; also per peer, if ``peer`` is the client."""
         self.pending.add(pending)
         self.limits.admit(pending, peer)
 
     def handshake_ended(self, pending: PendingConnection) -> bool:
-        """Count ``pending`` no longer, and return whether a drain was ending it."""
+        """Stop counting ``pending``, and return whether a drain was ending it."""
         self.pending.discard(pending)
         self.limits.release(pending)
         draining = pending in self._drain.connections
@@ -176,7 +176,7 @@ class EchoFactory(Factory):
     def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
         """Serve a connection whose handshake is done, or refuse it.
 
-        :param draining: whether a drain has begun since it was accepted, and is to end it too.
+        :param draining: whether a drain that has begun since its accept ends it, too.
         """
         reason = self.limits.exceeded(peer)
         if reason is not None:
@@ -189,11 +189,12 @@ class EchoFactory(Factory):
     def drain(self, deadline: float) -> Deferred[None]:
         """Refuse new connections, and close each one at its first quiet moment.
 
-        Quiet: nothing is left to send, and no byte was received for 0.2 s; until the first byte,
-        for 1 s from the start of the connection. A TLS handshake or PROXY header that has begun may
-        be completed; one that has not begun is refused 1 s after its accept. At the deadline, all
-        connections that are left are reset, so that a part of a reply is never mistaken for the
-        whole. Stop the ports first. If called again, the earlier deadline applies.
+        A connection is quiet if no bytes are buffered, and none was received for 0.2 s. Over TLS or
+        behind a proxy, it has 1 s from its start for the first byte. A TLS handshake or PROXY
+        header in progress may complete. A connection on which neither has begun is refused 1 s
+        after its accept. At the deadline, all remaining connections are reset, so that no peer
+        takes a part of its reply for the whole. Stop the ports first. After a second call, the
+        earlier deadline applies.
 
         :param deadline: seconds from now, 0 or more.
         :return: fires with ``None`` when none of the present connections is left.
@@ -204,7 +205,7 @@ class EchoFactory(Factory):
         self.draining = True
         if not self.connections and not self.pending:
             return succeed(None)
-        # First: where memory is short the rest may fail, and then the deadline ends the drain.
+        # First, because the rest may fail for lack of memory; then the deadline ends the drain.
         drained = self._drain.wait(deadline, self.clock)
         try:
             self._begin_drain()
@@ -224,11 +225,11 @@ class EchoFactory(Factory):
         self._drain.finish()
 
     def use_reactor(self, reactor: object) -> None:
-        """Serve on ``reactor``, to which the factory's timers and its fast path are bound.
+        """Bind the factory's timers and its fast path to ``reactor``.
 
         The first connection calls this, and :class:`~echod.testing.MemoryNetwork` when it listens.
 
-        :raises ValueError: if the factory serves on another one.
+        :raises ValueError: if the factory is bound to another reactor.
         """
         if self._reactor is None:
             self._reactor = reactor
@@ -250,9 +251,9 @@ class EchoFactory(Factory):
         return self.clock.seconds()
 
     def fast_path_for(self, echo: Echo, sock: socket.socket) -> FastPath | None:
-        """Move ``echo`` to the fast path, and return that.
+        """Move ``echo`` to the fast path, and return the fast path.
 
-        ``None``: there is no fast path, or the kernel has no descriptor or no memory for it.
+        ``None``: it is turned off, or the kernel has no descriptor or no memory for it.
         """
         with suppress(OSError):
             if self._fast_path is None and self._fast_path_allowed:
@@ -278,9 +279,9 @@ class EchoFactory(Factory):
         notify(self.observer, Opened(peer, encrypted(echo.transport)))
 
     def connection_closed(self, echo: Echo, closed: Closed | None) -> None:
-        """Count ``echo`` no longer, and notify the observer. :class:`Echo` calls this.
+        """Stop counting ``echo``, and notify the observer. :class:`Echo` calls this.
 
-        :param closed: ``None`` if that could not be made.
+        :param closed: the event; ``None`` if it could not be made.
         """
         opened = echo in self.connections
         self.connections.discard(echo)

@@ -1,11 +1,11 @@
 """The fast path: bytes go from socket to socket, past Twisted's buffers.
 
-An epoll set is a descriptor that can itself be polled. So a single reader in the reactor, of
-whatever kind that is, stands for all connections in the set. When it is readable, they are echoed
-in batches, received into one shared buffer and sent from it. Whatever is not «bytes in, the same
-bytes out» goes back to the connection's own transport: what the kernel does not take at once, the
-end of the peer's sending, an error. So nothing is ever buffered here, and the connection keeps its
-rules in one place.
+An epoll set is a descriptor that can itself be polled. So a single reader, in a reactor of any
+kind, stands for all connections in the set. When the set is readable, its connections are echoed in
+batches: received into one shared buffer, and sent from it. Every case that is not «bytes in, the
+same bytes out» goes back to the connection's own transport: bytes that the kernel does not accept
+at once, the end of the stream, an error. So no bytes are ever buffered here, and the rules of a
+connection are in one place.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ its transport. Whole segments: with 64 KiB each send ends in a segment of 53 byt
 messages take a third longer."""
 
 BATCH: Final = 64
-"""Connections in one round. The kernel lists each ready connection once before any again."""
+"""Connections in one round. The kernel lists every ready connection before it repeats one."""
 
 ROUNDS: Final = 8
 MAX_ECHOED: Final = 4 * 1024 * 1024
@@ -45,7 +45,7 @@ queue. Neither a message nor a short connection costs that check."""
 
 FEW: Final = 2
 LINGER: Final = 0.0002
-"""Up to this many connections, a round waits for the next message, for these seconds."""
+"""Up to this many connections, wait for the next message at the end of a round; seconds of it."""
 
 CROWD: Final = 16
 PATIENCE: Final = 1000
@@ -54,7 +54,7 @@ rounds."""
 
 
 class FastConnection(typing.Protocol):
-    """What the fast path needs of a connection that it serves.
+    """The interface of a connection that the fast path serves.
 
     :ivar transport: a transport with a kernel socket (:func:`~echod.transport.kernel_socket`).
     """
@@ -66,10 +66,10 @@ class FastConnection(typing.Protocol):
         """Bytes received so far."""
 
     def leave_fast_path(self) -> None:
-        """Call :meth:`FastPath.give_back`: the transport goes on."""
+        """Call :meth:`FastPath.give_back`: the transport serves the connection again."""
 
     def send(self, data: bytes) -> None:
-        """Send ``data`` when the peer takes it."""
+        """Send ``data``, buffered until the kernel accepts it."""
 
     def fail(self) -> None:
         """Log the exception that is being handled, and reset the connection."""
@@ -77,7 +77,7 @@ class FastConnection(typing.Protocol):
 
 @implementer(IReadDescriptor)
 class FastPath:
-    """Echoes the connections that it was given.
+    """Echoes the connections that were added.
 
     :param reactor: reports when the epoll set is readable.
     :param on_traffic: called when more than :data:`UNCHECKED` bytes have been echoed since the last
@@ -92,8 +92,8 @@ class FastPath:
         self.fileno = self._epoll.fileno
         self._view = memoryview(bytearray(SIZE))
         self._served: dict[int, FastConnection] = {}
-        # By descriptor, with little to fetch for each message: with many connections, the CPU's
-        # caches do not hold the objects of each.
+        # By descriptor, in few objects: with many connections, an object for each would not fit
+        # into the CPU's caches.
         self._sockets: list[Any] = []
         self._received: array[int] = array("q")
         self._checked: array[int] = array("q")  # the bytes received when busy() last returned it
@@ -123,8 +123,8 @@ class FastPath:
     def give_back(self, connection: FastConnection) -> int:
         """Let the connection's transport read again, and return the bytes that were echoed here.
 
-        Call this before its socket is closed: while another process has that open too, it could
-        not be removed from the set.
+        Call this before its socket is closed: if another process has the socket open, too, it
+        could not be removed from the set any more.
         """
         descriptor: int = connection.transport.fileno()
         self._epoll.unregister(descriptor)
@@ -145,7 +145,7 @@ class FastPath:
     def busy(self) -> list[FastConnection]:
         """Return the connections with more than :data:`UNCHECKED` new bytes since the last call.
 
-        Their peers may not have read all that the kernel has taken for them.
+        Their peers may not have read all bytes in the kernel's send queue.
         """
         self._echoed = 0
         busy, received, checked = [], self._received, self._checked
@@ -179,9 +179,9 @@ class FastPath:
                     try:
                         sock = sockets[descriptor]
                         count = sock.recv_into(view)
-                    except (AttributeError, BlockingIOError):  # ended by an observer; false alarm
+                    except (AttributeError, BlockingIOError):  # an observer ended it; spurious
                         continue
-                    except OSError:  # which the kernel reports once, and so not to the transport
+                    except OSError:  # the kernel reports it once, and so not to the transport
                         self._apart(descriptor, self._lose, Failure(ConnectionLost()))
                         continue
                     if count != size:  # most messages are as long as the one before
@@ -189,13 +189,13 @@ class FastPath:
                             self._apart(descriptor, self._leave)
                             continue
                         size, part = count, view[:count]
-                    # Account, before the send: what was received and not sent must not be lost.
+                    # Account, before the send: received bytes must be counted even if it fails.
                     received[descriptor] += count
                     left -= count
-                    # Send: what the kernel does not take, the transport buffers.
+                    # Send: the transport buffers the bytes that the kernel does not accept.
                     try:  # as send_now, but another call takes 3 % longer
                         sent = sock.send(part)
-                    except OSError:  # which the transport meets, too
+                    except OSError:  # the transport meets it again
                         sent = 0
                     if sent != count:
                         self._apart(descriptor, self._leave, part[sent:])
@@ -206,7 +206,7 @@ class FastPath:
             with suppress(BaseException):
                 self._served[descriptor].fail()
         finally:
-            # Report traffic, once until the next call of busy().
+            # Report traffic, at most once between two calls of busy().
             self._echoed += MAX_ECHOED - left
             if served and self._echoed > UNCHECKED:
                 self._echoed = -math.inf
@@ -223,7 +223,7 @@ class FastPath:
         connection.transport.connectionLost(reason)
 
     def _apart(self, descriptor: int, act: Callable[..., None], *arguments: object) -> None:
-        """Act for one connection: an exception ends it, and no other."""
+        """Call ``act`` for one connection: an exception ends it, and no other."""
         connection = self._served[descriptor]
         try:
             act(connection, *arguments)
@@ -232,7 +232,7 @@ class FastPath:
                 connection.fail()
 
     def _linger(self) -> list[tuple[int, int]]:
-        """Wait a moment for the next message, where few connections talk, and return the ready.
+        """Wait briefly for the next message of few connections, and return the ready ones.
 
         A message that arrives in time saves a turn of the reactor, which takes longer than the
         echo. Any other event for the reactor ends the wait, except timers.

@@ -1,8 +1,8 @@
 """Accepted connections whose TLS handshake or PROXY header is not complete.
 
-Until it is complete, nothing is known of the connection but its socket. No observer is notified of
-it; it counts against the connection limits, and the handshake timeout limits its time. Then it is
-served as any other connection, or refused and counted.
+A pending connection counts against the connection limits, and has a handshake timeout. Observers
+are not notified of it, except with ``verbose``. When its handshake or header is complete, it is
+served like any other connection, or refused and counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = Logger(namespace="echod")
 
 
 class Server(typing.Protocol):
-    """What a pending connection needs of the factory that serves it."""
+    """The interface of the factory that serves pending connections."""
 
     clock: IReactorTime
     observer: Observer
@@ -47,19 +47,19 @@ class Server(typing.Protocol):
         """Count a connection against the limits; per peer where ``peer`` is the client."""
 
     def handshake_ended(self, pending: PendingConnection) -> bool:
-        """Count it no longer, and return whether a drain was ending it."""
+        """Stop counting it, and return whether a drain was ending it."""
 
     def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
-        """Return what serves a connection from ``peer`` from now on, or refuses it."""
+        """Return the protocol that serves a connection from ``peer`` from now on, or refuses it."""
 
     def report(self, *events: Event) -> None:
         """Notify the observer of a connection that is not served."""
 
 
 class PendingConnection(Protocol):
-    """One accepted connection. Subclasses read its handshake or header, and call the rest.
+    """One pending connection. Subclasses read its handshake or header.
 
-    :param factory: serves the connection once that is complete.
+    :param factory: serves the connection when that is complete.
     :param peer: the address of the socket's peer, if it has one.
     """
 
@@ -67,7 +67,7 @@ class PendingConnection(Protocol):
     reason: Reason
     """The reason to refuse it with if its handshake or header is wrong or incomplete."""
     tls = False
-    """Whether the connection is encrypted; then the socket's peer is the client, and no proxy."""
+    """Whether the connection is encrypted; then the socket's peer is the client, not a proxy."""
 
     def __init__(self, factory: Server, peer: IAddress | None) -> None:
         self._factory = factory
@@ -109,9 +109,9 @@ class PendingConnection(Protocol):
         return self._factory.serve(peer, draining=self._stop_waiting(), tls=self.tls)
 
     def _check_timeout(self, again: float = 0.0) -> None:
-        """Refuse the connection; with unread input, have that read first and check again.
+        """Refuse the connection; but if it has unread input, check again after that was read.
 
-        It may have arrived in time, while the process was stopped or busy.
+        The input may have arrived in time, while the process was stopped or busy.
 
         :param again: seconds until the second check; 0: this is the second.
         """
@@ -121,11 +121,10 @@ class PendingConnection(Protocol):
             self.refuse(Reason.HANDSHAKE_TIMEOUT)
 
     def drain(self) -> None:
-        """Refuse the connection if it stays silent, because a drain begins.
+        """Refuse the connection soon if it stays silent, because a drain begins.
 
-        One that has begun its handshake or header may complete it, until the handshake timeout or
-        the deadline of the drain. The first byte of one that was accepted just now may be on its
-        way.
+        A connection that has begun its handshake or header may complete it, until the handshake
+        timeout or the deadline of the drain. The first byte of a new connection may be in flight.
         """
         self._later(max(QUIET, FIRST_BYTE - self.age()), self._refuse_silent)
 
@@ -143,8 +142,8 @@ class PendingConnection(Protocol):
     def truncated(self) -> None:
         """Reset the connection: it ended before its handshake or header was complete.
 
-        FIN alone would look like a whole reply. A connection without a byte is closed with FIN: it
-        is the health check of a load balancer.
+        FIN would look like a complete reply. A connection without a byte is closed with FIN: it is
+        the health check of a load balancer.
         """
         if self.received:
             self.refuse(self.reason)
@@ -164,7 +163,7 @@ class PendingConnection(Protocol):
         self.refuse(Reason.DRAINING)
 
     def forget(self) -> None:
-        """Have the connection counted no longer: its transport cannot reset it."""
+        """Stop counting the connection: its transport cannot reset it."""
         self._factory.handshake_ended(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - any
@@ -199,10 +198,9 @@ class PendingConnection(Protocol):
 
 
 class Refusal(Protocol):
-    """Reset a connection that is not to be served.
+    """Reset a connection that is refused.
 
-    FIN would tell a peer that has sent something, and may have finished, that this is its whole
-    reply.
+    A peer that has sent bytes would take FIN for the end of a complete reply.
     """
 
     transport: IStreamTransport
@@ -213,7 +211,7 @@ class Refusal(Protocol):
 
 
 def refuse_failed() -> Refusal:
-    """Log the exception that buildProtocol has raised, and return what refuses its connection.
+    """Log the exception that buildProtocol has raised, and return a :class:`Refusal`.
 
     Twisted would close the connection with FIN.
     """

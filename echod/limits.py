@@ -54,14 +54,14 @@ class ConnectionLimits:
         return None
 
     def admit(self, connection: object, peer: IAddress | None) -> None:
-        """Count ``connection`` for ``peer``, where there is a limit per peer."""
+        """Count ``connection`` for ``peer``, if there is a limit per peer."""
         key = None if self.per_peer is None else peer_key(peer)
         if key is not None:
             self._keys[connection] = key
             self._counts[key] += 1
 
     def release(self, connection: object) -> None:
-        """Count ``connection`` no longer; one that is not counted is ignored."""
+        """Stop counting ``connection``; ignore one that is not counted."""
         key = self._keys.pop(connection, None)
         if key is not None:
             self._counts[key] -= 1
@@ -70,7 +70,7 @@ class ConnectionLimits:
 
 
 def descriptors_left(reactor: object = None) -> int:
-    """Return the number of connections for which file descriptors are left, 1 at least.
+    """Return the number of connections for which file descriptors are left, at least 1.
 
     RLIMIT_NOFILE (getrlimit(2)) limits them, and FD_SETSIZE if ``reactor`` uses select(2).
     """
@@ -85,9 +85,9 @@ def descriptors_left(reactor: object = None) -> int:
 
 
 def descriptors_in_use() -> int:
-    """Return the number of open file descriptors, or the lowest free one where there is no /dev/fd.
+    """Return the number of open file descriptors; without /dev/fd, the lowest free descriptor.
 
-    A chroot may have none.
+    A chroot may have no /dev/fd.
     """
     with suppress(OSError):
         return len(os.listdir("/dev/fd"))

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from echod.factory import EchoFactory
 
 MAX_BUFFERED: Final = 256 * 1024
-"""Bytes. Twisted stops reading when more than 64 KiB are buffered, and one read adds 64 KiB at
-most; what the fast path gives back, when nothing is buffered, is less than 256 KiB."""
+"""Bytes. Twisted stops reading when more than 64 KiB are buffered, and one read adds at most 64
+KiB. The fast path gives back less than 256 KiB, and only when no bytes are buffered."""
 
 log = Logger(namespace="echod")
 
@@ -60,7 +60,7 @@ class Echo(Protocol):
     It is its transport's producer: to pause it is to stop reading.
 
     :ivar named: the client's address from a PROXY header, if there was one.
-    :ivar fast_path: what serves the connection in place of its transport, if anything.
+    :ivar fast_path: the fast path, while it serves the connection in place of the transport.
     """
 
     named: IAddress | None = None
@@ -102,8 +102,8 @@ class Echo(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Send ``data`` back. The second message moves a connection to the fast path."""
-        try:  # likewise
-            # Asked for each time, because an application may start TLS.
+        try:  # as in connectionMade
+            # Checked each time, because an application may start TLS.
             sock, count = kernel_socket(self.transport), len(data)
             sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)
             talks = self._received > 0
@@ -127,7 +127,7 @@ class Echo(Protocol):
 
     def readConnectionLost(self) -> None:
         """Close when everything is sent: the peer has finished sending (an empty receive)."""
-        try:  # likewise
+        try:  # as in connectionMade
             if not self._closing:
                 received = self.received
                 if self.factory.verbose:
@@ -189,7 +189,7 @@ class Echo(Protocol):
             self._closing = True
             self.transport.unregisterProducer()
         elif getattr(below, "disconnecting", False):
-            # Likewise, but it was TLS that closed what is below it.
+            # TLS has closed the transport below it, which waits for its producer, too.
             self.transport.unregisterProducer()
         else:
             self.transport.resumeProducing()
@@ -213,7 +213,7 @@ class Echo(Protocol):
         reset(beneath(self.transport))
 
     def forget(self) -> None:
-        """Have the connection counted no longer: its transport cannot reset it."""
+        """Stop counting the connection: its transport cannot reset it."""
         self.factory.connection_closed(self, None)
 
     def leave_fast_path(self) -> None:
@@ -247,7 +247,7 @@ class Echo(Protocol):
             self._finish(below)
 
     def _finish(self, below: Any) -> None:
-        """Close, everything being sent: at once, or when the kernel's send queue is short."""
+        """Close after everything is sent: at once, or when the kernel's send queue is empty."""
         if self._received <= MAX_ORPHANED or kernel_send_queue(below) <= MAX_ORPHANED:
             # As loseConnection, but now and not in the reactor's next turn: bytes that arrive
             # before that would make the kernel reset the connection.
@@ -257,7 +257,7 @@ class Echo(Protocol):
             self._delivery = Delivery(below, self.factory.clock)
 
     def progress(self, *, draining: bool) -> Progress:
-        """Return what the peer has done, for :class:`~echod.timeouts.Timeouts`.
+        """Return the present state, for :class:`~echod.timeouts.Timeouts`.
 
         :param draining: whether a drain ends the connection, as a close would.
         """
@@ -274,9 +274,9 @@ class Echo(Protocol):
         marker = received + getattr(transport, "ciphertext_in", 0)
         waits = bool(self._paused or unsent(transport) or queued > draining * MAX_ORPHANED)
         if waits:
-            # Wait for the peer to read. Twisted alone would not do: the kernel asks for more only
-            # when a good part of megabytes of buffer is free again, which takes a slow but honest
-            # reader minutes. Over TLS, more is given to the kernel than was received.
+            # The peer has to read. Twisted's buffer alone does not show that it does: the kernel
+            # accepts more only when a good part of megabytes of buffer is free again, which takes a
+            # slow reader minutes. Over TLS, the kernel gets more bytes than were received.
             written = getattr(transport, "ciphertext_out", received)
             marker = written - unsent(transport) - kernel_send_queue(transport)
         return Progress(waits, marker, self._closing, first_byte_due)

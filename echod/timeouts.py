@@ -1,8 +1,8 @@
 """Idle timeout, stall timeout and drain: when a connection has to end.
 
-One timer checks all connections that are watched, because a timer each would take more memory
-than all the rest of a connection. A check compares a connection's progress with that of the check
-before; :meth:`Timeouts.expired` decides what follows, from these values alone.
+One timer checks all watched connections, because a timer for each would take more memory than the
+rest of its state. A check compares a connection's progress with that of the check before. From
+these values, :meth:`Timeouts.expired` decides whether the connection ends.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from echod.events import Ending
 
 CHECKS_PER_TIMEOUT: Final = 8
-"""Checks within a timeout. One finds it begun, and another finds it over: a timeout is never early,
-and late by a quarter at most; in return no byte costs a clock reading."""
+"""Checks within a timeout. A timeout begins at the first check without progress, and ends at a
+later check: it never fires early, and at most a quarter late. So no byte costs a clock reading."""
 
 QUIET: Final = 0.2
 """Seconds without a byte after which a drain closes a connection."""
 
 FIRST_BYTE: Final = 1.0
-"""Seconds since its start within which a drain does not close a connection over TLS or behind a
-proxy that has not sent a byte: the first one may be on its way. Nearly every round trip is
-shorter, and TCP's first retransmission timeout is as long (RFC 6298 2.1)."""
+"""Seconds for which a drain does not close a new connection over TLS or behind a proxy that has not
+sent a byte: the first byte may be in flight. Nearly every round trip is shorter, and TCP's first
+retransmission timeout is as long (RFC 6298 2.1)."""
 
 
 class Progress(NamedTuple):
-    """What one check observes of a connection.
+    """The state of a connection at one check.
 
     :ivar waits_for_peer: whether the peer has to read before anything else happens.
     :ivar marker: unchanged means that the peer is idle, or stalled if it has to read.
@@ -47,7 +47,7 @@ class Watched(typing.Protocol):
     """A connection that is checked."""
 
     def progress(self, *, draining: bool) -> Progress:
-        """Return what can be observed now."""
+        """Return the present state."""
 
     def end(self, ending: Ending) -> bool:
         """End the connection as ``ending``, and return whether that has begun."""
@@ -57,14 +57,14 @@ class Watched(typing.Protocol):
 
 
 class Timeouts:
-    """Checks connections for a timeout that has expired, as long as one of them is watched.
+    """Checks the watched connections for expired timeouts.
 
-    :param idle: seconds; see :class:`~echod.factory.EchoFactory`; ``None``: no timeout.
-    :param stall: likewise.
-    :param connections: those that are open.
-    :param draining: those that a drain ends.
+    :param idle: the idle timeout in seconds (:class:`~echod.factory.EchoFactory`); ``None``: none.
+    :param stall: the stall timeout in seconds; ``None``: none.
+    :param connections: the open connections.
+    :param draining: the connections that a drain ends.
 
-    :ivar watched: the progress of each watched connection, and the time since when it is the same.
+    :ivar watched: the progress of each watched connection, and the time of its last change.
     :ivar find_busy: returns connections that have to be watched from the next check on.
     """
 
@@ -89,7 +89,7 @@ class Timeouts:
             self.watched.setdefault(connection)
 
     def schedule(self, clock: IReactorTime) -> bool:
-        """Have the next check made in time, and return whether there is any timeout."""
+        """Schedule the next check, and return whether there is any timeout."""
         periods = [
             each / CHECKS_PER_TIMEOUT for each in (self.stall, self.idle) if each is not None
         ]
@@ -99,13 +99,13 @@ class Timeouts:
             return False
         due = self._next_check
         if self._draining and due is not None and due.getTime() > clock.seconds() + QUIET:
-            self.cancel()  # it was due for a timeout
+            self.cancel()  # a drain needs an earlier check than a timeout
         if self._next_check is None:
             self._next_check = clock.callLater(min(periods), self.check, clock)
         return True
 
     def cancel(self) -> None:
-        """Make no check for now."""
+        """Cancel the next check."""
         if self._next_check is not None:
             if self._next_check.active():
                 self._next_check.cancel()
@@ -146,8 +146,8 @@ class Timeouts:
     ) -> Ending | None:
         """Return how a connection has to end, if it has to end now.
 
-        :param progress: what the check at ``now`` observed.
-        :param since: seconds, by the same clock as ``now``: when the progress was first the same.
+        :param progress: the state of the connection at ``now``.
+        :param since: seconds, by the same clock as ``now``: the time of the last change.
         :param draining: whether a drain ends the connection.
         """
         unchanged = now - since

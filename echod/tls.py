@@ -4,11 +4,11 @@ The rules:
 
 - Until the handshake is complete, a connection is pending (:mod:`echod.handshake`): it counts
   against the limits and has a timeout, and no observer is notified of it.
-- The peer's closing alert (close_notify) is the end of its sending: half-close. TLS 1.3 lets it
-  go on receiving (RFC 8446 6.1), and with TLS 1.2 echod does the same. All bytes received before
-  it are sent back, then echod's own closing alert, then FIN.
-- A stream that ends without that alert is ``lost``, even if every byte was sent back: anybody on
-  the path can send a FIN.
+- The peer's closing alert (close_notify) is a half-close. In TLS 1.3 the peer still receives after
+  it (RFC 8446 6.1), and echod treats TLS 1.2 alike. echod sends back all bytes received before it,
+  then its own closing alert, then FIN.
+- A stream that ends without that alert is ``lost``, even if every byte was sent back: any machine
+  on the path can forge a FIN.
 - echod does not wait for an answer to its own closing alert (RFC 8446 6.1, RFC 5246 7.2.1).
 """
 

@@ -16,15 +16,15 @@ HEADER: Final = 5
 """Bytes of a record's header: type, version, and length of the rest (RFC 8446 5.1)."""
 
 RECORDS: Final = 16
-"""Records that are decrypted in one step. As many tiny ones take up to half a millisecond."""
+"""Records that are decrypted in one step. This many tiny records take up to half a millisecond."""
 
 
 class Ledger:
-    """Counts of plaintext and ciphertext, to tell how much plaintext the kernel has.
+    """Counts of plaintext and ciphertext, which show how much plaintext the kernel has accepted.
 
-    A record is longer than its plaintext, so the number of unsent bytes below TLS does not say how
-    much plaintext is unsent. After each flush the ledger keeps a mark: the totals of ciphertext and
-    plaintext. The plaintext up to a mark is sent once the ciphertext up to it is.
+    A record is longer than its plaintext, so the number of unsent bytes below TLS is not that of
+    unsent plaintext. After each flush the ledger keeps a mark: the totals of ciphertext and
+    plaintext. The plaintext up to a mark is sent when the ciphertext up to it is sent.
 
     :ivar ciphertext_in: bytes received from the peer.
     :ivar ciphertext_out: bytes of records that OpenSSL has made so far.
@@ -47,7 +47,7 @@ class Ledger:
             self._sent = self.plaintext_out
             return
         mark = (self.ciphertext_out, self.plaintext_out)
-        # At most one for each total: one more byte of an incomplete record changes nothing.
+        # At most one mark for each total: further bytes of an incomplete record add none.
         if not self._marks or self._marks[-1] != mark:
             self._marks.append(mark)
         self._forget_sent(unsent)

@@ -2,8 +2,8 @@
 
 This replaces Twisted's :class:`~twisted.protocols.tls.TLSMemoryBIOProtocol`, which takes the peer's
 closing alert for the end of the connection, reports a stream without that alert like any other
-loss, and waits for an answer to its own closing alert. It also takes half as much time again for
-each message.
+loss, and waits for an answer to its own closing alert. It also takes 1.5 times as long for each
+message.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from echod.tlsrecords import PIECE, RECORD, Ledger, RecordScanner
 from echod.transport import kernel_socket, resets_on_error, send_now, unsent
 
 MAX_EMPTY: Final = 1000
-"""Records without application data, one after another, before a peer is reset. Honest peers update
-their keys once in millions of records (RFC 8446 5.5), or now and then on an idle connection."""
+"""Successive records without application data after which a peer is reset. Normal peers update
+their keys once in millions of records (RFC 8446 5.5), or sometimes on an idle connection."""
 
 HANDSHAKE_RECORD: Final = b"\x16\x03"
 """The first bytes of a TLS connection: a handshake record, of any version (RFC 8446 5.1)."""
@@ -79,8 +79,8 @@ class TLSTransport(ProtocolWrapper):
         if self.has_undecrypted_input:  # from a transport that does not pause at once
             self._input += data
             return
-        # A handshake takes long, whatever its size. Part of one record takes no longer than a
-        # message without TLS.
+        # A handshake takes long at any size. Part of one record takes no longer than a message
+        # without TLS.
         records = None if self._handshaking else self._scanner.one_record(data)
         if records is not None:
             self._decrypt(data, records)
@@ -202,13 +202,13 @@ class TLSTransport(ProtocolWrapper):
 
     @resets_on_error
     def _decrypt(self, data: bytes, records: int) -> None:
-        """Decrypt ``data``, in which that many records end, and deliver the plaintext."""
+        """Decrypt ``data``, in which ``records`` records end, and deliver the plaintext."""
         if not self.connected or self.disconnecting:
             return
         self._tls.bio_write(data)
         if self._handshaking:
             self._do_handshake(data)
-            records = 0  # those of the handshake do not count as empty
+            records = 0  # the handshake's records do not count as empty
         if not self._handshaking:
             self._deliver(records)
 

@@ -1,9 +1,9 @@
-"""What Twisted's transports do not offer: bytes not sent, bytes not read, an immediate reset.
+"""Functions that Twisted's transports lack: bytes not sent, bytes not read, an immediate reset.
 
-A transport reports that its buffer is full, or empty again, and nothing in between: too little to
-tell whether a slow peer still reads, or whether closing a connection makes the kernel reset it. The
-functions here ask the transport or the kernel. Of a transport that wraps another (TLS), they ask
-the one below; without a kernel socket (a test double), they answer as if nothing were held.
+A transport reports only that its buffer is full, or empty again. That does not show whether a slow
+peer still reads, or whether closing a connection makes the kernel reset it. The functions here ask
+the transport or the kernel. For a transport that wraps another (TLS), they ask the transport below.
+Without a kernel socket (a test double), they find no bytes.
 
 All use of Twisted's private or undocumented state is in this file:
 
@@ -72,7 +72,7 @@ def encrypted(transport: ITransport) -> bool:
     """Return whether ``transport`` is TLS, echod's or Twisted's own."""
     if isinstance(transport, Connection):
         return bool(transport.TLS)
-    return hasattr(transport, "getPeerCertificate")  # of ISSLTransport, which not all declare
+    return hasattr(transport, "getPeerCertificate")  # not every class declares ISSLTransport
 
 
 def half_closes(transport: ITransport) -> bool:
@@ -128,7 +128,7 @@ def kernel_send_queue(transport: ITransport) -> int:
     """Return the size of the kernel's send queue: SIOCOUTQ in tcp(7) and unix(7).
 
     For TCP, the bytes that the peer has not acknowledged, a FIN included; for UNIX sockets, the
-    memory of what the peer has not read. Either shrinks as the peer reads.
+    memory of the bytes that the peer has not read. Either shrinks as the peer reads.
     """
     handle = _handle(transport)
     if not isinstance(handle, socket.socket):
@@ -253,10 +253,10 @@ def set_options(transport: IStreamTransport) -> None:
 def receive_urgent_inline(descriptor: object) -> None:
     """Receive urgent data in order, as any other byte (SO_OOBINLINE in socket(7)).
 
-    Without it the kernel keeps the last byte of what was sent with MSG_OOB out of the stream, over
-    TCP (RFC 6093) and over UNIX sockets: the echo is a byte short, and ends as if whole. The option
-    covers bytes that have arrived before, except that TCP drops an unread urgent byte when another
-    arrives. For that it is set on TCP listeners too, and accepted sockets inherit it.
+    Without it, the kernel takes the last byte sent with MSG_OOB out of the stream, over TCP (RFC
+    6093) and over UNIX sockets: the echo is a byte short, and ends as if it were complete. The
+    option also applies to bytes that have arrived before, except that TCP drops an unread urgent
+    byte when another arrives. So it is set on TCP listeners, too, and accepted sockets inherit it.
 
     :param descriptor: a transport, or a listening port.
     """

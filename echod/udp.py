@@ -53,8 +53,8 @@ ANY: Final = bytes(4)
 """No interface, and no IPv4 address."""
 
 ANCILLARY_SPACE: Final = 256
-"""Bytes for ancillary data: the packet information, and whatever else was enabled on the socket,
-as systemd does for Timestamping=."""
+"""Bytes for ancillary data: the packet information, and options that were enabled on the socket
+before, as systemd does for Timestamping=."""
 
 Ancillary = list[tuple[int, int, bytes]]
 
@@ -69,7 +69,7 @@ class EchoDatagrams:
     :raises TypeError: for an argument of another type.
     :ivar answered: the number of replies so far.
     :ivar bytes: the bytes in them.
-    :ivar ports: the ports that are open now, except those of :class:`DatagramEcho`.
+    :ivar ports: the open ports, except the Twisted ports of :class:`DatagramEcho`.
     """
 
     def __init__(
@@ -197,8 +197,8 @@ class DatagramPort:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        # On IPv6 sockets too: IPv4 datagrams arrive there as well, and only IP_PKTINFO tells
-        # which of them were broadcast.
+        # On IPv6 sockets, too: IPv4 datagrams arrive there as well, and only IP_PKTINFO shows which
+        # of them were broadcast.
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # A systemd socket outlives the process, and so does the kernel's count of its drops.
         self._dropped_before = self._kernel_drop_counter()
@@ -268,8 +268,8 @@ class DatagramPort:
 def reply_source(ancillary: Ancillary) -> Ancillary | None:
     """Return the ancillary data that sets the reply's source address.
 
-    :param ancillary: what came with the datagram: IP_PKTINFO or IPV6_PKTINFO, or both for an IPv4
-        datagram on an IPv6 socket.
+    :param ancillary: the datagram's own: IP_PKTINFO or IPV6_PKTINFO, or both for an IPv4 datagram
+        on an IPv6 socket.
     :return: ``None`` for a multicast or broadcast datagram, to which every host that got it would
         reply (RFC 1122 3.2.2).
     """

@@ -56,7 +56,7 @@ UNSAFE_PORTS: Final = {
 
 @functools.lru_cache(MAX_SOURCES)
 def source_of(host: str) -> tuple[str, Drop | None]:
-    """Return what counts as one source, and why it gets no reply, if so.
+    """Return the network that counts as one source, and why it gets no reply, if it gets none.
 
     :param host: an IP address, with or without a scope (RFC 4007 11).
     """
@@ -75,8 +75,8 @@ def source_of(host: str) -> tuple[str, Drop | None]:
 class GCRA:
     """A rate limit by virtual scheduling (GCRA, ITU-T I.371): a token bucket without a timer.
 
-    The whole state of one sender is its *due time*: when it will have used up what it was granted.
-    The caller keeps that number, and the limit tells whether it is too far in the future.
+    The state of one sender is a single number, its *due time*: until then, its rate is used up. The
+    caller keeps that number, and the limit checks that it is not too far in the future.
 
     :param rate: events a second in the long run, and the size of a burst.
     :ivar burst: seconds by which the due time may be in the future.
@@ -99,7 +99,7 @@ class GCRA:
 
 
 class Flow:
-    """For how long one source port has sent datagrams without a pause.
+    """The time for which one source port has sent datagrams without a pause.
 
     :ivar since: seconds: the time of its first datagram, or the first after a pause.
     :ivar last: seconds: the time of its latest datagram.
@@ -123,7 +123,7 @@ class Rules:
 
     :param rate: replies a second to one source (an IPv4 address or an IPv6 /64) in the long run.
         After a second of silence, as many at once.
-    :param total_rate: the same for all sources together. New sources get no more than half of it,
+    :param total_rate: replies a second to all sources together. New sources get at most half of it,
         so that forged addresses cannot use up the share of known sources.
     :param longest: seconds after which a source port that has never paused gets no more replies.
     :raises TypeError: for a rate or time that is not a number.
