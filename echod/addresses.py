@@ -9,6 +9,9 @@ from typing import Final
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
+LONGEST_PATH: Final = 107
+"""Bytes of the path of a UNIX socket, which ends with a null byte in 108 (unix(7))."""
+
 MAPPED: Final = "::ffff:"
 """The start of an IPv4-mapped IPv6 address, as the kernel writes it (RFC 4291 2.5.5.2)."""
 

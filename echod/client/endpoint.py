@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from echod.addresses import LONGEST_PATH
 from echod.client.errors import os_error_line
 
 USAGES: Final = {
@@ -25,9 +26,6 @@ NAMED: Final = re.compile(r"((?:[^=\\]|\\.)*)=(.*)", re.DOTALL)
 
 LOCATION: Final = re.compile("host=|port=|path=")
 """The named arguments that a short name keeps."""
-
-LONGEST_PATH: Final = 107
-"""Bytes of the path of a UNIX socket (unix(7)), which Twisted does not check."""
 
 
 class BadTarget(ValueError):
@@ -76,7 +74,7 @@ def check_arguments(text: str, kind: str, arguments: Iterable[str]) -> None:
         raise BadTarget(f"TARGET {text!r} has to be {USAGES[kind]}")
     if kind != "unix":
         check_port(text, found["port"])
-    elif len(os.fsencode(found["path"])) > LONGEST_PATH:
+    elif len(os.fsencode(found["path"])) > LONGEST_PATH:  # Twisted does not check it
         raise BadTarget(f"TARGET {text!r}: a path has {LONGEST_PATH} bytes at most")
 
 

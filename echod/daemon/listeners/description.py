@@ -14,13 +14,11 @@ from collections.abc import Callable, Mapping
 from os.path import abspath
 from typing import Any, Final, NamedTuple
 
+from echod.addresses import LONGEST_PATH
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.interfaces import check_interface
 from echod.daemon.optiontable import port
 from echod.numbers import parse_whole_number
-
-LONGEST_PATH: Final = 107
-"""Bytes of the path of a UNIX socket, which ends with a null byte in 108 (unix(7))."""
 
 UNESCAPED_COLON: Final = re.compile(r"(?<!\\):")
 
