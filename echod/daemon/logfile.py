@@ -1,8 +1,8 @@
 """The log file of twistd, which SIGUSR1 reopens after logrotate(8) has renamed it.
 
 Twisted's own log file does not support this: on SIGUSR1 it renames files itself, and after
-logrotate has renamed it, it goes on in the old file. A function that ``--logger`` names is not
-given the log file at all.
+logrotate has renamed the file, it keeps writing to the renamed one. A function that ``--logger``
+names is not given the log file at all.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class ConnectionLog:
             log_step(event)
 
     def flush(self) -> None:
-        """Log what the summaries have counted: call this before the process ends."""
+        """Log the pending summaries: call this before the process ends."""
         self._refused.flush()
         self._dropped.flush()
 

@@ -113,7 +113,7 @@ def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
     for echo in factory.connections:
         received += echo.received
         unsent += buffered(echo.transport)
-    # Below TLS other than echod's own, unsent bytes are encrypted: more than what was received.
+    # Over Twisted's own TLS, unsent bytes are encrypted, and can outnumber those received.
     tally.sent = max(tally.sent, received - unsent)
     return received, tally.sent
 

@@ -29,8 +29,8 @@ log = Logger(namespace="echod")
 class Notifier:
     """An observer that notifies systemd. Without an address it does nothing.
 
-    A message has everything that has changed since the last one. One loop sends them: it runs
-    until nothing has changed for an interval, or for ever if there is a watchdog.
+    A message has all variables that have changed since the last one. One loop sends the messages.
+    It ends when nothing has changed for an interval, unless there is a watchdog.
 
     :param clock: the clock of the loop.
     :param connections: returns the number of open connections.
@@ -77,7 +77,7 @@ class Notifier:
         self._notify(STOPPING="1")
 
     def _notify(self, **variables: str) -> None:
-        """Send ``variables`` now; without any, send what is due, unless the loop is about to."""
+        """Send ``variables`` at once. Without any, start the loop unless it runs already."""
         if not self.address:
             return
         self._unsent |= variables
@@ -87,7 +87,7 @@ class Notifier:
             self._update()
 
     def _update(self) -> None:
-        """Send what is due. End the loop if nothing is, and there is no watchdog."""
+        """Send the variables that are due. If there are none and no watchdog, end the loop."""
         with suppress(MemoryError):  # which would end the loop, and then the watchdog the process
             count = self._connections()
             draining = "draining, " if self._stopping else ""
@@ -109,7 +109,7 @@ class Notifier:
             send(message.encode(), self.address)
         except BlockingIOError:  # systemd's queue is full: the loop tries again
             return
-        except OSError as error:  # the service goes on, and logs this once
+        except OSError as error:  # logged once; the service does not depend on systemd
             if not self._failing:
                 log.warn(
                     "NOTIFY_SOCKET={address}: {why}", address=on_one_line(self.address), why=error

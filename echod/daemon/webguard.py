@@ -3,8 +3,8 @@
 The HTTP server shares its reactor with the echo service, so no HTTP client may take much
 memory or time from it. Twisted's own channel allows more than that:
 
-- It goes on reading and answering while the client reads nothing, as long as requests are
-  pipelined: its back-pressure works between requests, and it answers each request at once.
+- It answers pipelined requests of a client that never reads, and buffers all responses: its
+  back-pressure works between requests, but responses are written during one.
 - It stores a request body, of any size, before the request is processed.
 - Each byte that arrives restarts its timeout, and a response that is never read has none.
 - It accepts any number of connections, and logs each timeout.

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from typing import Any
 
 from hypothesis import given
@@ -191,7 +192,7 @@ class OptionsTests(SynchronousTestCase):
         for arguments, refused in (
             (["--pidfile", "/no/such/directory/pid"], True),
             (["--pidfile", "/no/such/directory/pid", "--chroot", "/"], False),
-            (["--pidfile", self.mktemp()], False),
+            (["--pidfile", os.path.join(tempfile.gettempdir(), "echod.pid")], False),
             (["--pidfile", __file__], False),
             (["--pidfile="], False),
         ):

@@ -278,7 +278,7 @@ class MakeServiceTests(SynchronousTestCase):
             self.assertRegex(str(error), f"needs {package}, .* echod with its extra tls$")
 
     def hangup(self, *arguments: str) -> list[Any]:
-        """Make the service, send SIGHUP, and return the calls that the reactor was asked for."""
+        """Make the service, send SIGHUP, and return the calls that reached the reactor."""
         from twisted.internet import reactor  # noqa: PLC0415 - once it is chosen
 
         called: list[Any] = []

@@ -130,11 +130,11 @@ def test_reopened(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def wait_until(happened: Callable[[], object], what: str = "") -> None:
+def wait_until(happened: Callable[[], object], failure: str = "") -> None:
     """Poll ``happened`` until it is true, for at most the timeout of a test."""
     end = time.monotonic() + TIMEOUT
     while not happened():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, failure
         time.sleep(0.01)
 
 

@@ -199,7 +199,7 @@ def test_stunnel(authority: Authority, tmp_path: Path) -> None:
         for data in (b"hello", random.Random(862).randbytes(8 * MIB)):
             with socket.create_connection(("127.0.0.1", port), TIMEOUT) as client:
                 sender = threading.Thread(
-                    target=lambda to, what: (to.sendall(what), to.shutdown(socket.SHUT_WR)),
+                    target=lambda sock, data: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)),
                     args=(client, data),
                 )
                 sender.start()
@@ -493,7 +493,7 @@ def test_reload_during_drain(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize(
-    ("description", "says"),
+    ("description", "error"),
     [
         ("ssl", "a port takes a whole number from 0 to 65535, not ''; it takes ssl:PORT:private"),
         ("ssl:0:certKey={cert}", "it has no privateKey="),
@@ -503,7 +503,7 @@ def test_reload_during_drain(authority: Authority) -> None:
         ("ssl:0:privateKey={key}:certKey={key}", "there is no certificate (PEM) in it"),
     ],
 )
-def test_bad_input(authority: Authority, description: str, says: str) -> None:
+def test_bad_input(authority: Authority, description: str, error: str) -> None:
     """A wrong certificate gets one line that names file and cause, and exit status 1."""
     from datetime import timedelta  # noqa: PLC0415 - here alone
 
@@ -511,4 +511,4 @@ def test_bad_input(authority: Authority, description: str, says: str) -> None:
     _, late = authority.issue("late", valid=timedelta(seconds=-5))
     _, other = authority.issue("other")
     files = {"key": key, "cert": cert, "late": late, "other": other}
-    assert says in refused("--listen", description.format(**files))
+    assert error in refused("--listen", description.format(**files))
