@@ -305,14 +305,12 @@ def test_profiler_fails(profiler: Callable[[str], dict[str, str]]) -> None:
     assert ended.stdout == ""
 
 
-def test_no_profiler(tmp_path: Path) -> None:
-    """Without py-spy there is one error line, and no graph."""
-    if Path(sys.executable).with_name("py-spy").exists():
-        pytest.skip("py-spy is installed")
-    ended = run("flame.py", env={"PATH": str(tmp_path)})
-    assert ended.returncode == 1
-    assert ended.stderr == "flame.py: no py-spy is installed; `pip install py-spy` does it\n"
-    assert ended.stdout == ""
+def test_no_profiler(flame: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without py-spy on the PATH or beside the interpreter, nothing is measured."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(RuntimeError, match="no py-spy is installed; `pip install py-spy` does it"):
+        flame.measure(1)
 
 
 def test_no_graph(tmp_path: Path) -> None:

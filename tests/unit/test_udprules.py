@@ -87,7 +87,7 @@ class SourceTests(SynchronousTestCase):
 class RateTests(SynchronousTestCase):
     def test_rate(self) -> None:
         """A source gets replies at its rate, after a burst of a second's worth."""
-        for rate in (0.2, 1, 100, 12345.6):
+        for rate in (0.2, 1, 100, 1234.5):
             interval = 1 / (rate * 8)
             found = replies(Rules(rate=rate, total_rate=1e9), 10 / min(rate, 1), interval)
             expected = rate * len(found) * interval + max(rate, 1)
@@ -122,7 +122,7 @@ class RateTests(SynchronousTestCase):
             rules = Rules()
             chance = random.Random(862)
             self.assertIsNone(rules.drop(CLIENT, 50000, 0.0))
-            for moment in range(1, int(interval * 10_000) + 1):
+            for moment in range(1, int(interval * 4_000) + 1):
                 now = moment / 1000
                 for _ in range(forged):
                     rules.drop(any_ipv4(chance), 50000, now)
