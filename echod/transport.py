@@ -5,12 +5,15 @@ peer still reads, or whether closing a connection makes the kernel reset it. The
 the transport or the kernel. For a transport that wraps another (TLS), they ask the transport below.
 Without a kernel socket (a test double), they find no bytes.
 
-All use of Twisted's private or undocumented state is in this file:
+This file has all use of the private or undocumented state of Twisted's transports:
 
 - ``FileDescriptor.dataBuffer``, ``offset`` and ``_tempDataLen``: the bytes not sent.
 - ``FileDescriptor.connectionLost``: end a connection now, not in the reactor's next turn.
 - ``Connection.socket`` and ``Connection.TLS``: the plain socket, and whether it is encrypted.
 - ``Server.server``: the listening port of an accepted UNIX connection.
+
+The daemon's listeners use that of Twisted's ports: ``Port.socket`` in ``accepting.py``,
+``_shouldShutdown`` and ``numberAccepts`` in ``unix.py``, ``tcp._reservedFD`` in ``chroot.py``.
 """
 
 from __future__ import annotations

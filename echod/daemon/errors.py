@@ -95,7 +95,7 @@ def explain(error: Exception, protocol: str = "TCP") -> str:
         return f"{where}{cause}"
     if not isinstance(cause, OSError) or cause.errno is None:
         # Any other exception of an endpoint has a text for programmers.
-        return f"{where}this endpoint cannot be listened on"
+        return f"{where}cannot listen on this endpoint"
     advice = ADVICE.get(cause.errno)
     if cause.errno == errno.EAFNOSUPPORT and ipv4_is_forbidden():
         advice = SANDBOX

@@ -29,7 +29,7 @@ def check_pid_file(twistd: Mapping[str, Any]) -> None:
     path = os.path.abspath(file)
     if not os.access(path if os.path.exists(path) else os.path.dirname(path), os.W_OK):
         raise CannotServe(
-            f"--pidfile {file}: no file can be written there: "
+            f"--pidfile {file}: cannot write a file there: "
             "choose another place, or none (--pidfile=)"
         )
 
@@ -104,7 +104,7 @@ class Options(usage.Options):
         """
         if self["listen"] and (self["port"] is not None or self["interface"]):
             raise usage.UsageError(
-                "--listen stands in place of --port and --interface: give one or the other"
+                "--listen replaces --port and --interface: give one or the other"
             )
         self["says-where"] = bool(self["listen"] or self["port"] is not None or self["interface"])
         for name, option in self._options().items():

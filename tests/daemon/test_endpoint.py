@@ -75,10 +75,10 @@ class EndpointListenerTests(SynchronousTestCase):
 
         listener.endpoint = Failing()
         line = str(self.assertRaises(CannotServe, lambda: now(listener.listen(EchoFactory()))))
-        self.assertIn("--listen 'once:': this endpoint cannot be listened on", line)
+        self.assertIn("--listen 'once:': cannot listen on this endpoint", line)
         listener.endpoint = Once()
         line = str(self.assertRaises(CannotServe, lambda: now(listener.listen(EchoFactory()))))
-        self.assertIn("--listen 'once:': this endpoint cannot be listened on", line)
+        self.assertIn("--listen 'once:': cannot listen on this endpoint", line)
 
     def test_unix_in_use(self) -> None:
         """A UNIX socket on which another process listens is not replaced."""

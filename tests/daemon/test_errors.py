@@ -16,7 +16,7 @@ class ExplainTests(SynchronousTestCase):
     def test_without_words(self) -> None:
         """An error that is no error of the system is not repeated: its text is for programmers."""
         for error in (KeyError(), KeyError("name"), TypeError("f() missing 1 argument")):
-            self.assertEqual(explain(error), "this endpoint cannot be listened on")
+            self.assertEqual(explain(error), "cannot listen on this endpoint")
 
     def test_sandbox(self) -> None:
         """An address family that is missing is the sandbox's doing only if IPv4 is missing."""

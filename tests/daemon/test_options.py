@@ -201,7 +201,7 @@ class OptionsTests(SynchronousTestCase):
             options.parent.parseOptions(["-n", *arguments])
             if refused:
                 refusal = self.assertRaises(CannotServe, options.parseOptions, [])
-                self.assertIn("--pidfile /no/such/directory/pid: no file can be", refusal.why)
+                self.assertIn("--pidfile /no/such/directory/pid: cannot write a file", refusal.why)
                 self.assertIn("or none (--pidfile=)", refusal.why)
             else:
                 options.parseOptions([])

@@ -172,7 +172,7 @@ class AdoptTests(SynchronousTestCase):
     def test_other_kinds(self) -> None:
         """Sockets of other kinds are refused."""
         sock = self.listening(socket.AF_UNIX, self.path, socket.SOCK_SEQPACKET)
-        self.assertIn("is no socket of TCP or UDP, and no UNIX stream", self.refused(sock))
+        self.assertIn("is neither TCP, UDP nor a UNIX stream socket", self.refused(sock))
 
     def test_no_socket(self) -> None:
         """A descriptor that is closed, or not a socket, is refused."""
@@ -180,10 +180,10 @@ class AdoptTests(SynchronousTestCase):
         self.addCleanup(os.close, writing)
         [descriptor] = [PassedSocket(reading, "fifo")]
         error = self.assertRaises(CannotServe, adopt, [descriptor])
-        self.assertIn("(fifo) is no socket: socket operation on non-socket", str(error))
+        self.assertIn("(fifo) is not a socket: socket operation on non-socket", str(error))
         os.close(reading)
         error = self.assertRaises(CannotServe, adopt, [descriptor])
-        self.assertIn("(fifo) is no socket: bad file descriptor", str(error))
+        self.assertIn("(fifo) is not a socket: bad file descriptor", str(error))
 
 
 class TakeNamedTests(SynchronousTestCase):

@@ -34,7 +34,7 @@ NUMBER = "takes a whole number from 0 to 65535, not"
 DURATION = "takes a duration from 1ms to 250000h, such as 250ms, 30s, 10m or 2h, not"
 RATE = "takes a number of datagrams a second from 0.001 to 1000000000, not"
 COUNT = "takes a whole number from 1 to 1000000000, not"
-INSTEAD = "--listen stands in place of --port and --interface: give one or the other"
+INSTEAD = "--listen replaces --port and --interface: give one or the other"
 
 LINES: dict[str, str] = {
     # What is wrong with the form of an option.

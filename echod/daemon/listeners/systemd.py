@@ -112,7 +112,7 @@ def adopt(passed: Sequence[PassedSocket], *, datagrams: bool = False) -> list[so
         try:
             sock = socket.socket(fileno=each.descriptor)
         except OSError as error:
-            raise CannotServe(f"{each} is no socket: {str(error.strerror).lower()}") from error
+            raise CannotServe(f"{each} is not a socket: {str(error.strerror).lower()}") from error
         if sock.type == socket.SOCK_DGRAM and not datagrams:
             log.warn("{passed} is a datagram socket, and is not served", passed=str(each))
             sock.close()
@@ -132,7 +132,7 @@ def why_unfit(sock: socket.socket) -> str | None:
     if sock.type == socket.SOCK_DGRAM and sock.family in (socket.AF_INET, socket.AF_INET6):
         return None
     if sock.type != socket.SOCK_STREAM or sock.family not in FAMILIES:
-        return "is no socket of TCP or UDP, and no UNIX stream socket"
+        return "is neither TCP, UDP nor a UNIX stream socket"
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return "does not listen: its unit needs ListenStream= and Accept=no (systemd.socket(5))"
     return None
