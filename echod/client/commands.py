@@ -29,7 +29,7 @@ class Unusable(Exception):
 
 
 class ClientCommand:
-    """One command: its run, what is printed meanwhile, and the result.
+    """One command: its run, the output during the run, and the result.
 
     :ivar run: measures.
     :ivar bar: drawn in a terminal, from the first progress on: Ctrl-C before that is silent.

@@ -54,7 +54,7 @@ class Console:
         """Print a line to standard error, if that can be written."""
         try:
             print(line, file=self.err, flush=True)
-        except OSError:  # as in «2>&1 | head»: there is no place left to report it
+        except OSError:  # as in «2>&1 | head»: no output is left to report it
             self.is_broken = True
             discard(self.err)
 

@@ -4,7 +4,7 @@ In an *open loop* each message has a time at which it is sent, whatever comes ba
 counts from that time, so that a delay in a queue, of the client or the service, is in it. In a
 *closed loop* a connection sends when the reply to its last message has come. While the service
 stalls it then sends nothing, so that the worst moments are hardly measured (coordinated omission):
-a closed loop shows what the service can do, not what its users see.
+a closed loop shows the capacity of the service, not the latency that its users see.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from echod.client.streams import StreamChannel
 from echod.timeouts import CHECKS_PER_TIMEOUT
 
 AT_ONCE: Final = 8
-"""Connections that are made at the same time: more would be timed waiting for each other here."""
+"""Connections that are made at the same time: with more, each would wait for the others."""
 
 
 class Load(Measurement):
@@ -74,7 +74,7 @@ class Load(Measurement):
         await gatherResults([Deferred.fromCoroutine(maker) for maker in makers])
 
     async def _connect_some(self, left: Iterator[int]) -> None:
-        # After one timeout, each of the others would take as long.
+        # After one timeout, no more are begun: each would take as long.
         while not self.stopped and TIMED_OUT not in self.errors and next(left, None) is not None:
             try:
                 channel = await self.open()
@@ -131,7 +131,7 @@ class Load(Measurement):
             else:  # as self.replied() does, without the call
                 count(now - since)
                 self.answered += 1
-            if now < self._end and number == channel.replies.sent - 1:  # not one given up before
+            if now < self._end and number == channel.replies.sent - 1:  # not one that was replaced
                 channel.begin(now)
             elif self._waiting is not None:
                 self.check_finished()
@@ -141,7 +141,7 @@ class Load(Measurement):
     def _send(self, moment: float) -> None:
         self.statistics.slips.append(self.clock.seconds() - moment)
         self._turn += 1
-        # Sending ends where no channel is open.
+        # At least one channel is open: sending stops when the last one ends.
         while not self.channels[self._turn % len(self.channels)].open:
             self._turn += 1
         self.channels[self._turn % len(self.channels)].begin(moment)

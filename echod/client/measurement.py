@@ -1,6 +1,6 @@
-"""What ping and load share: connect, send, wait for the last replies, close.
+"""The run that ping and load share: connect, send, wait for the last replies, close.
 
-A subclass says how to connect, and what is sent when.
+A subclass opens the channels, and sends the messages.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Measurement:
         self.answered = 0
         self._dont_fragment = dont_fragment
         self._unanswerable = 0  # messages on connections that were lost
-        self._is_final = False  # later replies count no more
+        self._is_final = False  # later replies do not count
         self._connecting: Deferred[None] | None = None
         self._sending: Deferred[None] | None = None
         self._pacer: Pacer | None = None
@@ -98,13 +98,13 @@ class Measurement:
             self._pacer.stop()
 
     def summarize(self) -> None:
-        """Complete the figures: no reply counts any more."""
+        """Complete the figures: later replies do not count."""
 
     def reply_handler(self, channel: Channel) -> ReplyCallback:  # noqa: ARG002 - for subclasses
         """Return the function that is called with each reply on ``channel``."""
         return self.replied
 
-    # What the subclasses use.
+    # Subclasses call these.
 
     async def open(self) -> Channel:
         """Open a channel.
@@ -151,7 +151,7 @@ class Measurement:
             self.check_finished()
 
     def check_finished(self) -> None:
-        """End the wait for the last replies where none can come any more."""
+        """End the wait for the last replies where all have come, or the run is stopped."""
         if self._waiting is not None and (self.stopped or self._all_answered()):
             waiting, self._waiting = self._waiting, None
             waiting.callback(None)

@@ -1,4 +1,4 @@
-"""The command line of ``echod-client``: parse it, or report in one line what is wrong with it."""
+"""The command line of ``echod-client``: parse it, or report an error in one line."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Parser(ArgumentParser):
                 self.exit(1, f"{self.prog}: standard output: {os_error_line(error)}\n")
 
     def error(self, message: str) -> NoReturn:
-        """Exit with one line that says what is wrong."""
+        """Exit with one line: the error, and where to find help."""
         self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
@@ -198,7 +198,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     """Parse the command line; ``target`` is a :class:`~echod.client.target.Target`.
 
     :param arguments: without the name of the command; ``None`` for those of the process.
-    :raises SystemExit: with status 2, after a line that says what is wrong.
+    :raises SystemExit: with status 2, after an error message of one line.
     """
     top = parser()
     options: Any

@@ -10,11 +10,11 @@ from echod.client.measurement import Channel, Measurement
 from echod.client.pacing import Schedule
 
 MISSED: Final = 1.0
-"""Seconds after its time up to which a message is still sent. After a longer stop of this process
-or machine, the messages that were due are skipped: sent at once, they would measure only that."""
+"""Seconds by which a message may be late. After a longer stop of this process or machine, the
+messages that were due are skipped: sent all at once, they would measure a burst."""
 
 REPLIES_PER_SUMMARY: Final = 4096
-"""Replies whose times are kept one by one: a ping may run for days."""
+"""Replies after which their times go into the histogram: a ping may run for days."""
 
 
 class PingReply(NamedTuple):
@@ -41,8 +41,8 @@ class Ping(Measurement):
     :param on_connected: called with the channel before the first message.
     :ivar skipped: messages that were due while this process was stopped. They are not sent, and do
         not count towards ``count``.
-    :ivar jitter: mean difference, in seconds, between the round-trip times of two successive
-        messages, without its sign (the IPDV of RFC 3393); ``None`` without such a pair.
+    :ivar jitter: mean absolute difference, in seconds, between the round-trip times of two
+        successive messages (the IPDV of RFC 3393); ``None`` without such a pair.
     """
 
     def __init__(

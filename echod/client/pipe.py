@@ -84,13 +84,13 @@ class Pipe:
         self._output = StandardOutput(connector.reactor, sink, self._wake, self._output_failed)
         self._client = PipeClient(self.clock, self._disconnected)
         self._at_end = False  # of the input
-        self._last_progress = 0, 0.0  # bytes that had come back, and when
+        self._last_progress = 0, 0.0  # bytes received, and when
         self._progressed: Deferred[None] | None = None
         self._ended: Deferred[None] = Deferred()
 
     @property
     def written(self) -> int:
-        """How many bytes the output has taken."""
+        """Bytes written to the output."""
         return self.received - self._output.queued
 
     async def run(self) -> None:

@@ -19,12 +19,12 @@ PERCENTILES: Final[dict[str, float]] = {"p50": 50, "p90": 90, "p99": 99}
 LATENCY_PERCENTILES: Final[dict[str, float]] = {**PERCENTILES, "p99.9": 99.9, "p99.99": 99.99}
 
 BUSY: Final = 0.9
-"""Fraction of the time in which this process ran, or waited for a processor, from which on the
+"""Least fraction of the time, in which this process ran or waited for a processor, at which the
 client may have limited a closed loop."""
 
 LATE: Final = 0.001
-"""Seconds after its time at which one message in a hundred of an open loop may be sent. Beyond
-that, the client has measured itself."""
+"""Seconds by which one message in a hundred of an open loop may be late. Beyond that, the client
+was too slow for the rate."""
 
 SLOW: Final = 0.99
 """Fraction of the requested rate that an open loop has to reach."""

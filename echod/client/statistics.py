@@ -70,7 +70,7 @@ class Statistics:
     :param scheduling: seconds by which messages were sent after their time.
     :param on_interval: called with each interval.
     :param usage: returns the processor time of this process.
-    :ivar slips: as ``scheduling``, since the last interval.
+    :ivar slips: delays since the last interval, to be added to ``scheduling``.
     :ivar sending_seconds: how long messages were sent.
     :ivar sent: messages sent in this time.
     :ivar replies: replies received in this time.

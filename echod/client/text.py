@@ -32,12 +32,18 @@ def reply_line(reply: PingReply) -> str:
 
 
 def times_line(times: Result) -> str:
-    """Return the line for a :func:`summary`."""
+    """Return the line for a summary of times."""
     return ", ".join(f"{name} {in_ms(value)}" for name, value in times.items()) + " ms"
 
 
+def times_lines(title: str, times: Result) -> Iterator[str]:
+    """Yield the line for a summary of times and its title, if there are any."""
+    if times["max"] is not None:
+        yield f"{title}: {times_line(times)}"
+
+
 def counts_line(result: Result) -> str:
-    """Return the line for what became of the messages."""
+    """Return the line of the counts: one for each outcome of a message."""
     names = ["sent", "received", "lost", "late", "damaged"]
     is_udp = result["protocol"] == "udp"
     names += ["duplicated", "reordered"] if is_udp else []
@@ -81,11 +87,9 @@ def load_lines(result: Result) -> Iterator[str]:
     name, address = short_name(result["target"]), result["address"]
     heading = over(result["protocol"], result["size_bytes"])
     yield f"load on {name} ({address}) {heading}, {connections}"
-    if result["connect_seconds"]["max"] is not None:
-        made = f"{result['connections_made']:,} of {result['connections']:,}"
-        yield f"connected: {made}: {times_line(result['connect_seconds'])}"
-    if result["tls_handshake_seconds"]["max"] is not None:
-        yield f"TLS handshakes: {times_line(result['tls_handshake_seconds'])}"
+    made = f"{result['connections_made']:,} of {result['connections']:,}"
+    yield from times_lines(f"connected: {made}", result["connect_seconds"])
+    yield from times_lines("TLS handshakes", result["tls_handshake_seconds"])
     yield counts_line(result)
     yield from errors_lines(result["errors"])
     if result["connections_silent"]:
@@ -111,8 +115,7 @@ def load_lines(result: Result) -> Iterator[str]:
             f"open loop: {result['sent_messages_per_second']:,.1f} messages a second sent, of "
             f"{asked:,.1f} requested; late by {times_line(result['scheduling_error_seconds'])}"
         )
-    if result["latency_seconds"]["max"] is not None:
-        yield f"latency: {times_line(result['latency_seconds'])}"
+    yield from times_lines("latency", result["latency_seconds"])
     why = bottleneck(result)
     if why:
         yield f"the client itself may have been the bottleneck: {why}"
