@@ -183,6 +183,21 @@ class NotifierTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual(len(self.log), 2)
 
+    def test_out_of_memory(self) -> None:
+        """The watchdog's messages go on after a MemoryError."""
+
+        def count() -> int:
+            if self.clock.seconds() == 1:
+                raise MemoryError
+            return 0
+
+        Notifier(self.clock, count, self.path, watchdog=2).ready()
+        self.received()
+        self.clock.advance(1)
+        self.assertEqual(self.received(), [])
+        self.clock.advance(1)
+        self.assertEqual(self.received(), ["WATCHDOG=1"])
+
     def test_no_address(self) -> None:
         """Without an address, the notifier does nothing."""
         notifier = Notifier(self.clock, self.count)
