@@ -40,8 +40,8 @@ class Signals:
             for number in STOP
         }
         self._install()
-        # The reactor installs handlers of its own when it starts: signals are blocked until these
-        # are replaced.
+        # The reactor installs its own handlers when it starts: signals are blocked until they are
+        # replaced.
         reactor.addSystemEventTrigger("before", "startup", self._block)
         reactor.addSystemEventTrigger("after", "startup", self._unblock)
 

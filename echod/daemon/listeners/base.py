@@ -77,10 +77,10 @@ class Listener(ABC):
 
 @dataclass
 class EndpointListener(Listener):
-    """Listens on a Twisted server endpoint, of a plugin too.
+    """Listens on a Twisted server endpoint, including those of plugins.
 
     :param description: as :func:`~twisted.internet.endpoints.serverFromString` takes it.
-    :raises CannotServe: where Twisted cannot make an endpoint of it.
+    :raises CannotServe: where Twisted cannot make an endpoint from it.
     """
 
     reactor: object
@@ -111,7 +111,7 @@ class IPListener(Listener):
 
     :param port: 0 takes a free port, the same on each address.
     :param interfaces: IP addresses. If empty, 127.0.0.1 and ::1; on a machine without IPv6,
-        127.0.0.1 alone.
+        only 127.0.0.1.
     :param option: the option as typed; empty: ``--port`` and ``--interface``.
     """
 
