@@ -3,8 +3,9 @@
 The core is the modules of this package, and takes an evening to read, in this order:
 
 1. Vocabulary: ``events``, ``addresses``.
-2. TCP and UNIX sockets: ``transport``, ``limits``, ``timeouts``, ``drain``, ``protocol`` (one
-   connection), ``factory`` (all connections), ``fastpath`` (bytes from socket to socket).
+2. TCP and UNIX sockets: ``transport``, ``limits``, ``timeouts``, ``drain``, ``closing``,
+   ``protocol`` (one connection), ``factory`` (all connections), ``fastpath`` (bytes from socket to
+   socket).
 3. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
    ``tls``, ``proxy``.
 4. UDP: ``udprules``, ``udp``.
