@@ -37,7 +37,7 @@ Each wait is twice the one before, so that the end is late by no more than the d
 
 
 class Delivery:
-    """Sends FIN, and closes a connection when the kernel's send queue is empty.
+    """Sends FIN, and closes the connection when the kernel's send queue is empty.
 
     :param transport: a transport of a kernel socket, with nothing unsent.
     """

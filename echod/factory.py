@@ -45,8 +45,7 @@ class EchoFactory(Factory):
     :param max_connections: connections served at once; by default the number that RLIMIT_NOFILE
         (getrlimit(2)) leaves when the factory is made.
     :param max_connections_per_peer: connections served at once for one IPv4 address or one IPv6
-        /64, the network of one site (RFC 6177); by default no limit. UNIX peers have no address and
-        so no such limit.
+        /64, the network of one site (RFC 6177); by default no limit. UNIX peers have no limit.
     :param idle_timeout: seconds without a byte from the peer, and with nothing left to send, after
         which a connection is closed, or up to a quarter later; by default never.
     :param stall_timeout: seconds without progress of a peer that has bytes to read, after which it

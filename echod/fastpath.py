@@ -170,7 +170,7 @@ class FastPath:
         descriptor = -1
         try:
             for _ in range(ROUNDS):
-                # Poll: take a batch of ready connections, or wait for one a moment.
+                # Poll: get a batch of ready connections, or linger for one.
                 ready, alone = alone or poll(0, BATCH) or self._linger(), []
                 if not ready:
                     return

@@ -44,7 +44,7 @@ class Server(typing.Protocol):
         """Return the time, in seconds."""
 
     def handshake_begun(self, pending: PendingConnection, peer: IAddress | None) -> None:
-        """Count a connection against the limits; per peer where ``peer`` is the client."""
+        """Count a connection against the limits: in total, and for ``peer`` unless ``None``."""
 
     def handshake_ended(self, pending: PendingConnection) -> bool:
         """Stop counting it, and return whether a drain was ending it."""
@@ -65,7 +65,7 @@ class PendingConnection(Protocol):
 
     transport: IStreamTransport
     reason: Reason
-    """The reason to refuse it with if its handshake or header is wrong or incomplete."""
+    """The reason of a refusal if the handshake or header is wrong or incomplete."""
     tls = False
     """Whether the connection is encrypted; then the socket's peer is the client, not a proxy."""
 

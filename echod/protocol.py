@@ -1,4 +1,4 @@
-"""Echo: send every byte of one connection back, in order, and end it honestly.
+"""Echo: send every byte of one connection back, in order, and never end a short reply with FIN.
 
 The rules that this file keeps:
 
@@ -7,7 +7,7 @@ The rules that this file keeps:
 - A peer that sends and does not read is not read from either (back-pressure). The bytes that are
   buffered, and not yet passed to the kernel, stay below :data:`MAX_BUFFERED`.
 - A reply that is cut short ends in RST, never in FIN: no peer can mistake a part for the whole.
-- No connection is closed while bytes have arrived that are not read.
+- No connection is closed while received bytes are unread.
 """
 
 from __future__ import annotations
@@ -116,13 +116,13 @@ class Echo(Protocol):
             fail(self.transport)
 
     def send(self, data: bytes) -> None:
-        """Send ``data`` when the peer takes it."""
+        """Send ``data`` as soon as the kernel takes it."""
         self.transport.write(data)
         if self not in self.factory.timeouts.watched:
             self.watch()
 
     def watch(self) -> None:
-        """Have the timeouts checked until nothing is buffered or in the kernel's send queue."""
+        """Have the timeouts checked until the peer has received everything."""
         self.factory.timeouts.watch(self, self.factory.clock)
 
     def readConnectionLost(self) -> None:
@@ -240,7 +240,7 @@ class Echo(Protocol):
             below = beneath(transport)
         if unsent(below):
             below.stopReading()
-            # As a pull producer, it is called when everything is sent, or the transport fails.
+            # A pull producer is called when everything is sent, or the transport fails.
             transport.registerProducer(self, False)
             self.watch()
         else:
@@ -259,7 +259,7 @@ class Echo(Protocol):
     def progress(self, *, draining: bool) -> Progress:
         """Return the present state, for :class:`~echod.timeouts.Timeouts`.
 
-        :param draining: whether a drain ends the connection, as a close would.
+        :param draining: whether a drain is to end the connection.
         """
         transport = self.transport
         queued, received = 0, self.received
@@ -270,7 +270,7 @@ class Echo(Protocol):
         behind_handshake = self.named is not None or encrypted(transport)
         silent = behind_handshake and not received
         first_byte_due = self._opened + FIRST_BYTE if silent else 0.0
-        # Over TLS, a peer that has sent a part of a record is not idle either.
+        # Over TLS, a peer that sends a part of a record is not idle either.
         marker = received + getattr(transport, "ciphertext_in", 0)
         waits = bool(self._paused or unsent(transport) or queued > draining * MAX_ORPHANED)
         if waits:
@@ -284,7 +284,7 @@ class Echo(Protocol):
     def end(self, ending: Ending) -> bool:
         """Reset a stalled connection, or close an idle or drained one without unread input.
 
-        :return: whether its end has begun.
+        :return: whether it ends.
         """
         if ending is Ending.STALLED:
             self._ending = ending

@@ -50,7 +50,7 @@ class Watched(typing.Protocol):
         """Return the present state."""
 
     def end(self, ending: Ending) -> bool:
-        """End the connection as ``ending``, and return whether that has begun."""
+        """End the connection as ``ending``, and return whether it ends."""
 
     def fail(self) -> None:
         """Log the exception that is being handled, and reset the connection."""

@@ -1,9 +1,8 @@
 """Functions that Twisted's transports lack: bytes not sent, bytes not read, an immediate reset.
 
-A transport reports only that its buffer is full, or empty again. That does not show whether a slow
-peer still reads, or whether closing a connection makes the kernel reset it. The functions here ask
-the transport or the kernel. For a transport that wraps another (TLS), they ask the transport below.
-Without a kernel socket (a test double), they find no bytes.
+A transport reports only that its buffer is full, or empty again: not whether a slow peer still
+reads, or whether closing makes the kernel reset the connection. These functions ask the transport
+below any wrapper (TLS). Without a kernel socket (a test double), they find no bytes.
 
 This file has all use of the private or undocumented state of Twisted's transports:
 
@@ -59,7 +58,7 @@ log = Logger(namespace="echod")
 
 
 class IStreamTransport(ITCPTransport, IConsumer, IPushProducer):
-    """The interface that a connection needs of its transport; for the type checker."""
+    """The interface of a connection's transport, for the type checker."""
 
     reactor: IReactorTime
 
@@ -109,7 +108,7 @@ def send_now(sock: socket.socket, data: bytes) -> int:
 def unsent(transport: ITransport) -> int:
     """Return the bytes that ``transport`` has buffered and not yet passed to the kernel.
 
-    Below TLS these are encrypted, and so slightly more than the plaintext; see :func:`buffered`.
+    Below TLS these are encrypted, and slightly more than the plaintext; see :func:`buffered`.
     """
     if not isinstance(transport, FileDescriptor):
         transport = beneath(transport)
@@ -153,10 +152,9 @@ def is_broken(transport: ITransport) -> bool:
 def has_unread_input(transport: ITransport) -> bool:
     """Return whether bytes have arrived that Twisted has not read yet.
 
-    To close such a socket is to reset it, which can destroy sent bytes (RFC 2525 2.17).
+    Closing such a socket resets it, which can destroy bytes in flight (RFC 2525 2.17).
 
-    :raises OSError: if the connection is broken. The kernel reports that once (SO_ERROR in
-        socket(7)); the next call finds the end of the stream.
+    :raises OSError: if the connection is broken. The kernel reports that once (socket(7)).
     """
     if getattr(transport, "has_undecrypted_input", False):
         return True
@@ -248,7 +246,7 @@ def set_options(transport: IStreamTransport) -> None:
     elif ITCPTransport.providedBy(transport) and isinstance(
         transport.getHost(), IPv4Address | IPv6Address
     ):
-        # By the own address: behind a proxy, the peer's may be of another family.
+        # Not by the peer's address, which may be of another family behind a proxy.
         transport.setTcpNoDelay(True)
         transport.setTcpKeepAlive(True)
 
