@@ -1,4 +1,4 @@
-"""Connect to a target: resolve its name, find the first address that answers, and keep to that."""
+"""Connect to a target: resolve its name, and use the first address that answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Connector:
         else:
             self.protocol = "udp" if target.udp else "tcp"
 
-    async def find(self) -> None:
+    async def resolve(self) -> None:
         """Resolve the target's name, if it has one.
 
         :raises socket.gaierror: if the name has no address.

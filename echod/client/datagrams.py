@@ -12,7 +12,7 @@ from echod.client.replies import DatagramReplies
 
 
 class DatagramChannel(Receiver):
-    """One UDP socket: to the service, each socket is a source of its own.
+    """One UDP socket. The service sees each channel as another client.
 
     :param sock: connected to the service, and non-blocking.
     :param reader: receives on it.
@@ -43,11 +43,11 @@ class DatagramChannel(Receiver):
         return self.replies.sent
 
     def outstanding(self) -> Iterator[float]:
-        """Return the times from which the datagrams without a reply count."""
+        """Return the start times of the outstanding datagrams, in seconds."""
         return iter(self.replies.outstanding())
 
     def begin(self, since: float) -> None:
-        """Send the next datagram, whose round trip counts from ``since``."""
+        """Send the next datagram; ``since`` is the start of its round trip, in seconds."""
         self._send(self.replies.send(since))
 
     def close(self) -> None:
@@ -61,8 +61,8 @@ class DatagramChannel(Receiver):
         self.received(b"", now)
 
     def receive_failed(self, error: OSError) -> None:
-        """Try the next address, or count the error."""
-        self._moves_after(error)
+        """Move to the next address, or count the error."""
+        self._handle_error(error)
 
     def _receive_on(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -74,21 +74,24 @@ class DatagramChannel(Receiver):
         self._socket.close()
 
     def _send(self, data: bytes) -> bool:
-        """Send a datagram. Return ``False`` if that took another address."""
+        """Send a datagram. Return whether the channel has kept its address."""
         while True:
             try:
                 self._socket.send(data)
             except OSError as error:
-                if self._moves_after(error):
+                if self._handle_error(error):
                     return False
-                # A refusal is reported once, for an earlier datagram: this one is not sent yet.
+                # A refusal is about an earlier datagram (udp(7)): send this one again.
                 if not isinstance(error, ConnectionRefusedError):
                     return True
             else:
                 return True
 
-    def _moves_after(self, error: OSError) -> bool:
-        """Move to the next address if this one refuses, with what has no reply; else count."""
+    def _handle_error(self, error: OSError) -> bool:
+        """Move to the next address if this one refuses; otherwise count the error.
+
+        The outstanding datagrams are sent to the new address. Return whether the channel has moved.
+        """
         kind = error_word(error)
         sock = self._next_socket() if kind in (REFUSED, UNREACHABLE) else None
         if sock is None:

@@ -67,7 +67,7 @@ class Load(Measurement):
 
     async def connect(self) -> None:
         """Open all channels that can be opened."""
-        await self.connector.find()
+        await self.connector.resolve()
         left = iter(range(self.connections))
         await self._connect_some(islice(left, 1))  # alone: it finds the address for all
         makers = [self._connect_some(left) for _ in range(AT_ONCE)]

@@ -73,7 +73,7 @@ class Ping(Measurement):
 
     async def connect(self) -> None:
         """Open the channel."""
-        await self.connector.find()
+        await self.connector.resolve()
         await self.open()
 
     def begin_sending(self) -> None:

@@ -110,7 +110,7 @@ class Pipe:
         self._end("interrupted")
 
     async def _transfer(self) -> None:
-        await self.connector.find()
+        await self.connector.resolve()
         await self.connector.connect(self._client)
         begun = self.clock.seconds()
         try:

@@ -22,8 +22,8 @@ MAX_OUTSTANDING: Final = 1 << 20
 """Datagrams that await a reply. Above this, the oldest is given up: losses take no more memory."""
 
 ReplyCallback = Callable[[int, float, float, int], None]
-"""Called for each reply with the number of its message, the time from which that counts, the time
-when the reply was received (both in seconds), and the number of wrong bytes."""
+"""Called for each reply with the number of its message, the start and the end of the round trip (in
+seconds), and the number of wrong bytes."""
 
 
 class MessageTally:
@@ -94,14 +94,14 @@ class StreamReplies:
         self.finished = 0
 
     def send(self, since: float) -> bytes:
-        """Return the next message, to be sent now; its round trip counts from ``since``."""
+        """Return the next message, to be sent now; ``since`` is the start of its round trip."""
         message = self._messages[self.sent % len(self._messages)]
         self.sent += 1
         self._since.append(since)
         return message
 
     def outstanding(self) -> Reversible[float]:
-        """Return the times from which the messages without a reply count."""
+        """Return the start times of the outstanding messages, in seconds."""
         return self._since
 
     def received(self, data: bytes, now: float) -> None:
@@ -149,12 +149,12 @@ class DatagramReplies:
         self._payloads = payloads
         self._reply = reply
         self._since: dict[int, float] = {}
-        self._answered = array("q")  # numbers, by their remainder; grows to a megabyte
+        self._answered = array("q")  # the last WINDOW numbers; grows to a megabyte
         self._last_answered = -1  # the highest number
         self.sent = 0
 
     def send(self, since: float) -> bytes:
-        """Return the next datagram, to be sent now; its round trip counts from ``since``."""
+        """Return the next datagram, to be sent now; ``since`` is the start of its round trip."""
         number = self.sent
         self.sent += 1
         self._since[number] = since
@@ -167,7 +167,7 @@ class DatagramReplies:
     def again(self, now: float) -> Iterator[bytes]:
         """Yield the outstanding datagrams that are not late yet, to be sent to another address.
 
-        Their round trips count from ``now``.
+        Their round trips start again at ``now``.
         """
         for number, since in list(self._since.items()):
             if now - since <= self._tally.timeout:
@@ -175,7 +175,7 @@ class DatagramReplies:
                 yield self._payloads.build(number)
 
     def outstanding(self) -> Reversible[float]:
-        """Return the times from which the datagrams without a reply count."""
+        """Return the start times of the outstanding datagrams, in seconds."""
         return self._since.values()
 
     def received(self, data: bytes, now: float) -> None:

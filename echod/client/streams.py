@@ -33,7 +33,7 @@ from echod.transport import kernel_socket, set_options, unsent
 
 
 class State(Enum):
-    """Where a connection is between its beginning and its end.
+    """The states of a connection.
 
     ========== ================================= ==========
     from       what happens                      to
@@ -54,14 +54,14 @@ class State(Enum):
 
 
 WITHOUT_ERROR: Final = {State.CLOSING: "", State.FINISHED: CLOSED}
-"""How a connection has ended that was lost in one of these states, for whatever reason."""
+"""The word for a connection that is lost in one of these states, whatever the reason."""
 
 
 class SendPath(Enum):
     """Where the next message goes.
 
-    Straight to the kernel; behind the bytes that the transport may still have; or nowhere, until
-    the transport has room.
+    DIRECT: to the kernel. QUEUED: to the transport, while that has bytes to send. FULL: it waits
+    for space in the transport's buffer.
     """
 
     DIRECT = auto()
@@ -98,7 +98,7 @@ class StreamChannel(Receiver, Protocol):
         self._descriptor = -1
         self._state = State.CONNECTING
         self._send_path = DIRECT
-        self._waiting: deque[float] = deque()  # messages to be sent when the transport has room
+        self._waiting: deque[float] = deque()  # start times of messages that wait for space
         self._error: OSError | None = None  # of the last send
         self.ready: Deferred[StreamChannel] = Deferred()
         self.ended: Deferred[str] = Deferred()
@@ -114,11 +114,11 @@ class StreamChannel(Receiver, Protocol):
         return self.replies.sent + len(self._waiting)
 
     def outstanding(self) -> Iterator[float]:
-        """Return the times from which the messages without a reply count."""
+        """Return the start times of the outstanding messages, in seconds."""
         return chain(self.replies.outstanding(), self._waiting)
 
     def begin(self, since: float) -> None:
-        """Send the next message, whose round trip counts from ``since``."""
+        """Send the next message; ``since`` is the start of its round trip, in seconds."""
         if self._send_path is FULL:
             self._waiting.append(since)
             return
@@ -161,7 +161,7 @@ class StreamChannel(Receiver, Protocol):
             self.transport.abortConnection()
 
     def received_nothing(self, now: float) -> None:  # noqa: ARG002 - datagrams use it
-        """Leave EOF to the transport, unless it hides an error that a send has met."""
+        """End the connection if a send has failed; otherwise let the transport handle EOF."""
         if self._error is not None:
             self.receive_failed(self._error)
         else:
@@ -220,11 +220,11 @@ class StreamChannel(Receiver, Protocol):
         self.ended.callback(WITHOUT_ERROR.get(state, error_word(reason.value)))
 
     def pauseProducing(self) -> None:
-        """Keep further messages back; each still counts from its time."""
+        """Let further messages wait. Their round trips have started."""
         self._send_path = FULL
 
     def resumeProducing(self) -> None:
-        """Send the messages that were kept back."""
+        """Send the messages that wait."""
         self._send_path = QUEUED
         while self._waiting and self._send_path is not FULL:
             self.begin(self._waiting.popleft())

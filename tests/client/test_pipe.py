@@ -256,7 +256,7 @@ class SilentConnector:
 
     timeout = 8.0
 
-    async def find(self) -> None:
+    async def resolve(self) -> None:
         """Find the address at once."""
 
     async def connect(self, *_: object) -> None:

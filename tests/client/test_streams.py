@@ -36,7 +36,7 @@ class Connected:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             target = parse_target(f"127.0.0.1:{listener.getsockname()[1]}")
             connector = Connector(bench.reactor, target, 10.0)
-            bench.result(Deferred.fromCoroutine(connector.find()))
+            bench.result(Deferred.fromCoroutine(connector.resolve()))
             for _ in range(count):
                 channel = bench.result(Deferred.fromCoroutine(connector.channel(self.reader)))
                 self.peers.append(listener.accept()[0])

@@ -62,7 +62,7 @@ def test_timeout(bench: Bench) -> None:
     with silent_port() as target:
         connector = Connector(bench.reactor, parse_target(target), 0.1)
         reader = bench.reader(10)
-        bench.result(Deferred.fromCoroutine(connector.find()))
+        bench.result(Deferred.fromCoroutine(connector.resolve()))
         with pytest.raises(defer.TimeoutError):
             bench.result(Deferred.fromCoroutine(connector.channel(reader)))
         reader.close()
