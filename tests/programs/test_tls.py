@@ -495,7 +495,7 @@ def test_reload_during_drain(authority: Authority) -> None:
 @pytest.mark.parametrize(
     ("description", "error"),
     [
-        ("ssl", "a port takes a whole number from 0 to 65535, not ''; it takes ssl:PORT:private"),
+        ("ssl", "it has no port; it takes ssl:PORT:private"),
         ("ssl:0:certKey={cert}", "it has no privateKey="),
         ("ssl:0:privateKey={key}:certKey=/none", "/none: no such file or directory"),
         ("ssl:0:privateKey={key}:certKey={late}", "the certificate of 'CN=late' expired on 2"),
