@@ -115,11 +115,12 @@ class EchoClient(Protocol):
         """
         check_type("data", data, (bytes, bytearray, memoryview), "bytes")
         unless_none(check_number, "timeout", timeout, 0, LONGEST)
+        data = bytes(data)
         if self._failure is not None or self._closing:
             reason = self._failure or Failure(ConnectionError("close() was called"))
             return fail(EchoIncomplete(len(data), reason))
         deferred: Deferred[bytes] = Deferred(lambda _: self._cancel(call))
-        call = _Call(bytes(data), deferred, len(data))
+        call = _Call(data, deferred, len(data))
         if timeout is not None:
             deferred.addTimeout(timeout, clock_of(self._clock or self.transport.reactor))
         self._calls.append(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 from hypothesis import given
@@ -57,12 +58,15 @@ class EchoClientTests(SynchronousTestCase):
         self.assertIs(self.successResultOf(reply), data)
 
     def test_mutable_bytes(self) -> None:
-        """A bytearray is copied: changes during the call have no effect."""
+        """A bytearray is copied: changes during the call have no effect. Any memoryview will do."""
         data = bytearray(b"hello")
         reply = self.client.echo(data)
         data[:] = b"HELLO"
         self.client.dataReceived(b"hello")
         self.assertEqual(self.successResultOf(reply), b"hello")
+        reply = self.client.echo(memoryview(array("H", b"four")))  # of two items
+        self.client.dataReceived(b"four")
+        self.assertEqual(self.successResultOf(reply), b"four")
 
     def test_pipelining(self) -> None:
         """Calls overlap, and get their replies in order, however the stream is split."""
