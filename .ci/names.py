@@ -65,12 +65,6 @@ MODULES = {
     "wiring": "tap",
 }
 
-# Names that are still in use, to be removed from this set as they go.
-EXCEPTIONS = {
-    *("LOOKS", "Probe", "Tally", "arrival", "arrived", "arriving", "leaving", "look", "probe"),
-    *("room", "said", "shaken", "take", "tell", "tell_each", "told", "unread", "way"),
-}
-
 CODE = ("echod", "tests", "benchmarks", "twisted")
 
 
@@ -103,9 +97,9 @@ def wrong_imports(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def wrong_literals(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield the same for each name in double backquotes of a document."""
+    """Yield the same for each name or call in double backquotes of a document."""
     text = path.read_text()
-    for literal in re.finditer(r"``(.+?)``", text, re.DOTALL):
+    for literal in re.finditer(r"``([\w.]+(?:\([^`]*\))?)``", text):
         for name in re.findall(r"\w+", literal[1]):
             better = IDENTIFIERS.get(name.strip("_"))
             if better:
@@ -128,11 +122,9 @@ def wrong_names(root: Path) -> Iterator[str]:
         else:
             found += wrong_literals(path)
         for line, name, better in sorted(found):
-            if name.strip("_") not in EXCEPTIONS:
-                yield f"{shown}:{line}: {name}: use {better}"
+            yield f"{shown}:{line}: {name}: use {better}"
     for path, line, name, better in repeated_classes(sorted(root.glob("echod/**/*.py"))):
-        if name not in EXCEPTIONS:
-            yield f"{path.relative_to(root)}:{line}: {name}: use {better}"
+        yield f"{path.relative_to(root)}:{line}: {name}: use {better}"
 
 
 def main() -> int:

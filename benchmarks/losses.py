@@ -295,12 +295,12 @@ def loss(lost: int, ending: str) -> str:
     return f"{amount}, {ending}{' (!)' if is_lie(lost, ending) else ''}"
 
 
-def measure(name: str, count: int, unread: int) -> list[str]:
+def measure(name: str, count: int, unread_mib: int) -> list[str]:
     """Return the row of one server."""
     data = random.Random(862).randbytes(8 * MIB)
     with running(name) as server:
         # Memory first, because a process does not always return memory; SIGTERM last.
-        memory = never_reads(server, unread * MIB)
+        memory = never_reads(server, unread_mib * MIB)
         small = half_close(server, count)
         large = half_close_large(server, data)
         return [name, small, large, memory, sigterm(server, data)]
@@ -351,19 +351,19 @@ def main() -> None:
         SERVERS[arguments.serve]()
         return
     give_up_after(WHOLE)
-    count, unread = (20, 32) if arguments.short else (200, 128)
+    count, unread_mib = (20, 32) if arguments.short else (200, 128)
     head = [
         [
             "server",
             "half-close",
             "8 MiB, half-close",
-            f"{unread} MiB, never reads",
+            f"{unread_mib} MiB, never reads",
             "8 MiB, SIGTERM",
         ],
         ["", "replies lost", "lost of 8 MiB", "kept in memory", "lost of 8 MiB"],
     ]
     with exit_in_one_line():
-        rows = [measure(name, count, unread) for name in (*SERVERS, ECHOD)]
+        rows = [measure(name, count, unread_mib) for name in (*SERVERS, ECHOD)]
     print(table(head, rows))
     print(
         "\n(!) The connection ended with FIN: the peer takes a part for the whole reply.\n"

@@ -39,7 +39,7 @@ CANCELLED: Final = 50
 """The number of cancelled calls that a clock may keep, however few pending calls it has."""
 
 logged = Logger().failureHandler("while handling timed call")
-"""Log an exception and go on, as Twisted's reactors do for timed calls."""
+"""Log an exception and continue, as Twisted's reactors do for timed calls."""
 
 
 def clock_of(reactor: Any) -> IReactorTime:

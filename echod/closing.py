@@ -79,16 +79,16 @@ def reset_if_incomplete(transport: ITransport) -> bool:
     below = beneath(transport)
     if not isinstance(below, FileDescriptor) or not below.disconnected:
         return False
-    unread = False
+    has_unread = False
     if not unsent(below):
         with suppress(OSError):
             # Bytes that arrive after the application has closed the connection are not echoed.
             held = getattr(transport, "has_undecrypted_input", False)
-            unread = held or (not below.disconnecting and has_unread_input(below))
-        if not unread:
+            has_unread = held or (not below.disconnecting and has_unread_input(below))
+        if not has_unread:
             return False
     cut_off(below)
-    return unread
+    return has_unread
 
 
 def outcome(

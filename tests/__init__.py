@@ -1,4 +1,4 @@
-"""What echod promises, as tests. Their docstrings are the specification."""
+"""The tests of echod. Their docstrings are its specification."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a user's type checker knows: mypy reads this file, and nothing runs it."""
+"""Types that a user's type checker infers: mypy checks this file, and nothing runs it."""
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred

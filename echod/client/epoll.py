@@ -20,11 +20,11 @@ MAX_RECEIVE: Final = 256 * 1024
 
 
 class Receiver:
-    """What the reader calls for one socket.
+    """The interface that the reader calls for one socket.
 
     :ivar receive: ``recv`` of the socket.
-    :ivar received: called with what was received, and the time in seconds.
-    :ivar replies: builds the messages, and matches what comes back.
+    :ivar received: called with the received data, and the time in seconds.
+    :ivar replies: builds the messages, and matches the replies.
     """
 
     receive: Callable[[int], bytes]
@@ -32,7 +32,7 @@ class Receiver:
     replies: Any
 
     def use(self, replies: Any) -> None:
-        """Send the messages of ``replies``, and match with it what is received."""
+        """Send the messages of ``replies``, and match received data with them."""
         self.replies = replies
         self.received = replies.received
 

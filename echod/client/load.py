@@ -106,7 +106,7 @@ class Load(Measurement):
                 channel.begin(self.clock.seconds())
 
     def end_sending(self) -> None:
-        """Stop sending, and keep its figures; the intervals go on until the last reply."""
+        """Stop sending, and keep its figures; the intervals continue until the last reply."""
         super().end_sending()
         self._end = 0.0
         self.statistics.end(self.clock.seconds(), self.sent, self.answered)

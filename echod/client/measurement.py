@@ -157,7 +157,7 @@ class Measurement:
             waiting.callback(None)
 
     def has_open(self) -> bool:
-        """Tell whether a channel is open."""
+        """Return whether a channel is open."""
         return any(channel.open for channel in self.channels)
 
     @property

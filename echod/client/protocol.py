@@ -32,7 +32,7 @@ EXCERPT: Final = 16
 
 
 class EchoMismatch(Exception):
-    """The reply differs from what was sent.
+    """The reply differs from the bytes sent.
 
     :ivar offset: bytes of the reply before the first wrong one.
     :ivar expected: up to 16 bytes sent at ``offset``. Empty if more bytes came back than were sent.
@@ -132,7 +132,7 @@ class EchoClient(Protocol):
     def close(self) -> Deferred[None]:
         """Refuse new calls, wait for the pending ones, then close the connection.
 
-        :return: fires with ``None`` when the connection is closed, for whatever reason.
+        :return: fires with ``None`` when the connection is closed, for any reason.
         """
         closed: Deferred[None] = Deferred()
         self._closing = True
@@ -150,7 +150,7 @@ class EchoClient(Protocol):
         self.transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
-        """Compare ``data`` with what was sent."""
+        """Compare ``data`` with the bytes sent."""
         if self._failure is not None:
             return  # after a mismatch, the rest of the stream means nothing
         self.received += len(data)

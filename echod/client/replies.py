@@ -76,7 +76,7 @@ class StreamReplies:
     """The messages of one connection and their replies, which come in the same order.
 
     :param tally: counts unexpected bytes.
-    :param messages: what is sent, again and again.
+    :param messages: the messages, which are sent in rotation.
     :param reply: called for each reply.
     """
 
@@ -105,7 +105,7 @@ class StreamReplies:
         return self._since
 
     def received(self, data: bytes, now: float) -> None:
-        """Match what was received."""
+        """Match received data."""
         if data == self._expected and not self._at and self._since:  # the usual case
             self._finish(now)
         else:
@@ -138,7 +138,7 @@ class DatagramReplies:
     """The datagrams of one socket and their replies, which may be reordered or missing.
 
     :param tally: counts duplicated, reordered and unexpected replies.
-    :param payloads: what is sent.
+    :param payloads: the contents of the datagrams.
     :param reply: called for the first reply to each datagram.
     """
 

@@ -97,7 +97,7 @@ def pipe_result(run: Pipe) -> Result:
 
 
 def is_ok(run: Measurement) -> bool:
-    """Tell whether all messages came back right and in time; without any reply they did not."""
+    """Return whether all messages came back right and in time; ``False`` without any reply."""
     tally = run.tally
     wrong = tally.lost + tally.late + tally.damaged + tally.duplicated + tally.unexpected
     return bool(tally.received) and not wrong and not run.errors

@@ -1,4 +1,4 @@
-"""The client's end of one connection: send messages at once, and time what comes back.
+"""The client's end of one connection: send messages at once, and time the replies.
 
 On a plain kernel socket a message goes to the kernel when it is begun, and a reply is timed when
 it is received: no queue of Twisted is part of the round trip. Over TLS, and in memory, messages
@@ -130,7 +130,7 @@ class StreamChannel(Receiver, Protocol):
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                # The socket reports it once. What was received before is still to be read.
+                # The socket reports it once. Data received before must still be read.
                 self._error = error
                 return
             if sent == len(data):

@@ -158,8 +158,8 @@ def test_few_descriptors() -> None:
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (1, "")
-    room = "RLIMIT_NOFILE leaves room for 250 connections, and 500 are needed (ulimit -n)"
-    assert ended.stderr == f"speed.py: {room}\n"
+    needed = "RLIMIT_NOFILE leaves room for 250 connections, and 500 are needed (ulimit -n)"
+    assert ended.stderr == f"speed.py: {needed}\n"
 
 
 def test_no_compiler(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class PortsTests(SynchronousTestCase):
         self.assertEqual(len(self.factory.connections), 0)
 
     def test_accept_fails(self) -> None:
-        """If accept(2) fails, the stop goes on."""
+        """If accept(2) fails, the stop continues."""
         port, _ = self.clients(2)
         ports = self.opened(port)
         with mock.patch("socket.socket.accept", side_effect=OSError(errno.ENFILE, "")) as accept:

@@ -175,7 +175,7 @@ class OptionsTests(SynchronousTestCase):
             self.assertEqual(out.getvalue(), f"{Options()}\n")
 
     def test_option_of_twistd(self) -> None:
-        """An option of twistd after the subcommand is told apart from an unknown option."""
+        """An option of twistd after the subcommand has its own error."""
         for argument, why in (
             ("--pidfile=x", "--pidfile is an option of twistd: give it before echod"),
             ("-n", "-n is an option of twistd: give it before echod"),

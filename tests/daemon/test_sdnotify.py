@@ -165,7 +165,7 @@ class NotifierTests(SynchronousTestCase):
         self.assertEqual(self.received(), ["WATCHDOG=1"])
 
     def test_gone(self) -> None:
-        """An unreachable socket is logged once; messages go on when it is back."""
+        """An unreachable socket is logged once; messages continue when it is back."""
         self.systemd.close()
         notifier = Notifier(self.clock, self.count, self.path, watchdog=2)
         notifier.ready()
@@ -184,7 +184,7 @@ class NotifierTests(SynchronousTestCase):
         self.assertEqual(len(self.log), 2)
 
     def test_out_of_memory(self) -> None:
-        """The watchdog's messages go on after a MemoryError."""
+        """The watchdog's messages continue after a MemoryError."""
 
         def count() -> int:
             if self.clock.seconds() == 1:

@@ -117,7 +117,7 @@ def make(root: Path, path: str, text: str = "") -> None:
 def test_present_files(
     root: Path, loaded: list[str], path: str, text: str, changed: dict[str, Any]
 ) -> None:
-    """If the file that twistd opens is in the new root, the start goes on."""
+    """If the file that twistd opens is in the new root, the start continues."""
     make(root, path, text)
     prepare(options(root, **changed))
     assert loaded

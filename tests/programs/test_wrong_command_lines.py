@@ -37,7 +37,7 @@ COUNT = "takes a whole number from 1 to 1000000000, not"
 INSTEAD = "--listen replaces --port and --interface: give one or the other"
 
 LINES: dict[str, str] = {
-    # What is wrong with the form of an option.
+    # Options that are malformed.
     "echod --prot 7": "there is no option --prot; see echod --help",
     "echod -p 7": "there is no option -p; see echod --help",
     "echod -n": "there is no option -n; see echod --help",
@@ -121,7 +121,7 @@ LINES: dict[str, str] = {
     "echod --metrics udp:9862": "--metrics 'udp:9862': ",
     "echod --port 0 --metrics unix:/no/such/directory/x": "its directory must exist",
     "echod --metrics systemd:domain=INET:index=0": "--metrics takes no systemd: endpoint",
-    # What the machine refuses.
+    # Options that this machine refuses.
     "echod --port {port}": "address already in use",
     "echod --listen tcp:{port}:interface=127.0.0.1": "address already in use",
     "echod --listen udp:{udp}": "address already in use",

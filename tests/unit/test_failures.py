@@ -413,7 +413,7 @@ class FactoryTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 2)
 
     def test_end_that_cannot_be_reported(self) -> None:
-        """A connection whose end cannot be reported is counted no longer."""
+        """A connection whose end cannot be reported does not stay counted."""
         events = Recorder()
         self.serve(1, events)
         [echo] = self.factory.connections

@@ -10,7 +10,7 @@ from echod.timeouts import CHECKS_PER_TIMEOUT, QUIET, Progress, Timeouts
 
 
 class ExpiredTests(SynchronousTestCase):
-    """What follows from an unchanged progress."""
+    """Decisions from unchanged progress."""
 
     def expired(
         self,
@@ -53,7 +53,7 @@ class ExpiredTests(SynchronousTestCase):
         self.assertIsNone(self.expired(QUIET, draining=True, waits_for_peer=True))
 
     def test_first_byte(self) -> None:
-        """A drain does not close a connection whose first byte may be on its way."""
+        """A drain does not close a connection whose first byte may be in flight."""
         self.assertIsNone(self.expired(0.9, draining=True, first_byte_due=1001))
         self.assertIs(self.expired(1, draining=True, first_byte_due=1001), Ending.DRAINED)
 
@@ -101,7 +101,7 @@ class TimeoutsTests(SynchronousTestCase):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_progress(self) -> None:
-        """Each change of the marker begins the timeout anew."""
+        """Each change of the marker restarts the timeout."""
         self.timeouts(idle=8).watch(self.connection, self.clock)
         for marker in range(10):
             self.connection.current = Progress(False, marker, False, 0.0)

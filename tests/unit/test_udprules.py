@@ -171,7 +171,7 @@ class LoopTests(SynchronousTestCase):
         """A loop between two services never exceeds the rate, and ends unless it is very slow.
 
         Each datagram takes ``delay`` seconds in each direction. A loop that sends less than twice
-        a second looks like a client that sends now and then.
+        a second looks like a client that sends sometimes.
         """
         for delay, forged, ends in [
             *((0.001, 1, True), (0.01, 10, True), (0.2, 1, True), (0.4, 10, True)),

@@ -1,4 +1,4 @@
-"""What ``twistd`` finds: the name of the service, and where its code is."""
+"""The plugin of ``twistd``: the name of the service, and its module."""
 
 from twisted.application.service import ServiceMaker
 

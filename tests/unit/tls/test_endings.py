@@ -68,7 +68,7 @@ class EndingTests(TLSTestCase):
         self.assertEqual(client.peer.ended, "RST")
 
     def test_stalled_while_sending(self) -> None:
-        """A client that reads nothing is reset in time, even if it sends a byte now and then."""
+        """A client that reads nothing is reset in time, even if it sends single bytes."""
         server = TLSServer(self.authority, stall_timeout=40)
         client = server.client()
         client.peer.stall()
@@ -80,7 +80,7 @@ class EndingTests(TLSTestCase):
         self.assertEqual(server.events.endings, [Ending.STALLED])
 
     def test_slow_reader_is_not_stalled(self) -> None:
-        """A client that reads a little now and then is not stalled, whether it sends or not."""
+        """A client that reads slowly is not stalled, whether it sends or not."""
         server = TLSServer(self.authority, stall_timeout=40)
         client = server.client()
         client.peer.stall()
@@ -173,11 +173,11 @@ class EndingTests(TLSTestCase):
         client = server.client()
         client.peer.stall()
         bottom: Any = beneath(server.echo.transport)
-        while room := bottom.socket._space():
+        while free := bottom.socket._space():
             # a record is 22 bytes longer than its plaintext
-            client.send(client.record(bytes(min(16_000, room - 22))) if room > 22 else b"")
-            if room <= 22:
-                bottom.socket.other._incoming += bytes(room)
+            client.send(client.record(bytes(min(16_000, free - 22))) if free > 22 else b"")
+            if free <= 22:
+                bottom.socket.other._incoming += bytes(free)
         self.assertEqual(unsent(server.echo.transport), 0)
         server.network.advance(14)
         self.assertEqual(server.events.closed, [])  # the alert is buffered
