@@ -118,10 +118,7 @@ def unsent(transport: ITransport) -> int:
 
 
 def buffered(transport: ITransport) -> int:
-    """Return the bytes that were written to ``transport`` and not yet passed to the kernel.
-
-    echod's TLS counts them before encryption; for any other transport this is :func:`unsent`.
-    """
+    """Return the unsent bytes of ``transport``, over echod's TLS those before encryption."""
     count: int | None = getattr(transport, "unsent_plaintext", None)
     return unsent(transport) if count is None else count
 
