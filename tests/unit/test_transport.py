@@ -12,7 +12,15 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.transport import cut_off, encrypted, has_unread_input, kernel_send_queue, unsent
+from echod.transport import (
+    SO_PASSRIGHTS,
+    cut_off,
+    encrypted,
+    has_unread_input,
+    kernel_send_queue,
+    refuse_descriptors,
+    unsent,
+)
 
 
 class TransportTests(SynchronousTestCase):
@@ -117,3 +125,14 @@ class TransportTests(SynchronousTestCase):
         self.assertEqual(unsent(transport), 0)
         self.assertEqual(kernel_send_queue(transport), 0)
         self.assertFalse(has_unread_input(transport))
+
+    def test_refuse_descriptors(self) -> None:
+        """refuse_descriptors returns whether no descriptor can arrive, as over TCP."""
+        for sock in (socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET)):
+            self.addCleanup(sock.close)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+                supported = True
+            except OSError:
+                supported = sock.family == socket.AF_INET
+            self.assertEqual(refuse_descriptors(sock), supported)
