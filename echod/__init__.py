@@ -9,7 +9,7 @@ The core is the modules of this package, and takes an evening to read, in this o
 3. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
    ``tls``, ``proxy``.
 4. UDP: ``udprules``, ``udp``.
-5. Help for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
+5. Helpers for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
 
 ``testing`` is an in-memory network for tests. ``daemon`` is the service that ``twistd echod`` runs,
 and ``client`` is ``EchoClient`` and the command ``echod-client``; the core imports neither.
@@ -43,7 +43,7 @@ __all__ = [
 # setup.cfg reads it from this source, without importing Twisted.
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # as in typing, which takes ten milliseconds to import
+TYPE_CHECKING = False  # that of typing takes ten milliseconds to import
 
 if TYPE_CHECKING:
     from echod.client.protocol import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch
@@ -76,11 +76,11 @@ else:  # hidden from type checkers, which accept any name from a module with __g
         """
         from importlib import import_module  # noqa: PLC0415 - not needed for the version
 
-        homes = (
+        modules = (
             ("client.protocol", "events", "factory", "protocol", "proxy") if name in __all__ else ()
         )
-        for home in homes:
-            found = getattr(import_module(f"{__name__}.{home}"), name, None)
+        for module in modules:
+            found = getattr(import_module(f"{__name__}.{module}"), name, None)
             if found is not None:
                 globals()[name] = found
                 return found

@@ -1,4 +1,4 @@
-"""Addresses as text, and what counts as one peer: an IPv4 address or an IPv6 /64."""
+"""Addresses as text, and the network that counts as one peer: an IPv4 address or IPv6 /64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 LONGEST_PATH: Final = 107
-"""Bytes of the path of a UNIX socket, which ends with a null byte in 108 (unix(7))."""
+"""Maximum bytes of a UNIX socket's path: ``sun_path`` has 108, with the null byte (unix(7))."""
 
 MAPPED: Final = "::ffff:"
 """The start of an IPv4-mapped IPv6 address, as the kernel writes it (RFC 4291 2.5.5.2)."""
@@ -26,7 +26,7 @@ def name_of(address: IAddress | None, *, tls: bool = False) -> str:
         name = f"{protocol} {address.host}:{address.port}"
     elif isinstance(address, IPv6Address):
         host = address.host
-        # An IPv4 client of a dual-stack listener is named, as it is counted, by its IPv4 address.
+        # An IPv4 client of a dual-stack listener is named and counted by its IPv4 address.
         mapped = host.startswith(MAPPED) and "." in host
         host = host.removeprefix(MAPPED) if mapped else f"[{host}]"
         name = f"{protocol} {host}:{address.port}"

@@ -5,8 +5,8 @@ by NTP, when a machine boots or is restored), their timers fire early or late by
 Everything in echod follows CLOCK_MONOTONIC (clock_gettime(2)), which is never set:
 
 - :func:`use_monotonic_time` makes a whole reactor follow it. The daemon calls it.
-- :class:`MonotonicClock` adds monotonic timers to a reactor that stays as it is. This is what
-  :func:`clock_of` returns in an application that embeds echod, unless the reactor is monotonic.
+- :class:`MonotonicClock` adds monotonic timers to a reactor, and does not change the reactor. In
+  an application that embeds echod, :func:`clock_of` returns one, unless the reactor is monotonic.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def clock_of(reactor: Any) -> IReactorTime:
     """Return a monotonic clock for the timers of ``reactor``.
 
     :param reactor: any IReactorTime.
-    :return: the one :class:`MonotonicClock` of a reactor that follows the time of day; any other
-        reactor itself.
+    :return: the :class:`MonotonicClock` of ``reactor`` if that follows the time of day, otherwise
+        ``reactor`` itself.
     """
     return monotonic_clock(reactor) if follows_time_of_day(reactor) else reactor
 
@@ -159,7 +159,7 @@ class MonotonicClock:
 
 
 monotonic_clock = functools.cache(MonotonicClock)
-"""Return the one clock of a reactor. A process has one reactor, and a test run a few."""
+"""Return the clock of a reactor. The cache stays small: a process has one reactor."""
 
 
 @implementer(IReadDescriptor)

@@ -26,14 +26,15 @@ from echod.transport import (
 )
 
 MAX_ORPHANED: Final = 64 * 1024
-"""Bytes in the kernel's send queue (SIOCOUTQ in tcp(7)) with which a connection is closed at once:
-the kernel delivers them, or gives up by its own rules. With more, the connection stays open, and is
-counted, until the peer has received them: the kernel would keep megabytes for minutes, beyond any
-limit."""
+"""Bytes. With this many or fewer in the kernel's send queue (SIOCOUTQ in tcp(7)), a connection is
+closed at once: the kernel delivers them, or times out. With more, the connection stays open and
+counted until the peer has received them. Otherwise the kernel would hold megabytes for minutes, for
+connections that no limit counts."""
 
 DELIVERY_CHECKS: Final = (0.01, 5.0)
 """Seconds until the first check whether the peer has received everything, and the longest wait.
-Each wait is twice the one before, so that the end is late by no more than the delivery took."""
+Each wait is twice the one before, so that the connection ends late by at most the time that the
+delivery took."""
 
 
 class Delivery:
@@ -83,8 +84,8 @@ def reset_if_incomplete(transport: ITransport) -> bool:
     if not unsent(below):
         with suppress(OSError):
             # Bytes that arrive after the application has closed the connection are not echoed.
-            held = getattr(transport, "has_undecrypted_input", False)
-            has_unread = held or (not below.disconnecting and has_unread_input(below))
+            undecrypted = getattr(transport, "has_undecrypted_input", False)
+            has_unread = undecrypted or (not below.disconnecting and has_unread_input(below))
         if not has_unread:
             return False
     cut_off(below)

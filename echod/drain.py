@@ -68,7 +68,7 @@ class Drain:
         for connection in list(self.connections):
             try:
                 connection.cut_short()
-            except BaseException:  # one failure must not keep the drain from its end
+            except BaseException:  # one failure must not keep the drain from ending
                 with suppress(BaseException):
                     cut_off(connection.transport)
                 connection.forget()

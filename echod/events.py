@@ -52,14 +52,14 @@ class Ending(Enum):
     LOST = "lost"
     """The peer reset the connection, or it timed out in the network.
 
-    Also if the peer closed it over a transport without half-close, so that it is unknown how
-    much the peer received; or without TLS's closing alert, so that it is unknown how much the peer
-    wanted to send.
+    Also a connection that the peer closed over a transport without half-close: it is unknown how
+    much the peer received. Also one that ended without TLS's closing alert: it is unknown how much
+    the peer wanted to send.
     """
 
 
 class Reason(Enum):
-    """Why a connection was refused: the limit that it hit, or what was wrong with its start."""
+    """Why a connection was refused: a limit, or an error in its TLS handshake or PROXY header."""
 
     MAX_CONNECTIONS = "max-connections"
     MAX_CONNECTIONS_PER_PEER = "max-connections-per-peer"
@@ -169,7 +169,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A connection was accepted, and not refused at once. Only with ``verbose``.
+    """A connection was accepted, and not refused at once. Emitted only with ``verbose``.
 
     Over TLS or behind a proxy, the handshake or header comes next.
     """
@@ -180,7 +180,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeDone:
-    """A TLS handshake is complete. Only with ``verbose``.
+    """A TLS handshake is complete. Emitted only with ``verbose``.
 
     :ivar peer: the peer's address.
     :ivar version: the version of TLS, such as ``TLSv1.3``.
@@ -196,7 +196,7 @@ class HandshakeDone:
 
 @dataclass(frozen=True, slots=True)
 class HeaderRead:
-    """A PROXY header is complete. Only with ``verbose``.
+    """A PROXY header is complete. Emitted only with ``verbose``.
 
     :ivar proxy: the address of the socket's peer, the proxy.
     :ivar peer: the client's address, or the proxy's own if the header has none.
@@ -208,7 +208,7 @@ class HeaderRead:
 
 @dataclass(frozen=True, slots=True)
 class HalfClosed:
-    """The peer has finished sending (FIN, or TLS's closing alert). Only with ``verbose``.
+    """The peer has finished sending (FIN, or TLS's closing alert). Emitted only with ``verbose``.
 
     :ivar bytes: bytes received from the peer.
     :ivar peer: the peer's address.
@@ -231,10 +231,10 @@ def ignore(event: Event) -> None:
 
 
 def notify(observer: Observer, event: Event) -> None:
-    """Call ``observer`` with ``event``. An exception that it raises is logged, and no more."""
+    """Call ``observer`` with ``event``. If it raises an exception, log that, and continue."""
     try:
         observer(event)
-    except Exception:  # an observer's bug must not cost a peer its bytes
+    except Exception:  # an observer's bug must not end the connection
         log.failure("the observer failed at {event}", event=event)
 
 

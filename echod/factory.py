@@ -1,4 +1,4 @@
-"""EchoFactory: admit connections, keep their limits and timeouts, and drain them."""
+"""EchoFactory: admit connections, enforce limits and timeouts, and drain connections."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class EchoFactory(Factory):
         (getrlimit(2)) leaves when the factory is made.
     :param max_connections_per_peer: connections served at once for one IPv4 address or one IPv6
         /64, the network of one site (RFC 6177); by default no limit. UNIX peers have no limit.
-    :param idle_timeout: seconds without a byte from the peer, and with nothing left to send, after
-        which a connection is closed, or up to a quarter later; by default never.
-    :param stall_timeout: seconds without progress of a peer that has bytes to read, after which it
-        is reset, or up to a quarter later; ``None``: never.
-    :param handshake_timeout: seconds that a TLS handshake or a PROXY header may take, after which
-        the connection is reset; ``None``: any time.
+    :param idle_timeout: seconds after which an idle connection is closed: no byte arrives, and no
+        byte is left to send. It fires up to a quarter late. By default, there is none.
+    :param stall_timeout: seconds after which a stalled connection is reset: the peer has bytes to
+        read, and does not read. It fires up to a quarter late. ``None``: there is none.
+    :param handshake_timeout: seconds after which a connection is reset if its TLS handshake or
+        PROXY header is not complete; ``None``: there is none.
     :param verbose: whether the observer is notified of each step of a connection, too:
         :class:`~echod.events.Accepted`, :class:`~echod.events.HandshakeDone`,
         :class:`~echod.events.HeaderRead` and :class:`~echod.events.HalfClosed`.
@@ -115,7 +115,7 @@ class EchoFactory(Factory):
         self._reactor: object = None
 
     def startFactory(self) -> None:
-        """Admit connections (again): the first of the ports begins to listen."""
+        """Admit connections, also after a drain: the first port begins to listen."""
         self.draining = False
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
@@ -133,8 +133,8 @@ class EchoFactory(Factory):
     ) -> Refusal | None:
         """Return the protocol that refuses a connection from ``addr``, or ``None`` to admit it.
 
-        :param is_peer: whether ``addr`` is the client's, to which the limit per peer applies, and
-            not a proxy's.
+        :param is_peer: whether ``addr`` is the client's, and not a proxy's. The limit per peer
+            applies to clients.
         :param tls: whether the connection is encrypted, or going to be.
         """
         reason = self.limits.exceeded(addr if is_peer else None)
@@ -175,7 +175,7 @@ class EchoFactory(Factory):
     def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
         """Serve a connection whose handshake is done, or refuse it.
 
-        :param draining: whether a drain that has begun since its accept ends it, too.
+        :param draining: whether a drain has begun since the accept. It ends this connection, too.
         """
         reason = self.limits.exceeded(peer)
         if reason is not None:
@@ -186,7 +186,7 @@ class EchoFactory(Factory):
         return echo
 
     def drain(self, deadline: float) -> Deferred[None]:
-        """Refuse new connections, and close each one at its first quiet moment.
+        """Refuse new connections, and close each open one as soon as it is quiet.
 
         A connection is quiet if no bytes are buffered, and none was received for 0.2 s. Over TLS or
         behind a proxy, it has 1 s from its start for the first byte. A TLS handshake or PROXY
@@ -196,7 +196,7 @@ class EchoFactory(Factory):
         earlier deadline applies.
 
         :param deadline: seconds from now, 0 or more.
-        :return: fires with ``None`` when none of the present connections is left.
+        :return: fires with ``None`` when all connections that are open now have ended.
         :raises TypeError: for a deadline that is not a number.
         :raises ValueError: for a deadline below 0 or above 250,000 h.
         """
@@ -204,7 +204,7 @@ class EchoFactory(Factory):
         self.draining = True
         if not self.connections and not self.pending:
             return succeed(None)
-        # First, because the rest may fail for lack of memory; then the deadline ends the drain.
+        # Set the deadline first: it ends the drain even if the rest fails for lack of memory.
         drained = self._drain.wait(deadline, self.clock)
         try:
             self._begin_drain()

@@ -24,33 +24,33 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 SEGMENT: Final = 65_483
-"""Bytes in the largest segment of loopback: the most of an IPv4 packet, less 52 of headers."""
+"""Bytes in loopback's largest TCP segment: an IPv4 packet of 65,535, less 52 of headers."""
 
 SIZE: Final = 3 * SEGMENT
 """Bytes of the shared buffer, and so the most that a connection has to buffer when it goes back to
-its transport. Whole segments: with 64 KiB each send ends in a segment of 53 bytes, and 1 MB
-messages take a third longer."""
+its transport. A multiple of the segment: with 64 KiB, each send ends in a segment of 53 bytes, and
+1 MB messages take a third longer."""
 
 BATCH: Final = 64
 """Connections in one round. The kernel lists every ready connection before it repeats one."""
 
 ROUNDS: Final = 8
 MAX_ECHOED: Final = 4 * 1024 * 1024
-"""Rounds in one turn of the reactor, and bytes after which no other round begins: then the reactor
-handles everything else."""
+"""Limits of one turn of the reactor: the number of rounds, and the bytes after which no other round
+begins. The reactor then handles its other events."""
 
 UNCHECKED: Final = 32 * 1024
-"""Bytes of one connection, and of all, after which the stall timeout checks the kernel's send
-queue. Neither a message nor a short connection costs that check."""
+"""Bytes echoed since the last check, on one connection or on all together, above which the stall
+timeout checks the kernel's send queue. A few short messages do not cost a check."""
 
 FEW: Final = 2
 LINGER: Final = 0.0002
-"""Up to this many connections, wait for the next message at the end of a round; seconds of it."""
+"""With at most ``FEW`` connections, a round ends with a wait of up to ``LINGER`` seconds."""
 
 CROWD: Final = 16
 PATIENCE: Final = 1000
-"""Above this many descriptors in the reactor, do not linger; count them again after this many
-rounds."""
+"""With more than ``CROWD`` descriptors in the reactor, do not linger. Count them again after
+``PATIENCE`` rounds."""
 
 
 class FastConnection(typing.Protocol):
@@ -175,18 +175,18 @@ class FastPath:
                 if not ready:
                     return
                 for descriptor, _ in ready:
-                    # Receive: the end of the stream and errors are the transport's.
+                    # Receive: the transport handles the end of the stream and errors.
                     try:
                         sock = sockets[descriptor]
                         count = sock.recv_into(view)
-                    except (AttributeError, BlockingIOError):  # an observer ended it; spurious
+                    except (AttributeError, BlockingIOError):  # ended by an observer; spurious
                         continue
                     except OSError:  # the kernel reports it once, and so not to the transport
-                        self._apart(descriptor, self._lose, Failure(ConnectionLost()))
+                        self._isolated(descriptor, self._lose, Failure(ConnectionLost()))
                         continue
                     if count != size:  # most messages are as long as the one before
                         if not count:
-                            self._apart(descriptor, self._leave)
+                            self._isolated(descriptor, self._leave)
                             continue
                         size, part = count, view[:count]
                     # Account, before the send: received bytes must be counted even if it fails.
@@ -195,10 +195,10 @@ class FastPath:
                     # Send: the transport buffers the bytes that the kernel does not accept.
                     try:  # as send_now, but another call takes 3 % longer
                         sent = sock.send(part)
-                    except OSError:  # the transport meets it again
+                    except OSError:  # the transport gets it again
                         sent = 0
                     if sent != count:
-                        self._apart(descriptor, self._leave, part[sent:])
+                        self._isolated(descriptor, self._leave, part[sent:])
                 if left < 0:
                     return
                 descriptor = -1
@@ -222,7 +222,7 @@ class FastPath:
     def _lose(self, connection: FastConnection, reason: Failure) -> None:
         connection.transport.connectionLost(reason)
 
-    def _apart(self, descriptor: int, act: Callable[..., None], *arguments: object) -> None:
+    def _isolated(self, descriptor: int, act: Callable[..., None], *arguments: object) -> None:
         """Call ``act`` for one connection: an exception ends it, and no other."""
         connection = self._served[descriptor]
         try:
@@ -259,4 +259,4 @@ class FastPath:
         """End all connections, as the reactor does with its own when it is stopped."""
         for descriptor in list(self._served):
             if descriptor in self._served:  # an observer of one ending may end others
-                self._apart(descriptor, self._lose, reason)
+                self._isolated(descriptor, self._lose, reason)

@@ -166,7 +166,7 @@ class PendingConnection(Protocol):
         """Stop counting the connection: its transport cannot reset it."""
         self._factory.handshake_ended(self)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - any
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - any reason
         """Report a connection that the peer ended: refused, or unused if no byte was received."""
         if self._waiting:
             self._stop_waiting()

@@ -57,7 +57,7 @@ log = Logger(namespace="echod")
 class Echo(Protocol):
     """Echo one connection (RFC 862). :class:`EchoFactory` makes these.
 
-    It is its transport's producer: to pause it is to stop reading.
+    It is registered as its transport's producer: pausing it stops reading.
 
     :ivar named: the client's address from a PROXY header, if there was one.
     :ivar fast_path: the fast path, while it serves the connection in place of the transport.
@@ -106,17 +106,17 @@ class Echo(Protocol):
             # Checked each time, because an application may start TLS.
             sock, count = kernel_socket(self.transport), len(data)
             sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)
-            talks = self._received > 0
+            is_first = not self._received
             self._received += count
             if sent < count:
                 self.send(data[sent:])
-            elif talks and sock is not None:
+            elif not is_first and sock is not None:
                 self.fast_path = self.factory.fast_path_for(self, sock)
         except BaseException:
             fail(self.transport)
 
     def send(self, data: bytes) -> None:
-        """Send ``data`` as soon as the kernel takes it."""
+        """Send ``data``, buffered until the kernel accepts it."""
         self.transport.write(data)
         if self not in self.factory.timeouts.watched:
             self.watch()
@@ -141,7 +141,7 @@ class Echo(Protocol):
         """Do nothing: the sending side is never closed before the whole connection."""
 
     def truncated(self) -> None:
-        """Close when everything is sent, as lost: the peer may have sent more.
+        """Close when everything is sent, with the ending ``lost``: the peer may have sent more.
 
         TLS calls this if the stream ends without a closing alert (RFC 8446 6.1).
         """
@@ -259,7 +259,8 @@ class Echo(Protocol):
     def progress(self, *, draining: bool) -> Progress:
         """Return the present state, for :class:`~echod.timeouts.Timeouts`.
 
-        :param draining: whether a drain is to end the connection.
+        :param draining: whether a drain ends the connection. Then, as in a close, the peer need not
+            read the last :data:`~echod.closing.MAX_ORPHANED` bytes first.
         """
         transport = self.transport
         queued, received = 0, self.received
@@ -274,9 +275,9 @@ class Echo(Protocol):
         marker = received + getattr(transport, "ciphertext_in", 0)
         waits = bool(self._paused or unsent(transport) or queued > draining * MAX_ORPHANED)
         if waits:
-            # The peer has to read. Twisted's buffer alone does not show that it does: the kernel
-            # accepts more only when a good part of megabytes of buffer is free again, which takes a
-            # slow reader minutes. Over TLS, the kernel gets more bytes than were received.
+            # The peer has to read. Twisted's buffer alone does not show whether it does: the kernel
+            # accepts more only after a large part of its own buffer, of megabytes, is free again. A
+            # slow reader takes minutes for that. Over TLS, more bytes are sent than received.
             written = getattr(transport, "ciphertext_out", received)
             marker = written - unsent(transport) - kernel_send_queue(transport)
         return Progress(waits, marker, self._closing, first_byte_due)

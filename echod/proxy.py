@@ -132,8 +132,8 @@ def _unix_address(padded: bytes) -> IAddress:
 class ProxyHeaderReader(PendingConnection):
     """An accepted connection whose PROXY header is not complete.
 
-    Its transport is a plain TCP or UNIX socket. It passes to the protocol that serves the
-    connection, with nothing in between.
+    Its transport is a plain TCP or UNIX socket. The protocol that serves the connection later uses
+    the same transport, without a wrapper.
     """
 
     reason = Reason.PROXY_HEADER

@@ -40,7 +40,7 @@ class Ledger:
     def flushed(self, unsent: int) -> None:
         """Add a mark: OpenSSL has nothing left to read.
 
-        :param unsent: bytes of ciphertext that the kernel has not taken.
+        :param unsent: bytes of ciphertext that the kernel has not accepted.
         """
         if not unsent:
             self._marks.clear()
@@ -53,9 +53,9 @@ class Ledger:
         self._forget_sent(unsent)
 
     def unsent_plaintext(self, unsent: int) -> int:
-        """Return the bytes of plaintext that the kernel has not taken as a whole record.
+        """Return the bytes of plaintext whose record the kernel has not accepted as a whole.
 
-        :param unsent: bytes of ciphertext that the kernel has not taken.
+        :param unsent: bytes of ciphertext that the kernel has not accepted.
         """
         self._forget_sent(unsent)
         return self.plaintext_out - self._sent
@@ -78,7 +78,7 @@ class RecordScanner:
     def one_record(self, data: bytes) -> int | None:
         """Return how many records end in ``data``, 0 or 1, if it is part of a single record.
 
-        ``None``: it may be more than that, and nothing has been scanned.
+        ``None``: it may be part of several records; nothing has been scanned.
         """
         size = len(data)
         if self._body:

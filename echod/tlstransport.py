@@ -79,8 +79,8 @@ class TLSTransport(ProtocolWrapper):
         if self.has_undecrypted_input:  # from a transport that does not pause at once
             self._input += data
             return
-        # A handshake takes long at any size. Part of one record takes no longer than a message
-        # without TLS.
+        # Part of one record is decrypted at once: it takes no longer than a message without TLS.
+        # All other input goes through the time budget; a handshake takes long at any size.
         records = None if self._handshaking else self._scanner.one_record(data)
         if records is not None:
             self._decrypt(data, records)
@@ -146,7 +146,7 @@ class TLSTransport(ProtocolWrapper):
         """Send the closing alert, after which nothing can be written."""
         if self.connected and not self.disconnecting:
             self.disconnecting = True
-            with suppress(SSL.Error):  # there is none after an alert that reports an error
+            with suppress(SSL.Error):  # no closing alert is possible after a fatal one
                 self._tls.shutdown()
             self._flush()
 
@@ -256,7 +256,7 @@ class TLSTransport(ProtocolWrapper):
             return
         self._flush()
         if unsent(self.transport) and isinstance(self.wrappedProtocol, Echo):
-            # The Echo does not know of a TLS message such as the answer to a KeyUpdate.
+            # The Echo has not sent these bytes: a TLS message, such as an answer to KeyUpdate.
             self.wrappedProtocol.watch()
         if end is not None:
             end()

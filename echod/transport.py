@@ -4,14 +4,14 @@ A transport reports only that its buffer is full, or empty again: not whether a 
 reads, or whether closing makes the kernel reset the connection. These functions ask the transport
 below any wrapper (TLS). Without a kernel socket (a test double), they find no bytes.
 
-This file has all use of the private or undocumented state of Twisted's transports:
+All use of the private or undocumented state of Twisted's transports is in this module:
 
 - ``FileDescriptor.dataBuffer``, ``offset`` and ``_tempDataLen``: the bytes not sent.
 - ``FileDescriptor.connectionLost``: end a connection now, not in the reactor's next turn.
 - ``Connection.socket`` and ``Connection.TLS``: the plain socket, and whether it is encrypted.
 - ``Server.server``: the listening port of an accepted UNIX connection.
 
-The daemon's listeners use that of Twisted's ports: ``Port.socket`` in ``accepting.py``,
+The daemon uses the private state of Twisted's ports: ``Port.socket`` in ``accepting.py``,
 ``_shouldShutdown`` and ``numberAccepts`` in ``unix.py``, ``tcp._reservedFD`` in ``chroot.py``.
 """
 
@@ -95,9 +95,9 @@ def kernel_socket(transport: ITransport) -> socket.socket | None:
 
 
 def send_now(sock: socket.socket, data: bytes) -> int:
-    """Send as much of ``data`` as the kernel takes now, and return the number of bytes.
+    """Send as much of ``data`` as the kernel accepts now, and return the number of bytes.
 
-    An error counts as 0: the transport meets it too, and handles it.
+    After an error, return 0: the transport gets the error again, and handles it.
     """
     try:
         return sock.send(data)
@@ -140,7 +140,7 @@ def kernel_send_queue(transport: ITransport) -> int:
 def is_broken(transport: ITransport) -> bool:
     """Return whether the connection was reset or timed out since the last call.
 
-    For a transport that is neither read nor written (SO_ERROR in socket(7)).
+    Use it for a transport that is neither read nor written (SO_ERROR in socket(7)).
     """
     handle = _handle(transport)
     return handle is not None and handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
@@ -149,7 +149,7 @@ def is_broken(transport: ITransport) -> bool:
 def has_unread_input(transport: ITransport) -> bool:
     """Return whether bytes have arrived that Twisted has not read yet.
 
-    Closing such a socket resets it, which can destroy bytes in flight (RFC 2525 2.17).
+    Closing such a socket resets the connection, which can destroy bytes in flight (RFC 2525 2.17).
 
     :raises OSError: if the connection is broken. The kernel reports that once (socket(7)).
     """
@@ -176,7 +176,7 @@ def reset(transport: ITransport) -> None:
 def cut_off(transport: ITransport) -> None:
     """Close the socket of ``transport`` with RST (SO_LINGER of 0 seconds in socket(7)).
 
-    For a transport whose own connectionLost fails, or is about to close the socket with FIN.
+    Use it if the transport's connectionLost fails, or is about to close the socket with FIN.
     """
     below = beneath(transport)
     handle = _handle(below)
@@ -226,8 +226,8 @@ def set_options(transport: IStreamTransport) -> None:
     """Set the options of a socket, before its first byte is read.
 
     All sockets: receive urgent data in order. TCP: send small replies at once (TCP_NODELAY), and
-    detect a peer that vanished (SO_KEEPALIVE). UNIX: refuse file descriptors, on the listening
-    socket too, whose next connections inherit it before accept(2).
+    detect a peer that vanished (SO_KEEPALIVE). UNIX: refuse file descriptors, also on the
+    listening socket, from which later connections inherit that before accept(2).
     """
     if isinstance(transport, Connection) and not isinstance(transport, UNIX):
         # Most connections: the methods of the transport take longer than the system calls.

@@ -49,7 +49,7 @@ class Turns:
                 more = self._step(worker, clock)
         if more:
             self._waiting.append(worker)
-        # Not after every call: to schedule a turn costs a tenth of a small piece of work.
+        # Not after every call: scheduling a turn takes a tenth as long as a small piece of work.
         if more or self._left < BUDGET / 2:
             self._schedule(clock)
 

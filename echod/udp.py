@@ -1,7 +1,7 @@
 """UDP echo (RFC 862): send each datagram back from the address that it was sent to.
 
-A reply is the datagram itself, once: never more bytes go out than came in. A datagram without a
-reply is counted under its reason; :mod:`echod.udprules` decides.
+A reply is the datagram itself, once: never more bytes go out than came in.
+:mod:`echod.udprules` decides which datagrams get a reply; the others are counted by reason.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A source address is easily forged, so an echo service can be made to send to a v
 echo services that reply to each other never stop. The rules:
 
 - A datagram gets no reply if a service could reply in turn: its source port is below 1024, or is
-  one of echod's own (CVE-1999-0103, CVE-2024-2169). Nor if its source is a multicast or broadcast
-  address.
+  one of echod's own (CVE-1999-0103, CVE-2024-2169). A datagram from a multicast or broadcast
+  address gets no reply either.
 - Each source, and all sources together, get replies at a bounded rate. This ends a loop that is
   faster than the rate: the first datagram above the rate is its last one. A slower loop ends when
   its port has sent for an hour without a pause.
@@ -122,7 +122,7 @@ class Rules:
     """Decide whether a datagram gets a reply.
 
     :param rate: replies a second to one source (an IPv4 address or an IPv6 /64) in the long run.
-        After a second of silence, as many at once.
+        After a second of silence, a source gets as many at once.
     :param total_rate: replies a second to all sources together. New sources get at most half of it,
         so that forged addresses cannot use up the share of known sources.
     :param longest: seconds after which a source port that has never paused gets no more replies.
