@@ -210,7 +210,7 @@ class EchoFactory(Factory):
             self._begin_drain()
         except Exception:
             with suppress(Exception):
-                log.failure("the beginning of a drain fails")
+                log.failure("the start of a drain fails")
         return drained
 
     def _begin_drain(self) -> None:

@@ -23,7 +23,7 @@ def prepare(twistd: Mapping[str, Any] | None) -> None:
     ``tests/programs/test_chroot.py`` fails if the daemon opens another module or file later.
 
     :param twistd: the options of twistd; ``None``: twistd does not run the service.
-    :raises CannotServe: where the new root lacks a file that twistd itself opens.
+    :raises CannotServe: if the new root lacks a file that twistd itself opens.
     """
     if twistd is None or twistd["chroot"] is None:
         return
@@ -35,7 +35,7 @@ def prepare(twistd: Mapping[str, Any] | None) -> None:
 
 
 def check(root: Path, twistd: Mapping[str, Any]) -> None:
-    """Raise CannotServe where a file that twistd opens is missing: its error is a traceback."""
+    """Raise CannotServe if a file that twistd opens is missing: twistd would print a traceback."""
     if os.geteuid() != 0:
         raise CannotServe(
             f"--chroot {root}: chroot(2) needs root's rights: leave it out, or use sudo"

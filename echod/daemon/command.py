@@ -40,7 +40,7 @@ class Command(Options):
 def run(arguments: Sequence[str]) -> None:
     """Serve until a signal stops the service.
 
-    :raises SystemExit: with a one-line message, where the daemon cannot serve.
+    :raises SystemExit: with a one-line message, if the daemon cannot serve.
     """
     try:
         options = Command()
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> None:
 def install_reactor(name: str | None) -> None:
     """Install Twisted's event loop ``name``; if it is ``None``, Twisted chooses.
 
-    :raises CannotServe: where Twisted does not know the name, or cannot use it on this machine.
+    :raises CannotServe: if Twisted does not know the name, or cannot use it on this machine.
     """
     if name is None:
         return
@@ -76,7 +76,7 @@ def install_reactor(name: str | None) -> None:
 def log_observer(name: str | None) -> ILogObserver | None:
     """Return the log observer that the function ``name`` makes.
 
-    :raises CannotServe: where the name cannot be imported, or makes no log observer.
+    :raises CannotServe: if the name cannot be imported, or makes no log observer.
     """
     if name is None:
         return None

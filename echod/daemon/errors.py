@@ -15,7 +15,7 @@ from echod.addresses import on_one_line
 
 ADVICE: Final = {
     errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file a writable directory",
-    errno.EADDRINUSE: "stop what listens there (ss -lp shows it), or choose another",
+    errno.EADDRINUSE: "stop the process that listens there (ss -lp shows it), or choose another",
     errno.EADDRNOTAVAIL: "this machine has no such address (ip address lists those it has)",
     errno.EMFILE: "raise the limit (ulimit -n, or LimitNOFILE= of systemd)",
     errno.ENODEV: "this machine has no such link (ip link lists those it has)",
@@ -29,7 +29,7 @@ SANDBOX: Final = (
     "PrivateNetwork=yes): take the option out of OPTIONS, and name the port in echod.socket, "
     "echod-tls.socket or echod-metrics.socket"
 )
-"""The remedy where the process may not create an IP socket."""
+"""The remedy if the process may not create an IP socket."""
 
 
 class CannotServe(SystemExit, Exception):
@@ -61,10 +61,10 @@ class AddressInUse(CannotServe):
 
 
 def cannot_listen(option: str, error: Exception, protocol: str = "TCP") -> CannotServe:
-    """Return the error for an option that asks to listen where that fails.
+    """Return the error for an option on which listening failed.
 
     :param option: the option as typed, with its value.
-    :param error: as listening raised it.
+    :param error: the exception that listening raised.
     :param protocol: ``TCP`` or ``UDP``, for errors that name a port.
     """
     why = explain(error, protocol)

@@ -41,7 +41,7 @@ class LogFile:
 
     def __init__(self, path: str, make: Callable[[TextIO], ILogObserver]) -> None:
         self._path = os.path.abspath(path)  # twistd changes the working directory later
-        # It stays open until the process ends. Any text can be encoded.
+        # It stays open until the process ends. ``errors``: any text can be written.
         self.file = open(  # noqa: SIM115
             self._path, "a", encoding="utf-8", errors="backslashreplace"
         )

@@ -61,8 +61,8 @@ HELP: Final = {
 class Tally:
     """An observer that counts the events since the start.
 
-    Bytes are those of closed connections, so that an echoed byte costs no count here;
-    :func:`transferred` adds those of open connections.
+    Bytes are counted when a connection closes, and not each time that bytes are echoed.
+    :func:`transferred` adds the bytes of open connections.
 
     :ivar accepted: connections that were served; refused ones are not included.
     :ivar closed: closed connections, by ending.

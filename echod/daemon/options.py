@@ -21,7 +21,7 @@ def check_pid_file(twistd: Mapping[str, Any]) -> None:
     """Check that twistd can write its pid file; without it, twistd fails with a traceback.
 
     :param twistd: the options of twistd.
-    :raises CannotServe: where it cannot.
+    :raises CannotServe: if twistd cannot write it.
     """
     file = twistd["pidfile"]
     if not file or twistd["chroot"]:
@@ -39,9 +39,9 @@ class Options(usage.Options):
 
     ``port`` is int, ``interface`` and ``listen`` list of str, timeouts float (seconds) or
     ``None``, limits int or ``None``, ``quiet`` and ``verbose`` bool, ``metrics`` str or ``None``.
-    ``says-where`` is whether port, interface or listen was given.
+    ``has-address`` is whether port, interface or listen was given.
 
-    :ivar log_file: the log file; ``None`` where twistd does not log to a file.
+    :ivar log_file: the log file; ``None`` if twistd does not log to a file.
     """
 
     topics: ClassVar[Mapping[str, Sequence[Option]]] = TOPICS
@@ -100,13 +100,13 @@ class Options(usage.Options):
         """Convert and validate the values.
 
         :raises twisted.python.usage.UsageError: names the option, and says what it takes.
-        :raises CannotServe: where the pid file or the log file cannot be opened.
+        :raises CannotServe: if the pid file or the log file cannot be opened.
         """
         if self["listen"] and (self["port"] is not None or self["interface"]):
             raise usage.UsageError(
                 "--listen replaces --port and --interface: give one or the other"
             )
-        self["says-where"] = bool(self["listen"] or self["port"] is not None or self["interface"])
+        self["has-address"] = bool(self["listen"] or self["port"] is not None or self["interface"])
         for name, option in self._options().items():
             if option.value and self[name] is not None:
                 self[name] = self._value(option)

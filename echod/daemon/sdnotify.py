@@ -88,7 +88,7 @@ class Notifier:
 
     def _update(self) -> None:
         """Send the variables that are due. If there are none and no watchdog, end the loop."""
-        with suppress(MemoryError):  # which would end the loop, and then the watchdog the process
+        with suppress(MemoryError):  # else the loop ends, and then the watchdog ends the process
             count = self._connections()
             draining = "draining, " if self._stopping else ""
             status = f"{draining}{count} {'connection' if count == 1 else 'connections'} open"

@@ -103,9 +103,9 @@ class EchoService(Service):
         for ports in (self.echo, *self.others):
             await ports.open(opened)
             opened += ports.hosts
-        # Not before: the listeners need descriptors, too.
+        # Only now, because the listeners need descriptors, too.
         self.factory.limits.total = self.connection_limit()
-        # Before the reactor runs, a signal would end the process without a drain.
+        # Not ready before the reactor runs: until then, a signal ends the process without a drain.
         self.reactor.callWhenRunning(self.notifier.ready)
 
     def _close_others(self) -> Deferred[Any]:
@@ -127,7 +127,7 @@ class EchoService(Service):
                 await maybeDeferred(step)
             except Exception:  # such as MemoryError: the remaining steps have to run
                 with suppress(Exception):
-                    log.failure("a step of the stop fails")
+                    log.failure("a step of the shutdown fails")
 
     def _drain(self) -> Deferred[None]:
         if self.factory.connections:

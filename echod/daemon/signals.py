@@ -19,9 +19,9 @@ log = Logger(namespace="echod")
 class Signals:
     """The handlers of the signals that stop the service, installed until the process ends.
 
-    A signal that the process ignores from the start stays ignored, for nohup(1). A signal before
-    the reactor runs stops the service as soon as it does; a second one before that ends the
-    process at once, because the start may hang.
+    A signal that the process ignores from the start stays ignored, for nohup(1). A signal that
+    arrives before the reactor runs stops the service as soon as the reactor runs. A second one ends
+    the process at once, because the start may hang.
 
     Twisted's own handlers raise ReactorNotRunning when two signals arrive in one reactor
     iteration.

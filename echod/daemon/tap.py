@@ -56,7 +56,7 @@ def makeService(options: Options) -> EchoService:
 
 
 def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) -> EchoService:
-    """Wire the parts of the service together.
+    """Build the parts of the service, and connect them.
 
     :param environ: the variables that systemd has set for this process.
     :raises CannotServe: for an option, a variable or a passed socket that cannot be served.
@@ -116,7 +116,7 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
 def connection_limit(option: int | None, reactor: object, reserved: int) -> int:
     """Return the number of connections that the file descriptors allow, or ``option`` if less.
 
-    :param option: ``--max-connections``; a higher one is logged.
+    :param option: ``--max-connections``. If it is higher, a warning is logged.
     :param reactor: watches the descriptors of the connections.
     :param reserved: descriptors that the HTTP connections need.
     """
@@ -155,7 +155,7 @@ def echo_listeners(
                 f"{each} is for TLS, and no option says with which certificate: "
                 "add --listen ssl:systemd:name=tls:privateKey=FILE:certKey=FILE"
             )
-    if not listeners and (options["says-where"] or not left):
+    if not listeners and (options["has-address"] or not left):
         listeners.append(TCPListener("", reactor, options["port"], options["interface"]))
     if left:
         listeners.append(

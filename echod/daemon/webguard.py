@@ -1,4 +1,4 @@
-"""HTTP connections that stay small: a guard around ``twisted.web`` against hostile clients.
+"""Limits for ``twisted.web``: bound the memory and the time that each HTTP client can take.
 
 The HTTP server shares its reactor with the echo service, so no HTTP client may take much
 memory or time from it. Twisted's own channel allows more than that:
@@ -51,7 +51,7 @@ class GuardedChannel(HTTPChannel):
         self.site.used(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Parse ``data``, unless the last response is written: TLS still delivers then."""
+        """Parse ``data``, unless the last response is written: over TLS, data can still arrive."""
         if not self._closing:
             super().dataReceived(data)
 

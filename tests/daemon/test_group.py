@@ -169,7 +169,7 @@ class PortsTests(SynchronousTestCase):
         with socket.create_server(("127.0.0.1", 0)) as other:
             free = other.getsockname()[1]
             line = clash("tcp:0:interface=127.0.0.1", f"tcp:{free}:interface=127.0.0.1")
-            self.assertIn("address already in use: stop what listens there", line)
+            self.assertIn("address already in use: stop the process that listens there", line)
 
     def test_port_that_does_not_stop(self) -> None:
         """A port that fails to stop is logged, and the others stop."""

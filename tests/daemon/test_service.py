@@ -166,7 +166,7 @@ class EchoServiceTests(SynchronousTestCase):
         self.connect().send(b"hello")
 
     def test_stop_with_a_failing_step(self) -> None:
-        """A step of the stop that fails is logged, and the other steps run."""
+        """A step of the shutdown that fails is logged, and the other steps run."""
 
         def fail() -> None:
             raise MemoryError
@@ -177,7 +177,7 @@ class EchoServiceTests(SynchronousTestCase):
         stopped = self.service.stopService()
         self.network.advance(1)
         self.successResultOf(stopped)
-        self.assertIn("a step of the stop fails", self.lines())
+        self.assertIn("a step of the shutdown fails", self.lines())
         self.assertEqual(peer.ended, "FIN")
         self.failureResultOf(self.network.client_endpoint(80).connect(Peers()))
 

@@ -129,7 +129,7 @@ class TCPListenerTests(SynchronousTestCase):
         """If a port is in use, no port stays open, and the error says what to do."""
         line = self.refused(7, errors={("::1", 7): errno.EADDRINUSE})
         self.assertIn("--port: cannot listen on tcp [::1]:7: address already in use: ", line)
-        self.assertIn("stop what listens there", line)
+        self.assertIn("stop the process that listens there", line)
 
     def test_privileged_port(self) -> None:
         """The error about a privileged port names the capability."""

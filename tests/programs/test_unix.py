@@ -55,7 +55,7 @@ def test_in_use(path: Path) -> None:
     with Daemon("--listen", f"unix:{path}") as first:
         for options in ("", ":lockfile=0", ":lockfile=1", ":mode=600"):
             line = refused("--listen", f"unix:{path}{options}")
-            assert f"--listen 'unix:{path}{options}': address already in use: stop what" in line
+            assert f"--listen 'unix:{path}{options}': address already in use: stop the" in line
             echoes(path)
         stop(first)
 

@@ -63,7 +63,7 @@ class ListeningSocket(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection.
 
-        :raises BlockingIOError: where no connection waits, or accept(2) failed.
+        :raises BlockingIOError: if no connection waits, or accept(2) failed.
         """
         self.failed = False
         try:

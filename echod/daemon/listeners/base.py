@@ -26,7 +26,7 @@ ATTEMPTS: Final = 16
 """Free ports to try until one is free on every address."""
 
 NO_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""Errors of bind(2) for an address that the machine does not have, or its kernel's family."""
+"""Errors of socket(2) and bind(2) if the machine lacks the address, or its address family."""
 
 log = Logger(namespace="echod")
 
@@ -53,7 +53,7 @@ class Listener(ABC):
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen, and return the ports.
 
-        :raises CannotServe: where a port cannot be opened; then no port is left open.
+        :raises CannotServe: if a port cannot be opened; then no port is left open.
         """
         if self.proxied:
             factory = ProxyFactory(cast(Any, factory))
@@ -79,8 +79,8 @@ class Listener(ABC):
 class EndpointListener(Listener):
     """Listens on a Twisted server endpoint, including those of plugins.
 
-    :param description: as :func:`~twisted.internet.endpoints.serverFromString` takes it.
-    :raises CannotServe: where Twisted cannot make an endpoint from it.
+    :param description: for :func:`~twisted.internet.endpoints.serverFromString`.
+    :raises CannotServe: if Twisted cannot make an endpoint from it.
     """
 
     reactor: object
@@ -121,7 +121,7 @@ class IPListener(Listener):
 
     @abstractmethod
     async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:
-        """Listen on one address; raise CannotListenError where that fails."""
+        """Listen on one address; raise CannotListenError if that fails."""
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         for _ in range(ATTEMPTS):

@@ -23,7 +23,7 @@ from echod.numbers import parse_whole_number
 UNESCAPED_COLON: Final = re.compile(r"(?<!\\):")
 
 LABELS: Final = {"port": "port", "address": "path"}
-"""How error messages name the parameters that a description seldom names."""
+"""Labels in error messages, for parameters that descriptions usually give without a name."""
 
 Parameters = Mapping[str, Callable[[str], Any]]
 """The validator of each parameter; its ValueError completes the sentence «NAME= ...»."""
@@ -74,8 +74,8 @@ FILES: Final = {
     "extraCertChain": "chain",
     "clientCA": "clients",
 }
-"""The files of ``ssl:``, by the names of Twisted's endpoint, and ``clientCA``, which is echod's
-own; and the parameters of :class:`~echod.certificates.Certificates`."""
+"""The parameters of ``ssl:`` that are files, and those of :class:`~echod.certificates.Certificates`
+that they become. ``clientCA`` is echod's own; the other names are those of Twisted's endpoint."""
 
 # Absolute paths, because twistd may change its directory before a reload.
 PATHS: Final = dict.fromkeys(FILES, abspath)
@@ -144,7 +144,7 @@ def parse_description(kind: str, description: str, option: str) -> dict[str, Any
 
     :param kind: a key of :data:`SYNTAX`.
     :param option: the option as typed, for the error message.
-    :raises CannotServe: where a parameter is missing, unknown, empty, repeated or invalid.
+    :raises CannotServe: if a parameter is missing, unknown, empty, repeated or invalid.
     """
     parts = UNESCAPED_COLON.split(description)[1 + kind.count(":") :]
     try:

@@ -28,7 +28,7 @@ class Ports:
     """The ports of one factory.
 
     :param failures: logs failures of accept(2).
-    :param name: what the ports do, for the log.
+    :param name: the event in the log when a port opens, such as ``listening``.
     """
 
     factory: IProtocolFactory
@@ -51,7 +51,7 @@ class Ports:
         """Open all ports.
 
         :param others: addresses on which the process listens already.
-        :raises CannotServe: where a port cannot be opened.
+        :raises CannotServe: if a port cannot be opened.
         """
         for listener in self.listeners:
             try:
@@ -96,7 +96,7 @@ class Ports:
         """Stop listening. The Deferred fires when all ports are closed, and never fails."""
         ports, self._ports = self._ports, []
         stopping: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port, _ in ports]
-        for deferred in stopping:  # a failure must not cost connections their drain
+        for deferred in stopping:  # a failure must not prevent the drain
             deferred.addErrback(
                 lambda failure: log.failure("a port does not stop listening", failure)
             )

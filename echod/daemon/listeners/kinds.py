@@ -23,10 +23,10 @@ from echod.udp import EchoDatagrams
 
 EVERYWHERE: Final = {"tcp": "0.0.0.0", "tcp6": "::"}
 ON_LOOPBACK: Final = {"tcp": "127.0.0.1", "tcp6": "::1"}
-"""Where ``tcp:`` and ``tcp6:`` listen if the description names no interface."""
+"""The default addresses of ``tcp:`` and ``tcp6:``, for the echo service and for metrics."""
 
 BEHIND_PROXY: Final = ("tcp", "tcp6", "unix", "systemd")
-"""Kinds of endpoint whose streams begin with the PROXY header."""
+"""Kinds of endpoint that can follow ``haproxy:``."""
 
 EXTRAS: Final = {
     "metrics": {"prometheus_client": "prometheus-client"},
@@ -40,9 +40,9 @@ def echo_listener(
 ) -> Listener:
     """Return the listener for a value of ``--listen``.
 
-    :param datagrams: answers over UDP.
+    :param datagrams: echoes datagrams.
     :param passed: the sockets that systemd passed. Those that the listener takes are removed.
-    :raises CannotServe: where the description has a mistake.
+    :raises CannotServe: if the description has a mistake.
     """
     option = f"--listen {description!r}"
     kind, _, behind = description.partition(":")
@@ -61,7 +61,7 @@ def metrics_listener(reactor: Any, description: str, option: str) -> Listener:
     """Return the listener for a value of ``--metrics``: by default on loopback.
 
     :param option: the option as typed, for error messages.
-    :raises CannotServe: where the description has a mistake, or metrics cannot be served on it.
+    :raises CannotServe: if the description has a mistake, or metrics cannot be served on it.
     """
     kind = kind_of(description)
     if kind in (*ON_LOOPBACK, "unix"):
@@ -92,8 +92,8 @@ def make_listener(
     :param option: the option as typed, for error messages.
     :param hosts: for ``tcp`` and ``tcp6``, the address if the description names none.
     :param passed: the sockets that systemd passed. Those that the listener takes are removed.
-    :param datagrams: answers over UDP, for ``udp`` and ``systemd``.
-    :raises CannotServe: where the description has a mistake.
+    :param datagrams: echoes datagrams, for ``udp`` and ``systemd``.
+    :raises CannotServe: if the description has a mistake.
     """
     kind = kind_of(description)
     if kind not in SYNTAX:
@@ -121,7 +121,7 @@ def import_extra(module: str, extra: str, what: str) -> Any:
     """Return a module of the daemon that needs an extra.
 
     :param what: the option, and its verb, for the error message.
-    :raises CannotServe: where the extra is not installed.
+    :raises CannotServe: if the extra is not installed.
     """
     try:
         return import_module(f"echod.daemon.{module}")

@@ -30,7 +30,7 @@ METRICS: Final = "metrics"
 """The name (FileDescriptorName= in systemd.socket(5)) of a socket for the metrics."""
 
 TLS: Final = "tls"
-"""The name of a socket for TLS, which must be named by an option."""
+"""The name of a socket for TLS. It is an error if no option names this socket."""
 
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
@@ -73,7 +73,7 @@ def pop_environment(
 def passed_sockets(environ: Mapping[str, str], pid: int) -> list[PassedSocket]:
     """Return the sockets that ``environ`` says were passed to process ``pid``, if any.
 
-    :raises CannotServe: where the variables contradict each other, or are for another process.
+    :raises CannotServe: if the variables contradict each other, or are for another process.
     """
     given = {name: environ[name] for name in ENVIRONMENT if name in environ}
     if not given:
@@ -81,8 +81,8 @@ def passed_sockets(environ: Mapping[str, str], pid: int) -> list[PassedSocket]:
     as_given = " ".join(f"{name}={value}" for name, value in given.items())
     if "LISTEN_PID" not in given or "LISTEN_FDS" not in given:
         raise CannotServe(
-            f"{as_given}: LISTEN_PID and LISTEN_FDS come together (sd_listen_fds(3)): unset what "
-            "is left over"
+            f"{as_given}: LISTEN_PID and LISTEN_FDS come together (sd_listen_fds(3)): unset the "
+            "variables that are left over"
         )
     if given["LISTEN_PID"] != str(pid):
         raise CannotServe(
@@ -105,7 +105,7 @@ def adopt(passed: Sequence[PassedSocket], *, datagrams: bool = False) -> list[so
 
     :param datagrams: whether datagram sockets are served; if not, they are skipped with a
         warning.
-    :raises CannotServe: where a descriptor cannot be served.
+    :raises CannotServe: if a descriptor cannot be served.
     """
     sockets = []
     for each in passed:
@@ -148,8 +148,8 @@ def take_named(
     """Return a listener for all sockets of that name, and remove them from ``passed``.
 
     :param option: the option as typed, for error messages.
-    :param datagrams: answers on UDP sockets; ``None``: a UDP socket is an error.
-    :raises CannotServe: where no socket has that name, or one of them cannot be served.
+    :param datagrams: echoes on UDP sockets; ``None``: a UDP socket is an error.
+    :raises CannotServe: if no socket has that name, or one of them cannot be served.
     """
     named = [each for each in passed if each.name == name]
     if not named:
@@ -175,7 +175,7 @@ class PassedListener(Listener):
     """Listens on sockets that listen already.
 
     :param sockets: non-blocking. They stay open, so that the listener can listen again.
-    :param datagrams: answers on the datagram sockets among them.
+    :param datagrams: echoes on the datagram sockets among them.
     """
 
     reactor: Any

@@ -22,7 +22,7 @@ class ListenerCertificates:
 
     :param option: the option as typed, for error messages and the log.
     :param files: absolute paths, by the parameters of :class:`~echod.certificates.Certificates`.
-    :raises CannotServe: where the files cannot be used.
+    :raises CannotServe: if the files cannot be used.
     """
 
     option: str
@@ -45,7 +45,7 @@ class ListenerCertificates:
             self.certificates.load()
         except BadCertificates as error:
             log.critical(
-                "{listen}: {why}; the certificates loaded before stay",
+                "{listen}: {why}; the old certificates stay in use",
                 event="unloaded",
                 listen=self.option,
                 why=str(error),

@@ -13,14 +13,14 @@ from echod.daemon.listeners.base import IPListener
 from echod.udp import DatagramPort, EchoDatagrams
 
 NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-"""The flags with which getaddrinfo(3) asks no name server."""
+"""Flags for getaddrinfo(3): parse an address, and ask no name server."""
 
 
 @dataclass
 class UDPListener(IPListener):
     """Listens on one UDP port number, on each of several addresses.
 
-    :param datagrams: answers. The factory given to :meth:`listen` serves no datagrams.
+    :param datagrams: echoes the datagrams. The factory given to :meth:`listen` is not used.
     """
 
     datagrams: EchoDatagrams

@@ -1,13 +1,13 @@
-"""Listen on UNIX sockets: replace a stale file, leave one in use alone.
+"""Listen on UNIX sockets: replace a stale socket file, and never one that is in use.
 
 Twisted's ``unix:`` endpoint does not suffice:
 
-- The file of a socket outlives a process that is killed. Twisted replaces it only with a lock
-  file, ``PATH.lock``, which outlives the process too, and refuses to start while another process
-  has its number.
+- The file of a socket outlives a process that is killed. Twisted replaces it only if it uses a
+  lock file, ``PATH.lock``. That outlives the process too, and Twisted then refuses to listen if
+  another process has got the process ID in it.
 - It removes the file at the end even if another daemon has replaced it.
-- It sets the mode by name after bind(2): until then the umask counts, and a file that has been
-  put in its place gets the mode.
+- It sets the mode after bind(2), by path. Until then, the umask decides the mode. If the file is
+  replaced in between, the other file gets the mode.
 - On a socket that systemd passed, it changes the mode and the backlog, and removes the file.
 - Its connections receive file descriptors, whose close(2) can block the daemon.
 """
@@ -43,7 +43,7 @@ MODE: Final = 0o666
 """The default mode of the file."""
 
 OWNER_ONLY: Final = 0o600
-"""The default mode where any peer can send a descriptor whose close(2) blocks the daemon."""
+"""The default mode if any peer can send a descriptor whose close(2) blocks the daemon."""
 
 log = Logger(namespace="echod")
 
@@ -85,8 +85,8 @@ def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
     """Return a socket that listens at ``path``; replace a stale one.
 
     :param mode: of the file, whatever the umask is; ``None``: the default.
-    :raises CannotListenError: where another process listens there, or a file is not a socket.
-    :raises OSError: where another system call fails.
+    :raises CannotListenError: if another process listens there, or a file is not a socket.
+    :raises OSError: if another system call fails.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -96,7 +96,7 @@ def open_socket(path: str, mode: int | None, backlog: int) -> socket.socket:
             if not refused:
                 log.info(
                     "unix {path} has mode 600: on Linux before 6.16, any user who may connect can "
-                    "block echod by a descriptor sent along; :mode= sets another",
+                    "block echod by sending a file descriptor; :mode= sets another mode",
                     event="unix-mode",
                     path=path,
                 )
@@ -137,7 +137,7 @@ def locked(directory: str) -> Iterator[bool]:
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # bind(2) fails too if there is none; it may not be readable
+    except OSError:  # not readable; or missing, and then bind(2) fails too
         yield False
         return
     try:
@@ -165,7 +165,7 @@ def remove_stale(path: str) -> bool:
 
     Only connect(2) shows whether a process listens (unix(7)).
 
-    :raises CannotListenError: where it is not a socket.
+    :raises CannotListenError: if it is not a socket.
     """
     with suppress(FileNotFoundError):  # its owner has just removed it
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -236,9 +236,9 @@ class UNIXPort(AdoptedUNIXPort):
 
 
 def identity(path: bytes) -> tuple[int, int, int] | None:
-    """Return what identifies the file at ``path``; ``None`` if it cannot be seen.
+    """Return device, inode and time of the last change of a file; ``None`` if lstat(2) fails.
 
-    Inode numbers are reused, so the time of the last change counts too.
+    They identify the file: inode numbers are reused, so the time is needed too.
     """
     try:
         status = os.lstat(path)
