@@ -32,7 +32,8 @@ class ClientCommand:
     """One command: its run, the output during the run, and the result.
 
     :ivar run: measures.
-    :ivar bar: drawn in a terminal, from the first progress on: Ctrl-C before that is silent.
+    :ivar bar: a progress bar in a terminal, made at the first progress. Ctrl-C before that prints
+        nothing.
     """
 
     run: Any
@@ -188,9 +189,9 @@ COMMANDS: Final = {"ping": PingCommand, "load": LoadCommand, "pipe": PipeCommand
 def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None], list[Any]]:
     """Return the function that draws, and the earlier runs.
 
-    Called before the run, which would be lost where its plot cannot be drawn.
+    Call this before the run: if its plot cannot be drawn, the run is wasted.
 
-    :raises Unusable: where matplotlib is not installed, a file to compare with is not the output of
+    :raises Unusable: if matplotlib is not installed, a file to compare with is not the output of
         ``load --json``, or the plot cannot be written.
     """
     try:
@@ -216,9 +217,9 @@ def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None]
 
 
 def raise_descriptor_limit(connections: int) -> None:
-    """Raise the soft RLIMIT_NOFILE to the hard one where the connections need it (getrlimit(2)).
+    """Raise the soft RLIMIT_NOFILE to the hard one if the connections need it (getrlimit(2)).
 
-    :raises Unusable: where the hard limit is too low.
+    :raises Unusable: if the hard limit is too low.
     """
     needed = connections + SPARE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -59,7 +59,7 @@ class Console:
             discard(self.err)
 
     def draw(self, times: Histogram) -> None:
-        """Draw a histogram where standard output is a terminal."""
+        """Draw a histogram if standard output is a terminal."""
         if times.count and self.out.isatty():
             encoding = (self.out.encoding or "").lower()
             self.print(*histogram(times.buckets(), columns(), is_ascii="utf" not in encoding))

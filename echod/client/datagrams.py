@@ -1,4 +1,4 @@
-"""The client's UDP socket: send each datagram at once, and time what comes back."""
+"""The client's UDP socket: send each datagram at once, and time its reply."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class EpollReader:
     """One reader of the reactor that receives on all sockets of a run.
 
     :param reactor: polls the epoll set.
-    :param clock: tells when data was received.
+    :param clock: the clock of the receive times.
     :param size: bytes of a message.
     """
 

@@ -44,7 +44,7 @@ CLASSES: Final = {
     error.ConnectionLost: RESET,
     error.ConnectionRefusedError: REFUSED,
     error.TimeoutError: TIMED_OUT,
-    error.ConnectingCancelledError: TIMED_OUT,  # what Twisted's endpoints make of addTimeout()
+    error.ConnectingCancelledError: TIMED_OUT,  # raised by Twisted's endpoints after addTimeout()
     defer.TimeoutError: TIMED_OUT,
     TimeoutError: TIMED_OUT,
     socket.gaierror: UNRESOLVED,

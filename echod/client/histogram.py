@@ -48,7 +48,7 @@ class Histogram:
         self.total += sum(seconds)
         self.least = min(self.least, *seconds)
         self.most = max(self.most, *seconds)
-        # To the nearest step: int() would round down, and flatter.
+        # To the nearest step: int() would round down, and understate durations.
         for steps, count in Counter([round(each / STEP) for each in seconds]).items():
             self._histogram.record_value(min(max(steps, 0), HIGHEST), count)
 

@@ -1,7 +1,7 @@
 """``echod-client load``: send many messages, in an open loop or a closed loop.
 
-In an *open loop* each message has a time at which it is sent, whatever comes back. Its latency
-counts from that time, so that a delay in a queue, of the client or the service, is in it. In a
+In an *open loop* each message is sent at its scheduled time, whether or not replies come. Its
+latency counts from that time, and includes delays in the queues of client and service. In a
 *closed loop* a connection sends when the reply to its last message has come. While the service
 stalls it then sends nothing, so that the worst moments are hardly measured (coordinated omission):
 a closed loop shows the capacity of the service, not the latency that its users see.
@@ -40,7 +40,7 @@ class Load(Measurement):
     :param usage: returns the processor time of this process.
     :ivar connect_times: seconds that each connection took to be made.
     :ivar handshake_times: seconds that each TLS handshake took after that.
-    :ivar silent: connections on which nothing at all came back.
+    :ivar silent: connections on which messages were sent, and no complete reply came back.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Load(Measurement):
                 channel.begin(self.clock.seconds())
 
     def end_sending(self) -> None:
-        """Stop sending, and keep its figures; the intervals continue until the last reply."""
+        """Stop sending, and record the figures; the intervals continue until the last reply."""
         super().end_sending()
         self._end = 0.0
         self.statistics.end(self.clock.seconds(), self.sent, self.answered)
@@ -131,7 +131,7 @@ class Load(Measurement):
             else:  # as self.replied() does, without the call
                 count(now - since)
                 self.answered += 1
-            if now < self._end and number == channel.replies.sent - 1:  # not one that was replaced
+            if now < self._end and number == channel.replies.sent - 1:  # not replaced
                 channel.begin(now)
             elif self._waiting is not None:
                 self.check_finished()
@@ -147,7 +147,7 @@ class Load(Measurement):
         self.channels[self._turn % len(self.channels)].begin(moment)
 
     def _replace_lost(self, moment: float) -> None:
-        """Send the next datagram where the last is lost; a connection waits for its reply."""
+        """Send the next datagram on each UDP socket whose last one is lost."""
         for channel in self.channels:
             if isinstance(channel, DatagramChannel):
                 last = next(reversed(channel.replies.outstanding()), None)

@@ -77,7 +77,7 @@ class Measurement:
         await self._close()
 
     def stop(self) -> None:
-        """End the run now: messages in flight are neither waited for nor lost."""
+        """End the run now. Do not wait for messages in flight, nor count them as lost."""
         self.stopped = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -109,7 +109,7 @@ class Measurement:
     async def open(self) -> Channel:
         """Open a channel.
 
-        :raises Exception: where there is no connection; :mod:`echod.client.errors` has the words.
+        :raises Exception: if there is no connection: see :func:`echod.client.errors.error_word`.
         """
         if self.connector.protocol == "udp":
             datagrams = self.connector.datagrams(
@@ -151,7 +151,7 @@ class Measurement:
             self.check_finished()
 
     def check_finished(self) -> None:
-        """End the wait for the last replies where all have come, or the run is stopped."""
+        """End the wait for the last replies if all have come, or the run is stopped."""
         if self._waiting is not None and (self.stopped or self._all_answered()):
             waiting, self._waiting = self._waiting, None
             waiting.callback(None)

@@ -98,7 +98,7 @@ class Parser(ArgumentParser):
 
 
 def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
-    """Return ``parse`` with the exception whose message argparse prints."""
+    """Return ``parse``, changed to raise the exception whose message argparse prints."""
 
     def read(text: str) -> Any:
         try:
@@ -173,17 +173,18 @@ def parser() -> ArgumentParser:
     ping = add_command("ping", "send a message at each interval, and print its round-trip time")
     text = "messages to send [default: until interrupted]"
     add_option(ping, "-c --count", whole(least=1, most=1 << 62), "N", text)
-    add_option(ping, "-i --interval", duration, "TIME", "between two, 1ms or more", default=1.0)
+    text = "between two messages, 1ms or more"
+    add_option(ping, "-i --interval", duration, "TIME", text, default=1.0)
     add_option(ping, "-s --size", size, "BYTES", size_text, default=64)
     add_flag(ping, "--dont-fragment", "over UDP: send no fragments, to find the path MTU")
 
     load = add_command("load", "send many messages, and print how many come back, and how fast")
-    text = "at the same time; sockets over UDP"
+    text = "concurrent connections; over UDP, sockets"
     add_option(load, "-C --connections", whole(least=1, most=1 << 20), "N", text, default=1)
     add_option(load, "-s --size", size, "BYTES", size_text, default=64)
     add_option(load, "-d --duration", duration, "TIME", "how long to send messages", default=10.0)
     text = (
-        "messages a second in all, whatever comes back (open loop); by default each "
+        "messages a second in all, whether or not replies come (open loop); by default each "
         "connection sends when the reply to its last message has come (closed loop)"
     )
     add_option(load, "-r --rate", rate, "N", text)

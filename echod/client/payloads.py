@@ -15,18 +15,19 @@ MAX_PAYLOADS: Final = 61
 """Number of different payloads, a prime; large payloads are fewer."""
 
 POOL: Final = 8 * 1024 * 1024
-"""Bytes of all payloads together, unless two are more."""
+"""Maximum bytes of all payloads together, except that there are always two."""
 
 SMALL_POOL: Final = POOL // 64
 """Bytes of the payloads of one UDP socket, of which there may be many."""
 
 TOKEN: Final = struct.Struct("!LL")
-"""First and last bytes of a datagram: the socket, mixed with the number; and the number."""
+"""The token, at both ends of a datagram: the socket's random number XOR a hash of the datagram's
+number, and the datagram's number."""
 
 MASK: Final = 0xFFFFFFFF
 HALF: Final = 0x80000000
 SPREAD: Final = 0x9E3779B1
-"""An odd multiplier that maps near numbers to distant ones (golden section of 32 bits)."""
+"""An odd multiplier that maps near numbers to distant ones: 2**32 divided by the golden ratio."""
 
 MIN_DATAGRAM: Final = 2 * TOKEN.size
 MAX_DATAGRAM: Final = 65_507
@@ -43,7 +44,7 @@ def contents(size: int, pool: int = POOL) -> list[bytes]:
 
 
 def differences(left: bytes, right: bytes) -> int:
-    """Return the number of bytes that differ, including those that only one of both has."""
+    """Return the number of bytes that differ, including those that only one of them has."""
     size = min(len(left), len(right))
     differ = int.from_bytes(left[:size], "big") ^ int.from_bytes(right[:size], "big")
     return max(len(left), len(right)) - differ.to_bytes(size, "big").count(0)
@@ -61,7 +62,7 @@ class DatagramPayloads:
 
     def build(self, number: int) -> bytes:
         """Return the payload of datagram ``number``."""
-        # Both parts of the token depend on the number: damage does not turn one into another.
+        # Both parts of the token depend on the number: damage does not turn one token into another.
         token = TOKEN.pack(self._owner ^ number * SPREAD & MASK, number & MASK)
         return token + self._middle[number % len(self._middle)] + token
 

@@ -1,4 +1,4 @@
-"""``echod-client ping``: send a message at each interval, whether or not the last one came back."""
+"""``echod-client ping``: send a message at each interval, whether or not replies come."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ping(Measurement):
     """One run of ``ping``.
 
     :param interval: seconds between two messages.
-    :param count: messages to send; ``None`` for no limit but :meth:`stop`.
+    :param count: messages to send; ``None``: until :meth:`stop`.
     :param on_reply: called with each reply.
     :param on_connected: called with the channel before the first message.
     :ivar skipped: messages that were due while this process was stopped. They are not sent, and do
@@ -68,7 +68,7 @@ class Ping(Measurement):
 
     @property
     def jitter(self) -> float | None:
-        """Seconds; see above."""
+        """The jitter in seconds, or ``None``; see :class:`Ping`."""
         return self._difference / self._differences if self._differences else None
 
     async def connect(self) -> None:
@@ -107,7 +107,7 @@ class Ping(Measurement):
             self.skipped += 1
             return
         self.scheduling.record((now - moment,))
-        # The time counts from now, not from its moment: a delay of this process is not the path's.
+        # The round trip begins now, not at the scheduled time: a late timer is not the path's.
         self.channels[0].begin(now)
         if self.sent == self._count:
             self.stop_sending()

@@ -1,6 +1,6 @@
 """``echod-client pipe``: standard input through the service to standard output, every byte checked.
 
-A chunk is written when all of it has come back and was compared: no wrong byte comes out. The
+A chunk is written after all of it has come back and was compared, so no wrong byte is written. The
 bytes in flight and in the queue of standard output are bounded together.
 """
 
@@ -40,13 +40,13 @@ class PipeClient(EchoClient):
         self.ready: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
-        """Be ready, unless a TLS handshake follows."""
+        """Fire :attr:`ready`, unless a TLS handshake follows."""
         super().connectionMade()
         if not ISSLTransport.providedBy(self.transport):
             self.ready.callback(None)
 
     def handshakeCompleted(self) -> None:
-        """Be ready."""
+        """Fire :attr:`ready`."""
         self.ready.callback(None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -162,9 +162,9 @@ class Pipe:
             progressed.callback(None)
 
     def _check_stall(self) -> None:
-        """End the run where bytes are in flight, and none came back for the timeout.
+        """End the run if bytes are in flight, and none has come back for the timeout.
 
-        At the end of the input a service that does not close the connection has the same time.
+        After the end of the input, the service has the same time to close the connection.
         """
         now, received = self.clock.seconds(), self._client.received
         in_flight = self.sent > self.received

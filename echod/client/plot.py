@@ -21,7 +21,7 @@ STYLES: Final = {"p50_seconds": "-", "p99_seconds": "--", "max_seconds": ":"}
 def load_run(name: str) -> Result:
     """Read the output of ``load --json`` from a file.
 
-    :raises OSError: where the file cannot be read.
+    :raises OSError: if the file cannot be read.
     :raises ValueError: for any other contents.
     """
     with open(name, "rb") as file:
@@ -74,14 +74,14 @@ def draw(runs: Sequence[Result], name: str) -> None:
     """Draw ``runs`` over each other to a file.
 
     :param name: ends in .svg or .png.
-    :raises OSError: where the file cannot be written.
+    :raises OSError: if the file cannot be written.
     """
     figure = Figure(figsize=(8, 8), layout="constrained")
     axes: Any = figure.subplots(2, 1)
     for number, run in enumerate(runs):
         color = f"C{number}"
         text = label(run).replace("$", r"\$")
-        # matplotlib leaves a label out of the legend where it begins with an underscore.
+        # matplotlib leaves a label out of the legend if it begins with an underscore.
         text = f" {text}" if text.startswith("_") else text
         axes[0].plot(*points(run), color=color, label=text)
         for figure_name, style in STYLES.items():
@@ -102,7 +102,7 @@ def draw(runs: Sequence[Result], name: str) -> None:
     axes[1].set_xlabel("seconds since the beginning")
     for each in axes:
         each.set_ylabel("latency, ms")
-        # A logarithmic axis needs a positive value; where all messages are lost there is none.
+        # A logarithmic axis needs a positive value; if all messages are lost, there is none.
         if any(value > 0 for line in each.lines for value in line.get_ydata()):
             each.set_yscale("log")
         each.grid(visible=True, alpha=0.3)

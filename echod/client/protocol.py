@@ -92,7 +92,8 @@ class EchoClient(Protocol):
         self._closing = False  # close() was called
         self._finished = False  # nothing more is written
         self._connected = False
-        self._failure: Failure | None = Failure(ConnectionError("not connected yet"))  # of any call
+        # The reason that new calls fail.
+        self._failure: Failure | None = Failure(ConnectionError("not connected yet"))
         self._ended: Deferred[None] = Deferred()
 
     def echo(self, data: bytes, timeout: float | None = None) -> Deferred[bytes]:
@@ -152,7 +153,7 @@ class EchoClient(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Compare ``data`` with the bytes sent."""
         if self._failure is not None:
-            return  # after a mismatch, the rest of the stream means nothing
+            return  # after a mismatch, the rest of the stream cannot be matched
         self.received += len(data)
         at = 0
         while at < len(data):
@@ -239,7 +240,7 @@ class EchoClient(Protocol):
         self._give_up(EchoMismatch(call.matched + same, expected[excerpt], data[excerpt]))
 
     def _give_up(self, mismatch: EchoMismatch) -> None:
-        """Fail the call with the mismatch: where the next reply begins is not known any more."""
+        """Fail the call, and reset the connection: the start of the next reply is unknown."""
         self._failure = Failure(mismatch)
         if self._calls:
             call = self._calls.popleft()
@@ -267,7 +268,7 @@ class EchoClient(Protocol):
 class EchoClientFactory(Factory):
     """Builds an :class:`EchoClient` for each connection, over any stream endpoint.
 
-    :param clock: tells the time for timeouts; by default the reactor of each transport, or its
+    :param clock: the clock of the timeouts; by default the reactor of each transport, or its
         :class:`~echod.clock.MonotonicClock` if that reactor follows the time of day.
     """
 

@@ -21,7 +21,7 @@ class PreciseReactor(EPollReactor):
     _is_stopping = False
 
     def startRunning(self, *arguments: Any, **options: Any) -> None:
-        """Start, with the least timer slack: the kernel must not delay wakeups (prctl(2))."""
+        """Start, with the minimum timer slack: the kernel must not delay wakeups (prctl(2))."""
         with suppress(OSError), open("/proc/self/timerslack_ns", "w") as slack:
             slack.write("1")
         super().startRunning(*arguments, **options)

@@ -2,7 +2,7 @@
 
 In the end, each message is one of: received (right, and in time), late (right, after the timeout),
 damaged (with wrong bytes), or lost. Further replies to the same message (duplicated), and replies
-that a later message has overtaken (reordered), are counted besides.
+that a later message has overtaken (reordered), are counted separately.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ PERCENTILES: Final[dict[str, float]] = {"p50": 50, "p90": 90, "p99": 99}
 LATENCY_PERCENTILES: Final[dict[str, float]] = {**PERCENTILES, "p99.9": 99.9, "p99.99": 99.99}
 
 BUSY: Final = 0.9
-"""Least fraction of the time, in which this process ran or waited for a processor, at which the
-client may have limited a closed loop."""
+"""Fraction of the time. If this process ran or waited for a processor for that much or more, it may
+have limited a closed loop."""
 
 LATE: Final = 0.001
 """Seconds by which one message in a hundred of an open loop may be late. Beyond that, the client
@@ -104,7 +104,7 @@ def is_ok(run: Measurement) -> bool:
 
 
 def summary(times: Histogram, percentiles: dict[str, float]) -> Result:
-    """Return minimum, mean, percentiles and maximum; ``None`` for each where there is no time."""
+    """Return minimum, mean, percentiles and maximum; ``None`` for each if there is no time."""
     if not times.count:
         return dict.fromkeys(("min", "mean", *percentiles, "max"))
     found = {name: times.percentile(percent) for name, percent in percentiles.items()}
@@ -112,7 +112,7 @@ def summary(times: Histogram, percentiles: dict[str, float]) -> Result:
 
 
 def bottleneck(result: Result) -> str:
-    """Return why the client may have limited a load; "" where it has not."""
+    """Return why the client may have limited a load; "" if it has not."""
     asked, sent = result["asked_messages_per_second"], result["sent_messages_per_second"]
     if not result["duration_seconds"]:
         return ""

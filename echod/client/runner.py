@@ -45,7 +45,7 @@ def run(options: Namespace) -> int:
 def perform(reactor: Any, options: Namespace, console: Console) -> int:
     """Run a command in ``reactor``, until its end or a signal, and return the exit status.
 
-    :raises OSError: where no file descriptor is left.
+    :raises OSError: if no file descriptor is left.
     """
     try:
         connector = Connector(reactor, options.target, options.timeout)

@@ -37,11 +37,11 @@ def process_usage() -> Usage:
 
 
 class Interval(NamedTuple):
-    """One second of the run, with the names of JSON.
+    """One second of the run. The field names are those of the JSON output.
 
     :ivar start_seconds: since the beginning of the run.
     :ivar seconds: its length.
-    :ivar messages: right replies that came in it.
+    :ivar messages: undamaged replies received in it.
     :ivar p50_seconds: of the latency; ``None`` without a reply, as are the next two.
     :ivar p99_seconds: of the latency.
     :ivar max_seconds: of the latency.
@@ -101,14 +101,14 @@ class Statistics:
         self._before = self._usage()
 
     def end(self, now: float, sent: int, replies: int) -> None:
-        """Take the figures of the time in which messages were sent."""
+        """Record the figures of the time in which messages were sent."""
         after = self._usage()
         self.sending_seconds = now - self._start
         self.sent, self.replies = sent, replies
         self.used = Usage(after.cpu - self._before.cpu, after.waited - self._before.waited)
 
     def add_interval(self, moment: float) -> None:
-        """Add the interval that ends at ``moment``; less than half a second extends the last."""
+        """Add the interval up to ``moment``. If below 0.5 s, it extends the one before."""
         self._scheduling.record(self.slips)
         self.slips.clear()
         times = self._tally.sum_up()

@@ -74,7 +74,7 @@ class StandardInput:
         self._watch()
 
     def _watch(self) -> None:
-        # Only here: a caller that reads on at once costs no call of epoll_ctl(2).
+        # If the caller reads again at once, nothing changes, and epoll_ctl(2) is not called.
         watched = self._pending is not None
         if watched != self._watched:
             self._watched = watched
@@ -182,7 +182,7 @@ class StandardOutput:
 def open_again(descriptor: int) -> int:
     """Open the file of a descriptor again for writing, with O_NONBLOCK.
 
-    :raises OSError: where that is not permitted, or a pipe has no reader.
+    :raises OSError: if that is not permitted, or a pipe has no reader.
     """
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
     return os.open(f"/proc/self/fd/{descriptor}", flags)

@@ -69,7 +69,7 @@ class SendPath(Enum):
     FULL = auto()
 
 
-DIRECT, QUEUED, FULL = SendPath  # each message compares with these
+DIRECT, QUEUED, FULL = SendPath  # look-ups for each message would take longer
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
@@ -85,7 +85,7 @@ class StreamChannel(Receiver, Protocol):
     :ivar handshake_seconds: how long the TLS handshake took, or ``None`` without TLS.
     """
 
-    transport: Any  # IStreamTransport; also a tcp.Connection where there is a kernel socket
+    transport: Any  # IStreamTransport; also a tcp.Connection if there is a kernel socket
     replies: StreamReplies
     _connected_at = 0.0
     connect_seconds = 0.0
@@ -174,7 +174,7 @@ class StreamChannel(Receiver, Protocol):
         self.transport.connectionLost(Failure(error))
 
     def connectionMade(self) -> None:
-        """Receive from the kernel socket, if there is one, and be ready unless TLS follows."""
+        """Receive from the kernel socket, if any. Without TLS, fire :attr:`ready`."""
         self._connected_at = self._clock.seconds()
         self._state = State.OPEN
         set_options(self.transport)
@@ -189,12 +189,12 @@ class StreamChannel(Receiver, Protocol):
             self.ready.callback(self)
 
     def handshakeCompleted(self) -> None:
-        """Be ready."""
+        """Fire :attr:`ready`: the TLS handshake is complete."""
         self.handshake_seconds = self._clock.seconds() - self._connected_at
         self.ready.callback(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Match what the transport has received."""
+        """Match ``data`` with the messages sent."""
         self.received(data, self._clock.seconds())
 
     def readConnectionLost(self) -> None:

@@ -115,15 +115,15 @@ def look_up(target: Target) -> Addresses | Failure:
 def resolve(reactor: Any, target: Target) -> Deferred[Addresses]:
     """Resolve the host of ``target`` to addresses, the preferred one first (RFC 6724).
 
-    A daemon thread does it, which no shutdown waits for: getaddrinfo(3) may take longer than any
-    timeout.
+    A daemon thread calls getaddrinfo(3), which may take longer than any timeout. No shutdown waits
+    for a daemon thread.
 
     :return: fails with :class:`socket.gaierror`.
     """
     resolved: Deferred[Addresses] = Deferred(lambda _: None)
 
     def finish(result: Any) -> None:
-        if not resolved.called:  # not cancelled, as a timeout does
+        if not resolved.called:  # otherwise, the timeout has cancelled it
             resolved.callback(result)
 
     def run() -> None:

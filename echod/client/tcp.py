@@ -1,7 +1,7 @@
 """Connect a TCP socket, and time it from connect(2) until the kernel reports success.
 
-Twisted's own endpoint calls connect(2) in a later turn of the reactor, and notices success in one
-more: on a short path this takes several times as long as the handshake.
+Twisted's own endpoint calls connect(2) in a later turn of the reactor, and notices success in
+another turn. On a short path, this takes several times as long as the handshake.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from echod.client.target import Address
 class ConnectAttempt:
     """One attempt to connect.
 
-    :param reactor: tells the time, and when the attempt is over.
+    :param reactor: the clock, and the reactor that watches the socket.
     :param family: AF_INET or AF_INET6.
     :param address: as for connect(2).
     :ivar seconds: how long it took.
@@ -79,7 +79,7 @@ class ConnectAttempt:
                 if number:
                     raise OSError(number, os.strerror(number))
                 self._reactor.adoptStreamConnection(self.fileno(), self._family, factory)
-            except OSError as error:  # also: out of descriptors, or reset in the meantime
+            except OSError as error:  # also if out of descriptors, or reset since
                 self._done.errback(error)
             else:
                 self._done.callback(self._protocol)

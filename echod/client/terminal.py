@@ -16,13 +16,13 @@ from echod.client.report import in_ms
 from echod.client.statistics import Interval
 
 ROWS: Final = 12
-"""Most bars of a histogram."""
+"""Maximum number of bars of a histogram."""
 
 RATIO: Final = 1.02
-"""Least ratio between the limits of two bars: closer values share a bar."""
+"""Minimum ratio between the limits of two bars: closer values share a bar."""
 
 MIN_COLUMNS: Final = 30
-"""Least width of a drawing, in a narrower terminal too."""
+"""Minimum width of a drawing, also in a narrower terminal."""
 
 tqdm.monitor_interval = 0  # tqdm would start a thread, to refresh bars that are not updated
 
@@ -43,12 +43,12 @@ def bytes_left(descriptor: int) -> int | None:
 def progress_bar(file: TextIO, total: int | None) -> tqdm[NoReturn]:
     """Return a progress bar that counts bytes.
 
-    :param total: bytes; ``None`` where it is not known.
+    :param total: bytes; ``None`` if it is not known.
     """
     bar: tqdm[NoReturn] = tqdm(
         total=total, unit="B", unit_scale=True, file=file, dynamic_ncols=True
     )
-    # tqdm uses the time of day: where that is set back, the bar would stop.
+    # tqdm uses the time of day: if that is set back, the bar would stop.
     bar._time = time.monotonic  # type: ignore[attr-defined]
     bar.reset()
     return bar

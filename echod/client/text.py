@@ -10,7 +10,7 @@ from echod.client.ping import PingReply
 from echod.client.report import Result, bottleneck, in_ms
 
 PROTOCOLS: Final = {"unix": "a UNIX socket"}
-"""How a heading names a protocol; the others are in capitals."""
+"""Names of protocols in headings. Other protocols are written in capitals."""
 
 
 def plural(count: int, noun: str) -> str:
