@@ -276,8 +276,8 @@ class Echo(Protocol):
         waits = bool(self._paused or unsent(transport) or queued > draining * MAX_ORPHANED)
         if waits:
             # The peer has to read. Twisted's buffer alone does not show whether it does: the kernel
-            # accepts more only after a large part of its own buffer, of megabytes, is free again. A
-            # slow reader takes minutes for that. Over TLS, more bytes are sent than received.
+            # accepts more only after a large part of its own buffer is free again. That may be
+            # megabytes, which take a slow reader minutes. Over TLS, more is sent than received.
             written = getattr(transport, "ciphertext_out", received)
             marker = written - unsent(transport) - kernel_send_queue(transport)
         return Progress(waits, marker, self._closing, first_byte_due)

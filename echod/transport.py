@@ -188,7 +188,7 @@ def cut_off(transport: ITransport) -> None:
 
 
 def lose(transport: ITransport) -> None:
-    """End a broken connection, as the reactor does when its transport meets the error."""
+    """End a broken connection, as the reactor does when its transport gets the error."""
     below: Any = beneath(transport)
     below.connectionLost(Failure(ConnectionLost()))
 

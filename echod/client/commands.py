@@ -21,7 +21,7 @@ from echod.client.streams import StreamChannel
 from echod.client.terminal import RateLine, bytes_left, progress_bar
 
 SPARE: Final = 64
-"""File descriptors besides those of connections."""
+"""File descriptors needed in addition to those of connections."""
 
 
 class Unusable(Exception):

@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Connector:
     """Connections and UDP sockets to one target.
 
-    :param reactor: connects, and tells the time.
+    :param reactor: connects; its clock times the connections.
     :param target: where to connect to.
     :param timeout: seconds that resolving the name may take, and then each connection.
     :ivar address: the address that was reached, as text; ``""`` before.

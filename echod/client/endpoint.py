@@ -98,7 +98,7 @@ def endpoint_of(reactor: Any, text: str) -> IStreamClientEndpoint:
 
 
 def reason_for(error: Exception, kind: str, arguments: Sequence[str]) -> str:
-    """Return what is wrong with an endpoint: Twisted's exceptions are about its own functions."""
+    """Return the mistake in a description: Twisted's exceptions name its own functions."""
     original = getattr(error, "originalException", error)  # of an UnlistableError
     if isinstance(original, OSError):
         return f"names a file that cannot be read: {original.filename!r}: {os_error_line(original)}"

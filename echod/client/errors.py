@@ -97,5 +97,5 @@ def tls_reason(exception: BaseException) -> str:
 
 
 def os_error_line(exception: OSError) -> str:
-    """Return what is wrong with a file, as the shell words it."""
+    """Return the text for an error of a file, as a shell prints it."""
     return str(exception.strerror).lower()

@@ -68,7 +68,7 @@ class _Call:
 
     data: bytes
     deferred: Deferred[bytes]
-    length: int  # of the reply; a cancelled call's reply is as long as what was written
+    length: int  # of the reply; if cancelled, only to the bytes written
     written: int = 0
     matched: int = 0
 

@@ -64,7 +64,7 @@ class Interval(NamedTuple):
 
 
 class Statistics:
-    """The figures of one load run, besides the tally of its messages.
+    """The figures of one load run, except the tally of its messages.
 
     :param tally: counts the replies.
     :param scheduling: seconds by which messages were sent after their time.

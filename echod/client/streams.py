@@ -36,7 +36,7 @@ class State(Enum):
     """The states of a connection.
 
     ========== ================================= ==========
-    from       what happens                      to
+    from       event                             to
     ========== ================================= ==========
     CONNECTING the connection is made            OPEN
     OPEN       ``close()`` or ``abort()``        CLOSING
@@ -76,7 +76,7 @@ DIRECT, QUEUED, FULL = SendPath  # look-ups for each message would take longer
 class StreamChannel(Receiver, Protocol):
     """One connection.
 
-    :param clock: tells the time.
+    :param clock: the clock of the round trips.
     :param reader: receives on a plain kernel socket; elsewhere the transport receives.
     :ivar ready: fires with this channel when it is connected and a TLS handshake is complete.
     :ivar ended: fires when the connection is lost: with ``""`` if this side has closed it,
@@ -110,7 +110,7 @@ class StreamChannel(Receiver, Protocol):
 
     @property
     def sent(self) -> int:
-        """The number of messages begun."""
+        """The number of messages begun: sent, or waiting for space."""
         return self.replies.sent + len(self._waiting)
 
     def outstanding(self) -> Iterator[float]:

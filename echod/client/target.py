@@ -96,7 +96,7 @@ ONLY_LOCAL: Final = "an interface after the address is for link-local addresses 
 
 
 def look_up(target: Target) -> Addresses | Failure:
-    """Call getaddrinfo(3), and return what it finds, or its failure."""
+    """Call getaddrinfo(3), and return the addresses that it finds, or its failure."""
     kind = socket.SOCK_DGRAM if target.udp else socket.SOCK_STREAM
     try:
         found = socket.getaddrinfo(target.host, target.port, type=kind)

@@ -18,7 +18,7 @@ from echod.daemon.errors import CannotServe
 
 
 def prepare(twistd: Mapping[str, Any] | None) -> None:
-    """Load what the daemon uses after chroot(2); without ``--chroot``, do nothing.
+    """Load the modules and devices that the daemon needs after chroot(2), if ``--chroot`` is given.
 
     ``tests/programs/test_chroot.py`` fails if the daemon opens another module or file later.
 

@@ -48,7 +48,7 @@ class LogFile:
         self.observer = make(self.file)
 
     def reopen(self) -> None:
-        """Open the path again and go on there, or in the old file if that fails."""
+        """Open the path again and log to it; if that fails, continue in the old file."""
         try:
             with open(self._path, "ab") as new:
                 os.dup2(new.fileno(), self.file.fileno(), inheritable=False)

@@ -99,7 +99,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         """Convert and validate the values.
 
-        :raises twisted.python.usage.UsageError: names the option, and says what it takes.
+        :raises twisted.python.usage.UsageError: with the option, and the values that it takes.
         :raises CannotServe: if the pid file or the log file cannot be opened.
         """
         if self["listen"] and (self["port"] is not None or self["interface"]):
@@ -152,7 +152,7 @@ class Options(usage.Options):
             raise usage.UsageError(f"--{option.name} {error}") from None
 
     def _mistake(self, error: getopt.GetoptError) -> str:
-        """Describe what is wrong with an option, in the operator's terms."""
+        """Describe the mistake in an option, in the operator's terms."""
         name = error.opt
         options = self._options()
         dashes = "--" if f"--{name}" in error.msg else "-"

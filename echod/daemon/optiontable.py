@@ -103,7 +103,7 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
         Option(
             "max-connections",
             "N",
-            "Refuse more connections than this. [default: what RLIMIT_NOFILE allows]",
+            "Refuse more connections than this. [default: as many as RLIMIT_NOFILE allows]",
             count,
         ),
         Option(

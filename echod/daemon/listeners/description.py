@@ -132,7 +132,7 @@ SYNTAX: Final = {
 def kind_of(description: str) -> str:
     """Return the kind of endpoint, in lower case, as Twisted compares it.
 
-    ``ssl:systemd`` is a kind of its own: its parameters differ from those of ``ssl``.
+    ``ssl:systemd`` is a separate kind: its parameters differ from those of ``ssl``.
     """
     first, _, rest = description.lower().partition(":")
     systemd = first == "ssl" and rest.partition(":")[0] == "systemd"

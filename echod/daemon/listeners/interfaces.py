@@ -1,4 +1,4 @@
-"""IP addresses to listen on: validate what the operator typed, and detect conflicts."""
+"""IP addresses to listen on: validate them as typed, and detect conflicts."""
 
 from __future__ import annotations
 
