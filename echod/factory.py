@@ -231,11 +231,11 @@ class EchoFactory(Factory):
         :raises ValueError: if the factory is bound to another reactor.
         """
         if self._reactor is None:
-            self._reactor = reactor
             if isinstance(reactor, SelectReactor):
                 self.limits.total = min(self.limits.total, descriptors_left(reactor))
             if not hasattr(self, "clock"):
                 self.clock = clock_of(reactor)
+            self._reactor = reactor  # last, so that the next connection tries again after a failure
         elif reactor is not self._reactor:
             raise ValueError("this factory serves on another reactor: make a factory for each")
 
@@ -260,9 +260,9 @@ class EchoFactory(Factory):
                 self._fast_path = FastPath(reactor, partial(self.timeouts.schedule, self.clock))
                 self.timeouts.find_busy = self._fast_path.busy
             if self._fast_path is not None:
-                self._fast_path.add(echo, sock)
                 if echo.received > UNCHECKED:
                     echo.watch()
+                self._fast_path.add(echo, sock)
                 return self._fast_path
         echo.watch()
         return None

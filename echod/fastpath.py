@@ -107,21 +107,22 @@ class FastPath:
         :param sock: its kernel socket.
         :raises OSError: if the kernel has no memory for it; then its transport still serves it.
         """
+        descriptor = sock.fileno()
+        # First, because memory may be short: then its transport still serves the connection.
+        missing = descriptor + 1 - len(self._sockets)
+        self._received.extend([0] * missing)
+        self._checked.extend([0] * missing)
+        self._sockets += [None] * missing
         if not self._served:
             self._reactor.addReader(self)
         self._epoll.register(sock, select.EPOLLIN)
         connection.transport.stopReading()
-        descriptor = sock.fileno()
-        self._served[descriptor] = connection
-        missing = descriptor + 1 - len(self._sockets)
-        self._sockets += [None] * missing
-        self._received.extend([0] * missing)
-        self._checked.extend([0] * missing)
         self._checked[descriptor] = -connection.received
         self._sockets[descriptor] = sock
+        self._served[descriptor] = connection
 
-    def give_back(self, connection: FastConnection) -> int:
-        """Let the connection's transport read again, and return the bytes that were echoed here.
+    def give_back(self, connection: FastConnection) -> None:
+        """Let the connection's transport read again.
 
         Call this before its socket is closed: if another process has the socket open, too, it
         could not be removed from the set any more.
@@ -130,12 +131,11 @@ class FastPath:
         self._epoll.unregister(descriptor)
         del self._served[descriptor]
         self._sockets[descriptor] = self._all = None
-        received, self._received[descriptor] = self._received[descriptor], 0
+        self._received[descriptor] = 0
         if not self._served:
             self._echoed = 0
             self._reactor.removeReader(self)
         connection.transport.startReading()
-        return received
 
     def received(self, connection: FastConnection) -> int:
         """Return the bytes of ``connection`` that were echoed here."""

@@ -73,6 +73,7 @@ class PendingConnection(Protocol):
         self._factory = factory
         self._peer = peer
         self._waiting = True
+        self._accepted: float | None = None
         self._timers: list[IDelayedCall] = []
 
     @property
@@ -94,8 +95,8 @@ class PendingConnection(Protocol):
             self._later(timeout, self._check_timeout, timeout / CHECKS_PER_TIMEOUT)
 
     def age(self) -> float:
-        """Return the seconds since the connection was accepted."""
-        return self._factory.clock.seconds() - self._accepted
+        """Return the seconds since the accept; 0 if the clock could not be read then."""
+        return 0.0 if self._accepted is None else self._factory.clock.seconds() - self._accepted
 
     def serve(self, peer: IAddress | None) -> Protocol | None:
         """Return the protocol that serves the connection from now on, or refuses it.

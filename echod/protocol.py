@@ -218,9 +218,11 @@ class Echo(Protocol):
 
     def leave_fast_path(self) -> None:
         """Let the transport read again, if the connection is on the fast path."""
-        if self.fast_path is not None:
-            self._received += self.fast_path.give_back(self)
-            self.fast_path = None
+        fast_path = self.fast_path
+        if fast_path is not None:
+            self._received = self.received
+            self.fast_path = None  # before give_back, so that it is called only once if it fails
+            fast_path.give_back(self)
 
     def _close(self, ending: Ending) -> None:
         if self.fast_path is not None:

@@ -281,6 +281,20 @@ async def test_options_before_a_proxy_header(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @run
+async def test_pending_connection_on_another_reactor() -> None:
+    """A pending connection that its factory cannot serve is reset, and unused."""
+    ends = ProxyEndpoints(version=2)
+    served = EchoServer(ends)
+    await ends.listen(served.factory)
+    served.factory._reactor = object()
+    assert await end_of_new(ends) == "RST"
+    assert served.events.endings == [Ending.UNUSED]
+    assert [event.seconds for event in served.events if isinstance(event, Closed)] == [0]
+    assert not served.factory.pending
+    await ends.stop()
+
+
+@run
 async def test_tls_context() -> None:
     """A connection whose TLS handshake cannot be started is reset."""
     ends = TCP4Endpoints()
@@ -308,6 +322,70 @@ async def test_no_timer_left() -> None:
     peer.send(bytes(16 * MIB))
     await served.settled(lambda: not served.factory.connections)
     assert ends.clock.getDelayedCalls() == []
+    await ends.stop()
+
+
+@run
+async def test_transport_that_cannot_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot leave the fast path is reset, and not counted any more."""
+    ends = TCP4Endpoints()
+    served = EchoServer(ends)
+    await ends.listen(served.factory)
+    failing = Failing(served)
+    peer, echo = await failing.connect()
+    for count in (1, 2):
+        peer.send(b"?")
+        await ends.until(peer.when_received(count))
+    assert echo.fast_path is not None
+    monkeypatch.setattr(echo.transport, "startReading", fail)
+    peer.finish()
+    await failing.is_reset()
+    assert len(served.factory.connections) == 1
+    failing.neighbour.abort()
+    await served.settled(lambda: not served.factory.connections)
+    await ends.stop()
+
+
+@run
+async def test_second_message() -> None:
+    """If a connection on its way to the fast path fails, the fast path does not keep it."""
+    ends = TCP4Endpoints()
+    served = EchoServer(ends)
+    await ends.listen(served.factory)
+    failing = Failing(served)
+    peer, echo = await failing.connect()
+    for count in (1, 2):
+        failing.neighbour.send(b"?")
+        await ends.until(failing.neighbour.when_received(count))
+    [neighbour] = served.factory.connections - {echo}
+    path: Any = neighbour.fast_path
+    peer.send(bytes(MIB))
+    await ends.until(peer.when_received(MIB))
+    if echo.fast_path is not None:
+        echo.leave_fast_path()
+    echo.watch = fail
+    peer.send(b"?")
+    await failing.is_reset()
+    assert list(path._served.values()) == [neighbour]
+    failing.neighbour.abort()
+    await served.settled(lambda: not served.factory.connections)
+    await ends.stop()
+
+
+@run
+async def test_first_connection_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the factory's clock cannot be made for one connection, the next one has it."""
+    ends = TCP4Endpoints()
+    factory = EchoFactory()
+    await ends.listen(factory)
+    with monkeypatch.context() as patch:
+        patch.setattr("echod.factory.clock_of", fail)
+        assert await end_of_new(ends) == "RST"
+    peer = await ends.connect(Peers())
+    peer.send(b"?")
+    await ends.until(peer.when_received(1))
+    peer.abort()
+    await ends.until(peer.when_ended())
     await ends.stop()
 
 
