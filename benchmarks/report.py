@@ -210,7 +210,10 @@ def quiet(rounds: Sequence[Round]) -> str:
     if not waits:
         return ""
     share = mean(waits)
-    used = f"other processes used the cores for {share:.1%} of the time, at most {max(waits):.0%}"
+    used = (
+        f"other processes used the cores for {share:.1%} of the time, "
+        f"in one measurement for {max(waits):.0%}"
+    )
     if share > DISTURBED:
         return f"The machine was not quiet, and only the CPU times are right: {used}."
     return f"The machine was quiet: {used}."
@@ -226,7 +229,8 @@ def marks(rounds: Sequence[Round]) -> list[str]:
     }
     lines = {
         True: "≥, ≤: a bound, because the server was not always busy and could do more.",
-        False: "≤ beside a flood: a bound, which includes the load's own queue.",
+        False: "≤ beside a flood (a second connection sends all the time): a bound, because "
+        "messages also wait in the load.",
     }
     return [line for loaded, line in lines.items() if loaded in marked]
 
@@ -243,7 +247,9 @@ def notes(result: dict[str, Any]) -> list[str]:
     rounds = result["rounds"]
     return [
         "CPU time is the server's, for one message or connection.",
-        f"Medians of {len(rounds)} rounds (least..most)." if rounds[1:] else "One round.",
+        f"Medians of {len(rounds)} rounds; (least..most) is the range of the rounds."
+        if rounds[1:]
+        else "One round.",
         *marks(rounds),
         *log(rounds),
         *result["left_out"],

@@ -43,7 +43,7 @@ __all__ = [
 # setup.cfg reads it from this source, without importing Twisted.
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # that of typing takes ten milliseconds to import
+TYPE_CHECKING = False  # not from typing, which takes ten milliseconds to import
 
 if TYPE_CHECKING:
     from echod.client.protocol import EchoClient, EchoClientFactory, EchoIncomplete, EchoMismatch

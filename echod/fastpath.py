@@ -179,7 +179,8 @@ class FastPath:
                     try:
                         sock = sockets[descriptor]
                         count = sock.recv_into(view)
-                    except (AttributeError, BlockingIOError):  # ended by an observer; spurious
+                    except (AttributeError, BlockingIOError):
+                        # An observer has ended the connection; or no bytes have arrived after all.
                         continue
                     except OSError:  # the kernel reports it once, and so not to the transport
                         self._isolated(descriptor, self._lose, Failure(ConnectionLost()))
@@ -227,7 +228,7 @@ class FastPath:
         connection = self._served[descriptor]
         try:
             act(connection, *arguments)
-        except BaseException:  # as in the reactor
+        except BaseException:  # Twisted's reactors catch the same
             with suppress(BaseException):
                 connection.fail()
 

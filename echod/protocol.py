@@ -1,4 +1,4 @@
-"""Echo: send every byte of one connection back, in order, and never end a short reply with FIN.
+"""Echo: send every byte of one connection back, in order; end an incomplete reply with RST.
 
 The rules that this file keeps:
 

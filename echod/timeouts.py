@@ -23,8 +23,8 @@ QUIET: Final = 0.2
 """Seconds without a byte after which a drain closes a connection."""
 
 FIRST_BYTE: Final = 1.0
-"""Seconds for which a drain does not close a new connection over TLS or behind a proxy that has not
-sent a byte: the first byte may be in flight. Nearly every round trip is shorter, and TCP's first
+"""Seconds for which a drain keeps a new connection open on which no byte has arrived, over TLS or
+behind a proxy: the first byte may be in flight. Nearly every round trip is shorter, and TCP's first
 retransmission timeout is as long (RFC 6298 2.1)."""
 
 

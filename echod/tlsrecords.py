@@ -47,7 +47,7 @@ class Ledger:
             self._sent = self.plaintext_out
             return
         mark = (self.ciphertext_out, self.plaintext_out)
-        # At most one mark for each total: further bytes of an incomplete record add none.
+        # Not the same mark twice: while a record from the peer is incomplete, nothing is added.
         if not self._marks or self._marks[-1] != mark:
             self._marks.append(mark)
         self._forget_sent(unsent)

@@ -128,8 +128,8 @@ class TLSTransport(ProtocolWrapper):
         """Encrypt ``data`` and send it, unless the connection is being closed."""
         if self.connected and not self.disconnecting:
             self._ledger.plaintext_out += len(data)
-            # Not send, which encrypts one record at most, of a size that the peer may have chosen
-            # (RFC 6066 4).
+            # sendall, because send encrypts one record at most, and the peer may have asked for
+            # small ones (RFC 6066 4).
             try:
                 self._tls.sendall(data)
             except SSL.Error:  # OpenSSL waits for the rest of a KeyUpdate before it can write

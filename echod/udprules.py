@@ -33,7 +33,7 @@ MAX_RATE: Final = 1e9
 """Replies a second: the bounds of both rates."""
 
 BURST: Final = 1.0
-"""Seconds: an idle source may get this much of its rate at once."""
+"""Seconds. A source that was idle for this long may get the replies of that time at once."""
 
 LONGEST_FLOW: Final = 3600.0
 """Seconds after which a source port that has never paused gets no more replies."""

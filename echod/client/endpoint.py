@@ -38,7 +38,10 @@ def split(text: str) -> list[str]:
 
 
 def arguments_by_name(arguments: Iterable[str], names: Sequence[str] = ()) -> dict[str, str]:
-    """Return arguments without escapes: positional ones by ``names``, further ones by ``""``."""
+    """Return the values of arguments by name, without escapes.
+
+    :param names: the names of positional arguments, in order. Further ones get the name ``""``.
+    """
     positional = iter(names)
     found = {}
     for each in arguments:

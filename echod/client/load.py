@@ -131,7 +131,8 @@ class Load(Measurement):
             else:  # as self.replied() does, without the call
                 count(now - since)
                 self.answered += 1
-            if now < self._end and number == channel.replies.sent - 1:  # not replaced
+            # A reply to an earlier message sends nothing: _replace_lost has replaced that message.
+            if now < self._end and number == channel.replies.sent - 1:
                 channel.begin(now)
             elif self._waiting is not None:
                 self.check_finished()

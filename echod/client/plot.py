@@ -40,7 +40,7 @@ def load_run(name: str) -> Result:
 def points(run: Result) -> tuple[list[float], list[float]]:
     """Return the curve of percentiles.
 
-    :return: x: one reply in this many took longer; y: the latency in milliseconds.
+    :return: x and y: one reply in x took longer than y milliseconds.
     """
     buckets = run["latency_histogram"]
     total = sum(count for _, count in buckets)

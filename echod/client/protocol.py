@@ -68,7 +68,7 @@ class _Call:
 
     data: bytes
     deferred: Deferred[bytes]
-    length: int  # of the reply; if cancelled, only to the bytes written
+    length: int  # of the reply; after a cancel, that of the part that was written
     written: int = 0
     matched: int = 0
 
@@ -87,7 +87,7 @@ class EchoClient(Protocol):
         unless_none(check_provider, "clock", clock, IReactorTime)
         self._clock = clock
         self._calls: deque[_Call] = deque()  # without a complete reply, in order
-        self._to_send: deque[_Call] = deque()  # the last of these, not completely written
+        self._to_send: deque[_Call] = deque()  # those of _calls that are not completely written
         self._paused = False
         self._closing = False  # close() was called
         self._finished = False  # nothing more is written

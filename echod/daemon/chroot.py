@@ -61,7 +61,7 @@ def check(root: Path, twistd: Mapping[str, Any]) -> None:
 
 
 def inside(root: Path, path: str) -> Path:
-    """Return the path before chroot(2) of the file that is at ``path`` after it."""
+    """Return where to find, before chroot(2), the file ``path`` of the new root."""
     return root / path.lstrip("/")
 
 

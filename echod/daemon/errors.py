@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IAddress
 from echod.addresses import on_one_line
 
 ADVICE: Final = {
-    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file a writable directory",
+    errno.EACCES: "a port below 1024 needs CAP_NET_BIND_SERVICE, a file needs a writable directory",
     errno.EADDRINUSE: "stop the process that listens there (ss -lp shows it), or choose another",
     errno.EADDRNOTAVAIL: "this machine has no such address (ip address lists those it has)",
     errno.EMFILE: "raise the limit (ulimit -n, or LimitNOFILE= of systemd)",

@@ -138,7 +138,7 @@ def html(sections: Sections) -> bytes:
 
 
 def readable(count: int) -> str:
-    """Return a number of bytes, and from 1,000 on rounded with a unit, too."""
+    """Return a number of bytes as text; from 1,000 on, add the rounded number with a unit."""
     power = (len(str(count)) - 1) // 3
     rounded = f" ({count / 1000**power:.1f} {UNITS[power]})" if power else ""
     return f"{count:,}{rounded}"

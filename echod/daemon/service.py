@@ -64,7 +64,7 @@ class EchoService(Service):
         def failed(failure: Failure) -> None:
             if starting:
                 failures.append(failure)
-            elif not failure.check(CancelledError):  # an endpoint that listens later
+            elif not failure.check(CancelledError):  # failed after the start
                 log.critical(
                     "cannot serve: {why}", why=getattr(failure.value, "why", failure.value)
                 )

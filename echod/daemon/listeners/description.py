@@ -86,8 +86,8 @@ TCP_TAKES: Final = (
 )
 
 SSL_TAKES: Final = (
-    "ssl:PORT:privateKey=FILE:certKey=FILE, and with a colon before each "
-    r"extraCertChain=FILE, clientCA=FILE, interface=ADDRESS; \: is a colon within one; "
+    "ssl:PORT:privateKey=FILE:certKey=FILE, and optionally :extraCertChain=FILE, :clientCA=FILE "
+    r"and :interface=ADDRESS, with \: for each colon in a value; "
     "for sockets that systemd passes, ssl:systemd:name=NAME:privateKey=FILE:certKey=FILE"
 )
 
