@@ -87,7 +87,7 @@ def load_of_c(tools: str, port: int, seconds: float) -> float:
 
 
 def through(command: list[str], megabytes: int) -> float:
-    """Return the MB/s at which zeros come out of ``command``; raise if any is missing."""
+    """Return the MB/s at which zeros come out of ``command``; raise if a byte is missing."""
     count = megabytes * 1_000_000
     began = time.perf_counter()
     with (

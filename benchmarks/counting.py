@@ -101,7 +101,7 @@ class Daemon:
     def echo(self, messages: int) -> None:
         """Send ``messages`` messages on each of the connections, and receive them.
 
-        When half of the connections have their replies, these send again. So the daemon is always
+        When one half of the connections has its replies, it sends again. So the daemon is always
         busy, and the figures do not depend on how often it wakes up.
         """
         halves = self._peers[::2], self._peers[1::2]
@@ -207,10 +207,10 @@ Round = dict[str, dict[str, float]]
 
 
 def measure(order: Sequence[str], size: Size) -> Round:
-    """Run a round, with the turns of the daemons in this order.
+    """Run a round, in which the daemons take their turns in this order.
 
-    Never in the reverse order: the turn before, and the time since the same daemon's last turn,
-    make a difference of some per cent. In this order, they are the same for all daemons.
+    The order is never reversed within a round: the load before a turn, and the time since the
+    daemon's last turn, change a figure by some per cent. In a fixed order, both stay the same.
     """
     with ExitStack() as stack:
         os.sched_setaffinity(0, CORES)  # during their start
@@ -263,11 +263,12 @@ def spread(numbers: Sequence[float]) -> str:
 def verdict(what: str, equal: Sequence[float], counting: Sequence[float]) -> str:
     """Return whether the metrics make a difference, from the ratios of each round.
 
-    A difference smaller than those between the equal daemons is one, too, if it is steady.
+    A ratio within the range of the equal daemons is a difference, too, if it is on the same side
+    of 1 in nearly all rounds.
     """
     ratio, rounds = median(counting), len(counting)
     more = sum(each > 1 for each in counting)
-    # Sign test: the number of the 2**rounds equally likely sequences that are as one-sided.
+    # Sign test: of 2**rounds equally likely sequences, count those at least as one-sided.
     one_sided = 2 * sum(comb(rounds, number) for number in range(min(more, rounds - more) + 1))
     if not min(equal) <= ratio <= max(equal):
         seen = "a difference above the measurement error"
@@ -289,7 +290,8 @@ def main() -> None:
     size = SHORT if parser.parse_args().short else FULL
     give_up_after(WHOLE)
     with exit_in_one_line():
-        # Over all permutations, each daemon is equally often the first, and after each other one.
+        # Over all permutations, each daemon is equally often first, and equally often follows
+        # each of the others.
         orders = islice(cycle(permutations(DAEMONS)), size.rounds)
         rounds = [measure(order, size) for order in orders]
     head = [

@@ -10,8 +10,8 @@ signal arrives, usually at the end of a system call: less than a thousandth of t
 Python.
 
 The output is a table in reST: the share of each part, and its CPU time of a message. The CPU time
-is measured in the same process before and after the sampling. ``--svg`` draws a flame graph, and
-stores its data in it, for ``--read``.
+is measured in the same process before and after the sampling. ``--svg`` writes a flame graph, with
+its data in the same file; ``--read`` prints the table again from that file.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def stacks_of(raw: str) -> dict[str, int]:
 
 
 def part_of(stack: str) -> str:
-    """Return the row of the table for which a stack counts."""
+    """Return the row of the table in which a stack is counted."""
     frames = stack.split(";")
     call = CALLS.fullmatch(frames[-1])
     if call:
@@ -285,8 +285,8 @@ def legend(result: dict[str, Any]) -> Iterator[str]:
 def graph(result: dict[str, Any]) -> str:
     """Return a flame graph in SVG.
 
-    The width of a frame is its time. The frames on it are those that it called. Its colour is that
-    of the row for which its own time counts.
+    The width of a frame is its time. The frames that it called lie above it. Its colour is
+    that of the row in which its own time is counted.
     """
     message = Frame("a message", "#d9d9d9")
     for stack, count in result["stacks"].items():
@@ -320,7 +320,7 @@ def read(path: Path) -> tuple[dict[str, Any], str]:
         return result, tables(result)
     except (
         *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
-        SyntaxError,  # ET's
+        SyntaxError,  # of ElementTree
     ):
         raise RuntimeError(f"{path} was not drawn by flame.py") from None
 

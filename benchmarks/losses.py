@@ -4,8 +4,8 @@ Each server runs in its own process on 127.0.0.1. Four clients use it in ways th
 compare every byte that comes back. The output is a table in reST, and the versions of the software.
 
 The servers other than echod are the examples of their manuals, with one change: an example that
-answers once answers here until the peer has half-closed, as RFC 862 requires. Like the examples,
-they do not handle SIGTERM.
+closes after one reply here goes on until the peer has half-closed, as RFC 862 requires. Like the
+examples, they do not handle SIGTERM.
 """
 
 from __future__ import annotations

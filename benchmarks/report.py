@@ -115,7 +115,8 @@ def bound(rounds: Sequence[Round], scenario: str, server: str, figure: str) -> s
     """Return "≥ " or "≤ " if a figure is only a bound, or else an empty string.
 
     A server that is not always busy could have done more, and spends some of its CPU time on
-    sleeping and waking. Beside a flood, a message also waits in the load, if that is always busy.
+    sleeping and waking. Beside a flood, latency includes a delay in the load, if the load is
+    always busy.
     """
     if scenario in LOADED and median(of(rounds, scenario, server, "busy")) < SATURATED:
         return {"rate": "≥ ", "mb": "≥ ", "cpu": "≤ ", "p50": "≤ ", "p99": "≤ "}.get(figure, "")

@@ -94,7 +94,7 @@ def build(source: str, target: str) -> None:
 
 def complaint(errors: str) -> str:
     """Return the line of a compiler's output with the error."""
-    # Lines before it have the function (cc), or the package after a "#" (go).
+    # Before the error, cc prints the name of the function, and go "#" and the package.
     lines = [line.strip() for line in errors.splitlines() if line.strip() and line[0] != "#"]
     wrong = [line for line in lines if "error" in line]
     return (wrong or lines or ["no error message"])[0]

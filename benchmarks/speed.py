@@ -219,7 +219,7 @@ def order_of(servers: Sequence[str], count: int) -> list[str]:
     """Return the servers in their order for a round, after ``count`` rounds."""
     start = count % len(servers)
     order = [*servers[start:], *servers[:start]]
-    if count % 2 and len(servers) > 2:  # reversing two would restore the order before
+    if count % 2 and len(servers) > 2:  # reversing two would undo the rotation
         order.reverse()
     return order
 

@@ -217,7 +217,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     with tempfile.TemporaryDirectory() as directory:
         write_files(Path(directory))
-        # The servers are first in turns.
+        # The two servers take turns at being first.
         orders = islice(cycle([[ECHOD, ASYNCIO], [ASYNCIO, ECHOD]]), size.rounds)
         try:
             rounds = [measure(order, size, Path(directory)) for order in orders]

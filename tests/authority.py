@@ -48,8 +48,8 @@ class Authority:
     ) -> tuple[str, str]:
         """Write a key and its certificate, and return their files.
 
-        :param valid: how long it is valid, from a day ago to then; if -1 day or less, it is not
-            valid before tomorrow.
+        :param valid: the time from now until it expires; it is valid since a day ago. If this is
+            -1 day or less, it is valid from tomorrow on.
         """
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])

@@ -1,4 +1,4 @@
-"""For all tests: leftovers stay with the test that left them; which other tests there are."""
+"""Hooks for all tests: report leftovers in the test that left them, and list the other tests."""
 
 from __future__ import annotations
 

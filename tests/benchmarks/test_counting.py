@@ -36,7 +36,7 @@ def test_table(output: str) -> None:
 
 
 def test_sentences(output: str) -> None:
-    """Below the table, a sentence interprets each row, and a third gives the cost of a scrape."""
+    """Below the table, there is a sentence about each row, and one about the cost of a scrape."""
     message, connection, scrape, *_ = output.partition("\n\n")[2].splitlines()
     assert message.startswith("A message: ")
     assert connection.startswith("A connection: ")

@@ -1,4 +1,4 @@
-"""``benchmarks/losses.py`` runs, and echod's row is that of the documentation."""
+"""``benchmarks/losses.py`` runs, and echod's row agrees with the documentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rows() -> dict[str, list[str]]:
 
 
 def test_echod_loses_nothing(rows: dict[str, list[str]]) -> None:
-    """No case loses a byte of echod, and its memory does not grow with the bytes sent."""
+    """In no case does echod lose a byte, and its memory does not grow with the bytes sent."""
     half_close, large, memory, sigterm = rows["echod"]
     assert half_close == "0 of 20"
     assert large == "0, FIN"

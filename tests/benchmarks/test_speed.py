@@ -56,7 +56,7 @@ def rows(output: str, title: str) -> dict[str, list[str]]:
 
 
 @needs_cc
-def test_some(tmp_path: Path) -> None:
+def test_selection(tmp_path: Path) -> None:
     """The output has the chosen servers and scenarios, and --read prints it again."""
     file = tmp_path / "figures.json"
     ended = bench(
@@ -82,7 +82,7 @@ def test_some(tmp_path: Path) -> None:
 
 
 @needs_cc
-def test_lie() -> None:
+def test_wrong_byte() -> None:
     """One wrong byte ends the benchmark."""
     ended = bench("--servers", "asyncio,liar", "--scenarios", "message-50")
     assert ended.returncode == 1
@@ -129,7 +129,7 @@ def test_left_out(bare: Path) -> None:
 
 @needs_cc
 def test_does_not_compile(bare: Path) -> None:
-    """A server that does not compile is left out; a load that does not compile ends it all."""
+    """A server that does not compile is left out; a load that does not compile is an error."""
     (bare / "go").write_text("#!/bin/sh\necho '# package' >&2; echo no cache >&2; exit 1\n")
     (bare / "go").chmod(0o755)
     ended = bench("--servers", "go,c", "--scenarios", "message-1", PATH=str(bare))
@@ -163,7 +163,7 @@ def test_few_descriptors() -> None:
 
 
 def test_no_compiler(tmp_path: Path) -> None:
-    """Without a C compiler there is no load, and an error line."""
+    """Without a C compiler for the load, the benchmark ends with one error line."""
     ended = bench(PATH=str(tmp_path))
     assert ended.returncode == 1
     assert ended.stderr == "speed.py: the load is a C program, and no cc is installed\n"

@@ -119,7 +119,7 @@ def test_tls(exception: Exception, line: str) -> None:
 
 
 def test_certificate_for_another_name() -> None:
-    """A certificate for another name is described so; one without a name in its own words."""
+    """A certificate for another name has its own line; other errors have their message."""
     mismatch = DNSMismatch(DNS_ID("localhost"))
     exception = service_identity.VerificationError(errors=[mismatch])
     assert (error_word(exception), error_line(exception)) == (

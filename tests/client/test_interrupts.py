@@ -15,7 +15,8 @@ from echod.client.interrupts import SIGNALS, handled
 def answered_by(handler: signal.Handlers) -> Iterator[None]:
     """Install ``handler`` for both signals for a while.
 
-    A fixture would not do: pytest-twisted may start its reactor after it, which installs handlers.
+    This cannot be a fixture: pytest-twisted may start its reactor, which installs handlers, after
+    a fixture.
     """
     before = [signal.signal(number, handler) for number in SIGNALS]
     try:
@@ -39,7 +40,7 @@ def test_stop(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_kill(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before that, the signal kills the process: it is raised again with its default action."""
+    """Before the run begins, a signal is raised again with its default action, which kills."""
     raised: list[tuple[int, object]] = []
     send = signal.raise_signal
     monkeypatch.setattr(

@@ -81,7 +81,7 @@ def exact(values: list[float], percent: float) -> float:
 
 @pytest.mark.parametrize("percent", [50, 90, 95, 99, 99.9])
 def test_freeze_in_an_open_loop(network: MemoryNetwork, percent: float) -> None:
-    """In an open loop, messages that were due during the freeze count with the time they waited."""
+    """In an open loop, the latency of a message due during the freeze includes its wait."""
     Services(network, frozen)
     run = Run(network, duration=11.0, rate=100.0, connections=4)
     network.advance(12)
@@ -185,7 +185,7 @@ def test_late(network: MemoryNetwork) -> None:
 
 
 def test_reply_while_closing(network: MemoryNetwork) -> None:
-    """A reply that comes while the connections are closed counts no more."""
+    """A reply that arrives while the connections are being closed is not counted."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, duration=0.1, rate=10.0, timeout=0.5)
@@ -225,7 +225,7 @@ def test_refused(network: MemoryNetwork) -> None:
 
 
 def test_some_refused(network: MemoryNetwork) -> None:
-    """The connections that could be made are used, where others were refused."""
+    """If some connections are refused, the run uses the others."""
     EchoFactoryAt(network, max_connections=2)
     run = Run(network, connections=3, duration=1.0, rate=10.0)
     network.advance(2)
@@ -294,7 +294,7 @@ def test_damaged(network: MemoryNetwork) -> None:
     Services(network, lambda now: now + 0.1, change=lambda data: b"!" + data[1:])
     run = Run(network, duration=0.95)
     network.advance(2)
-    assert run.counts["damaged"] >= 9  # unless the byte happened to be that
+    assert run.counts["damaged"] >= 9  # fewer if a byte was "!" already
     assert run.values["damaged_bytes"] == run.counts["damaged"]
 
 

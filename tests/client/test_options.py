@@ -97,7 +97,7 @@ def test_dont_fragment() -> None:
 
 @pytest.mark.parametrize("size", ["16", "65507"])
 def test_sizes_over_udp(size: str) -> None:
-    """The size of a datagram is between that of its tokens and that of an IPv4 packet."""
+    """A datagram is at least as long as its two tokens, and at most as long as IPv4 allows."""
     assert parse(["load", "udp:h:7", "-s", size]).size == int(size)
 
 

@@ -87,7 +87,7 @@ class PacerTests(SynchronousTestCase):
         self.successResultOf(pacer.done)
 
     def test_woken_late(self) -> None:
-        """A late wake-up calls for all overdue moments, and later ones are not shifted."""
+        """After a late wake-up, overdue moments get their calls, and later ones are not shifted."""
         self.pacer(Schedule(50.0, 1.0)).run()
         self.clock.advance(3.5)
         self.assertEqual(self.acts[1:], [(53.5, each) for each in (51.0, 52.0, 53.0)])
@@ -95,7 +95,7 @@ class PacerTests(SynchronousTestCase):
         self.assertEqual(self.acts[4:], [(54.0, 54.0)])
 
     def test_slow_act(self) -> None:
-        """Moments that pass during a call follow right after it."""
+        """Moments that pass during a call get their calls right after it."""
 
         def act(moment: float) -> None:
             self.act(moment)

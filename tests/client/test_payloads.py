@@ -36,7 +36,7 @@ def test_contents_of_another_run() -> None:
 
 @pytest.mark.parametrize("size", [POOL // 8, POOL, POOL + 1])
 def test_large_contents(size: int) -> None:
-    """Large payloads are fewer, to save memory, but at least two, which differ."""
+    """To save memory, fewer payloads of a large size are made, but at least two, which differ."""
     messages = contents(size)
     assert len(messages) == len(set(messages)) == max(2, POOL // size)
     assert {len(each) for each in messages} == {size}
@@ -59,14 +59,14 @@ def naive(left: bytes, right: bytes) -> int:
 
 @given(st.binary(max_size=50), st.binary(max_size=50))
 def test_differences(left: bytes, right: bytes) -> None:
-    """Each byte that differs counts once, and so does each byte that only one of both has."""
+    """Each byte that differs counts once, and so does each byte that only one side has."""
     assert differences(left, right) == differences(right, left) == naive(left, right)
     assert differences(left, left) == 0
 
 
 @given(st.binary(max_size=200), st.data())
 def test_few_differences(message: bytes, data: st.DataObject) -> None:
-    """The same holds for few differences, and for zeros at the start."""
+    """Few differences, and those among zeros at the start, are counted exactly, too."""
     damaged = bytearray(bytes(3) + message)
     for at in data.draw(st.sets(st.integers(0, len(damaged) - 1), max_size=5)):
         damaged[at] ^= data.draw(st.integers(1, 255))
@@ -105,7 +105,7 @@ def test_one_byte_damaged(near: int, flip: int) -> None:
 def test_one_byte_of_the_shortest_damaged(flip: int) -> None:
     """In the shortest datagram, one wrong byte in a token may be attributed to the other token.
 
-    Nothing between the tokens decides which of both is wrong.
+    No byte between the tokens decides which of the two is wrong.
     """
     datagrams = DatagramPayloads(MIN_DATAGRAM)
     right = datagrams.build(5)

@@ -170,7 +170,7 @@ def test_stop(network: MemoryNetwork) -> None:
 
 
 def test_damaged_after_the_end(network: MemoryNetwork) -> None:
-    """A reply that comes while the connection is closed counts no more."""
+    """A reply that arrives while the connection is being closed is not counted."""
     peers = Peers()
     network.server_endpoint().listen(peers)
     run = Run(network, count=1)

@@ -76,7 +76,7 @@ def test_several(tmp_path: Path) -> None:
 
 
 def test_short_label() -> None:
-    """A label is without the files of the TARGET."""
+    """A label omits the files that the TARGET names."""
     run = {**RUN, "target": "tls:echo.example:7:trustRoots=/etc/ssl/ours"}
     assert label(run) == "tls:echo.example:7, 2 x 64 B, closed loop"
 
@@ -106,9 +106,9 @@ def test_missing_directory(tmp_path: Path) -> None:
 
 
 def test_points() -> None:
-    """A point of the curve is a latency, and the number of replies of which one took longer.
+    """A point of the curve is a latency and N, where one reply in N took longer.
 
-    The longest latency is drawn as if half a reply had taken longer: infinity has no place.
+    The longest latency is drawn as if half a reply had taken longer: N would be infinite.
     """
     x, y = points(RUN)
     assert x == [1.0, 10.0, 10.0, 100.0, 100.0, 200.0]
@@ -137,7 +137,7 @@ def test_invalid_utf8(tmp_path: Path) -> None:
 
 
 def test_underscore(tmp_path: Path) -> None:
-    """The name of a file that begins with an underscore is in the legend."""
+    """A file whose name begins with an underscore is in the legend."""
     file = tmp_path / "a.svg"
     draw([{**RUN, "file": "_a.json"}, RUN], str(file))
     assert any(line.startswith("_a.json: echo.example:7, ") for line in comments(file))

@@ -25,7 +25,7 @@ Resolved = tuple[int, tuple[str, int]]
 
 @pytest.fixture
 def refusing() -> Iterator[list[Resolved]]:
-    """Two addresses that refuse: their reader are connected to themselves, and keep the port."""
+    """Two addresses that refuse: their sockets are connected to themselves, and keep the ports."""
     with ExitStack() as stack:
         addresses: list[Resolved] = []
         for _ in range(2):

@@ -267,7 +267,7 @@ def test_duplicate(exchange: Exchange) -> None:
 
 
 def test_again(exchange: Exchange) -> None:
-    """again() yields the outstanding datagrams in time; their round trips restart."""
+    """again() yields outstanding datagrams that are not late, and restarts their round trips."""
     sent = [exchange.replies.send(since) for since in (0.0, 4.5, 5.0)]
     exchange.receive(sent[1], now=5.0)
     assert list(exchange.replies.again(5.5)) == [sent[2]]
@@ -277,7 +277,7 @@ def test_again(exchange: Exchange) -> None:
 
 
 def test_reordered(exchange: Exchange) -> None:
-    """A reply after that to a later datagram counts as reordered and as received."""
+    """A reply that arrives after that to a later datagram counts as reordered and as received."""
     sent = exchange.send(5)
     exchange.receive(*(sent[number] for number in (0, 3, 1, 2, 4)))
     assert exchange.numbers == [0, 3, 1, 2, 4]
@@ -294,7 +294,7 @@ def test_late(exchange: Exchange) -> None:
 
 
 def test_lost(exchange: Exchange) -> None:
-    """A datagram without a reply is lost; later replies are not reordered by that."""
+    """A datagram without a reply is lost; later replies do not count as reordered."""
     sent = exchange.send(5)
     exchange.receive(sent[1], sent[4])
     tally = exchange.end()
@@ -406,7 +406,7 @@ def test_many_exchange(size: int) -> None:
 
 
 def test_datagram_of_the_future() -> None:
-    """One that is not sent yet is unexpected, however little was sent."""
+    """A datagram with a number that is not sent yet is unexpected, even if none was sent."""
     run, datagrams = Run(), DatagramPayloads(64)
     DatagramReplies(run.tally, datagrams, run.reply).received(datagrams.build(5), 0.5)
     assert (run.tally.unexpected, run.calls) == (1, [])

@@ -92,7 +92,7 @@ def test_units() -> None:
 
 
 def test_json_is_rounded() -> None:
-    """JSON has nanoseconds, thousandths of a rate, and no rounding elsewhere."""
+    """JSON rounds times to nanoseconds and rates to thousandths, and nothing else."""
     result = {
         "messages_per_second": 1 / 3,
         "round_trip_seconds": {"min": 0.1 + 0.2, "max": None},

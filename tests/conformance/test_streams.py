@@ -252,7 +252,7 @@ async def test_opened_then_closed(serve: Any, ends: Any) -> None:
 
 @run
 async def test_verbose(serve: Any, ends: Any) -> None:
-    """Verbose, the observer is notified of each step, in order, with the client's address."""
+    """If verbose, the observer is notified of each step in order, with the client's address."""
     served = await serve(verbose=True)
     peer = await served.peer()
     peer.send(b"hello")
@@ -392,10 +392,10 @@ async def test_stalled_after_it_finished(serve: Any, ends: Any) -> None:
 
 @run
 async def test_slow_is_not_stalled(serve: Any, ends: Any) -> None:
-    """A peer that reads slowly is not reset, although many bytes always wait for it.
+    """A peer that reads slowly is not reset, although it always has many bytes to read.
 
     The kernel takes more from the service only when a third of its send buffer, megabytes, is free.
-    That the peer reads shows earlier, but not at once: its kernel opens the window in large steps
+    Its send queue shrinks earlier, but in large steps, as the peer's kernel opens the window
     (RFC 9293 3.8.6.2.2). Within the timeout the peer reads 640 KiB.
     """
     served = await serve(stall_timeout=30)
@@ -454,7 +454,7 @@ async def test_drain_waits_for_the_first_byte(serve: Any, ends: Any) -> None:
 
 @run
 async def test_drain_waits_for_a_quiet_moment(serve: Any, ends: Any) -> None:
-    """A drain closes a connection that talks when it is silent for 0.2 s."""
+    """A drain closes an active connection once it has been silent for 0.2 s."""
     served = await serve()
     peer = await served.peer()
     drained = served.factory.drain(100)

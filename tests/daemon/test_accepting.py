@@ -277,7 +277,7 @@ def test_descriptors_refused(tmp_path: Path, passed: bool) -> None:
 def test_older_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[LogEvent], fast_path: bool
 ) -> None:
-    """Before Linux 6.16, the kernel closes descriptors, and by default only the owner connects."""
+    """Before Linux 6.16, descriptors from a peer are closed; by default only the owner connects."""
     monkeypatch.setattr(kernel, "SO_PASSRIGHTS", 9999)
     path, reactor = str(tmp_path / "socket"), reactor_of_kind("epoll")
     factory = EchoFactory(fast_path=fast_path)

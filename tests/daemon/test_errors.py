@@ -14,12 +14,12 @@ from echod.daemon.errors import explain
 
 class ExplainTests(SynchronousTestCase):
     def test_without_words(self) -> None:
-        """An error that is no error of the system is not repeated: its text is for programmers."""
+        """The text of a Python error such as KeyError is not shown: it is for programmers."""
         for error in (KeyError(), KeyError("name"), TypeError("f() missing 1 argument")):
             self.assertEqual(explain(error), "cannot listen on this endpoint")
 
     def test_sandbox(self) -> None:
-        """An address family that is missing is the sandbox's doing only if IPv4 is missing."""
+        """A missing address family is attributed to the sandbox only if IPv4 is missing, too."""
         for number, sandbox in (
             (None, False),
             (errno.EMFILE, False),
@@ -32,7 +32,7 @@ class ExplainTests(SynchronousTestCase):
             self.assertEqual("the sandbox of echod.service" in line, sandbox)
 
     def test_read_only(self) -> None:
-        """A path that cannot be written to may be that of a unit."""
+        """The error about a read-only path has advice for echod.service, too."""
         line = explain(OSError(errno.EROFS, os.strerror(errno.EROFS)))
         self.assertIn("read-only file system: choose a writable directory; under echod.ser", line)
 
@@ -44,11 +44,11 @@ class ExplainTests(SynchronousTestCase):
         )
 
     def test_lock(self) -> None:
-        """Twisted's lock of a UNIX socket says so itself."""
+        """Twisted's error about the lock of a UNIX socket is shown as it is."""
         error = CannotListenError(None, b"/run/x", "Cannot acquire lock")
         self.assertEqual(explain(error), "Cannot acquire lock")
 
     def test_all_interfaces(self) -> None:
-        """No interface is all interfaces."""
+        """An empty interface, which means all interfaces, is shown as *."""
         error = CannotListenError("", 7, OSError(errno.EIO, "Input/output error"))
         self.assertEqual(explain(error), "cannot listen on tcp *:7: input/output error")

@@ -102,7 +102,7 @@ class PortsTests(SynchronousTestCase):
         self.assertEqual([client.recv(1) for client in clients], [b""] * 200)
 
     def test_flood(self) -> None:
-        """An endless stream of clients does not delay the stop: a number of them is accepted."""
+        """An endless stream of clients does not delay the stop: a bounded number is accepted."""
         self.patch(module, "BACKLOG", 1)
         port, _ = self.clients(150)
         self.opened(port).accept_waiting()

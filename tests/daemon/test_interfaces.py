@@ -33,14 +33,14 @@ def tcp(host: str, port: int = 7) -> IPv4Address | IPv6Address:
     ],
 )
 def test_overlap(one: object, other: object, clash: bool) -> None:
-    """A wildcard conflicts with its family, and that of IPv6 with IPv4 too (ipv6(7))."""
+    """A wildcard conflicts with each address of its family; IPv6's also with IPv4 (ipv6(7))."""
     assert overlap(one, other) is clash  # type: ignore[arg-type]
     assert overlap(other, one) is clash  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "::", "::1", "fe80::1%lo", "fe80::1%1"])
 def test_interface(text: str) -> None:
-    """A valid address is returned unchanged, link included."""
+    """A valid address is returned unchanged, including its zone."""
     assert check_interface(text) == text
 
 

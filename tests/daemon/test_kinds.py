@@ -55,7 +55,7 @@ class EchoListenerTests(SynchronousTestCase):
             self.assertEqual(listener.proxied, "haproxy" in description.lower())
 
     def test_tls_of_twisted(self) -> None:
-        """Twisted's own tls: is refused: it has no half-close, and takes a port for a directory."""
+        """Twisted's own tls: is refused: it has no half-close, and reads a port as a directory."""
         self.assertIn("echo over TLS is ssl:PORT:", self.refused("tls:0"))
 
     def test_metrics_over_tls(self) -> None:

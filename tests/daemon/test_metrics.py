@@ -104,7 +104,7 @@ class MetricsTests(SynchronousTestCase):
         self.assertEqual(served.get("echod_sent_bytes_total"), 64 * 1024)
 
     def test_series_from_the_start(self) -> None:
-        """Each ending and reason is a series at 0 from the start: rates miss no first event."""
+        """Each ending and reason is a series at 0 from the start: rate() misses no event."""
         served = Counted()
         for ending in Ending:
             self.assertEqual(served.get("echod_connections_closed_total", ending=ending.value), 0)

@@ -89,7 +89,7 @@ class PassedSocketsTests(SynchronousTestCase):
             [PassedSocket(3, "unknown")],
         )
 
-    def test_half(self) -> None:
+    def test_incomplete_variables(self) -> None:
         """One of the variables without the others is refused."""
         for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
             self.assertIn(f"{name}=1: LISTEN_PID and LISTEN_FDS", self.refused({name: "1"}))

@@ -226,7 +226,7 @@ def test_expired(authority: Authority) -> None:
 
 
 def test_expired_in_the_chain(authority: Authority) -> None:
-    """So is one in the chain, in its own file or in that of the certificate."""
+    """An expired certificate of the chain is named, in its own file or after the certificate."""
     key, certificate = authority.issue("server")
     _, late = authority.issue("late", valid=timedelta(seconds=-1))
     assert bad(key, certificate, late).startswith(f"{late}: the certificate of 'CN=late'")

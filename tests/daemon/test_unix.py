@@ -60,7 +60,7 @@ class UNIXListenerTests(SynchronousTestCase):
         port.stopListening()
         turn(reactor_of_kind("epoll"))
 
-    def test_life(self) -> None:
+    def test_lifecycle(self) -> None:
         """It replaces a stale socket, serves with the given mode, and removes its files."""
         for options, more in (({}, []), ({"mode": 0o600, "lockfile": True}, ["socket.lock"])):
             self.stale()

@@ -69,7 +69,7 @@ class Site:
         self.network = MemoryNetwork()
         self.tally = Tally()
         self.factory = EchoFactory(clock=self.network, observer=self.tally, **echo)
-        self.network.advance(1_000_000_000)  # not the epoch's clock, nor that of the start
+        self.network.advance(1_000_000_000)  # neither the time since the epoch nor since the start
         datagrams = EchoDatagrams(self.network, self.tally)
         self.status = StatusPage(
             self.network, self.factory, datagrams, self.tally, lambda: listening

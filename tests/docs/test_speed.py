@@ -162,7 +162,7 @@ def test_readme(figures: Any) -> None:
     assert ratio("short", "c") > 2
 
 
-def test_surroundings(figures: Any) -> None:
+def test_cheaper_connections(figures: Any) -> None:
     """The figures support the page: the fast path and --quiet make short connections cheaper."""
 
     def ratio(name: str) -> float:

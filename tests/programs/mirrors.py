@@ -415,7 +415,7 @@ class Datagram(EchoService):
             self.answer(data, address, "duplicated")
 
     def reorder(self, data: bytes, address: Any, now: float) -> None:
-        """Echo every EVERY-th datagram after the next one of the same address, if it is soon."""
+        """Echo every EVERY-th datagram after the next one of the same address, if that is soon."""
         number = self.counts["datagrams"]
         if self.nth() and address not in self.held:
             self.held[address] = (number, data)

@@ -101,7 +101,7 @@ def test_metrics(tcp: socket.socket) -> None:
             assert b"echod_received_bytes_total 5.0\n" in answer.read()
 
 
-def test_what_is_not_served(tcp: socket.socket, udp: socket.socket) -> None:
+def test_datagram_socket_for_metrics(tcp: socket.socket, udp: socket.socket) -> None:
     """A datagram socket for the metrics is one line in the log."""
     with Daemon(**socket_activation(udp, tcp, names="metrics:b")) as daemon:
         check_echo(connect(tcp))
@@ -151,7 +151,7 @@ def test_endpoint_behind_a_proxy(tcp: socket.socket) -> None:
 
 
 def test_endpoint_of_several(tcp: socket.socket, unix: socket.socket) -> None:
-    """All sockets of one name, as those of one unit have, are served behind a proxy."""
+    """All sockets of one name, such as those of one unit, are served behind a proxy."""
     where = "haproxy:systemd:name=a"
     with Daemon("--listen", where, **socket_activation(unix, tcp, names="a:a")) as daemon:
         for sock in (tcp, unix):
@@ -164,7 +164,7 @@ def test_endpoint_of_several(tcp: socket.socket, unix: socket.socket) -> None:
 def test_tls(tcp: socket.socket, tmp_path: Path) -> None:
     """Both sockets named tls are served over TLS, after SIGHUP and a restart too; others are not.
 
-    What begins in a restart waits for the next process.
+    A connection that begins during a restart waits for the next process.
     """
     authority = Authority(tmp_path)
     key, certificate = authority.issue("server")
@@ -198,7 +198,7 @@ def test_tls(tcp: socket.socket, tmp_path: Path) -> None:
 
 
 def test_restart_behind_a_proxy(tcp: socket.socket) -> None:
-    """In a drain half a header may be completed; a new client waits for the next process."""
+    """In a drain, a client may complete its header; a new client waits for the next process."""
     where = "haproxy:systemd:name=a"
     header = proxy_header(2, "192.0.2.1", 40000)
     clients: list[socket.socket] = []
@@ -264,7 +264,7 @@ def test_variables_that_do_not_fit(environ: dict[str, str], line: str) -> None:
 
 
 def test_names_that_do_not_fit(tcp: socket.socket) -> None:
-    """So are more names than sockets."""
+    """More names than sockets are one line, and exit status 1."""
     with contextlib.closing(Daemon(**socket_activation(tcp, names="a:b"))) as daemon:
         assert daemon.wait() == 1
         assert len(daemon.lines) == 1, daemon.lines

@@ -71,7 +71,7 @@ def options(root: Path, **changed: Any) -> dict[str, Any]:
 
 @pytest.fixture(name="loaded")
 def loaded_fixture(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the names of what would be loaded before chroot(2), without loading it."""
+    """Return the names of the files and codecs that would be loaded before chroot(2); load none."""
     loaded: list[str] = []
     reserve = type("", (), {"reserve": lambda _: loaded.append(os.devnull)})()
     monkeypatch.setattr(tcp, "_reservedFD", reserve)

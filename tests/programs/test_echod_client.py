@@ -395,7 +395,7 @@ def test_signal_after_the_end(target: str, command: str) -> None:
 
 
 def test_stopped_and_continued(target: str) -> None:
-    """After Ctrl-Z and fg, the next message is sent at its time, and ``-c`` messages in all."""
+    """After Ctrl-Z and fg, the next message is sent at its time, and no message is skipped."""
     with subprocess.Popen(
         [CLIENT, "ping", target, "-i", "2", "-c", "2", "--json"],
         stdout=subprocess.PIPE,

@@ -235,7 +235,7 @@ def test_two_echods(spaces: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("interface", ["0.0.0.0", r"\:\:"])
 def test_two_echods_on_odd_ports(spaces: tuple[str, str], interface: str) -> None:
-    """On other ports the rate limit ends the loop after a burst from each, with one count."""
+    """On other ports the rate limit ends the loop after a burst from each, and counts one drop."""
     before = sum(map(received, spaces))
     with (
         Service(spaces, "--listen", f"udp:40001:interface={interface}") as one,

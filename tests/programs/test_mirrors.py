@@ -129,7 +129,7 @@ def test_damage_in_partial_sends() -> None:
 
 @pytest.mark.parametrize("open_socket", [connect, connect_udp])
 def test_delay(open_socket: Callable[[Mirror], socket.socket]) -> None:
-    """No echo is early, and it can be less than a millisecond late."""
+    """No echo is early, and the fastest is less than a millisecond late."""
     udp = ["--udp"] if open_socket == connect_udp else []
     with Mirror("delay", "--seconds", 0.02, *udp) as mirror, open_socket(mirror) as sock:
         took = [ask(sock, b"first")]
@@ -162,7 +162,7 @@ def test_late() -> None:
 
 
 def test_late_in_parts() -> None:
-    """A message is late to its last byte; a pause during a pause follows it."""
+    """Each part of a message is late; a pause that is due during another one follows it."""
     with Mirror("late", "--every", 1, "--size", 5, "--seconds", 0.05) as mirror:
         with connect(mirror) as sock:
             assert ask(sock, b"on") >= 0.05

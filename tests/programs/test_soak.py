@@ -109,7 +109,7 @@ def test_peers_that_never_read(daemon: Daemon) -> None:
     with daemon.connect() as neighbour:
         round_trip(neighbour)
         before = daemon.rss()
-        # In another process, whose GIL does not delay the one that measures.
+        # In another process, so that its GIL does not delay the measurement.
         with subprocess.Popen(
             [sys.executable, "-c", FLOOD, str(daemon.port)], stdout=subprocess.PIPE
         ) as flood:

@@ -83,7 +83,7 @@ def boot(directory: Path) -> str:
 
 @pytest.fixture(scope="module")
 def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Facts]]:
-    """Return the facts of each scenario by its name; under "", the error of one without."""
+    """Return the facts of each scenario by its name; "" has the console and the journal."""
     directory = tmp_path_factory.mktemp("systemd")
     (directory / "machine").mkdir()
     lacks = missing(directory / "machine")
@@ -232,7 +232,7 @@ def test_rights(facts: Facts) -> None:
 
 
 def test_confinement(facts: Facts) -> None:
-    """The sandbox allows no write anywhere, no network, and no look at another process.
+    """The sandbox allows no write, no network, and no sight of another process.
 
     It allows systemd's notification socket, and no socket of another service. The same attempts
     succeed without the sandbox, as the user nobody.
@@ -331,7 +331,7 @@ def test_other_sockets(facts: Facts) -> None:
 
 
 def test_datagrams(facts: Facts) -> None:
-    """With ``ListenDatagram=``, a datagram starts the service, and is answered as all later ones.
+    """With ``ListenDatagram=``, a datagram starts the service, and is answered, as are later ones.
 
     Datagrams that arrive during a restart are answered after it. TCP is served, too.
     """

@@ -324,7 +324,7 @@ def monotonic_reactor(
 
 @kinds
 def test_monotonic_reactor(kind: str, monotonic_reactor: Any, time_of_day: TimeOfDay) -> None:
-    """In a monotonic reactor no call is early or late, nor those that were pending before."""
+    """In a monotonic reactor no call is early or late, including those pending before."""
     reactor = monotonic_reactor
     began, called = time.monotonic(), []
 

@@ -112,7 +112,7 @@ class EchoFactoryTests(SynchronousTestCase):
         """A connection that is accepted when a port listens again is not drained."""
         factory = self.factory()
         old = self.connect(factory, UNIXAddress(None))
-        old.pauseProducing()  # bytes are to be sent
+        old.pauseProducing()  # as with unsent bytes
         drained = factory.drain(10)
         factory.doStart()
         new = self.connect(factory, UNIXAddress(None))
@@ -128,7 +128,7 @@ class EchoFactoryTests(SynchronousTestCase):
         """Of several deadlines the earliest applies, and each caller is notified."""
         factory = self.factory()
         echo = self.connect(factory, UNIXAddress(None))
-        echo.pauseProducing()  # bytes are to be sent
+        echo.pauseProducing()  # as with unsent bytes
         drained = [factory.drain(deadline) for deadline in (50, 100, 10)]
         self.clock.advance(9)
         self.assertFalse(echo.transport.disconnected)

@@ -411,7 +411,7 @@ class FactoryTests(SynchronousTestCase):
         self.network.settle()
 
     def test_drain_of_one_that_cannot_be_reset(self) -> None:
-        """At the deadline of a drain, a failed reset does not prevent those of the others."""
+        """At the deadline of a drain, a failed reset does not prevent the other resets."""
         events = Recorder()
         self.serve(3, events)
         bad = next(iter(self.factory.connections))

@@ -297,7 +297,7 @@ def test_reply_source(received: Any, sent: Any) -> None:
 
 
 def test_interfaces() -> None:
-    """The port provides the interfaces that reactors and services use, and frees its number."""
+    """The port provides the interfaces of reactors and services, and clears its entry on close."""
     with EchoPort() as echo:
         assert verifyObject(IListeningPort, echo.port)
         assert verifyObject(IReadDescriptor, echo.port)

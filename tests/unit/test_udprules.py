@@ -157,7 +157,7 @@ class LoopTests(SynchronousTestCase):
         self.assertEqual(set(replies(Rules(), 3 * HOUR, 1.0)), {None})
 
     def test_shared_address(self) -> None:
-        """Clients that share an address have a pause each, and a loop among them ends."""
+        """Ports of one address have separate pauses: only the port that never pauses is refused."""
         rules = Rules()
         found: dict[int, set[Drop | None]] = {port: set() for port in (50000, 50001, 50002, 60000)}
         for moment in range(int(2 * HOUR)):

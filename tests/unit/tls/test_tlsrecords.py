@@ -86,7 +86,7 @@ class RecordScannerTests(SynchronousTestCase):
         return found
 
     def test_one_record(self) -> None:
-        """A record is found at its end, also where it is split behind its header."""
+        """A record is found at its end, also where it is split after its header."""
         scanner = RecordScanner()
         data = record(100)
         self.assertEqual(scanner.one_record(data), 1)
