@@ -6,8 +6,9 @@ import getopt
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from twisted.python import usage
 
@@ -32,6 +33,21 @@ def check_pid_file(twistd: Mapping[str, Any]) -> None:
             f"--pidfile {file}: cannot write a file there: "
             "choose another place, or none (--pidfile=)"
         )
+
+
+def print_and_exit(text: str) -> NoReturn:
+    """Print ``text`` and exit, without an error if head(1) closes the pipe early.
+
+    :raises CannotServe: if standard output cannot be written.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # The rest of the buffer would fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise CannotServe(f"standard output: {str(error.strerror).lower()}") from None
+    raise SystemExit(0)
 
 
 class Options(usage.Options):
@@ -69,16 +85,13 @@ class Options(usage.Options):
         """Add an endpoint to listen on."""
         self["listen"].append(description)
 
-    def opt_version(self) -> None:
+    def opt_version(self) -> NoReturn:
         """Print the version of echod and exit."""
-        print(f"echod {__version__}")
-        raise SystemExit(0)
+        print_and_exit(f"echod {__version__}")
 
-    def opt_help(self) -> None:
-        """Print the help and exit, without an error if head(1) closes the pipe early."""
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        print(self)
-        raise SystemExit(0)
+    def opt_help(self) -> NoReturn:
+        """Print the help and exit."""
+        print_and_exit(str(self))
 
     opt_h = opt_help
 

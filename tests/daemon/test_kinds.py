@@ -77,7 +77,7 @@ class EchoListenerTests(SynchronousTestCase):
                         CannotServe, metrics_listener, reactor, f"ssl:9862:{files}{more}", "--x"
                     )
                 )
-                self.assertIn("--x: interface= is empty: ", line)
+                self.assertIn("--x: interface= is empty; it takes ssl:PORT:privateKey=", line)
             file = f"{directory}/\\:interface=192.0.2.1"
             Path(file.replace("\\", "")).write_bytes(Path(key).read_bytes())
             description = f"ssl:9862:privateKey={file}:certKey={certificate}"

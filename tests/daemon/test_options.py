@@ -219,6 +219,7 @@ class OptionsTests(SynchronousTestCase):
 
     def test_version(self) -> None:
         """--version prints echod's version."""
+        self.addCleanup(signal.signal, signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
         out = io.StringIO()
         self.patch(sys, "stdout", out)
         ended = self.assertRaises(SystemExit, parse, "--version")

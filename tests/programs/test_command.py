@@ -160,12 +160,30 @@ def test_socket_activation() -> None:
             assert receive_all(client) == b"hello"
 
 
-def test_help_into_head() -> None:
-    """If the pipe of the help is closed early, there is no traceback."""
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_into_head(option: str) -> None:
+    """If the pipe of the help or the version is closed early, there is no traceback."""
     reads, writes = os.pipe()
     os.close(reads)
     with os.fdopen(writes, "w") as pipe:
         done = subprocess.run(
-            [*ECHOD, "--help"], stdout=pipe, stderr=subprocess.PIPE, timeout=TIMEOUT, check=False
+            [*ECHOD, option], stdout=pipe, stderr=subprocess.PIPE, timeout=TIMEOUT, check=False
         )
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_on_a_full_disk(option: str, unbuffered: str) -> None:
+    """If the help or the version cannot be written, the error is one line."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*ECHOD, option],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=TIMEOUT,
+            check=False,
+        )
+    error = b"echod: standard output: no space left on device\n"
+    assert (done.returncode, done.stderr) == (1, error)

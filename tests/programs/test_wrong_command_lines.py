@@ -119,6 +119,13 @@ LINES: dict[str, str] = {
     "echod --metrics 9862": "--metrics '9862': ",
     "echod --metrics tcp": "--metrics 'tcp",
     "echod --metrics udp:9862": "--metrics 'udp:9862': ",
+    "echod --metrics ssl:x": f"port {NUMBER} 'x'; it takes ssl:PORT:privateKey=FILE:certKey=FILE",
+    "echod --metrics ssl:0": "/server.pem: no such file",
+    "echod --metrics ssl:0:privateKey=no:certKey=pem": "/no: no such file",
+    "echod --metrics ssl:0:privateKey=pem": "/pem: there is no private key (PEM) in it",
+    "echod --metrics ssl:0:certkey=pem": "there is no parameter 'certkey=pem'; it takes ssl:PORT:",
+    "echod --metrics ssl:0:interface=localhost": "interface= takes an IPv4 or IPv6 address",
+    "echod --metrics ssl:systemd:name=a": "metrics are served on tcp:, tcp6:, unix: or ssl:, ",
     "echod --port 0 --metrics unix:/no/such/directory/x": "its directory must exist",
     "echod --metrics systemd:domain=INET:index=0": "--metrics takes no systemd: endpoint",
     # Options that this machine refuses.

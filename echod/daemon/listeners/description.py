@@ -128,6 +128,23 @@ SYNTAX: Final = {
     "ssl:systemd": Syntax(SSL_TAKES, ("name", "privateKey", "certKey"), {}, {"name": str, **PATHS}),
 }
 
+METRICS_SYNTAX: Final = {
+    "ssl": Syntax(
+        "ssl:PORT:privateKey=FILE:certKey=FILE, and with a colon before each "
+        r"extraCertChain=FILE, interface=ADDRESS; \: is a colon within one",
+        ("port",),
+        {"port": port, "privateKey": abspath, "certKey": abspath},
+        {
+            "interface": check_interface,
+            "backlog": backlog,
+            "extraCertChain": abspath,
+            "dhParameters": abspath,
+            "sslmethod": str,
+        },
+    ),
+}
+"""The parameters of Twisted's own ``ssl:``, which serves the metrics."""
+
 
 def kind_of(description: str) -> str:
     """Return the kind of endpoint, in lower case, as Twisted compares it.
@@ -139,18 +156,21 @@ def kind_of(description: str) -> str:
     return "ssl:systemd" if systemd else first
 
 
-def parse_description(kind: str, description: str, option: str) -> dict[str, Any]:
+def parse_description(
+    kind: str, description: str, option: str, kinds: Mapping[str, Syntax] = SYNTAX
+) -> dict[str, Any]:
     """Return the parameters in ``description``, validated.
 
-    :param kind: a key of :data:`SYNTAX`.
+    :param kind: a key of ``kinds``.
     :param option: the option as typed, for the error message.
+    :param kinds: the parameters of each kind of endpoint.
     :raises CannotServe: if a parameter is missing, unknown, empty, repeated or invalid.
     """
     parts = UNESCAPED_COLON.split(description)[1 + kind.count(":") :]
     try:
-        return parse_parts(parts, SYNTAX[kind])
+        return parse_parts(parts, kinds[kind])
     except ValueError as error:
-        raise CannotServe(f"{option}: {error}; it takes {SYNTAX[kind].takes}") from None
+        raise CannotServe(f"{option}: {error}; it takes {kinds[kind].takes}") from None
 
 
 def parse_parts(parts: list[str], syntax: Syntax) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from os.path import abspath
 from typing import Any, Final, cast
 
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.base import BACKLOG, EndpointListener, Listener
 from echod.daemon.listeners.description import (
     FILES,
+    METRICS_SYNTAX,
     SYNTAX,
-    UNESCAPED_COLON,
     kind_of,
     parse_description,
 )
@@ -66,16 +67,22 @@ def metrics_listener(reactor: Any, description: str, option: str) -> Listener:
     kind = kind_of(description)
     if kind in (*ON_LOOPBACK, "unix"):
         return make_listener(reactor, description, option, hosts=ON_LOOPBACK)
-    if not kind.startswith("ssl"):
+    if kind != "ssl":
         raise CannotServe(
             f"{option}: metrics are served on tcp:, tcp6:, unix: or ssl:, such as tcp:9862"
         )
-    parts = UNESCAPED_COLON.split(description)
-    if "interface=" in parts:  # Twisted would listen on all addresses
-        raise CannotServe(f"{option}: interface= is empty: name an address, or leave it out")
-    if not any(part.startswith("interface=") for part in parts):
+    values = parse_description(kind, description, option, METRICS_SYNTAX)
+    if "interface" not in values:  # Twisted would listen on all addresses
         description += ":interface=127.0.0.1"
-    return EndpointListener(option, reactor, description)
+    try:
+        return EndpointListener(option, reactor, description)
+    except CannotServe:
+        # Twisted's error does not name the file that is wrong.
+        tls = import_extra("listeners.tls", "tls", "--metrics ssl: needs")
+        key = values.get("privateKey", abspath("server.pem"))  # Twisted's default
+        values = {"privateKey": key, "certKey": key, **values}
+        tls.ListenerCertificates(option, files_of(values))
+        raise
 
 
 def make_listener(
@@ -112,9 +119,13 @@ def make_listener(
             return UDPListener(*where, cast(EchoDatagrams, datagrams))
         listener = TCPListener(*where, values.get("backlog", BACKLOG))
     if tls is not None:
-        files = {parameter: values[name] for name, parameter in FILES.items() if name in values}
-        listener.tls = tls.ListenerCertificates(option, files)
+        listener.tls = tls.ListenerCertificates(option, files_of(values))
     return listener
+
+
+def files_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the files in ``values``, by the parameters of ``Certificates``."""
+    return {parameter: values[name] for name, parameter in FILES.items() if name in values}
 
 
 def import_extra(module: str, extra: str, what: str) -> Any:
