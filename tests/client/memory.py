@@ -39,7 +39,7 @@ def memory_connector(network: MemoryNetwork, timeout: float = 10.0) -> Connector
 
 
 class Service(Protocol):
-    """An echo whose reply to data received at ``now`` is sent at the factory's ``answers(now)``."""
+    """An echo that sends its reply to data received at ``now`` at the time ``answers(now)``."""
 
     transport: Any
     factory: Any

@@ -103,7 +103,7 @@ def test_too_long(bench: Bench) -> None:
 
 
 def test_address_without_a_route(bench: Bench) -> None:
-    """The first address with a route is used; without any, its error is raised."""
+    """The first address with a route is used; if none has one, an error is raised."""
     connector = Connector(bench.reactor, parse_target("udp:127.0.0.1:7"), 1.0)
     bad, good = (socket.AF_INET6, ("::ffff:0:0:0:0:0%", 7)), (socket.AF_INET, ("127.0.0.1", 7))
     connector._addresses = [(socket.AF_INET6, ("127.0.0.1", 7)), good]

@@ -57,7 +57,7 @@ CERTIFICATE = [("SSL routines", "", "certificate verify failed")]
     ids=lambda value: getattr(value, "strerror", None) and errno.errorcode[value.errno],
 )
 def test_kernel(exception: OSError, kind: str, line: str) -> None:
-    """An error of the kernel has a word and a line by its errno."""
+    """The errno of a kernel error determines its word and its line."""
     assert (error_word(exception), error_line(exception)) == (kind, line)
     assert errno_of(exception) == exception.errno
 
@@ -93,7 +93,7 @@ def test_connect(number: int) -> None:
     ids=repr,
 )
 def test_python_and_twisted(exception: Exception, kind: str, line: str | None) -> None:
-    """An exception of Python or Twisted has a word and a single line by its class."""
+    """The class of an exception of Python or Twisted determines its word and its single line."""
     assert error_word(exception) == kind
     assert line is None or error_line(exception) == line
     assert error_line(exception)

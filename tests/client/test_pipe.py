@@ -119,7 +119,7 @@ def test_pipes(
 ) -> None:
     """All bytes pass from a pipe or socket to another one, whose reader is slower.
 
-    They do so too where standard output cannot be opened again, as after su(1).
+    This holds, too, where standard output cannot be opened again, as after su(1).
     """
     if cannot_open:
 

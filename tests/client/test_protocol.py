@@ -139,7 +139,7 @@ class EchoClientTests(SynchronousTestCase):
         self.assertIsNone(self.successResultOf(closed))
 
     def test_service_finishes_early(self) -> None:
-        """If the service finishes early, pending calls fail; without any, the client closes."""
+        """If the service finishes early, pending calls fail; else the client closes."""
         reply = self.client.echo(b"hello")
         self.client.readConnectionLost()
         self.assertTrue(self.transport.disconnected)

@@ -85,7 +85,7 @@ class PortsTests(SynchronousTestCase):
         self.failureResultOf(network.client_endpoint().connect(Peers()))
 
     def test_addresses_with_tls(self) -> None:
-        """The address of a port with TLS says so."""
+        """The address of a port with TLS begins with tls."""
         network = MemoryNetwork()
         port: Any = self.successResultOf(network.server_endpoint().listen(Peers()))
         ports = Ports(self.factory, [Listener(port, tls=True)], self.failures)

@@ -164,7 +164,7 @@ class NotifierTests(SynchronousTestCase):
         self.clock.advance(1)
         self.assertEqual(self.received(), ["WATCHDOG=1"])
 
-    def test_gone(self) -> None:
+    def test_unreachable(self) -> None:
         """An unreachable socket is logged once; messages continue when it is back."""
         self.systemd.close()
         notifier = Notifier(self.clock, self.count, self.path, watchdog=2)
@@ -219,7 +219,7 @@ class EnvironmentTests(SynchronousTestCase):
     def made(self, **environ: str) -> Any:
         return notifier(Clock(), int, environ, 862)
 
-    def test_nothing(self) -> None:
+    def test_no_variables(self) -> None:
         """Without NOTIFY_SOCKET, there is no address, whatever else is set."""
         for environ in ({}, {"NOTIFY_SOCKET": ""}, {"WATCHDOG_USEC": "x"}):
             self.assertEqual(self.made(**environ).address, "")

@@ -70,7 +70,7 @@ class PassedSocketsTests(SynchronousTestCase):
         self.assertTrue(line.startswith("twistd echod: ") and line.isprintable(), line)
         return line
 
-    def test_nothing(self) -> None:
+    def test_no_variables(self) -> None:
         """Without the variables, no socket is passed."""
         self.assertEqual(passed_sockets({}, 862), [])
 

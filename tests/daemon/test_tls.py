@@ -80,7 +80,7 @@ def bad(*files: str | None) -> str:
         (r":interface=2001\:db8\:\:1", ["2001:db8::1"]),
     ],
 )
-def test_where(authority: Authority, more: str, interfaces: list[str]) -> None:
+def test_addresses(authority: Authority, more: str, interfaces: list[str]) -> None:
     """It listens on the given address, or on both loopback addresses, with echod's backlog."""
     reactor = MemoryReactorClock()
     factory = EchoFactory()
@@ -356,7 +356,7 @@ def test_short_key(authority: Authority) -> None:
     assert bad(*files) == f"{files[1]}: ee key too small"
 
 
-def test_words() -> None:
-    """If OpenSSL has no message, there is a line all the same."""
+def test_error_without_message() -> None:
+    """If OpenSSL has no message, the error is still one line."""
     error: Any = module.SSL.Error([])
     assert module.reason_of(error) == "OpenSSL refuses it"

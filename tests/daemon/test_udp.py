@@ -31,7 +31,7 @@ class UDPListenerTests(SynchronousTestCase):
             self.addCleanup(port.stopListening)
         return [(port.getHost().host, port.getHost().port) for port in ports]
 
-    def test_where(self) -> None:
+    def test_addresses(self) -> None:
         """It listens on both loopback addresses, or on the given one."""
         [(host, one), (other_host, other)] = self.listen("udp:0")
         self.assertEqual((host, other_host, one), ("127.0.0.1", "::1", other))
@@ -40,7 +40,7 @@ class UDPListenerTests(SynchronousTestCase):
         [(host, _)] = self.listen(r"udp:0:interface=\:\:1")
         self.assertEqual(host, "::1")
 
-    def test_wrong(self) -> None:
+    def test_malformed(self) -> None:
         """A mistake is one line that says what is wrong, and what the option takes."""
         for description, why in (
             ("udp:x", "port takes a whole number from 0 to 65535, not 'x'"),

@@ -265,7 +265,7 @@ def test_percentiles() -> None:
         assert real - 0.05e-6 <= found <= max(real * 1.001, real + 0.05e-6) + 1e-12
 
 
-def test_words() -> None:
+def test_outcomes() -> None:
     """The table has each outcome of a message, and whether it makes the exit status 1."""
     outcomes = rows("What became of a message")[:8]
     found = {word.replace("in flight", "under_way"): wrong for word, wrong, _ in outcomes}

@@ -33,7 +33,7 @@ def main() -> None:
     asker.settimeout(PATIENCE)
     first = answered = asks = 0
     for number in range(1, parts * count + 1):
-        # From 1.0.0.1 on: two thousand million addresses below 127.0.0.0.
+        # From 1.0.0.1 on: 2,000,000,000 addresses below 127.0.0.0.
         raw.send(before + (0x01000000 + number).to_bytes(4, "big") + after)
         if number % every == 0:
             asks += 1

@@ -140,7 +140,7 @@ def facts(request: pytest.FixtureRequest, booted: dict[str, Facts]) -> Facts:
 
 
 def test_activation(facts: Facts) -> None:
-    """The first connection starts the service, and has its echo within 3 s (0.3 when quiet)."""
+    """The first connection starts the service, and has its echo within 3 s (normally 0.3 s)."""
     print(f"{facts['seconds']:.3f} s from connect to echo, {facts['again']:.4f} s the next time")
     assert facts["verify"] == ""
     assert (facts["socket"], facts["before"], facts["state"]) == ("active", "inactive", "active")

@@ -194,7 +194,7 @@ class RefusedTests(ProxyTestCase):
         self.serve(handshake_timeout=10)
         peer = self.connect(HEADER[:20])
         peer.transport.getHandle().send(HEADER[20:] + b"hello")  # type: ignore[attr-defined]
-        Clock.advance(self.network, 11)  # timers, but no reading
+        Clock.advance(self.network, 11)  # timers run, nothing is read
         self.network.advance(2)
         self.assertEqual(peer.received, b"hello")
         self.assertEqual(self.events.refused, [])
@@ -305,7 +305,7 @@ class DrainTests(ProxyTestCase):
                 each.send(part)
             self.network.settle()
         self.assertEqual((bytes(peer.received), peer.ended), (b"hello", None))
-        self.assertEqual(other.ended, "RST")  # by the limit, which holds in a drain too
+        self.assertEqual(other.ended, "RST")  # over the limit, which holds in a drain too
         self.assertNoResult(drained)
         self.network.advance(1)
         self.assertEqual(peer.ended, "FIN")
@@ -386,7 +386,7 @@ class DrainTests(ProxyTestCase):
             peer = self.connect(*sent)
             drained = self.factory.drain(10)
             peer.transport.connectionLost(Failure(ConnectionAborted()))  # type: ignore[attr-defined]
-            Clock.advance(self.network, 10)  # timers, but no reading
+            Clock.advance(self.network, 10)  # timers run, nothing is read
             self.successResultOf(drained)
             self.assertEqual([event.reason for event in self.events.refused], reasons)
             self.assert_nothing_left()
@@ -408,7 +408,7 @@ class DrainTests(ProxyTestCase):
         self.assertEqual(self.factory.connections, set())
         self.assert_nothing_left()
 
-    def test_again(self) -> None:
+    def test_listen_again(self) -> None:
         """After a drain, a factory that listens again accepts proxies."""
         self.serve()
         self.factory.drain(0)
@@ -418,7 +418,7 @@ class DrainTests(ProxyTestCase):
 
 
 class MixedTests(SynchronousTestCase):
-    def test_both(self) -> None:
+    def test_ports_with_and_without_a_proxy(self) -> None:
         """One factory may serve ports with and without a proxy, under the same limits."""
         network, events = MemoryNetwork(), Recorder()
         factory = EchoFactory(observer=events, max_connections_per_peer=1)

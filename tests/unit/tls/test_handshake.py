@@ -194,7 +194,7 @@ class HandshakeTests(TLSTestCase):
         client.send(client.record())
         client._tls.do_handshake()
         client.peer.transport.getHandle().send(client.record(b"hello"))  # type: ignore[attr-defined]
-        Clock.advance(server.network, 11)  # timers, but no reading
+        Clock.advance(server.network, 11)  # timers run, nothing is read
         server.network.advance(2)
         self.assertEqual(client.read(), b"hello")
         self.assertEqual(server.events.refused, [])
