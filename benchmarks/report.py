@@ -212,8 +212,8 @@ def quiet(rounds: Sequence[Round]) -> str:
         return ""
     share = mean(waits)
     used = (
-        f"other processes used the cores for {share:.1%} of the time, "
-        f"in one measurement for {max(waits):.0%}"
+        f"other processes used the cores for {share:.1%} of the time on average, "
+        f"and for {max(waits):.0%} in the worst measurement"
     )
     if share > DISTURBED:
         return f"The machine was not quiet, and only the CPU times are right: {used}."
@@ -229,9 +229,10 @@ def marks(rounds: Sequence[Round]) -> list[str]:
         if bound(rounds, name, server, "p99")
     }
     lines = {
-        True: "≥, ≤: a bound, because the server was not always busy and could do more.",
+        True: "≥, ≤: a bound, because the server was not always busy: it could do more, and "
+        "sleeping and waking take CPU time, too.",
         False: "≤ beside a flood (a second connection sends all the time): a bound, because "
-        "messages also wait in the load.",
+        "messages also wait in the load generator.",
     }
     return [line for loaded, line in lines.items() if loaded in marked]
 

@@ -98,7 +98,7 @@ def make_context(key_file: str, file: str, chain: str | None, clients: str | Non
         with names_file(clients):
             for each in authorities:
                 store.add_cert(crypto.X509.from_cryptography(each))
-                context.add_client_ca(each)  # sent to clients, to choose a certificate by
+                context.add_client_ca(each)  # sent to clients, which choose a certificate by it
         context.set_session_id(b"echod")  # required by OpenSSL to resume verified sessions
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     return context

@@ -182,7 +182,7 @@ class FastPath:
                     except (AttributeError, BlockingIOError):
                         # An observer has ended the connection; or no bytes have arrived after all.
                         continue
-                    except OSError:  # the kernel reports it once, and so not to the transport
+                    except OSError:  # reported once (socket(7)): the transport would not get it
                         self._isolated(descriptor, self._lose, Failure(ConnectionLost()))
                         continue
                     if count != size:  # most messages are as long as the one before
@@ -196,7 +196,7 @@ class FastPath:
                     # Send: the transport buffers the bytes that the kernel does not accept.
                     try:  # as send_now, but another call takes 3 % longer
                         sent = sock.send(part)
-                    except OSError:  # the transport gets it again
+                    except OSError:  # the transport sends again, and handles the error
                         sent = 0
                     if sent != count:
                         self._isolated(descriptor, self._leave, part[sent:])

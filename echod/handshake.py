@@ -155,7 +155,8 @@ class PendingConnection(Protocol):
         """Reset the connection, unserved."""
         if self._waiting:
             self._stop_waiting()
-            # Below any wrapper, which would reset later: a drain may wait for this connection.
+            # Reset the transport below any wrapper, now: a wrapper would reset in a later turn, and
+            # a drain may wait for this connection.
             reset(beneath(self.transport))
             self._factory.report(Refused(reason, self._peer, self.tls))
 

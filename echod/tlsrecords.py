@@ -38,7 +38,7 @@ class Ledger:
         self._marks: deque[tuple[int, int]] = deque()
 
     def flushed(self, unsent: int) -> None:
-        """Add a mark: OpenSSL has nothing left to read.
+        """Add a mark: all records that OpenSSL has made so far have been read from it.
 
         :param unsent: bytes of ciphertext that the kernel has not accepted.
         """
@@ -47,7 +47,7 @@ class Ledger:
             self._sent = self.plaintext_out
             return
         mark = (self.ciphertext_out, self.plaintext_out)
-        # Not the same mark twice: while a record from the peer is incomplete, nothing is added.
+        # Not the same mark twice: a part of a record from the peer leaves both totals as they were.
         if not self._marks or self._marks[-1] != mark:
             self._marks.append(mark)
         self._forget_sent(unsent)

@@ -37,8 +37,8 @@ class TLSTransport(ProtocolWrapper):
     """TLS over the transport of a kernel socket.
 
     :param factory: keeps the set of open transports.
-    :param pending: the protocol above until the handshake is complete, when it puts an
-        :class:`~echod.protocol.Echo` in its place.
+    :param pending: the protocol above this transport until the handshake is complete. Then an
+        :class:`~echod.protocol.Echo` replaces it.
     :param tls: OpenSSL's state of the connection, without a socket.
     :param server: shares its time budget among all TLS connections.
 

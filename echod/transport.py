@@ -227,7 +227,7 @@ def set_options(transport: IStreamTransport) -> None:
 
     All sockets: receive urgent data in order. TCP: send small replies at once (TCP_NODELAY), and
     detect a peer that vanished (SO_KEEPALIVE). UNIX: refuse file descriptors, also on the
-    listening socket, from which later connections inherit that before accept(2).
+    listening socket. Later connections inherit the option from it, and have it before accept(2).
     """
     if isinstance(transport, Connection) and not isinstance(transport, UNIX):
         # Most connections: the methods of the transport take longer than the system calls.

@@ -278,7 +278,7 @@ def reply_source(ancillary: Ancillary) -> Ancillary | None:
     if data is not None:
         _, local, destination = IN_PKTINFO.unpack(data)
         # No local address: the datagram arrived before IP_PKTINFO was set, as on a socket from
-        # systemd. The kernel refuses a broadcast source address.
+        # systemd. If it was broadcast, the kernel refuses to send the reply from its destination.
         if local not in (destination, ANY):
             return None
         # No interface: the routing table chooses it.

@@ -75,8 +75,9 @@ def source_of(host: str) -> tuple[str, Drop | None]:
 class GCRA:
     """A rate limit by virtual scheduling (GCRA, ITU-T I.371): a token bucket without a timer.
 
-    The state of one sender is a single number, its *due time*: until then, its rate is used up. The
-    caller keeps that number, and the limit checks that it is not too far in the future.
+    The state of one sender is a single number, its *due time*: the time of its next event if its
+    events came exactly at the rate. The caller keeps that number. A sender that is faster than the
+    rate moves it into the future, and the rate is exceeded when it is further ahead than a burst.
 
     :param rate: events a second in the long run, and the size of a burst.
     :ivar burst: seconds by which the due time may be in the future.

@@ -65,7 +65,10 @@ def errno_of(exception: BaseException | None) -> int | None:
 
 
 def error_word(exception: BaseException | None) -> str:
-    """Return one of this module's words for ``exception``; ``Failure.value`` may be ``None``."""
+    """Return one of this module's words for ``exception``, or for ``None``.
+
+    The exception of a Failure, ``Failure.value``, may be ``None``.
+    """
     for kind, word in CLASSES.items():
         if isinstance(exception, kind):
             return word

@@ -16,7 +16,7 @@ from echod.client.histogram import Histogram
 from echod.client.payloads import DatagramPayloads, differences
 
 WINDOW: Final = 1 << 17
-"""Datagrams after which a duplicate is not recognised any more, but is unexpected."""
+"""Datagrams after which a duplicate is not recognised any more, and counts as unexpected."""
 
 MAX_OUTSTANDING: Final = 1 << 20
 """Datagrams that await a reply. Above this, the oldest is given up: losses take no more memory."""

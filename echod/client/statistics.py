@@ -56,7 +56,10 @@ class Interval(NamedTuple):
 
     @classmethod
     def of(cls, start: float, seconds: float, times: Histogram) -> Interval:
-        """Return the figures of one second: its histogram would take a quarter of a megabyte."""
+        """Return the figures of one second.
+
+        They are kept in place of its histogram, which takes a quarter of a megabyte.
+        """
         if not times.count:
             return cls(start, seconds)
         percentiles = times.percentile(50), times.percentile(99)

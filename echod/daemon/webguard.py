@@ -3,8 +3,8 @@
 The HTTP server shares its reactor with the echo service, so no HTTP client may take much
 memory or time from it. Twisted's own channel allows more than that:
 
-- It answers pipelined requests of a client that never reads, and buffers all responses: its
-  back-pressure works between requests, but responses are written during one.
+- It answers pipelined requests of a client that never reads, and buffers all responses: it
+  stops reading only between requests, and writes only while it handles a request.
 - It stores a request body, of any size, before the request is processed.
 - Each byte that arrives restarts its timeout, and a response that is never read has none.
 - It accepts any number of connections, and logs each timeout.
@@ -81,7 +81,7 @@ class GuardedChannel(HTTPChannel):
     def pauseProducing(self) -> None:
         """Read nothing more until the client has read its responses.
 
-        Twisted's channel does this only between requests, and writes only during one.
+        Twisted's channel does this only between requests, and writes while it handles a request.
         """
         super().pauseProducing()
         self.transport.pauseProducing()

@@ -53,7 +53,8 @@ def echo_listener(
         listener = make_listener(reactor, behind, option, passed=passed)
         listener.proxied = True
         return listener
-    if kind.lower() == "tls":  # Twisted's endpoint has no half-close, and takes a directory first
+    # Twisted's tls: endpoint has no half-close, and its first parameter is a directory, not a port.
+    if kind.lower() == "tls":
         raise CannotServe(f"{option}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
     return make_listener(reactor, description, option, passed=passed, datagrams=datagrams)
 
