@@ -235,7 +235,7 @@ def notify(observer: Observer, event: Event) -> None:
     try:
         observer(event)
     except Exception:  # an observer's bug must not end the connection
-        log.failure("the observer failed at {event}", event=event)
+        log.failure("the observer failed at {observed}", observed=event)
 
 
 def broadcast(*observers: Observer) -> Observer:

@@ -14,6 +14,7 @@ from twisted.logger import LogEvent, Logger, LogLevel, formatEvent, globalLogPub
 from twisted.python import log as legacy
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod import events
 from echod.daemon import logs
 from echod.daemon.logs import ConnectionLog, journal, json_lines
 from echod.events import (
@@ -213,6 +214,16 @@ class FormatTests(SynchronousTestCase):
         self.assertEqual(lines[6:], ["<6>old words"])
         for line in lines:
             self.assertTrue(line.isprintable(), line)
+
+    def test_observer_that_fails(self) -> None:
+        """JSON has the traceback of an observer that fails at an event of a connection."""
+        out = io.StringIO()
+        self.patch(events.log, "observer", json_lines(out))
+        events.notify(lambda _: 1 / 0, Opened(PEER))
+        line = json.loads(out.getvalue())
+        self.assertEqual((line["level"], line["event"]), ("critical", "message"))
+        self.assertIn("the observer failed at Opened(", line["message"])
+        self.assertIn("ZeroDivisionError", line["message"])
 
     def test_json_lines(self) -> None:
         """A JSON line has the time, the level, the event, and its fields."""
