@@ -126,8 +126,6 @@ class Pipe:
         stall_check.start(self.connector.timeout / CHECKS_PER_TIMEOUT)
         try:
             while data := await self._read():
-                if self.sent == self.received:  # nothing was in flight: the timeout begins now
-                    self._last_progress = self._client.received, self.clock.seconds()
                 self.sent += len(data)
                 self._client.echo(data).addCallbacks(self._came_back, self._fail)
                 await self._unwritten_at_most(WINDOW)
@@ -140,10 +138,13 @@ class Pipe:
 
     async def _read(self) -> bytes:
         try:
-            return await self._input.read()
+            data = await self._input.read()
         except OSError as error:
             self._end(f"standard input: {os_error_line(error)}")
             raise
+        if self.sent == self.received:  # nothing was in flight: the timeout begins now
+            self._last_progress = self._client.received, self.clock.seconds()
+        return data
 
     def _came_back(self, data: bytes) -> None:
         self.received += len(data)
@@ -186,11 +187,11 @@ class Pipe:
         error: Any = reason.value
         if isinstance(error, EchoIncomplete):
             error = error.reason.value
-        if self._client.received > self.sent:
-            self._end("more came back than was sent")
-        elif isinstance(error, EchoMismatch):
+        if isinstance(error, EchoMismatch) and error.expected:
             at = self.received + error.offset
             self._end(f"byte {at}: sent {error.expected!r}, received {error.received!r}")
+        elif self._client.received > self.sent:
+            self._end("more came back than was sent")
         else:
             self.connector.errors[error_word(error)] += 1
             self._end(error_line(error))

@@ -286,6 +286,44 @@ def test_idle_input() -> None:
     os.close(source)
 
 
+def test_idle_input_that_ends() -> None:
+    """The service has the whole timeout to close the connection after the end of the input."""
+
+    class OpenClient(SilentClient):
+        """A client whose service does not close the connection."""
+
+        def __init__(self) -> None:
+            self.closed: Deferred[None] = Deferred()
+            self.transport: Any = self
+
+        def abortConnection(self) -> None:
+            if not self.closed.called:
+                self.closed.callback(None)
+
+        def close(self) -> Deferred[None]:
+            return succeed(None) if self.closed.called else self.closed
+
+    feed, source = pair("pipe")
+    sink, drain = pair("socket")
+    pipe: Any = Run("127.0.0.1:7", source, sink).pipe
+    pipe.clock, pipe._client, pipe.connector = clock, client, _ = (
+        Clock(),
+        OpenClient(),
+        SilentConnector(),
+    )
+    run = Deferred.fromCoroutine(pipe.run())
+    clock.pump([1] * 10 + [0.9])
+    os.close(feed)
+    pipe._input.doRead()
+    clock.pump([0.1] * 75)
+    assert not client.closed.called
+    clock.advance(1)
+    assert run.called
+    assert pipe.failure == ""
+    for descriptor in (source, sink, drain):
+        os.close(descriptor)
+
+
 class FinishedClient(SilentClient):
     """A client whose connection ends with its input."""
 
@@ -364,6 +402,25 @@ def test_service_that_does_not_close() -> None:
         ended.set()
         server.join()
     assert (pipe.received, pipe.failure) == (5, "")
+
+
+def test_wrong_bytes_and_more() -> None:
+    """A wrong byte is reported as such, even if more bytes came back than were sent."""
+
+    def serve() -> None:
+        peer, _ = listening.accept()
+        with peer:
+            peer.recv(100)
+            peer.sendall(b"help yourself")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve)
+        server.start()
+        with file_with(b"hello") as source, tempfile.TemporaryFile() as sink:
+            target = f"127.0.0.1:{listening.getsockname()[1]}"
+            pipe = Run(target, source.fileno(), sink.fileno()).run()
+        server.join()
+    assert pipe.failure == "byte 3: sent b'lo', received b'p yourself'"
 
 
 def test_stop_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
