@@ -44,6 +44,7 @@ class Signals:
         # replaced.
         reactor.addSystemEventTrigger("before", "startup", self._block)
         reactor.addSystemEventTrigger("after", "startup", self._unblock)
+        reactor.addSystemEventTrigger("after", "shutdown", self._ignore)
 
     def reload_on_hangup(self, reload: Callable[[], object]) -> None:
         """Let SIGHUP call ``reload`` and not stop the service, even if it was ignored."""
@@ -66,6 +67,15 @@ class Signals:
         self._running = True
         self._install()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _ignore(self) -> None:
+        """Ignore further signals: the service has stopped.
+
+        Python restores the default actions as it ends, up to 70 ms before the process does: a
+        second signal in this time would kill it, and the exit status would not be 0.
+        """
+        for number in STOP:
+            signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP and self._reload is not None:

@@ -111,6 +111,18 @@ class SignalsTests(SynchronousTestCase):
         self.reactor.turn()
         self.assertEqual(self.hastened, [True])
 
+    def test_after_the_reactor_has_stopped(self) -> None:
+        """A signal between the end of the service and that of the process changes nothing."""
+        self.make()
+        self.reactor.start()
+        self.send(signal.SIGTERM)
+        self.reactor.turn()
+        self.reactor.triggers["after", "shutdown"]()
+        self.send(*STOP)
+        self.reactor.turn()
+        self.assertEqual([signal.getsignal(number) for number in STOP], [signal.SIG_IGN] * 3)
+        self.assertEqual((len(self.log), self.hastened), (1, []))
+
     def test_before_the_reactor_runs(self) -> None:
         """A signal before the reactor runs stops it once it runs; a second one ends the process."""
         self.make()
