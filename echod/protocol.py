@@ -271,15 +271,13 @@ class Echo(Protocol):
             if not queued:
                 self._delivered = received
         behind_handshake = self.named is not None or encrypted(transport)
-        silent = behind_handshake and not received
-        first_byte_due = self._opened + FIRST_BYTE if silent else 0.0
+        first_byte_due = self._opened + FIRST_BYTE if behind_handshake and not received else 0.0
         # Over TLS, a peer that sends a part of a record is not idle either.
         marker = received + getattr(transport, "ciphertext_in", 0)
-        waits = bool(self._paused or unsent(transport) or queued > draining * MAX_ORPHANED)
-        if waits:
+        if waits := bool(self._paused or unsent(transport) or queued > draining * MAX_ORPHANED):
             # The peer has to read. Twisted's buffer alone does not show whether it does: the kernel
-            # accepts more only after a large part of its own buffer is free again. That may be
-            # megabytes, which take a slow reader minutes. Over TLS, more is sent than received.
+            # accepts more only after megabytes of its own buffer are free again, which take a slow
+            # reader minutes. Over TLS, more is sent than received.
             written = getattr(transport, "ciphertext_out", received)
             marker = written - unsent(transport) - kernel_send_queue(transport)
         return Progress(waits, marker, self._closing, first_byte_due)
