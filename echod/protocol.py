@@ -251,8 +251,7 @@ class Echo(Protocol):
     def _finish(self, below: Any) -> None:
         """Close after everything is sent: at once, or when the kernel's send queue is empty."""
         if self._received <= MAX_ORPHANED or kernel_send_queue(below) <= MAX_ORPHANED:
-            # As loseConnection, but now and not in the reactor's next turn: bytes that arrive
-            # before that would make the kernel reset the connection.
+            # Not loseConnection: bytes that arrive before it closes would make the kernel reset.
             below.connectionLost(connectionDone)
         else:
             self.watch()
