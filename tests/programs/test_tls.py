@@ -430,7 +430,7 @@ def test_reload(authority: Authority) -> None:
             Path(authority.issue("server")[1]).write_text("nothing")
             daemon.terminate(signal.SIGHUP)
             [line] = daemon.wait_for("#critical")
-            assert "server.pem: there is no certificate (PEM) in it; the cert" in line
+            assert "server.pem: there is no certificate (PEM) in it; the old cert" in line
             with connect(daemon, authority) as newer:
                 assert serial(newer) == second
             assert echo(old, b"still here") == b"still here"
