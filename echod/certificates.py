@@ -68,8 +68,8 @@ class Certificates:
 def make_context(key_file: str, file: str, chain: str | None, clients: str | None) -> SSL.Context:
     """Return an OpenSSL context for the files; see :class:`Certificates`.
 
-    TLS 1.2 and later (RFC 8996), without renegotiation: a write would have to wait until the peer
-    has renegotiated.
+    The context allows TLS 1.2 and later (RFC 8996). It forbids renegotiation, during which a write
+    would have to wait for the peer.
 
     :raises BadCertificates: if the files cannot be used.
     """

@@ -104,8 +104,8 @@ def outcome(
     """
     # Below Twisted's own TLS, the unsent bytes are encrypted, and may be more than were received.
     left = min(buffered(transport), received)
-    # If the transport hides half-close, or its buffer, a close by the peer does not show how much
-    # the peer has received.
+    # Some transports do not report half-close, or do not show how much they have buffered. Over
+    # these, a close by the peer does not show how much the peer has received.
     known = closing or isinstance(transport, FileDescriptor)
     if not known:
         known = getattr(transport, "disconnecting", False)  # closed by the application

@@ -108,7 +108,8 @@ class FastPath:
         :raises OSError: if the kernel has no memory for it; then its transport still serves it.
         """
         descriptor = sock.fileno()
-        # First, because memory may be short: then its transport still serves the connection.
+        # Extend these first: if memory is short, that raises an exception while the transport still
+        # serves the connection.
         missing = descriptor + 1 - len(self._sockets)
         self._received.extend([0] * missing)
         self._checked.extend([0] * missing)

@@ -17,7 +17,8 @@ from echod.events import Ending
 
 CHECKS_PER_TIMEOUT: Final = 8
 """Checks within a timeout. A timeout begins at the first check without progress, and ends at a
-later check: it never fires early, and at most a quarter late. So no byte costs a clock reading."""
+later check: it never fires early, and at most a quarter late. The clock is read at each check, and
+not for each byte that arrives."""
 
 QUIET: Final = 0.2
 """Seconds without a byte after which a drain closes a connection."""

@@ -47,7 +47,8 @@ class Ledger:
             self._sent = self.plaintext_out
             return
         mark = (self.ciphertext_out, self.plaintext_out)
-        # Not the same mark twice: a part of a record from the peer leaves both totals as they were.
+        # Do not add the same mark twice. A flush follows each read from the peer, and the read of a
+        # part of a record changes neither total.
         if not self._marks or self._marks[-1] != mark:
             self._marks.append(mark)
         self._forget_sent(unsent)

@@ -49,7 +49,7 @@ class Turns:
                 more = self._step(worker, clock)
         if more:
             self._waiting.append(worker)
-        # Not after every call: scheduling a turn takes a tenth as long as a small piece of work.
+        # Do not schedule a turn after every call: a small piece of work would take a tenth longer.
         if more or self._left < BUDGET / 2:
             self._schedule(clock)
 

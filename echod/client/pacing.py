@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 TURN: Final = 0.001
-"""Seconds that overdue moments may take before the reactor handles other events."""
+"""Seconds that the calls for overdue moments may take before the reactor handles other events."""
 
 
 class Schedule:

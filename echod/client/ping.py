@@ -107,7 +107,8 @@ class Ping(Measurement):
             self.skipped += 1
             return
         self.scheduling.record((now - moment,))
-        # The round trip begins now, not at the scheduled time: a late timer is not the path's.
+        # The round trip begins now, not at the scheduled time: the delay of a late timer is not
+        # part of the path's latency.
         self.channels[0].begin(now)
         if self.sent == self._count:
             self.stop_sending()

@@ -3,8 +3,8 @@
 The HTTP server shares its reactor with the echo service, so no HTTP client may take much
 memory or time from it. Twisted's own channel allows more than that:
 
-- It answers pipelined requests of a client that never reads, and buffers all responses: it
-  stops reading only between requests, and writes only while it handles a request.
+- It answers pipelined requests of a client that never reads, and buffers all responses. When its
+  buffer is full while it handles a request, it does not stop reading; and it writes only then.
 - It stores a request body, of any size, before the request is processed.
 - Each byte that arrives restarts its timeout, and a response that is never read has none.
 - It accepts any number of connections, and logs each timeout.
@@ -81,7 +81,8 @@ class GuardedChannel(HTTPChannel):
     def pauseProducing(self) -> None:
         """Read nothing more until the client has read its responses.
 
-        Twisted's channel does this only between requests, and writes while it handles a request.
+        Twisted's channel stops reading only if it handles no request at that moment. But its buffer
+        becomes full while it handles one, because it writes only then.
         """
         super().pauseProducing()
         self.transport.pauseProducing()

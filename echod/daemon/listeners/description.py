@@ -74,8 +74,9 @@ FILES: Final = {
     "extraCertChain": "chain",
     "clientCA": "clients",
 }
-"""The parameters of ``ssl:`` that are files, and those of :class:`~echod.certificates.Certificates`
-that they become. ``clientCA`` is echod's own; the other names are those of Twisted's endpoint."""
+"""The parameters of ``ssl:`` that name files, and the parameter of
+:class:`~echod.certificates.Certificates` that takes each file. ``clientCA`` is echod's own; the
+other names are those of Twisted's endpoint."""
 
 # Absolute paths, because twistd may change its directory before a reload.
 PATHS: Final = dict.fromkeys(FILES, abspath)
@@ -130,8 +131,8 @@ SYNTAX: Final = {
 
 METRICS_SYNTAX: Final = {
     "ssl": Syntax(
-        "ssl:PORT:privateKey=FILE:certKey=FILE, and with a colon before each "
-        r"extraCertChain=FILE, interface=ADDRESS; \: is a colon within one",
+        "ssl:PORT:privateKey=FILE:certKey=FILE, and optionally :extraCertChain=FILE "
+        r"and :interface=ADDRESS, with \: for each colon in a value",
         ("port",),
         {"port": port, "privateKey": abspath, "certKey": abspath},
         {

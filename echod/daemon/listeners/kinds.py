@@ -132,7 +132,7 @@ def files_of(values: Mapping[str, Any]) -> dict[str, str]:
 def import_extra(module: str, extra: str, what: str) -> Any:
     """Return a module of the daemon that needs an extra.
 
-    :param what: the option, and its verb, for the error message.
+    :param what: the start of the error message, such as ``--metrics ssl: needs``.
     :raises CannotServe: if the extra is not installed.
     """
     try:
