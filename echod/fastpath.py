@@ -96,7 +96,9 @@ class FastPath:
         # into the CPU's caches.
         self._sockets: list[Any] = []
         self._received: array[int] = array("q")
-        self._checked: array[int] = array("q")  # the bytes received when busy() last returned it
+        # The value in _received when busy() last returned the connection. At first it is minus the
+        # bytes received before the connection was added, so that these count as new.
+        self._checked: array[int] = array("q")
         self._echoed = 0.0  # by all connections since the last call of busy()
         self._all: tuple[list[int], list[int]] | None = None
         self._crowded = 0

@@ -25,8 +25,8 @@ from echod.tlsrecords import PIECE, RECORD, Ledger, RecordScanner
 from echod.transport import kernel_socket, resets_on_error, send_now, unsent
 
 MAX_EMPTY: Final = 1000
-"""Successive records without application data after which a peer is reset. Normal peers update
-their keys once in millions of records (RFC 8446 5.5), or sometimes on an idle connection."""
+"""Successive records without application data after which a peer is reset. Normal peers send few:
+a KeyUpdate once in millions of records (RFC 8446 5.5), or sometimes on an idle connection."""
 
 HANDSHAKE_RECORD: Final = b"\x16\x03"
 """The first bytes of a TLS connection: a handshake record, of any version (RFC 8446 5.1)."""

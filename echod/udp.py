@@ -116,7 +116,7 @@ class EchoDatagrams:
         """Notify the observer that the kernel did not accept a reply.
 
         EACCES means that the source is a broadcast address (SO_BROADCAST in socket(7)). Only the
-        kernel knows which addresses are.
+        kernel knows all broadcast addresses.
         """
         drop = Drop.BROADCAST if error.errno == errno.EACCES else Drop.NOT_SENT
         self.dropped(drop, peer)
@@ -190,7 +190,7 @@ class DatagramPort:
         sock = self._socket
         sock.setblocking(False)
         # A systemd socket may have Broadcast=yes. The kernel must refuse replies to broadcast
-        # addresses, because nothing else knows which addresses are.
+        # addresses, because only the kernel knows all of these.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 0)
         # Never shrink a buffer that systemd's ReceiveBuffer= has made larger than rmem_max.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < RECEIVE_BUFFER:

@@ -79,7 +79,7 @@ class GCRA:
     events came exactly at the rate. The caller keeps that number. A sender that is faster than the
     rate moves it into the future, and the rate is exceeded when it is further ahead than a burst.
 
-    :param rate: events a second in the long run, and the size of a burst.
+    :param rate: events a second in the long run; also the number of events in a burst, at least 1.
     :ivar burst: seconds by which the due time may be in the future.
     """
 

@@ -30,7 +30,7 @@ HIGHEST: Final = 1e9
 """Messages a second."""
 
 LARGEST: Final = 1 << 27
-"""Bytes of a message: randbytes() is limited to less than twice as many."""
+"""Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
 
 PLOTS: Final = (".svg", ".png")
 

@@ -119,7 +119,7 @@ def text(sections: Sections) -> bytes:
 
 
 def html(sections: Sections) -> bytes:
-    """Return ``sections`` as one HTML document without references, and with all text escaped."""
+    """Return ``sections`` as one HTML document that loads no other file. All text is escaped."""
 
     def card(title: str, rows: Rows) -> Tag:
         lines = [tags.tr(tags.th(name, scope="row"), tags.td(value)) for name, value in rows]

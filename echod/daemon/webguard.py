@@ -3,8 +3,9 @@
 The HTTP server shares its reactor with the echo service, so no HTTP client may take much
 memory or time from it. Twisted's own channel allows more than that:
 
-- It answers pipelined requests of a client that never reads, and buffers all responses. When its
-  buffer is full while it handles a request, it does not stop reading; and it writes only then.
+- It answers pipelined requests of a client that never reads, and buffers all responses. A full
+  buffer does not stop it from reading while it handles a request, and its buffer becomes full only
+  while it handles one.
 - It stores a request body, of any size, before the request is processed.
 - Each byte that arrives restarts its timeout, and a response that is never read has none.
 - It accepts any number of connections, and logs each timeout.
