@@ -105,7 +105,7 @@ class EchoService(Service):
             opened += ports.hosts
         # Only now, because the listeners need descriptors, too.
         self.factory.limits.total = self.connection_limit()
-        # Not ready before the reactor runs: until then, a signal ends the process without a drain.
+        # Not ready before the reactor runs, because no connection is accepted until then.
         self.reactor.callWhenRunning(self.notifier.ready)
 
     def _close_others(self) -> Deferred[Any]:
