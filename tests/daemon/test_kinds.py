@@ -84,6 +84,22 @@ class EchoListenerTests(SynchronousTestCase):
             now(metrics_listener(reactor, description, "--metrics").listen(EchoFactory()))
             self.assertEqual(reactor.sslServers[-1][4], "127.0.0.1")
 
+    def test_metrics_over_tls_refused(self) -> None:
+        """A file that Twisted refuses is named; for any other mistake the line is general."""
+        with tempfile.TemporaryDirectory() as directory:
+            key, certificate = Authority(Path(directory)).issue("server")
+            files = f"privateKey={key}:certKey={certificate}"
+            for description, why in (
+                (f"ssl:0:privateKey={directory}/none", f"{directory}/none: no such file"),
+                (f"ssl:0:{files}:sslmethod=none", "its parameters do not fit"),
+            ):
+                line = str(
+                    self.assertRaises(
+                        CannotServe, metrics_listener, MemoryReactor(), description, "--x"
+                    )
+                )
+                self.assertIn(f"--x: {why}", line)
+
     def test_behind_a_proxy(self) -> None:
         """A listener behind haproxy: listens as without, and reads the header first."""
         listener = self.listener("haproxy:tcp:7:interface=192.0.2.1:backlog=5")

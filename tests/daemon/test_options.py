@@ -174,6 +174,14 @@ class OptionsTests(SynchronousTestCase):
             self.assertFalse(ended.code)
             self.assertEqual(out.getvalue(), f"{Options()}\n")
 
+    def test_full_disk(self) -> None:
+        """Where standard output cannot be written, the error is one line."""
+        self.addCleanup(signal.signal, signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
+        with open("/dev/full", "w") as full:
+            self.patch(sys, "stdout", full)
+            line = str(self.assertRaises(CannotServe, parse, "--help"))
+        self.assertIn("standard output: no space left on device", line)
+
     def test_option_of_twistd(self) -> None:
         """An option of twistd after the subcommand has its own error."""
         for argument, why in (
