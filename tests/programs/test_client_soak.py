@@ -156,7 +156,7 @@ with Mirror("plain") as tcp, Mirror("plain", "--udp") as udp:
                 os._exit(status)
         running[pid] = number % len(commands)
     tcp.stop(), udp.stop()
-print(sorted(statuses))
+print(sorted(statuses), flush=True)  # before the output of ss
 subprocess.run(["ss", "-Hantu", "exclude", "time-wait"], check=True)
 subprocess.run(["ss", "-s"], check=True)
 """
