@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, globalLogPublisher
 
 from tests.reactors import settle_all
 
@@ -25,6 +26,15 @@ These tests show that echod works here. For more, each in an environment of its 
     tox -e soak         large figures: memory, descriptors, storms of connections (minutes)
 
 `tox list` describes all environments; .ci/run runs them on a bare Debian."""
+
+
+@pytest.fixture
+def log() -> Iterator[list[LogEvent]]:
+    """Return the list of the events that are logged from now on."""
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    yield events
+    globalLogPublisher.removeObserver(events.append)
 
 
 @pytest.fixture(autouse=True)

@@ -79,11 +79,7 @@ async def serve(ends: Any) -> AsyncIterator[Any]:
 
     yield start
     for served in started:
-        for peer in served.peers:
-            peer.abort()
-        left = served.factory.drain(0)
-        await ends.advance(1)
-        await ends.until(left)
+        await served.close()
     await ends.stop()
 
 

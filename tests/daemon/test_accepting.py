@@ -18,7 +18,7 @@ import pytest
 from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Port
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import LogEvent, formatEvent
 
 from echod import transport as kernel
 from echod.daemon.listeners import accepting
@@ -227,15 +227,6 @@ class Descriptors:
 def refused() -> AbstractContextManager[object]:
     """Expect EPERM, on a kernel that can refuse descriptors."""
     return pytest.raises(PermissionError) if REFUSES_DESCRIPTORS else nullcontext()
-
-
-@pytest.fixture
-def log() -> Iterator[list[LogEvent]]:
-    """Every event that is logged."""
-    events: list[LogEvent] = []
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
 
 
 def opened(listener: Any, factory: EchoFactory) -> Ports:

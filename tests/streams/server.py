@@ -51,6 +51,20 @@ class EchoServer:
             await self.ends.turn()
         return peer
 
+    async def close(self) -> None:
+        """Abort all peers, and wait for a drain that resets the connections that are left."""
+        for peer in self.peers:
+            peer.abort()
+        left = self.factory.drain(0)
+        await self.ends.advance(1)
+        await self.ends.until(left)
+
+    async def disconnect(self) -> None:
+        """Abort all peers, and wait until the factory serves no connection."""
+        for peer in self.peers:
+            peer.abort()
+        await self.settled(lambda: not self.factory.connections)
+
     async def refused(self) -> str:
         """Connect, and return how the connection is refused: "RST" or "FIN"."""
         before = len(self.events.refused)

@@ -22,7 +22,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
 from twisted.internet.interfaces import IReactorTime, IReadDescriptor
 from twisted.internet.task import Clock, LoopingCall
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 from zope.interface import directlyProvides
 from zope.interface.verify import verifyObject
 
@@ -73,15 +73,6 @@ def time_of_day(monkeypatch: pytest.MonkeyPatch) -> TimeOfDay:
     time_of_day = TimeOfDay()
     monkeypatch.setattr(ReactorBase, "seconds", staticmethod(time_of_day))
     return time_of_day
-
-
-@pytest.fixture
-def log() -> Iterator[list[LogEvent]]:
-    """Return the events that are logged."""
-    events: list[LogEvent] = []
-    globalLogPublisher.addObserver(events.append)
-    yield events
-    globalLogPublisher.removeObserver(events.append)
 
 
 def turn_until(reactor: Any, what: Callable[[], object]) -> None:

@@ -54,9 +54,7 @@ async def served(ends: Any) -> AsyncIterator[EchoServer]:
     served = EchoServer(ends, idle_timeout=100)
     await ends.listen(served.factory)
     yield served
-    for peer in served.peers:
-        peer.abort()
-    await served.settled(lambda: not served.factory.connections)
+    await served.disconnect()
     await ends.stop()
 
 

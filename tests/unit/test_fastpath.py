@@ -46,9 +46,7 @@ async def served() -> AsyncIterator[EchoServer]:
     served = EchoServer(ends)
     await ends.listen(served.factory)
     yield served
-    for peer in served.peers:
-        peer.abort()
-    await served.settled(lambda: not served.factory.connections)
+    await served.disconnect()
     await ends.stop()
 
 

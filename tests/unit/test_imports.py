@@ -124,37 +124,26 @@ EXTRAS = {
     "tqdm": {"client.terminal"},
 }
 
+# Files of the client that work without an extra.
+PLAIN = {
+    "protocol",
+    "payloads",
+    "errors",
+    "output",
+    "endpoint",
+    "target",
+    "epoll",
+    "options",
+    "main",
+}
+
 # Files that need an extra, or import one that does: others import them only inside a function.
 NEED_AN_EXTRA = {
     *(f"echod.{name}" for names in EXTRAS.values() for name in names),
     "echod.daemon.page",
     "echod.daemon.listeners.tls",
-    *(
-        f"echod.client.{name}"
-        for name in [
-            "protocol",
-            "replies",
-            "pacing",
-            "streams",
-            "datagrams",
-            "tcp",
-            "connector",
-            "measurement",
-            "ping",
-            "statistics",
-            "load",
-            "stdio",
-            "pipe",
-            "report",
-            "text",
-            "console",
-            "commands",
-            "interrupts",
-            "reactor",
-            "runner",
-        ]
-    ),
-} - {"echod.client.protocol"}
+    *(f"echod.client.{name}" for name in CLIENT if name not in PLAIN),
+}
 
 # The outermost functions, which alone may name the global reactor.
 OUTERMOST = {"makeService"}

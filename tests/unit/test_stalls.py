@@ -44,11 +44,7 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[EchoServer]:
     served = EchoServer(ends, idle_timeout=10, stall_timeout=40)
     await ends.listen(served.factory)
     yield served
-    for peer in served.peers:
-        peer.abort()
-    left = served.factory.drain(0)
-    await ends.advance(1)
-    await ends.until(left)
+    await served.close()
     await ends.stop()
 
 
