@@ -46,9 +46,22 @@ class DatagramChannel(Receiver):
         """Return the start times of the outstanding datagrams, in seconds."""
         return iter(self.replies.outstanding())
 
-    def begin(self, since: float) -> None:
-        """Send the next datagram; ``since`` is the start of its round trip, in seconds."""
-        self._send(self.replies.send(since))
+    def begin(self, due: float | None = None) -> None:
+        """Send the next datagram.
+
+        :param due: the start of its round trip, in seconds; by default the moment before send(2).
+        """
+        replies = self.replies
+        data = replies.message()
+        # Between this reading of the clock and send(2), nothing else is done.
+        since = self._reader.seconds() if due is None else due
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            replies.begun(since)
+            self._send_failed(error, data)
+        else:
+            replies.begun(since)
 
     def close(self) -> None:
         """Close the socket."""
@@ -75,17 +88,18 @@ class DatagramChannel(Receiver):
 
     def _send(self, data: bytes) -> bool:
         """Send a datagram. Return whether the channel has kept its address."""
-        while True:
-            try:
-                self._socket.send(data)
-            except OSError as error:
-                if self._handle_error(error):
-                    return False
-                # A refusal is about an earlier datagram (udp(7)): send this one again.
-                if not isinstance(error, ConnectionRefusedError):
-                    return True
-            else:
-                return True
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            return self._send_failed(error, data)
+        return True
+
+    def _send_failed(self, error: OSError, data: bytes) -> bool:
+        """Handle an error of send(2). Return whether the channel has kept its address."""
+        if self._handle_error(error):
+            return False
+        # A refusal is about an earlier datagram (udp(7)): send this one again.
+        return self._send(data) if isinstance(error, ConnectionRefusedError) else True
 
     def _handle_error(self, error: OSError) -> bool:
         """Move to the next address if this one refuses; otherwise count the error.

@@ -103,7 +103,7 @@ class Load(Measurement):
         self.pace(Schedule(start, self.timeout / CHECKS_PER_TIMEOUT), self._replace_lost)
         for channel in self.channels:
             if channel.open:
-                channel.begin(self.clock.seconds())
+                channel.begin()
 
     def end_sending(self) -> None:
         """Stop sending, and record the figures; the intervals continue until the last reply."""
@@ -133,7 +133,7 @@ class Load(Measurement):
                 self.answered += 1
             # A reply to an earlier message sends nothing: _replace_lost has replaced that message.
             if now < self._end and number == channel.replies.sent - 1:
-                channel.begin(now)
+                channel.begin()
             elif self._waiting is not None:
                 self.check_finished()
 
@@ -153,4 +153,4 @@ class Load(Measurement):
             if isinstance(channel, DatagramChannel):
                 last = next(reversed(channel.replies.outstanding()), None)
                 if last is not None and last + self.timeout <= moment < self._end:
-                    channel.begin(moment)
+                    channel.begin()

@@ -106,9 +106,9 @@ class Ping(Measurement):
         if now - moment > MISSED:
             self.skipped += 1
             return
+        # The round trip begins with send(2), not at the scheduled time: the delay of a late timer
+        # is not part of the path's latency.
+        self.channels[0].begin()
         self.scheduling.record((now - moment,))
-        # The round trip begins now, not at the scheduled time: the delay of a late timer is not
-        # part of the path's latency.
-        self.channels[0].begin(now)
         if self.sent == self._count:
             self.stop_sending()

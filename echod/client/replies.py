@@ -93,12 +93,14 @@ class StreamReplies:
         self.sent = 0
         self.finished = 0
 
-    def send(self, since: float) -> bytes:
-        """Return the next message, to be sent now; ``since`` is the start of its round trip."""
-        message = self._messages[self.sent % len(self._messages)]
+    def message(self) -> bytes:
+        """Return the next message to send."""
+        return self._messages[self.sent % len(self._messages)]
+
+    def begun(self, since: float) -> None:
+        """Count the next message as sent; ``since`` is the start of its round trip."""
         self.sent += 1
         self._since.append(since)
-        return message
 
     def outstanding(self) -> Reversible[float]:
         """Return the start times of the outstanding messages, in seconds."""
@@ -153,8 +155,12 @@ class DatagramReplies:
         self._last_answered = -1  # the highest number
         self.sent = 0
 
-    def send(self, since: float) -> bytes:
-        """Return the next datagram, to be sent now; ``since`` is the start of its round trip."""
+    def message(self) -> bytes:
+        """Return the next datagram to send."""
+        return self._payloads.build(self.sent)
+
+    def begun(self, since: float) -> None:
+        """Count the next datagram as sent; ``since`` is the start of its round trip."""
         number = self.sent
         self.sent += 1
         self._since[number] = since
@@ -162,7 +168,6 @@ class DatagramReplies:
             self._answered.append(-1)
         if len(self._since) > MAX_OUTSTANDING:
             del self._since[next(iter(self._since))]
-        return self._payloads.build(number)
 
     def again(self, now: float) -> Iterator[bytes]:
         """Yield the outstanding datagrams that are not late yet, to be sent to another address.

@@ -117,14 +117,21 @@ class StreamChannel(Receiver, Protocol):
         """Return the start times of the outstanding messages, in seconds."""
         return chain(self.replies.outstanding(), self._waiting)
 
-    def begin(self, since: float) -> None:
-        """Send the next message; ``since`` is the start of its round trip, in seconds."""
+    def begin(self, due: float | None = None) -> None:
+        """Send the next message.
+
+        :param due: the start of its round trip, in seconds; by default the moment before send(2).
+        """
         if self._send_path is FULL:
-            self._waiting.append(since)
+            self._waiting.append(self._clock.seconds() if due is None else due)
             return
-        data = self.replies.send(since)
-        sock = self._socket
-        if sock is not None and (self._send_path is DIRECT or not unsent(self.transport)):
+        replies, sock = self.replies, self._socket
+        data = replies.message()
+        is_direct = sock is not None and (self._send_path is DIRECT or not unsent(self.transport))
+        # Between this reading of the clock and send(2), nothing else is done.
+        since = self._clock.seconds() if due is None else due
+        if is_direct:
+            assert sock is not None
             try:
                 sent = sock.send(data)
             except BlockingIOError:
@@ -132,12 +139,15 @@ class StreamChannel(Receiver, Protocol):
             except OSError as error:
                 # The socket reports it once. Data received before must still be read.
                 self._error = error
-                return
+                sent = len(data)
+            replies.begun(since)
             if sent == len(data):
                 self._send_path = DIRECT
                 return
             data = data[sent:]
             self._send_path = QUEUED
+        else:
+            replies.begun(since)
         self.transport.write(data)
 
     def close(self) -> None:

@@ -55,6 +55,24 @@ def test_empty_datagram(bench: Bench, connected: Connected) -> None:
     assert list(connected.channel.outstanding()) == []
 
 
+def test_start_of_the_round_trip(bench: Bench, connected: Connected) -> None:
+    """A round trip starts when the datagram is due, otherwise after the datagram is built."""
+    built: list[float] = []
+    build = connected.channel.replies.message
+
+    def message() -> bytes:
+        data = build()
+        built.append(bench.reactor.seconds())
+        return data
+
+    connected.channel.replies.message = message  # type: ignore[method-assign]
+    connected.channel.begin(5.0)
+    connected.channel.begin()
+    due, since = connected.channel.outstanding()
+    assert due == 5.0
+    assert built[1] <= since <= bench.reactor.seconds()
+
+
 def test_longer_datagram(bench: Bench) -> None:
     """A reply that is longer than its datagram is damaged, whatever the size."""
     connected = Connected(bench, 5000)

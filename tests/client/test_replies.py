@@ -19,6 +19,13 @@ Call = tuple[int, float, float, int]
 """The arguments of one call of a ReplyCallback."""
 
 
+def send(replies: StreamReplies | DatagramReplies, since: float) -> bytes:
+    """Begin the next message, as a channel does, and return it."""
+    message = replies.message()
+    replies.begun(since)
+    return message
+
+
 class Run:
     """A tally, and the replies that were reported; :meth:`end` returns the final counts."""
 
@@ -128,7 +135,7 @@ def test_streams(data: st.DataObject) -> None:
         now += 1.0
         if step == "send":
             model.send(now)
-            service += stream.send(now)
+            service += send(stream, now)
         elif step == "receive":
             length = data.draw(st.sampled_from([1, 3, 4, 5, 8, 100]))
             part = bytes(service[:length])
@@ -157,7 +164,7 @@ def test_any_split(data: st.DataObject, size: int, count: int) -> None:
     messages = [source.randbytes(size) for _ in range(3)]
     run = Run()
     stream = StreamReplies(run.tally, messages, run.reply)
-    sent = b"".join(stream.send(float(number)) for number in range(count))
+    sent = b"".join(send(stream, float(number)) for number in range(count))
     places = sorted(data.draw(st.sets(st.integers(0, len(sent)))))
     for first, last in zip([0, *places], [*places, len(sent)], strict=True):
         stream.received(sent[first:last], 20.0)
@@ -170,7 +177,7 @@ def test_send() -> None:
     """The messages repeat in order, and each is outstanding from its time until its reply."""
     run = Run()
     stream = StreamReplies(run.tally, MESSAGES, run.reply)
-    assert [stream.send(at) for at in (0.0, 0.5, 1.0, 2.0)] == [*MESSAGES, MESSAGES[0]]
+    assert [send(stream, at) for at in (0.0, 0.5, 1.0, 2.0)] == [*MESSAGES, MESSAGES[0]]
     assert list(stream.outstanding()) == [0.0, 0.5, 1.0, 2.0]
     assert next(iter(reversed(stream.outstanding()))) == 2.0
     stream.received(b"one.tw", 3.0)
@@ -183,7 +190,7 @@ def test_another_message() -> None:
     run = Run()
     stream = StreamReplies(run.tally, MESSAGES, run.reply)
     for _ in range(3):
-        stream.send(0.0)
+        send(stream, 0.0)
     stream.received(b"one.one.abcd", 1.0)
     assert run.calls == [(0, 0.0, 1.0, 0), (1, 0.0, 1.0, 4), (2, 0.0, 1.0, 0)]
     tally = run.end(stream.sent)
@@ -195,7 +202,7 @@ def test_missing_byte() -> None:
     run = Run()
     stream = StreamReplies(run.tally, MESSAGES, run.reply)
     for _ in range(3):
-        stream.send(0.0)
+        send(stream, 0.0)
     stream.received(b"one.to!abcd", 1.0)
     assert [damaged for *_, damaged in run.calls] == [0, 3]
     assert run.end(stream.sent).lost == 1
@@ -207,7 +214,7 @@ def test_unexpected_bytes() -> None:
     stream = StreamReplies(run.tally, MESSAGES, run.reply)
     stream.received(b"one.", 0.0)
     assert (run.tally.unexpected, run.calls) == (4, [])
-    stream.send(1.0)
+    send(stream, 1.0)
     stream.received(b"one.two!x", 1.0)
     assert (run.tally.unexpected, len(run.calls)) == (9, 1)
     stream.received(b"", 1.0)
@@ -224,7 +231,7 @@ class Exchange:
         self.replies = DatagramReplies(self.tally, self.datagrams, self.run.reply)
 
     def send(self, count: int) -> list[bytes]:
-        return [self.replies.send(0.0) for _ in range(count)]
+        return [send(self.replies, 0.0) for _ in range(count)]
 
     def receive(self, *datagrams: bytes, now: float = 0.5) -> None:
         for each in datagrams:
@@ -245,7 +252,7 @@ def exchange() -> Exchange:
 
 def test_datagrams(exchange: Exchange) -> None:
     """Each reply is matched to its datagram."""
-    sent = [exchange.replies.send(since) for since in (0.0, 0.25, 0.5)]
+    sent = [send(exchange.replies, since) for since in (0.0, 0.25, 0.5)]
     assert len(set(sent)) == 3
     assert list(exchange.replies.outstanding()) == [0.0, 0.25, 0.5]
     exchange.receive(*sent[:2])
@@ -268,7 +275,7 @@ def test_duplicate(exchange: Exchange) -> None:
 
 def test_again(exchange: Exchange) -> None:
     """again() yields outstanding datagrams that are not late, and restarts their round trips."""
-    sent = [exchange.replies.send(since) for since in (0.0, 4.5, 5.0)]
+    sent = [send(exchange.replies, since) for since in (0.0, 4.5, 5.0)]
     exchange.receive(sent[1], now=5.0)
     assert list(exchange.replies.again(5.5)) == [sent[2]]
     assert list(exchange.replies.outstanding()) == [0.0, 5.5]
@@ -336,7 +343,7 @@ def test_duplicate_after_the_window(exchange: Exchange) -> None:
     first, second = exchange.send(2)
     exchange.receive(first, second)
     exchange.replies.sent = WINDOW  # all of them lost
-    exchange.receive(exchange.replies.send(0.0))
+    exchange.receive(send(exchange.replies, 0.0))
     exchange.receive(first, second)
     assert exchange.numbers == [0, 1, WINDOW]
     assert (exchange.tally.unexpected, exchange.tally.duplicated) == (1, 1)
@@ -381,10 +388,10 @@ def test_callback_may_send() -> None:
     def reply(number: int, since: float, now: float, damaged: int) -> None:
         run.reply(number, since, now, damaged)
         if number < 3:
-            sent.append(stream.send(now))
+            sent.append(send(stream, now))
 
     stream = StreamReplies(run.tally, MESSAGES, reply)
-    sent.append(stream.send(0.0))
+    sent.append(send(stream, 0.0))
     for number in range(4):
         assert number == stream.finished
         stream.received(sent[number], float(number))
@@ -398,7 +405,7 @@ def test_many_exchange(size: int) -> None:
     tracemalloc.start()
     exchange = [DatagramReplies(run.tally, DatagramPayloads(size), run.reply) for _ in range(many)]
     for each in exchange:
-        each.received(each.send(0.0), 0.5)
+        each.received(send(each, 0.0), 0.5)
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(run.calls) == many

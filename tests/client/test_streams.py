@@ -100,6 +100,17 @@ def test_send_at_once(bench: Bench, connect: Any) -> None:
     assert bench.tally.received == 1
 
 
+def test_start_of_the_round_trip(bench: Bench, connect: Any) -> None:
+    """A round trip starts when the message is due, otherwise when it is passed to the kernel."""
+    channel, _ = connect(100).pair
+    before = bench.reactor.seconds()
+    channel.begin(5.0)
+    channel.begin()
+    due, since = channel.outstanding()
+    assert due == 5.0
+    assert before <= since <= bench.reactor.seconds()
+
+
 def test_urgent_reply(bench: Bench, connect: Any) -> None:
     """A reply sent as urgent data is received in order and complete (RFC 6093)."""
     channel, peer = connect(3).pair
