@@ -83,7 +83,6 @@ class PingCommand(ClientCommand):
             count=options.count,
             on_reply=self._on_reply,
             on_connected=self._on_connected,
-            dont_fragment=options.dont_fragment,
         )
         connector.on_address_change = self._on_moved
 

@@ -14,8 +14,9 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from echod.client.datagrams import DatagramChannel
 from echod.client.epoll import EpollReader
+from echod.client.sockets import DEFAULTS, SocketOptions, udp_socket
 from echod.client.streams import StreamChannel
-from echod.client.target import Address, Target, address_text, resolve, udp_socket
+from echod.client.target import Address, Target, address_text, resolve
 from echod.client.tcp import ConnectAttempt
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Connector:
     :param reactor: connects; its clock times the connections.
     :param target: where to connect to.
     :param timeout: seconds that resolving the name may take, and then each connection.
+    :param options: of the sockets; they do not apply to Twisted endpoints.
     :ivar address: the address that was reached, as text; ``""`` before.
     :ivar protocol: ``tcp``, ``udp``, or the type of a Twisted endpoint.
     :ivar includes_lookup: whether the time to connect includes the name lookup: Twisted's
@@ -36,11 +38,14 @@ class Connector:
     :ivar errors: counts errors by the words of :mod:`echod.client.errors`.
     """
 
-    def __init__(self, reactor: Any, target: Target, timeout: float) -> None:
+    def __init__(
+        self, reactor: Any, target: Target, timeout: float, options: SocketOptions = DEFAULTS
+    ) -> None:
         self.reactor = reactor
         self.clock: IReactorTime = reactor
         self.target = target
         self.timeout = timeout
+        self.options = options
         self.address = ""
         self.errors: Counter[str] = Counter()
         self.includes_lookup = False
@@ -61,7 +66,8 @@ class Connector:
         :raises twisted.internet.defer.TimeoutError: if there is no answer in time.
         """
         if self.target.host is not None:
-            self._addresses = await self._in_time(resolve(self.reactor, self.target), self.timeout)
+            found = resolve(self.reactor, self.target, self.options.family)
+            self._addresses = await self._in_time(found, self.timeout)
 
     async def channel(self, reader: EpollReader) -> StreamChannel:
         """Return a connection; over TLS, its handshake is complete.
@@ -88,7 +94,7 @@ class Connector:
             return await self._until_ready(connect, protocol, self.timeout)
         deadline = self.clock.seconds() + self.timeout
         while True:
-            attempt = ConnectAttempt(self.reactor, *self._addresses[0])
+            attempt = ConnectAttempt(self.reactor, *self._addresses[0], self.options)
             share = max(0.0, deadline - self.clock.seconds()) / len(self._addresses)
             try:
                 await self._until_ready(attempt.connect, protocol, share)
@@ -101,20 +107,16 @@ class Connector:
                 return attempt.seconds
 
     def datagrams(
-        self,
-        reader: EpollReader,
-        dont_fragment: bool,
-        is_unanswered: Callable[[], bool] = lambda: True,
+        self, reader: EpollReader, is_unanswered: Callable[[], bool] = lambda: True
     ) -> DatagramChannel:
         """Return a UDP socket for the first address that has a route.
 
-        :param dont_fragment: set the Don't Fragment bit.
         :param is_unanswered: returns whether no reply has come yet. Until then, an address that
             refuses is dropped for the next one, as over TCP; ICMP reports that only after a
             datagram was sent.
         :raises OSError: if no address has a route.
         """
-        sock, address = self._udp_socket(dont_fragment)
+        sock, address = self._udp_socket()
 
         def next_socket() -> socket.socket | None:
             nonlocal address
@@ -124,7 +126,7 @@ class Connector:
                     return None
                 del self._addresses[0]
             try:
-                sock, address = self._udp_socket(dont_fragment)
+                sock, address = self._udp_socket()
             except OSError:
                 return None
             self.on_address_change(address_text(refusing), self.address)
@@ -132,11 +134,11 @@ class Connector:
 
         return DatagramChannel(sock, reader, self.errors, next_socket)
 
-    def _udp_socket(self, dont_fragment: bool) -> tuple[socket.socket, Address]:
+    def _udp_socket(self) -> tuple[socket.socket, Address]:
         while True:
             family, address = self._addresses[0]
             try:
-                sock = udp_socket(family, address, dont_fragment)
+                sock = udp_socket(family, address, self.options)
             except OSError:
                 if len(self._addresses) == 1:
                     raise

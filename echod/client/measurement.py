@@ -32,13 +32,12 @@ class Measurement:
 
     :param connector: connects to the service.
     :param size: bytes of a message.
-    :param dont_fragment: set the Don't Fragment bit of datagrams.
     :ivar failure: one line that says why there is no connection; "" otherwise.
     :ivar answered: messages that have a reply.
     :ivar scheduling: seconds by which messages were sent after their time.
     """
 
-    def __init__(self, connector: Connector, size: int, dont_fragment: bool = False) -> None:
+    def __init__(self, connector: Connector, size: int) -> None:
         self.connector = connector
         self.clock = connector.clock
         self.timeout = connector.timeout
@@ -50,7 +49,6 @@ class Measurement:
         self.scheduling = Histogram()
         self.stopped = False
         self.answered = 0
-        self._dont_fragment = dont_fragment
         self._unanswerable = 0  # messages on connections that were lost
         self._is_final = False  # later replies do not count
         self._connecting: Deferred[None] | None = None
@@ -112,9 +110,7 @@ class Measurement:
         :raises Exception: if there is no connection: see :func:`echod.client.errors.error_word`.
         """
         if self.connector.protocol == "udp":
-            datagrams = self.connector.datagrams(
-                self._reader, self._dont_fragment, lambda: not self.answered
-            )
+            datagrams = self.connector.datagrams(self._reader, lambda: not self.answered)
             self.channels.append(datagrams)
             handler = self.reply_handler(datagrams)
             datagrams.use(DatagramReplies(self.tally, DatagramPayloads(self.size), handler))

@@ -18,6 +18,7 @@ from echod.client.endpoint import BadTarget
 from echod.client.errors import os_error_line
 from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
+from echod.client.sockets import SocketOptions
 from echod.client.target import parse_target
 from echod.durations import format_duration, parse_duration
 from echod.numbers import parse_rate, parse_whole_number
@@ -223,4 +224,5 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
         refuse("--dont-fragment is for udp: targets; TCP discovers the path MTU by itself")
     if options.command == "load" and options.compare and not options.plot:
         refuse("--compare is for --plot FILE")
+    options.socket_options = SocketOptions(dont_fragment=getattr(options, "dont_fragment", False))
     return options  # type: ignore[no-any-return]

@@ -54,9 +54,8 @@ class Ping(Measurement):
         count: int | None,
         on_reply: Callable[[PingReply], None],
         on_connected: Callable[[Channel], None] = lambda _: None,
-        dont_fragment: bool = False,
     ) -> None:
-        super().__init__(connector, size, dont_fragment)
+        super().__init__(connector, size)
         self.interval = interval
         self.skipped = 0
         self._count = count

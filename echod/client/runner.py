@@ -48,7 +48,7 @@ def perform(reactor: Any, options: Namespace, console: Console) -> int:
     :raises OSError: if no file descriptor is left.
     """
     try:
-        connector = Connector(reactor, options.target, options.timeout)
+        connector = Connector(reactor, options.target, options.timeout, options.socket_options)
         command: ClientCommand = COMMANDS[options.command](connector, options, console)
     except (BadTarget, Unusable) as error:
         console.print_error(str(error))

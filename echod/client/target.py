@@ -1,4 +1,4 @@
-"""TARGET, the service to measure: parse it, resolve its name, open a UDP socket to it."""
+"""TARGET, the service to measure: parse it, and resolve its name."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ NO_NAME: Final = "no such name: each part of a name has 1 to 63 characters"
 ONLY_LOCAL: Final = "an interface after the address is for link-local addresses only: leave it out"
 
 
-def look_up(target: Target) -> Addresses | Failure:
+def look_up(target: Target, family: int) -> Addresses | Failure:
     """Call getaddrinfo(3), and return the addresses that it finds, or its failure."""
     kind = socket.SOCK_DGRAM if target.udp else socket.SOCK_STREAM
     try:
-        found = socket.getaddrinfo(target.host, target.port, type=kind)
+        found = socket.getaddrinfo(target.host, target.port, family, kind)
     except (OSError, UnicodeError) as error:  # UnicodeError: Python's own IDNA codec
         interface = str(target.host).partition("%")[2]
         if isinstance(error, OSError) and not interface:
@@ -112,12 +112,13 @@ def look_up(target: Target) -> Addresses | Failure:
     return [(family, address) for family, *_, address in found]
 
 
-def resolve(reactor: Any, target: Target) -> Deferred[Addresses]:
+def resolve(reactor: Any, target: Target, family: int = socket.AF_UNSPEC) -> Deferred[Addresses]:
     """Resolve the host of ``target`` to addresses, the preferred one first (RFC 6724).
 
     A daemon thread calls getaddrinfo(3), which may take longer than any timeout. No shutdown waits
     for a daemon thread.
 
+    :param family: AF_INET or AF_INET6: only addresses of this family.
     :return: fails with :class:`socket.gaierror`.
     """
     resolved: Deferred[Addresses] = Deferred(lambda _: None)
@@ -127,36 +128,10 @@ def resolve(reactor: Any, target: Target) -> Deferred[Addresses]:
             resolved.callback(result)
 
     def run() -> None:
-        reactor.callFromThread(finish, look_up(target))
+        reactor.callFromThread(finish, look_up(target, family))
 
     threading.Thread(target=run, daemon=True).start()
     return resolved
-
-
-# IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7): the socket module has no names for them.
-MTU_DISCOVER: Final[dict[int, tuple[int, int]]] = {
-    socket.AF_INET: (socket.IPPROTO_IP, 10),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
-}
-PMTUDISC_DO: Final = 2
-
-
-def udp_socket(family: int, address: Address, dont_fragment: bool) -> socket.socket:
-    """Return a non-blocking UDP socket that is connected to ``address``.
-
-    :param dont_fragment: set the Don't Fragment bit (IP_MTU_DISCOVER in ip(7)).
-    :raises OSError: if there is no route.
-    """
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        if dont_fragment:
-            sock.setsockopt(*MTU_DISCOVER[family], PMTUDISC_DO)
-        sock.connect(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def address_text(address: IAddress | Address) -> str:

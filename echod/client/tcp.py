@@ -17,6 +17,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.client.sockets import DEFAULTS, SocketOptions
 from echod.client.target import Address
 
 
@@ -27,13 +28,17 @@ class ConnectAttempt:
     :param reactor: the clock, and the reactor that watches the socket.
     :param family: AF_INET or AF_INET6.
     :param address: as for connect(2).
+    :param options: of the socket.
     :ivar seconds: how long it took.
     """
 
     seconds = 0.0
 
-    def __init__(self, reactor: Any, family: int, address: Address) -> None:
+    def __init__(
+        self, reactor: Any, family: int, address: Address, options: SocketOptions = DEFAULTS
+    ) -> None:
         self._reactor = reactor
+        self._options = options
         self._family = family
         self._address = address
 
@@ -41,11 +46,11 @@ class ConnectAttempt:
         """Connect ``protocol``. This can be cancelled.
 
         :return: fires with the protocol; fails with :class:`OSError`.
-        :raises OSError: if no descriptor is left.
+        :raises OSError: if no descriptor is left, or the kernel refuses an option.
         """
         self._protocol = protocol
         self._done: Deferred[Any] = Deferred(lambda _: self._cancel())
-        self._socket = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._socket = self._options.open(self._family, socket.SOCK_STREAM)
         self._begun = self._reactor.seconds()
         number = self._socket.connect_ex(self._address)
         if number in (0, errno.EINPROGRESS):

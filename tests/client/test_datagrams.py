@@ -13,7 +13,8 @@ from echod.client.connector import Connector
 from echod.client.datagrams import DatagramChannel
 from echod.client.payloads import MAX_DATAGRAM, DatagramPayloads
 from echod.client.replies import DatagramReplies
-from echod.client.target import parse_target, udp_socket
+from echod.client.sockets import SocketOptions, udp_socket
+from echod.client.target import parse_target
 from tests import TIMEOUT
 from tests.client.bench import Bench
 
@@ -26,7 +27,9 @@ class Connected:
         self.peer.bind(("127.0.0.1", 0))
         self.reader = bench.reader(size)
         self.errors: Counter[str] = Counter()
-        sock = udp_socket(socket.AF_INET, self.peer.getsockname(), dont_fragment=True)
+        sock = udp_socket(
+            socket.AF_INET, self.peer.getsockname(), SocketOptions(dont_fragment=True)
+        )
         self.channel = DatagramChannel(sock, self.reader, self.errors)
         self.channel.use(DatagramReplies(bench.tally, DatagramPayloads(size), bench.reply))
 
@@ -126,9 +129,9 @@ def test_address_without_a_route(bench: Bench) -> None:
     bad, good = (socket.AF_INET6, ("::ffff:0:0:0:0:0%", 7)), (socket.AF_INET, ("127.0.0.1", 7))
     connector._addresses = [(socket.AF_INET6, ("127.0.0.1", 7)), good]
     reader = bench.reader(10)
-    connector.datagrams(reader, dont_fragment=False).close()
+    connector.datagrams(reader).close()
     assert connector.address == "127.0.0.1:7"
     connector._addresses = [bad]
     with pytest.raises(OSError, match=r"."):
-        connector.datagrams(reader, dont_fragment=False)
+        connector.datagrams(reader)
     reader.close()

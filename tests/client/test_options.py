@@ -9,11 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from echod.client.options import parse
+from echod.client.sockets import SocketOptions
 from echod.client.target import Target
 
 Capture = pytest.CaptureFixture[str]
 
 HERE = Target("h:7", False, "h", 7)
+
+ALWAYS = {"target": HERE, "socket_options": SocketOptions()}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "pipe": {"timeout": 10.0, "json": False},
@@ -42,7 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def test_defaults(command: str) -> None:
     """By default a ping does not end, and a load is a closed loop of 10 s."""
     options = vars(parse([command, "h:7"]))
-    assert options == {"command": command, "target": HERE, **DEFAULTS[command]}
+    assert options == {**ALWAYS, "command": command, **DEFAULTS[command]}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_values(arguments: str, name: str, value: object) -> None:
     """Each option is parsed to the type of its value; the others have their defaults."""
     command, *others = arguments.split()
     options = vars(parse([command, *others, "h:7"]))
-    assert options == {"command": command, "target": HERE, **DEFAULTS[command], name: value}
+    assert options == {**ALWAYS, "command": command, **DEFAULTS[command], name: value}
     assert type(options[name]) is type(value)
 
 
@@ -92,7 +95,8 @@ def test_compare() -> None:
 
 def test_dont_fragment() -> None:
     """``--dont-fragment`` is valid over UDP."""
-    assert parse(["ping", "udp:h:7", "--dont-fragment"]).dont_fragment is True
+    options = parse(["ping", "udp:h:7", "--dont-fragment"])
+    assert options.socket_options == SocketOptions(dont_fragment=True)
 
 
 @pytest.mark.parametrize("size", ["16", "65507"])

@@ -103,7 +103,7 @@ def test_refused_while_sending(refusing: list[Resolved]) -> None:
         connector = Connector(reactor, parse_target("udp:echo.example:7"), 1.0)
         connector._addresses = [*refusing, (socket.AF_INET, peer.getsockname())]
         reader = EpollReader(reactor, reactor, 64)
-        channel = connector.datagrams(reader, dont_fragment=False)
+        channel = connector.datagrams(reader)
         datagrams = DatagramPayloads(64)
         channel.use(DatagramReplies(MessageTally(1.0), datagrams, lambda *_: None))
         for _ in range(3):  # on loopback, each send meets the refusal of the one before
@@ -122,7 +122,7 @@ def test_not_after_a_reply(refusing: list[Resolved], good: Resolved) -> None:
     connector = Connector(reactor, parse_target("udp:echo.example:7"), 1.0)
     connector._addresses = [refusing[0], good]
     reader = EpollReader(reactor, reactor, 64)
-    channel = connector.datagrams(reader, dont_fragment=False, is_unanswered=lambda: False)
+    channel = connector.datagrams(reader, is_unanswered=lambda: False)
     channel.receive_failed(ConnectionRefusedError(111, "Connection refused"))
     assert connector.errors == {"refused": 1}
     assert connector.address == f"127.0.0.1:{refusing[0][1][1]}"

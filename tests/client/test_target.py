@@ -1,4 +1,4 @@
-"""TARGET: accepted and refused forms, name lookup, UDP sockets, addresses as text."""
+"""TARGET: accepted and refused forms, name lookup, addresses as text."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ from echod.client.endpoint import BadTarget
 from echod.client.errors import UNRESOLVED, error_word
 from echod.client.reactor import PreciseReactor
 from echod.client.target import (
-    MTU_DISCOVER,
-    PMTUDISC_DO,
     Target,
     address_text,
     parse_target,
     resolve,
-    udp_socket,
 )
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
@@ -334,44 +331,6 @@ def test_resolve_timeout() -> None:
     assert error_word(failures[0].value) == "timed_out"
     reactor.wait()
     assert len(failures) == 1
-
-
-FAMILIES = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dont_fragment", [False, True])
-def test_udp_socket(family: int, dont_fragment: bool) -> None:
-    """A UDP socket is connected and non-blocking; fragmentation is optional."""
-    with socket.socket(family, socket.SOCK_DGRAM) as service:
-        service.bind((FAMILIES[family], 0))
-        with contextlib.closing(udp_socket(family, service.getsockname(), dont_fragment)) as sock:
-            assert sock.getpeername() == service.getsockname()
-            with pytest.raises(BlockingIOError):
-                sock.recv(1)
-            assert (sock.getsockopt(*MTU_DISCOVER[family]) == PMTUDISC_DO) is dont_fragment
-
-
-@pytest.mark.parametrize("dont_fragment", [False, True])
-def test_larger_than_the_interface(dont_fragment: bool) -> None:
-    """Without fragmentation, a datagram above the MTU (65,536 on loopback) is refused."""
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as service:
-        service.bind(("::1", 0))
-        with contextlib.closing(
-            udp_socket(socket.AF_INET6, service.getsockname(), dont_fragment)
-        ) as sock:
-            data = bytes(65_527)  # 65,575 with its headers
-            if dont_fragment:
-                with pytest.raises(OSError, match="too long"):
-                    sock.send(data)
-            else:
-                assert sock.send(data) == len(data)
-
-
-def test_no_route() -> None:
-    """A failed connect raises its error, and closes the socket (else ResourceWarning)."""
-    with pytest.raises(OSError, match=r"denied|not permitted|unreachable"):
-        udp_socket(socket.AF_INET, ("255.255.255.255", 7), False)  # without SO_BROADCAST
 
 
 def test_address_text() -> None:

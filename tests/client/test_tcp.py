@@ -41,7 +41,7 @@ def test_connect_fails_at_once(bench: Bench) -> None:
 
 def test_no_descriptor(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a free descriptor for the socket, the attempt raises."""
-    monkeypatch.setattr("echod.client.tcp.socket.socket", out_of_descriptors)
+    monkeypatch.setattr("echod.client.sockets.socket.socket", out_of_descriptors)
     attempt = ConnectAttempt(bench.reactor, socket.AF_INET, ("127.0.0.1", 1))
     with pytest.raises(OSError, match="Too many open files"):
         attempt.connect(None)

@@ -1,0 +1,90 @@
+"""Sockets to the service: make them, and set the socket options of the command line."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from echod.client.target import Address
+
+# IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7): the socket module has no names for them.
+MTU_DISCOVER: Final[dict[int, tuple[int, int]]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}
+TYPE_OF_SERVICE: Final[dict[int, tuple[int, int]]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TOS),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+}
+TIME_TO_LIVE: Final[dict[int, tuple[int, int]]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
+}
+PMTUDISC_DO: Final = 2
+
+
+@dataclass(frozen=True)
+class SocketOptions:
+    """The options of the command line that apply to each TCP and UDP socket.
+
+    :ivar family: AF_INET or AF_INET6: use only addresses of this family. Set it if ``source`` is
+        set.
+    :ivar source: the local IP address, as text; ``""``: the kernel chooses it.
+    :ivar interface: the interface to send and receive on (SO_BINDTODEVICE in socket(7)).
+    :ivar tos: the byte of DSCP and ECN (RFC 2474): IP_TOS in ip(7), IPV6_TCLASS.
+    :ivar ttl: the maximum number of hops.
+    :ivar dont_fragment: set the Don't Fragment bit of datagrams (IP_MTU_DISCOVER in ip(7)).
+    """
+
+    family: int = socket.AF_UNSPEC
+    source: str = ""
+    interface: str = ""
+    tos: int | None = None
+    ttl: int | None = None
+    dont_fragment: bool = False
+
+    def open(self, family: int, kind: int) -> socket.socket:
+        """Return a non-blocking socket that has these options.
+
+        :param family: AF_INET or AF_INET6.
+        :param kind: SOCK_STREAM or SOCK_DGRAM.
+        :raises OSError: if the kernel refuses one: the address or the interface is not on this
+            machine.
+        """
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        try:
+            for options, value in (
+                (TYPE_OF_SERVICE, self.tos),
+                (TIME_TO_LIVE, self.ttl),
+                (MTU_DISCOVER, PMTUDISC_DO if self.dont_fragment else None),
+            ):
+                if value is not None:
+                    sock.setsockopt(*options[family], value)
+            if self.interface:
+                name = self.interface.encode()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+            if self.source:
+                found = socket.getaddrinfo(self.source, 0, family, kind, 0, socket.AI_NUMERICHOST)
+                sock.bind(found[0][4])
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+DEFAULTS: Final = SocketOptions()
+
+
+def udp_socket(family: int, address: Address, options: SocketOptions = DEFAULTS) -> socket.socket:
+    """Return a non-blocking UDP socket that is connected to ``address``.
+
+    :raises OSError: if there is no route, or the kernel refuses one of ``options``.
+    """
+    sock = options.open(family, socket.SOCK_DGRAM)
+    try:
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
