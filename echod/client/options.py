@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from argparse import (
     ArgumentParser,
-    ArgumentTypeError,
     Namespace,
     RawDescriptionHelpFormatter,
 )
@@ -20,26 +18,21 @@ from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.sockets import SocketOptions
 from echod.client.target import parse_target
-from echod.durations import format_duration, parse_duration
-from echod.numbers import parse_rate, parse_whole_number
+from echod.client.values import duration, plot_file, rate, whole
+from echod.durations import format_duration
 
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""
 
-SLOWEST: Final = 0.001
-HIGHEST: Final = 1e9
-"""Messages a second."""
-
 LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
-
-PLOTS: Final = (".svg", ".png")
 
 EPILOG: Final = """\
 TARGET is host:port, [IPv6 address]:port, udp:host:port, or a Twisted client
 endpoint such as unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY].
 
 TIME is a number of seconds, or one with a unit: 250ms, 1.5s, 10m, 2h.
+N and BYTES take the units k, M, G (1,000) and Ki, Mi, Gi (1,024): 10k, 1.5Mi.
 
 Exit status: 0, everything came back right; 1, something was lost, late,
 damaged or refused; 2, the command line was wrong.
@@ -96,30 +89,6 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line: the error, and where to find help."""
         self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
-
-
-def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
-    """Return ``parse``, changed to raise the exception whose message argparse prints."""
-
-    def read(text: str) -> Any:
-        try:
-            return parse(text, **bounds)
-        except ValueError as error:
-            raise ArgumentTypeError(str(error)) from error
-
-    return read
-
-
-duration = argument(parse_duration)
-rate = argument(parse_rate, of="messages", least=SLOWEST, most=HIGHEST)
-whole = functools.partial(argument, parse_whole_number)
-
-
-def plot_file(name: str) -> str:
-    """Return the name of a plot's file, which ends in .svg or .png."""
-    if not name.lower().endswith(PLOTS):
-        raise ArgumentTypeError(f"takes a file that ends in .svg or .png, not {name!r}")
-    return name
 
 
 def add_option(

@@ -72,6 +72,12 @@ def test_defaults(command: str) -> None:
         ("load -d 2h", "duration", 7200.0),
         ("load -d 250000h", "duration", 9e8),
         ("load -r 0.5", "rate", 0.5),
+        ("load -r 1k", "rate", 1000.0),
+        ("load -r 0.0015K", "rate", 1.5),
+        ("ping -s 64k", "size", 64_000),
+        ("ping -s 64Ki", "size", 65_536),
+        ("ping -c 2.5M", "count", 2_500_000),
+        ("load -s 128Mi", "size", 1 << 27),
         ("load --rate 1e6", "rate", 1_000_000.0),
         ("load --plot a.SVG", "plot", "a.SVG"),
         ("load --plot /tmp/a.png", "plot", "/tmp/a.png"),
@@ -119,11 +125,40 @@ def refused(capsys: Capture, *arguments: str) -> str:
     return line
 
 
-WHOLE = ("0", "-1", "1.5", "many", "", " 1", "1_0", "1e3", "٣", "9" * 5000, "0" * 19 + "9" * 20)
+WHOLE = (
+    "0",
+    "-1",
+    "1.5",
+    "many",
+    "",
+    " 1",
+    "1_0",
+    "1e3",
+    "1.0005k",
+    "10m",
+    "9G9",
+    "kM",
+    "٣",
+    "9" * 5000,
+    "0" * 19 + "9" * 20,
+)
 TIME = "a duration from 1ms to 250000h, such as 250ms, 30s, 10m or 2h"
 TIMES = ("0", "-1", "nan", "soon", "", "1,5", "0.0009", "1e-320", "inf", "1e308", "250001h", "5d")
 RATE = "a number of messages a second from 0.001 to 1000000000"
-RATES = ("0", "-1", "nan", "soon", "", "1,5", "1e-320", "inf", "1e308", "1000000001", "10/s")
+RATES = (
+    "0",
+    "-1",
+    "nan",
+    "soon",
+    "",
+    "1,5",
+    "1e-320",
+    "inf",
+    "1e308",
+    "1000000001",
+    "1.1G",
+    "10/s",
+)
 
 
 @pytest.mark.parametrize(

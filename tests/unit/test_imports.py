@@ -68,6 +68,7 @@ CLIENT = [
     "text",
     "plot",
     "terminal",
+    "values",
     "options",
     "console",
     "commands",
@@ -135,6 +136,7 @@ PLAIN = {
     "target",
     "sockets",
     "epoll",
+    "values",
     "options",
     "main",
 }

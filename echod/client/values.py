@@ -1,0 +1,71 @@
+"""The values of options: numbers with a unit, times, names of files."""
+
+from __future__ import annotations
+
+import functools
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any, Final
+
+from echod.durations import parse_duration
+from echod.numbers import parse_rate, parse_whole_number
+
+SLOWEST: Final = 0.001
+HIGHEST: Final = 1e9
+"""Messages a second."""
+
+PLOTS: Final = (".svg", ".png")
+
+UNITS: Final = {
+    "k": 10**3,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+}
+"""The units of numbers: decimal, and binary (IEC 80000-13)."""
+
+WITH_UNIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(k|[KMG]i?)")
+
+
+def in_units(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``parse``, a parser of numbers, changed to accept a number with one of the units."""
+
+    def read(text: str, **bounds: Any) -> Any:
+        found = WITH_UNIT.fullmatch(text)
+        if found:
+            product = Decimal(found[1]) * UNITS[found[2]]
+            with suppress(ValueError):  # the call below quotes the text as typed
+                return parse(f"{product.normalize():f}", **bounds)
+        return parse(text, **bounds)
+
+    return read
+
+
+def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
+    """Return ``parse``, changed to raise the exception whose message argparse prints."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text, **bounds)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+duration = argument(parse_duration)
+rate = argument(in_units(parse_rate), of="messages", least=SLOWEST, most=HIGHEST)
+whole = functools.partial(argument, in_units(parse_whole_number))
+
+
+def plot_file(name: str) -> str:
+    """Return the name of a plot's file, which ends in .svg or .png."""
+    if not name.lower().endswith(PLOTS):
+        raise ArgumentTypeError(f"takes a file that ends in .svg or .png, not {name!r}")
+    return name
