@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import resource
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from echod.client import report, text
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.errors import os_error_line
+from echod.client.events import Connected, Event, Moved
 from echod.client.load import Load
-from echod.client.measurement import Channel
-from echod.client.ping import Ping, PingReply
+from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.statistics import Interval
-from echod.client.streams import StreamChannel
 from echod.client.terminal import RateLine, bytes_left, progress_bar
 
 SPARE: Final = 64
@@ -81,32 +80,29 @@ class PingCommand(ClientCommand):
             options.size,
             interval=options.interval,
             count=options.count,
-            on_reply=self._on_reply,
-            on_connected=self._on_connected,
+            notify=self._notify,
         )
-        connector.on_address_change = self._on_moved
+        connector.on_address_change = lambda *addresses: self._notify(Moved(*addresses))
 
-    def _print(self, line: str) -> None:
-        if not self.options.json:
-            self.console.print(line)
+    def _notify(self, event: Event) -> None:
+        if self.options.json:
+            return
+        if isinstance(event, Connected):
+            self.console.print(*self._connected_lines(event))
+        else:
+            self.console.print(text.EVENT_LINES[type(event)](event))
 
-    def _on_connected(self, channel: Channel) -> None:
+    def _connected_lines(self, event: Connected) -> Iterator[str]:
         connector = self.connector
         over = text.over(connector.protocol, self.run.size)
-        self._print(f"echo of {connector.target.name} ({connector.address}) {over}")
-        if isinstance(channel, StreamChannel):
-            line = f"connected in {report.in_ms(channel.connect_seconds)} ms"
+        yield f"echo of {connector.target.name} ({event.address}) {over}"
+        if event.connect_seconds is not None:
+            line = f"connected in {report.in_ms(event.connect_seconds)} ms"
             if connector.includes_lookup:
                 line += " with the name lookup"
-            if channel.handshake_seconds is not None:
-                line += f", TLS handshake {report.in_ms(channel.handshake_seconds)} ms"
-            self._print(line)
-
-    def _on_moved(self, refusing: str, following: str) -> None:
-        self._print(f"{refusing} refused, trying {following}")
-
-    def _on_reply(self, reply: PingReply) -> None:
-        self._print(text.reply_line(reply))
+            if event.tls_handshake_seconds is not None:
+                line += f", TLS handshake {report.in_ms(event.tls_handshake_seconds)} ms"
+            yield line
 
 
 class LoadCommand(ClientCommand):

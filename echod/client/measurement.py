@@ -95,6 +95,11 @@ class Measurement:
         if self._pacer is not None:
             self._pacer.stop()
 
+    def connection_lost(self, channel: StreamChannel, kind: str) -> None:  # noqa: ARG002
+        """Stop sending if no connection is left; ``kind`` is the word for the error."""
+        if not self.has_open():
+            self.stop_sending()
+
     def summarize(self) -> None:
         """Complete the figures: later replies do not count."""
 
@@ -157,6 +162,11 @@ class Measurement:
         return any(channel.open for channel in self.channels)
 
     @property
+    def is_sending(self) -> bool:
+        """Whether messages are sent."""
+        return self._sending is not None and not self._sending.called and not self.stopped
+
+    @property
     def streams(self) -> list[StreamChannel]:
         """The channels that are connections."""
         return [channel for channel in self.channels if isinstance(channel, StreamChannel)]
@@ -202,8 +212,7 @@ class Measurement:
         if kind:
             self.errors[kind] += 1
             self._unanswerable += sum(1 for _ in channel.outstanding())
-            if not self.has_open():
-                self.stop_sending()
+            self.connection_lost(channel, kind)
             self.check_finished()
         return kind
 

@@ -1,13 +1,26 @@
-"""``echod-client ping``: send a message at each interval, whether or not replies come."""
+"""``echod-client ping``: send a message at each interval, whether or not replies come.
+
+When a connection is lost, an *outage* begins. The ping then connects again, and the outage ends
+with the first reply. A message that is due without a connection cannot be sent. It counts as sent
+and lost, as ping(8) counts a packet that the kernel refuses: no outage shortens the run or improves
+its figures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from echod.client.connector import Connector
+from echod.client.errors import error_word
+from echod.client.events import Connected, Disconnected, Event, Reconnected, Reply
 from echod.client.measurement import Channel, Measurement
 from echod.client.pacing import Schedule
+from echod.client.streams import StreamChannel
 
 MISSED: Final = 1.0
 """Seconds by which a message may be late. After a longer stop of this process or machine, the
@@ -16,20 +29,32 @@ messages that were due are skipped: sent all at once, they would measure a burst
 REPLIES_PER_SUMMARY: Final = 4096
 """Replies after which their times go into the histogram: a ping may run for days."""
 
+RETRY: Final = 0.2
+"""Seconds between two attempts to connect during an outage: the error of its measured length."""
 
-class PingReply(NamedTuple):
-    """A reply.
 
-    :ivar number: of the message, from 0 on.
-    :ivar seconds: the round-trip time.
-    :ivar damaged: wrong bytes.
-    :ivar late: whether it came after the timeout.
+@dataclass
+class Outage:
+    """A time without a connection that answers.
+
+    :ivar error: the word of :mod:`echod.client.errors` for the end of the connection before.
+    :ivar begun: when that connection was lost, in seconds.
+    :ivar until: when the last connection was made, in seconds; without a reply on it, the end of
+        the run.
+    :ivar is_over: whether a reply has come on that connection.
+    :ivar not_sent: messages that were due without a connection.
     """
 
-    number: int
-    seconds: float
-    damaged: int
-    late: bool
+    error: str
+    begun: float
+    until: float = 0.0
+    is_over: bool = False
+    not_sent: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """The length of the outage."""
+        return self.until - self.begun
 
 
 class Ping(Measurement):
@@ -37,13 +62,18 @@ class Ping(Measurement):
 
     :param interval: seconds between two messages.
     :param count: messages to send; ``None``: until :meth:`stop`.
-    :param on_reply: called with each reply.
-    :param on_connected: called with the channel before the first message.
+    :param notify: called with each event.
+    :ivar first: the first channel; ``None`` if there is none.
+    :ivar begun: when the first message was due, in seconds.
+    :ivar outages: in order; the last one may not be over.
     :ivar skipped: messages that were due while this process was stopped. They are not sent, and do
         not count towards ``count``.
     :ivar jitter: mean absolute difference, in seconds, between the round-trip times of two
         successive messages (the IPDV of RFC 3393); ``None`` without such a pair.
     """
+
+    first: Channel | None = None
+    begun = 0.0
 
     def __init__(
         self,
@@ -52,18 +82,23 @@ class Ping(Measurement):
         *,
         interval: float,
         count: int | None,
-        on_reply: Callable[[PingReply], None],
-        on_connected: Callable[[Channel], None] = lambda _: None,
+        notify: Callable[[Event], None],
     ) -> None:
         super().__init__(connector, size)
         self.interval = interval
         self.skipped = 0
+        self.outages: list[Outage] = []
         self._count = count
-        self._on_reply = on_reply
-        self._on_connected = on_connected
+        self._notify = notify
+        self._before = 0  # messages before those of the channel that is open
         self._differences = 0
         self._difference = 0.0  # the sum of them, in seconds
         self._previous: tuple[int, float] | None = None
+
+    @property
+    def sent(self) -> int:
+        """Messages sent, including those that were due in an outage."""
+        return self._before + super().sent
 
     @property
     def jitter(self) -> float | None:
@@ -73,29 +108,73 @@ class Ping(Measurement):
     async def connect(self) -> None:
         """Open the channel."""
         await self.connector.resolve()
-        await self.open()
+        self.first = await self.open()
 
     def begin_sending(self) -> None:
         """Send the first message, and the others at their times."""
-        self._on_connected(self.channels[0])
+        first, address = self.first, self.connector.address
+        if isinstance(first, StreamChannel):
+            self._notify(Connected(address, first.connect_seconds, first.handshake_seconds))
+        else:
+            self._notify(Connected(address))
+        self.begun = self.clock.seconds()
         if not self.stopped:
-            self.pace(Schedule(self.clock.seconds(), self.interval), self._send)
+            self.pace(Schedule(self.begun, self.interval), self._send)
+
+    def end_sending(self) -> None:
+        """Stop sending, and connecting."""
+        super().end_sending()
+        assert self._connecting is not None
+        self._connecting.cancel()
+
+    def connection_lost(self, channel: StreamChannel, kind: str) -> None:
+        """Connect again, unless all messages are sent."""
+        if not self.is_sending:
+            return
+        self._before += channel.sent
+        self.channels.remove(channel)
+        is_new = not self.outages or self.outages[-1].is_over
+        if is_new:
+            self.outages.append(Outage(kind, self.clock.seconds()))
+            self._notify(Disconnected(kind))
+        # A service that closes each connection without a reply prolongs the outage.
+        self._connecting = Deferred.fromCoroutine(self._reconnect(0.0 if is_new else RETRY))
+
+    async def _reconnect(self, delay: float) -> None:
+        while not self.channels:
+            try:
+                await deferLater(self.clock, delay)
+                await self.connector.resolve()  # the service may have moved
+                await self.open()
+            except Exception as error:
+                if not self.is_sending:  # cancelled
+                    return
+                self.errors[error_word(error)] += 1
+            delay = RETRY
+        self.outages[-1].until = self.clock.seconds()
 
     def summarize(self) -> None:
-        """Count the times of the last replies."""
+        """Count the times of the last replies, and the length of an outage that is not over."""
+        if self.outages and not self.outages[-1].is_over:
+            self.outages[-1].until = self.clock.seconds()
         self.tally.sum_up()
 
     def replied(self, number: int, since: float, now: float, damaged: int) -> None:
         """Report a reply, and count it."""
         if self._is_final:
             return
+        if self.outages and not self.outages[-1].is_over:
+            outage = self.outages[-1]
+            outage.is_over = True
+            self._notify(Reconnected(outage.seconds, outage.not_sent))
+        number += self._before
         seconds = now - since
         if not damaged:
             if self._previous is not None and self._previous[0] == number - 1:
                 self._differences += 1
                 self._difference += abs(seconds - self._previous[1])
             self._previous = number, seconds
-        self._on_reply(PingReply(number, seconds, damaged, seconds > self.timeout))
+        self._notify(Reply(number, seconds, damaged, seconds > self.timeout))
         super().replied(number, since, now, damaged)
         if self.answered % REPLIES_PER_SUMMARY == 0:
             self.tally.sum_up()
@@ -105,9 +184,14 @@ class Ping(Measurement):
         if now - moment > MISSED:
             self.skipped += 1
             return
-        # The round trip begins with send(2), not at the scheduled time: the delay of a late timer
-        # is not part of the path's latency.
-        self.channels[0].begin()
-        self.scheduling.record((now - moment,))
+        if self.channels:
+            # The round trip begins with send(2), not at the scheduled time: the delay of a late
+            # timer is not part of the path's latency.
+            self.channels[0].begin()
+            self.scheduling.record((now - moment,))
+        else:
+            self._before += 1
+            self._unanswerable += 1
+            self.outages[-1].not_sent += 1
         if self.sent == self._count:
             self.stop_sending()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from echod.client.endpoint import short_name
-from echod.client.ping import PingReply
+from echod.client.events import Disconnected, Moved, Reconnected, Reply
 from echod.client.report import Result, bottleneck, in_ms
 
 PROTOCOLS: Final = {"unix": "a UNIX socket"}
@@ -24,11 +24,36 @@ def over(protocol: str, size: int) -> str:
     return f"over {name}, {plural(size, 'byte')} a message"
 
 
-def reply_line(reply: PingReply) -> str:
+def reply_line(reply: Reply) -> str:
     """Return the line for one reply of a ping."""
-    marks = [f"{plural(reply.damaged, 'byte')} wrong"] if reply.damaged else []
+    wrong = reply.damaged_bytes
+    marks = [f"{plural(wrong, 'byte')} wrong"] if wrong else []
     marks += ["late"] if reply.late else []
     return ", ".join([f"seq={reply.number} {in_ms(reply.seconds)} ms", *marks])
+
+
+def moved_line(event: Moved) -> str:
+    """Return the line for a change of the address."""
+    return f"{event.refusing} refused, trying {event.address}"
+
+
+def disconnected_line(event: Disconnected) -> str:
+    """Return the line for the beginning of an outage."""
+    return f"connection lost ({event.error.replace('_', ' ')}): connecting again"
+
+
+def reconnected_line(event: Reconnected) -> str:
+    """Return the line for the end of an outage."""
+    not_sent = f"; {plural(event.not_sent, 'message')} not sent" if event.not_sent else ""
+    return f"connected again after an outage of {event.seconds:.3f} s{not_sent}"
+
+
+EVENT_LINES: Final[dict[type, Callable[[Any], str]]] = {
+    Reply: reply_line,
+    Moved: moved_line,
+    Disconnected: disconnected_line,
+    Reconnected: reconnected_line,
+}
 
 
 def times_line(times: Result) -> str:
@@ -72,6 +97,13 @@ def ping_lines(result: Result) -> Iterator[str]:
     yield counts_line(result)
     if result["skipped"]:
         yield f"skipped: {plural(result['skipped'], 'message')}, due while this process was stopped"
+    if outages := result["outages"]:
+        seconds = [each["seconds"] for each in outages]
+        is_over = "" if outages[-1]["ended"] else "; the last one is not over"
+        yield (
+            f"outages: {len(outages):,}, {sum(seconds):.3f} s in all, "
+            f"the longest {max(seconds):.3f} s{is_over}"
+        )
     times = dict(result["round_trip_seconds"])
     jitter = times.pop("jitter")
     if times["max"] is not None:

@@ -67,7 +67,22 @@ class Services(Factory):
     ) -> None:
         self.network, self.answers, self.change = network, answers, change
         self.made: list[Any] = []
-        network.server_endpoint().listen(self)
+        self._port: Any = None
+        self.start()
+
+    def start(self) -> None:
+        listening = self.network.server_endpoint().listen(self)
+        listening.addCallback(lambda port: setattr(self, "_port", port))
+
+    def stop(self, end: str = "loseConnection") -> None:
+        """Stop listening, and end the last connection."""
+        self._port.stopListening()
+        self.end(end)
+
+    def end(self, end: str = "loseConnection") -> None:
+        """End the last connection."""
+        getattr(self.made[-1].transport, end)()
+        self.network.settle()
 
     def buildProtocol(self, addr: Any) -> Any:
         self.made.append(super().buildProtocol(addr))

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from echod.client.ping import Ping, PingReply
+from echod.client.events import Disconnected, Event, Reconnected, Reply
+from echod.client.ping import RETRY, Ping
 from echod.client.report import is_ok, ping_result
 from echod.client.text import ping_lines
 from echod.testing import MemoryNetwork, Peer
@@ -21,11 +22,9 @@ class Run:
 
     def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
         self.network = network
-        self.replies: list[PingReply] = []
+        self.events: list[Event] = []
         options = {"size": 64, "interval": 1.0, "count": 3, **options}
-        self.ping = Ping(
-            memory_connector(network, timeout), on_reply=self.replies.append, **options
-        )
+        self.ping = Ping(memory_connector(network, timeout), notify=self.events.append, **options)
         self.done = False
         Deferred.fromCoroutine(self._run())
         network.settle()
@@ -33,6 +32,15 @@ class Run:
     async def _run(self) -> None:
         await self.ping.run()
         self.done = True
+
+    @property
+    def replies(self) -> list[Reply]:
+        return [event for event in self.events if isinstance(event, Reply)]
+
+    @property
+    def outages(self) -> list[Event]:
+        """The events of outages."""
+        return [each for each in self.events if isinstance(each, (Disconnected, Reconnected))]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -58,7 +66,7 @@ def test_all_right(network: MemoryNetwork) -> None:
     assert [reply.number for reply in run.replies] == [0, 1]
     assert not run.done
     network.advance(0.1)
-    assert run.replies == [PingReply(number, 0.25, 0, late=False) for number in range(3)]
+    assert run.replies == [Reply(number, 0.25, 0, late=False) for number in range(3)]
     assert run.done
     assert run.counts == {"received": 3}
     assert is_ok(run.ping)
@@ -113,7 +121,7 @@ def test_damaged(network: MemoryNetwork) -> None:
     run = Run(network)
     network.advance(3)
     assert run.counts == {"damaged": 3, "damaged_bytes": 6}
-    assert [reply.damaged for reply in run.replies] == [2, 2, 2]
+    assert [reply.damaged_bytes for reply in run.replies] == [2, 2, 2]
     assert "3 damaged (6 bytes)" in list(ping_lines(ping_result(run.ping)))[2]
 
 
@@ -130,19 +138,113 @@ def test_unexpected(network: MemoryNetwork) -> None:
     assert not is_ok(run.ping)
 
 
-@pytest.mark.parametrize(("end", "word"), [("finish", "closed"), ("abort", "reset")])
-def test_ended_early(network: MemoryNetwork, end: str, word: str) -> None:
-    """The run ends when the service ends the connection; messages in flight are lost."""
+@pytest.fixture
+def service(network: MemoryNetwork) -> Services:
+    return Services(network)
+
+
+@pytest.mark.parametrize(
+    ("end", "word"), [("loseConnection", "closed"), ("abortConnection", "reset")]
+)
+def test_restart(network: MemoryNetwork, service: Services, end: str, word: str) -> None:
+    """After a restart of the service, the run goes on; messages due without it are lost."""
+    run = Run(network, count=7)
+    network.advance(1.5)
+    service.stop(end)
+    network.advance(2.55)
+    service.start()
+    network.advance(10)
+    assert run.done
+    assert [reply.number for reply in run.replies] == [0, 1, 5, 6]
+    assert run.counts == {"received": 4, "lost": 3}
+    outage, not_sent = pytest.approx(2.6), 3
+    assert run.outages == [Disconnected(word), Reconnected(outage, not_sent)]
+    result = ping_result(run.ping)
+    assert result["outages"] == [
+        {
+            "start_seconds": 1.5,
+            "seconds": outage,
+            "not_sent": not_sent,
+            "error": word,
+            "ended": True,
+        }
+    ]
+    assert result["errors"] == {word: 1, "refused": 13}  # one attempt each RETRY seconds
+    assert result["connect_seconds"] == 0
+    assert not result["ok"]
+    printed = list(ping_lines(result))
+    assert "outages: 1, 2.600 s in all, the longest 2.600 s" in printed
+    assert printed[-1] == f"errors: {word} 1, refused 13"
+
+
+def test_reconnected_at_once(network: MemoryNetwork, service: Services) -> None:
+    """A service that closes a connection, and accepts the next one, causes no loss."""
+    run = Run(network)
+    network.advance(1.5)
+    service.end()
+    network.advance(10)
+    assert run.outages == [Disconnected("closed"), Reconnected(0.0, 0)]
+    assert run.counts == {"received": 3}
+    assert not is_ok(run.ping)
+
+
+def test_in_flight_at_the_end_of_the_connection(network: MemoryNetwork) -> None:
+    """Messages in flight on a connection that ends are lost, and keep their numbers."""
+    services = Services(network, lambda now: now if now > 1.9 else now + 1000)
+    run = Run(network, count=4)
+    network.advance(1.5)
+    services.made[0].transport.abortConnection()
+    network.advance(10)
+    assert [reply.number for reply in run.replies] == [2, 3]
+    assert run.counts == {"received": 2, "lost": 2}
+
+
+def test_closed_without_a_reply(network: MemoryNetwork) -> None:
+    """A service that closes each connection without a reply prolongs the outage."""
     peers = Peers()
     network.server_endpoint().listen(peers)
+    run = Run(network, count=3)
+    for _ in range(5):
+        peers.peers[-1].finish()
+        network.advance(RETRY)
+    assert len(peers.peers) == 6
+    assert len(run.outages) == 1
+    network.advance(20)
+    assert run.done
+    [outage] = ping_result(run.ping)["outages"]
+    assert not outage["ended"]
+    assert (
+        "the longest 12.000 s; the last one is not over"
+        in list(ping_lines(ping_result(run.ping)))[3]
+    )
+
+
+def test_outage_until_the_end(network: MemoryNetwork, service: Services) -> None:
+    """Messages due in an outage count towards the number to send: the run ends in time."""
+    run = Run(network, count=5)
+    network.advance(1.5)
+    service.stop()
+    network.advance(2.4)
+    assert not run.done
+    network.advance(0.1)
+    assert run.done
+    assert run.counts == {"received": 2, "lost": 3}
+    [outage] = ping_result(run.ping)["outages"]
+    assert (outage["seconds"], outage["not_sent"], outage["ended"]) == (2.5, 3, False)
+    assert not network.calls
+
+
+def test_stop_in_an_outage(network: MemoryNetwork, service: Services) -> None:
+    """Ctrl-C ends a run that has no connection."""
     run = Run(network, count=None)
-    network.advance(2)
-    getattr(peers.peers[0], end)()
+    network.advance(1.5)
+    service.stop()
+    network.advance(3)
+    run.ping.stop()
     network.settle()
     assert run.done
-    assert run.counts == {"lost": 3}
-    assert run.ping.errors == {word: 1}
-    assert list(ping_lines(ping_result(run.ping)))[-1] == f"errors: {word} 1"
+    assert run.counts == {"received": 2, "lost": 3}
+    assert not network.calls
 
 
 def test_ended_after_the_last(network: MemoryNetwork) -> None:
@@ -289,8 +391,7 @@ def test_stop_at_the_beginning(network: MemoryNetwork) -> None:
         64,
         interval=1.0,
         count=3,
-        on_reply=lambda _: None,
-        on_connected=lambda _: ping.stop(),
+        notify=lambda _: ping.stop(),
     )
     done: list[None] = []
     Deferred.fromCoroutine(ping.run()).addCallback(done.append)

@@ -10,9 +10,10 @@ import pytest
 from twisted.internet.task import Clock
 
 from echod.client.connector import Connector
+from echod.client.events import Reply
 from echod.client.histogram import Histogram
 from echod.client.load import Load
-from echod.client.ping import Ping, PingReply
+from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.report import (
     LATENCY_PERCENTILES,
@@ -50,7 +51,7 @@ def connector(target: str) -> Connector:
 
 
 def a_ping(target: str = "h:7", replies: Sequence[float] = (), **tally: int) -> Ping:
-    run = Ping(connector(target), 64, interval=0.5, count=3, on_reply=lambda _: None)
+    run = Ping(connector(target), 64, interval=0.5, count=3, notify=lambda _: None)
     return counted(run, tally, replies)
 
 
@@ -128,13 +129,13 @@ def test_times_line() -> None:
 @pytest.mark.parametrize(
     ("reply", "line"),
     [
-        (PingReply(0, 0.0012345, 0, False), "seq=0 1.234 ms"),
-        (PingReply(7, 2.0, 1, False), "seq=7 2000.000 ms, 1 byte wrong"),
-        (PingReply(7, 2.0, 0, True), "seq=7 2000.000 ms, late"),
-        (PingReply(7, 2.0, 3, True), "seq=7 2000.000 ms, 3 bytes wrong, late"),
+        (Reply(0, 0.0012345, 0, False), "seq=0 1.234 ms"),
+        (Reply(7, 2.0, 1, False), "seq=7 2000.000 ms, 1 byte wrong"),
+        (Reply(7, 2.0, 0, True), "seq=7 2000.000 ms, late"),
+        (Reply(7, 2.0, 3, True), "seq=7 2000.000 ms, 3 bytes wrong, late"),
     ],
 )
-def test_reply_line(reply: PingReply, line: str) -> None:
+def test_reply_line(reply: Reply, line: str) -> None:
     """The line of a reply has its time, its damage, and whether it is late."""
     assert reply_line(reply) == line
 

@@ -29,10 +29,12 @@ import pytest
 from docutils import nodes
 
 from echod.client import errors as failures
+from echod.client.events import Disconnected, Reconnected
 from echod.client.histogram import Histogram
 from echod.client.options import parse, parser
 from echod.client.report import is_ok
 from echod.client.target import parse_target
+from echod.client.text import EVENT_LINES
 from echod.durations import format_duration
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
@@ -176,7 +178,7 @@ def results(place: Place) -> Iterator[Mapping[str, Future[Any]]]:
 def test_every_block_is_tested() -> None:
     """Every literal block is of a kind that is tested here."""
     kinds = {block["classes"][-1] for block in DOCUMENT.findall(nodes.literal_block)}
-    assert kinds == {"sh", "console"}
+    assert kinds == {"sh", "console", "text"}
     assert len(FREEZES) == 2
     assert PLUGIN.startswith("#!")
 
@@ -453,6 +455,16 @@ def test_plugin(place: Place) -> None:
     )
     assert missing.returncode == 3
     assert "not found" in missing.stdout
+
+
+# Events.
+
+
+def test_events() -> None:
+    """The lines about an outage are those that ping prints."""
+    events = Disconnected("closed"), Reconnected(3.417, 3)
+    printed = "\n".join(EVENT_LINES[type(each)](each) for each in events)
+    assert blocks(DOCUMENT, "text") == [printed]
 
 
 # Failures that the recipes describe.

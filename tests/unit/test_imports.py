@@ -59,6 +59,7 @@ CLIENT = [
     "tcp",
     "connector",
     "measurement",
+    "events",
     "ping",
     "statistics",
     "load",
@@ -137,6 +138,7 @@ PLAIN = {
     "sockets",
     "epoll",
     "values",
+    "events",
     "options",
     "main",
 }
