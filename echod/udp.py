@@ -201,7 +201,7 @@ class DatagramPort:
         # of them were broadcast.
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # A systemd socket outlives the process, and so does the kernel's count of its drops.
-        self._dropped_before = self._kernel_drop_counter()
+        self._dropped_before = kernel_drop_counter(sock)
         self._datagrams.opened(self)
         self._reactor.addReader(self)
 
@@ -228,15 +228,7 @@ class DatagramPort:
 
     def kernel_dropped(self) -> int:
         """Return how many datagrams the kernel has dropped since the port was opened."""
-        return (self._kernel_drop_counter() - self._dropped_before) % 2**32
-
-    def _kernel_drop_counter(self) -> int:
-        try:
-            size = 4 * (SK_MEMINFO_DROPS + 1)
-            meminfo = self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, size)
-        except OSError:  # some container runtimes do not have the option
-            return 0
-        return int(struct.unpack("9I", meminfo)[SK_MEMINFO_DROPS])
+        return (kernel_drop_counter(self._socket) - self._dropped_before) % 2**32
 
     def doRead(self) -> None:
         """Echo the datagrams that have arrived, at most :data:`BATCH`."""
@@ -263,6 +255,15 @@ class DatagramPort:
             else:
                 datagrams.answered += 1
                 datagrams.bytes += count
+
+
+def kernel_drop_counter(sock: socket.socket) -> int:
+    """Return how many datagrams the kernel has dropped for ``sock``, modulo 2**32."""
+    try:
+        meminfo = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_MEMINFO_DROPS + 1))
+    except OSError:  # some container runtimes do not have the option
+        return 0
+    return int(struct.unpack("9I", meminfo)[SK_MEMINFO_DROPS])
 
 
 def reply_source(ancillary: Ancillary) -> Ancillary | None:

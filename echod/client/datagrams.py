@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from echod.client.epoll import EpollReader, Receiver
-from echod.client.errors import REFUSED, UNREACHABLE, error_word
+from echod.client.errors import NOT_SENT, REFUSED, UNREACHABLE, error_word
 from echod.client.replies import DatagramReplies
+from echod.udp import kernel_drop_counter
 
 
 class DatagramChannel(Receiver):
@@ -35,12 +36,21 @@ class DatagramChannel(Receiver):
         self._errors = errors
         self._next_socket = next_socket
         self.open = True
+        self._dropped = 0  # not sent, or dropped by sockets that are closed
         self._receive_on(sock)
 
     @property
     def sent(self) -> int:
         """The number of datagrams begun."""
         return self.replies.sent
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams not sent, because the kernel's send queue was full, and replies dropped.
+
+        The kernel drops a datagram if the receive buffer is full, or its checksum is wrong.
+        """
+        return self._dropped + (kernel_drop_counter(self._socket) if self.open else 0)
 
     def outstanding(self) -> Iterator[float]:
         """Return the start times of the outstanding datagrams, in seconds."""
@@ -66,8 +76,8 @@ class DatagramChannel(Receiver):
     def close(self) -> None:
         """Close the socket."""
         if self.open:
-            self.open = False
             self._close_socket()
+            self.open = False
 
     def received_nothing(self, now: float) -> None:
         """Match an empty datagram."""
@@ -83,6 +93,7 @@ class DatagramChannel(Receiver):
         self._reader.add(self, sock)
 
     def _close_socket(self) -> None:
+        self._dropped = self.dropped
         self._reader.remove(self._socket.fileno())
         self._socket.close()
 
@@ -110,6 +121,7 @@ class DatagramChannel(Receiver):
         sock = self._next_socket() if kind in (REFUSED, UNREACHABLE) else None
         if sock is None:
             self._errors[kind] += 1
+            self._dropped += kind == NOT_SENT
             return False
         self._close_socket()
         self._receive_on(sock)

@@ -12,11 +12,14 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescri
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.fastpath import BATCH, ROUNDS
+from echod.fastpath import BATCH
 
 MIN_RECEIVE: Final = 4096
 MAX_RECEIVE: Final = 256 * 1024
 """Limits of the bytes that one receive asks for."""
+
+TURN: Final = 0.001
+"""Seconds that receiving may take before the reactor sends the messages that are due."""
 
 
 class Receiver:
@@ -86,12 +89,10 @@ class EpollReader:
         return "echod-client"
 
     def doRead(self) -> None:
-        """Receive once on each socket that is ready, in at most :data:`ROUNDS` rounds."""
+        """Receive until nothing is left, or for :data:`TURN` seconds."""
         poll, receivers, size, seconds = self._epoll.poll, self._receivers, self._size, self.seconds
-        for _ in range(ROUNDS):
-            ready = poll(0, BATCH)
-            if not ready:
-                return
+        end = seconds() + TURN
+        while ready := poll(0, BATCH):
             for descriptor, _ in ready:
                 receiver = receivers.get(descriptor)
                 if receiver is None:  # removed while an earlier one of this round was handled
@@ -107,7 +108,8 @@ class EpollReader:
                         receiver.received(data, seconds())
                     else:
                         receiver.received_nothing(seconds())
-            if not receivers:  # the epoll set may be closed by now
+            # Without receivers, the epoll set may be closed by now.
+            if not receivers or seconds() > end:
                 return
 
     def connectionLost(self, reason: Failure) -> None:

@@ -72,6 +72,8 @@ class Measurement:
             self.end_sending()
         await self._last_replies()
         self.summarize()
+        # A dropped datagram may also have been a duplicate, or a reply that came after the end.
+        self.tally.dropped_here = min(self.dropped, self.tally.lost)
         await self._close()
 
     def stop(self) -> None:
@@ -175,6 +177,11 @@ class Measurement:
     def sent(self) -> int:
         """Messages sent, or queued for a connection that is full."""
         return sum(channel.sent for channel in self.channels)
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that this machine has dropped: not sent, or not received."""
+        return sum(each.dropped for each in self.channels if isinstance(each, DatagramChannel))
 
     def _all_answered(self) -> bool:
         return self.answered + self._unanswerable >= self.tally.sent

@@ -30,6 +30,7 @@ class MessageTally:
     """Counts of messages by outcome, and the histogram of round-trip times.
 
     :param timeout: seconds after which a reply is late.
+    :ivar dropped_here: messages whose reply this machine dropped, or that its kernel did not send.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -43,14 +44,16 @@ class MessageTally:
         self.reordered = 0
         self.unexpected = 0
         self.under_way = 0
+        self.dropped_here = 0
         self.times = Histogram()
         self._recent: list[float] = []
         self.count = self._recent.append  # the round-trip time of a right reply, in seconds
 
     @property
     def lost(self) -> int:
-        """Messages without a reply."""
-        return self.sent - self.received - self.late - self.damaged - self.under_way
+        """Messages without a reply, except those that this machine dropped."""
+        replies = self.received + self.late + self.damaged
+        return self.sent - replies - self.under_way - self.dropped_here
 
     def reply(self, since: float, now: float, damaged: int) -> None:
         """Count a reply that has ``damaged`` wrong bytes."""

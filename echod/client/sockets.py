@@ -23,6 +23,13 @@ TIME_TO_LIVE: Final[dict[int, tuple[int, int]]] = {
 }
 PMTUDISC_DO: Final = 2
 
+SO_RCVBUFFORCE: Final = 33
+"""A socket option of Linux (socket(7)) that Python's socket module lacks."""
+
+RECEIVE_BUFFER: Final = 64 * 1024 * 1024
+"""Bytes of SO_RCVBUF to ask for: more than 100,000 small datagrams. The kernel uses memory only for
+those that wait."""
+
 
 @dataclass(frozen=True)
 class SocketOptions:
@@ -79,10 +86,17 @@ DEFAULTS: Final = SocketOptions()
 def udp_socket(family: int, address: Address, options: SocketOptions = DEFAULTS) -> socket.socket:
     """Return a non-blocking UDP socket that is connected to ``address``.
 
+    Its receive buffer is as large as the kernel allows: after a freeze of the service, all replies
+    of that time come at once.
+
     :raises OSError: if there is no route, or the kernel refuses one of ``options``.
     """
     sock = options.open(family, socket.SOCK_DGRAM)
     try:
+        try:  # above net.core.rmem_max, which needs CAP_NET_ADMIN
+            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         sock.connect(address)
     except OSError:
         sock.close()

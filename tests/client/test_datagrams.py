@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import DatagramProtocol
 
 from echod.client.connector import Connector
 from echod.client.datagrams import DatagramChannel
+from echod.client.load import Load
 from echod.client.payloads import MAX_DATAGRAM, DatagramPayloads
 from echod.client.replies import DatagramReplies
 from echod.client.sockets import SocketOptions, udp_socket
@@ -104,6 +109,66 @@ def test_closed_by_a_reply(bench: Bench) -> None:
     connected.reader.doRead()
     assert bench.replied == [0]
     connected.peer.close()
+
+
+def test_dropped_replies(bench: Bench, connected: Connected) -> None:
+    """Replies for which the receive buffer has no space are counted, also after closing."""
+    channel, count = connected.channel, 100
+    channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the minimum
+    for _ in range(count):
+        channel.begin()
+        connected.peer.sendto(*connected.peer.recvfrom(100))
+    bench.until(lambda: len(bench.replied) + channel.dropped == count)
+    dropped = channel.dropped
+    assert 0 < dropped < count
+    channel.close()
+    assert channel.dropped == dropped
+
+
+def test_not_sent(bench: Bench, connected: Connected) -> None:
+    """A datagram that the kernel does not send is an error, and dropped on this machine."""
+    real = connected.channel._socket
+
+    class Full(socket.socket):
+        def send(self, *_: object) -> int:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    connected.channel._socket = Full(fileno=real.detach())
+    connected.channel.begin()
+    assert (connected.channel.sent, connected.channel.dropped) == (1, 1)
+    assert connected.errors == {"not_sent": 1}
+
+
+class Together(DatagramProtocol):
+    """A UDP service that sends all replies at once, when it has all messages."""
+
+    transport: Any
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.held: list[tuple[bytes, Any]] = []
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        self.held.append((datagram, addr))
+        if len(self.held) == self.count:
+            for each in self.held:
+                self.transport.write(*each)
+
+
+def test_dropped_here(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply that this machine drops is not a lost message."""
+    monkeypatch.setattr("echod.client.sockets.SO_RCVBUFFORCE", socket.SO_RCVBUF)
+    monkeypatch.setattr("echod.client.sockets.RECEIVE_BUFFER", 1)  # the kernel's minimum
+    count = 100
+    port = bench.reactor.listenUDP(0, Together(count), interface="127.0.0.1")
+    connector = Connector(bench.reactor, parse_target(f"udp:127.0.0.1:{port.getHost().port}"), 0.2)
+    run = Load(connector, 64, connections=1, duration=0.1, rate=1000, on_interval=lambda _: None)
+    bench.result(Deferred.fromCoroutine(run.run()))
+    bench.result(port.stopListening())
+    assert run.tally.received + run.tally.dropped_here == run.tally.sent == count
+    assert run.tally.received > 0
+    assert run.tally.dropped_here > 0
+    assert run.tally.lost == 0
 
 
 def test_refused(bench: Bench, connected: Connected) -> None:

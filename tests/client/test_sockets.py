@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
 import pytest
 
 from echod.client.sockets import (
     MTU_DISCOVER,
     PMTUDISC_DO,
+    RECEIVE_BUFFER,
+    SO_RCVBUFFORCE,
     TIME_TO_LIVE,
     TYPE_OF_SERVICE,
     SocketOptions,
@@ -48,6 +51,28 @@ def test_larger_than_the_interface(dont_fragment: bool) -> None:
                     sock.send(data)
             else:
                 assert sock.send(data) == len(data)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_receive_buffer(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receive buffer is as large as the kernel gives, with CAP_NET_ADMIN or without."""
+    forced: list[int] = []
+
+    class Socket(socket.socket):
+        def setsockopt(self, level: int, option: int, value: Any) -> None:  # type: ignore[override]
+            if option == SO_RCVBUFFORCE:
+                forced.append(value)
+                if not allowed:
+                    raise PermissionError
+            else:
+                super().setsockopt(level, option, value)
+
+    monkeypatch.setattr("echod.client.sockets.socket.socket", Socket)
+    with Socket(socket.AF_INET, socket.SOCK_DGRAM) as usual:
+        size = usual.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    with udp_socket(socket.AF_INET, ("127.0.0.1", 7)) as sock:
+        assert forced == [RECEIVE_BUFFER]
+        assert (sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > size) is not allowed
 
 
 def test_no_route() -> None:

@@ -165,12 +165,12 @@ def test_send_queue_full(bench: Bench, connect: Any) -> None:
     bench.until(lambda: bench.replied)
 
 
-@pytest.mark.parametrize("rounds", [1, 8])
+@pytest.mark.parametrize("turn", [-1.0, 1.0])
 def test_many_connections(
-    bench: Bench, connect: Any, rounds: int, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, connect: Any, turn: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All replies are received from more connections than fit in a round, or in a turn."""
-    monkeypatch.setattr("echod.client.epoll.ROUNDS", rounds)
+    monkeypatch.setattr("echod.client.epoll.TURN", turn)
     connected = connect(10, count=100)
     for channel, peer in zip(connected.channels, connected.peers, strict=True):
         channel.begin(bench.reactor.seconds())
