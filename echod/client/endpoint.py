@@ -81,17 +81,19 @@ def check_arguments(text: str, kind: str, arguments: Iterable[str]) -> None:
         raise BadTarget(f"TARGET {text!r}: a path has {LONGEST_PATH} bytes at most")
 
 
-def endpoint_of(reactor: Any, text: str) -> IStreamClientEndpoint:
-    """Return the endpoint that ``text`` describes.
+def endpoint_of(reactor: Any, text: str, description: str) -> IStreamClientEndpoint:
+    """Return the endpoint of TARGET.
 
-    :raises BadTarget: if ``text`` describes no endpoint.
+    :param text: TARGET as typed, for error messages.
+    :param description: of the endpoint, for Twisted.
+    :raises BadTarget: if there is no such endpoint.
     """
-    first, *arguments = split(text)
+    first, *arguments = split(description)
     kind = first.lower()
     if kind in USAGES:
         check_arguments(text, kind, arguments)
     try:
-        return cast("IStreamClientEndpoint", clientFromString(reactor, text))
+        return cast("IStreamClientEndpoint", clientFromString(reactor, description))
     except (ImportError, NameError) as error:  # NameError: Twisted ignores that its import failed
         raise BadTarget(
             f"TARGET {text!r} needs TLS, which is not installed: install echod with its extra tls"
@@ -110,7 +112,7 @@ def reason_for(error: Exception, kind: str, arguments: Sequence[str]) -> str:
     if kind in USAGES:
         return f"has to be {USAGES[kind]}"
     if str(error).startswith("Unknown endpoint type"):  # such as localhost:http
-        return f"has an unknown endpoint type: {kind!r}; a port is a number"
+        return f"has an unknown endpoint type: {kind!r}; a port is a number or a service"
     return f"is not accepted by the {kind} endpoint"
 
 

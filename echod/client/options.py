@@ -8,7 +8,8 @@ from argparse import (
     Namespace,
     RawDescriptionHelpFormatter,
 )
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 from echod import __version__
@@ -17,7 +18,7 @@ from echod.client.errors import os_error_line
 from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.sockets import SocketOptions
-from echod.client.target import parse_target
+from echod.client.target import Target, parse_target
 from echod.client.values import duration, plot_file, rate, whole
 from echod.durations import format_duration
 
@@ -28,8 +29,9 @@ LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
 
 EPILOG: Final = """\
-TARGET is host:port, [IPv6 address]:port, udp:host:port, or a Twisted client
-endpoint such as unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY].
+TARGET is host, host:port, [IPv6 address]:port, udp:host:port, or a Twisted
+client endpoint such as unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY]. A
+port is a number or a service; by default 7. tcp://host and host 7 work, too.
 
 TIME is a number of seconds, or one with a unit: 250ms, 1.5s, 10m, 2h.
 N and BYTES take the units k, M, G (1,000) and Ki, Mi, Gi (1,024): 10k, 1.5Mi.
@@ -165,8 +167,34 @@ def parser() -> ArgumentParser:
     return top
 
 
+def parse_targets(words: Sequence[str]) -> Iterator[Target]:
+    """Yield each TARGET; a number after it is its port.
+
+    :raises BadTarget: if one is invalid.
+    """
+    rest = deque(words)
+    while rest:
+        text = rest.popleft()
+        yield parse_target(text, rest.popleft() if rest and rest[0].isdecimal() else "")
+
+
+def conflicts(options: Any) -> Iterator[str]:
+    """Yield the reasons for which the options of a command line exclude each other."""
+    command, target = options.command, options.target
+    if len(options.targets) > 1:
+        yield f"takes one TARGET; leave out {options.targets[1].text!r}"
+    if target.udp and command == "pipe":
+        yield "a pipe needs every byte, in order, which UDP does not guarantee: use TCP"
+    elif target.udp and not MIN_DATAGRAM <= options.size <= MAX_DATAGRAM:
+        yield f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} over UDP, not {options.size}"
+    if command == "ping" and options.dont_fragment and not target.udp:
+        yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
+    if command == "load" and options.compare and not options.plot:
+        yield "--compare is for --plot FILE"
+
+
 def parse(arguments: Sequence[str] | None) -> Namespace:
-    """Parse the command line; ``target`` is a :class:`~echod.client.target.Target`.
+    """Parse the command line; ``targets`` is a list of :class:`~echod.client.target.Target`.
 
     :param arguments: without the name of the command; ``None`` for those of the process.
     :raises SystemExit: with status 2, after an error message of one line.
@@ -174,24 +202,14 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     top = parser()
     options: Any
     options, rest = top.parse_known_args(arguments)
-
-    def refuse(why: str) -> NoReturn:
-        top.exit(WRONG, f"echod-client {options.command}: {printable(why)}\n")
-
-    if rest:
-        refuse(f"takes one TARGET; leave out {rest[0]!r}")
+    words = [options.target, *(each for each in rest if each != "--")]
     try:
-        options.target = parse_target(options.target)
+        options.targets = list(parse_targets(words))
+        options.target = options.targets[0]
+        why = next(conflicts(options), "")
     except BadTarget as error:
-        refuse(str(error))
-    if options.target.udp:
-        if options.command == "pipe":
-            refuse("a pipe needs every byte, in order, which UDP does not guarantee: use TCP")
-        if not MIN_DATAGRAM <= options.size <= MAX_DATAGRAM:
-            refuse(f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} over UDP, not {options.size}")
-    if options.command == "ping" and options.dont_fragment and not options.target.udp:
-        refuse("--dont-fragment is for udp: targets; TCP discovers the path MTU by itself")
-    if options.command == "load" and options.compare and not options.plot:
-        refuse("--compare is for --plot FILE")
+        why = str(error)
+    if why:
+        top.exit(WRONG, f"echod-client {options.command}: {printable(why)}\n")
     options.socket_options = SocketOptions(dont_fragment=getattr(options, "dont_fragment", False))
     return options  # type: ignore[no-any-return]

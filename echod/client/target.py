@@ -14,14 +14,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
-from echod.client.endpoint import BadTarget, check_port, endpoint_of, short_name
+from echod.client.endpoint import USAGES, BadTarget, check_port, endpoint_of, short_name
 
-HOST_AND_PORT: Final = re.compile(
-    r"(udp:)?(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]+)",
-    re.IGNORECASE,
+PLACE: Final = re.compile(
+    r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^-:/=\\\[\]\s][^:/=\\\[\]\s]*))(?::(?P<port>[^:/=]+))?"
 )
+"""A host, in brackets or not, and perhaps its port."""
 
-USAGE: Final = "host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
+USAGE: Final = "host, host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
+
+ECHO: Final = 7
+"""The port of the echo service (RFC 862). Not every machine has it in services(5)."""
 
 Address = tuple[Any, ...]
 """An address of Python's socket module: host and port, for IPv6 also flow label and scope."""
@@ -38,19 +41,21 @@ class Target:
     :ivar udp: whether to use UDP.
     :ivar host: the name or IP address, or ``None`` for a Twisted endpoint.
     :ivar port: the port number, or 0 for a Twisted endpoint.
+    :ivar description: of the Twisted endpoint; ``""``: it is ``text``.
     """
 
     text: str
     udp: bool = False
     host: str | None = None
     port: int = 0
+    description: str = ""
 
     def endpoint(self, reactor: Any) -> IStreamClientEndpoint:
         """Return the Twisted endpoint, for a target without a ``host``.
 
         :raises BadTarget: if there is no such endpoint.
         """
-        return endpoint_of(reactor, self.text)
+        return endpoint_of(reactor, self.text, self.description or self.text)
 
     @property
     def name(self) -> str:
@@ -58,22 +63,88 @@ class Target:
         return self.text if self.host is not None else short_name(self.text)
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str, port: str = "") -> Target:
     """Parse TARGET. A Twisted endpoint is checked later, by :meth:`Target.endpoint`.
 
-    :raises BadTarget: if ``text`` is neither a host with a port nor like an endpoint.
+    :param port: the number after a TARGET without a port, as in ``telnet host 7``.
+    :raises BadTarget: if ``text`` is neither a host nor like an endpoint.
     """
-    found = HOST_AND_PORT.fullmatch(text)
-    if found:
-        port, six = found["port"], found["six"]
-        check_port(text, port)
-        if six and ":" in six:
-            check_address(text, six)
-        return Target(text, bool(found[1]), six or found["host"], int(port))
-    if text.lower().startswith("udp:") or not re.match(r"[A-Za-z][A-Za-z0-9]*:.", text):
-        hint = "; an IPv6 address goes in brackets" if text.count(":") > 1 else ""
-        raise BadTarget(f"TARGET {text!r} has to be {USAGE}{hint}")
+    typed = f"{text} {port}" if port else text
+    kind, place = split_kind(text)
+    if kind in ("unix", "tls", "ssl"):
+        place = f"{place}:{port}" if port else place
+        if kind != "unix":
+            place = re.sub(r"\[([^\[\]]*)\]", lambda found: found[1].replace(":", r"\:"), place)
+        return Target(typed, description=f"{kind}:{place}")
+    found = PLACE.fullmatch(in_brackets(text, place))
+    if found and text.isprintable() and not place.isdecimal():
+        if port and found["port"]:
+            raise BadTarget(f"TARGET {text!r} has a port: leave out {port!r}")
+        number = port_number(typed, found["port"] or port or "echo")
+        if found["six"] and ":" in found["six"]:
+            check_address(text, found["six"])
+        if number:
+            return Target(typed, kind == "udp", found["six"] or found["host"], number)
+        if kind:
+            raise BadTarget(f"TARGET {text!r}: {found['port']!r} is neither a port nor a service")
+    is_endpoint = "://" not in text and re.match(r"[A-Za-z][A-Za-z0-9]*:.", text)
+    if port or kind == "udp" or not is_endpoint:
+        raise BadTarget(f"TARGET {typed!r} has to be {USAGE}")
     return Target(text)
+
+
+def split_kind(text: str) -> tuple[str, str]:
+    """Return ``tcp``, ``udp`` or the type of an endpoint, and what follows it.
+
+    The type is ``""`` where ``text`` begins with a host.
+
+    :raises BadTarget: for the URL of another service.
+    """
+    kind, _, place = text.partition(":")
+    kind = kind.lower()
+    if place.startswith("//"):
+        if kind not in (*USAGES, "udp"):
+            raise BadTarget(f"TARGET {text!r}: use tcp://, udp:// or tls://")
+        return kind, place[2:] if kind == "unix" else place[2:].removesuffix("/")
+    is_port = place.isdecimal()  # of a host that is called tcp, or udp
+    return ("", text) if is_port or kind not in (*USAGES, "udp") else (kind, place)
+
+
+def in_brackets(text: str, place: str) -> str:
+    """Return ``place`` with brackets around an IPv6 address that has none.
+
+    :raises BadTarget: if the last number is perhaps a port.
+    """
+    address, _, port = place.rpartition(":")
+    has_port = port.isdecimal() and is_ipv6(address)
+    if not is_ipv6(place):
+        return f"[{address}]:{port}" if has_port else place
+    if has_port:
+        raise BadTarget(f"TARGET {text!r} is ambiguous: type [{address}]:{port} or [{place}]")
+    return f"[{place}]"
+
+
+def is_ipv6(text: str) -> bool:
+    """Return whether ``text`` is an IPv6 address, perhaps with its interface."""
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def port_number(text: str, port: str) -> int:
+    """Return the number of a port or of a service (services(5)), or 0 for an unknown service.
+
+    :raises BadTarget: for a number that is not a port.
+    """
+    if re.match("[0-9]", port):
+        check_port(text, port)
+        return int(port)
+    try:
+        return ECHO if port.lower() == "echo" else socket.getservbyname(port)
+    except (OSError, ValueError):  # ValueError: not ASCII, or a null character
+        return 0
 
 
 def check_address(text: str, address: str) -> None:
@@ -81,10 +152,9 @@ def check_address(text: str, address: str) -> None:
 
     :raises BadTarget: for anything else, and for a link-local address without its interface.
     """
-    try:
-        parsed = ipaddress.IPv6Address(address)
-    except ValueError as error:
-        raise BadTarget(f"TARGET {text!r}: {address!r} is not an IPv6 address") from error
+    if not is_ipv6(address):
+        raise BadTarget(f"TARGET {text!r}: {address!r} is not an IPv6 address")
+    parsed = ipaddress.IPv6Address(address)
     if parsed.is_link_local and not parsed.scope_id:
         raise BadTarget(
             f"TARGET {text!r}: a link-local address needs its interface, as in [{address}%eth0]"

@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[str]
 
 HERE = Target("h:7", False, "h", 7)
 
-ALWAYS = {"target": HERE, "socket_options": SocketOptions()}
+ALWAYS = {"target": HERE, "targets": [HERE], "socket_options": SocketOptions()}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "pipe": {"timeout": 10.0, "json": False},
@@ -89,6 +89,13 @@ def test_values(arguments: str, name: str, value: object) -> None:
     options = vars(parse([command, *others, "h:7"]))
     assert options == {**ALWAYS, "command": command, **DEFAULTS[command], name: value}
     assert type(options[name]) is type(value)
+
+
+@pytest.mark.parametrize("words", ["h 7", "-c 3 h 7", "h -c 3 7", "-- h 7", "h -- 7"])
+def test_port_after_the_host(words: str) -> None:
+    """A number after a TARGET is its port, also after options."""
+    options = parse(["ping", *words.split()])
+    assert options.targets == [options.target] == [Target("h 7", False, "h", 7)]
 
 
 def test_compare() -> None:
@@ -199,7 +206,7 @@ def test_bad_values(
         ("ping unix:/x --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("load h:7 --compare a", "load: --compare is for --plot FILE"),
         ("ping h:0", "ping: TARGET 'h:0': a port is from 1 to 65535, not '0'"),
-        ("load ::1:7", "load: TARGET '::1:7' has to be host:port"),
+        ("load ::1:7", "load: TARGET '::1:7' is ambiguous: type [::1]:7 or [::1:7]"),
     ],
 )
 def test_incompatible(capsys: Capture, arguments: str, why: str) -> None:
@@ -217,6 +224,7 @@ def test_incompatible(capsys: Capture, arguments: str, why: str) -> None:
         ("ping h:7 --prot 7", "--prot"),
         ("ping h:7 --time 7", "--time"),
         ("ping h:7 stray things", "takes one TARGET; leave out 'stray'"),
+        ("ping h 7 8", "'8'"),
         ("pipe h:7 --count 5", "--count"),
         ("load h:7 --interval 5", "--interval"),
         ("-4 ping h:7", "there is no option -4"),
@@ -229,8 +237,8 @@ def test_incompatible(capsys: Capture, arguments: str, why: str) -> None:
         ("ping --deadline=5 h:7", "there is no option --deadline;"),
         ("ping -c3 --json -W2 -q h:7", "there is no option -q"),
         ("--quiet ping h:7", "there is no option --quiet"),
-        ("ping -- -4", "TARGET '-4' has to be host:port"),
-        ("ping -", "TARGET '-' has to be host:port"),
+        ("ping -- -4", "TARGET '-4' has to be host, host:port"),
+        ("ping -", "TARGET '-' has to be host, host:port"),
         ("ping -c -5 h:7", "not '-5'"),
         ("ping h:7 --json=5", "--json"),
     ],
@@ -269,7 +277,7 @@ def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: list[st
     out, err = capsys.readouterr()
     assert err == ""
     result = " ".join(out.split())
-    assert "TARGET is host:port, [IPv6 address]:port, udp:host:port, or" in result
+    assert "TARGET is host, host:port, [IPv6 address]:port, udp:host:port, or" in result
     assert "Exit status: 0, everything came back right; 1, something was" in result
     assert "2, the command line was wrong" in result
     for name in DEFAULTS.get("".join(command), {}):

@@ -49,6 +49,19 @@ from tests.authority import Authority
         ("tcp:7", False, "tcp", 7),
         ("udp:7", False, "udp", 7),
         ("é.example:7", False, "é.example", 7),
+        ("localhost", False, "localhost", 7),
+        ("localhost:Echo", False, "localhost", 7),
+        ("localhost:ssh", False, "localhost", 22),
+        ("udp:localhost:ssh", True, "localhost", 22),
+        ("tcp://localhost:9", False, "localhost", 9),
+        ("UDP://localhost/", True, "localhost", 7),
+        ("tcp:[::1]", False, "::1", 7),
+        ("TCP:localhost:9", False, "localhost", 9),
+        ("udp:localhost", True, "localhost", 7),
+        ("::1", False, "::1", 7),
+        ("udp:2001:db8::1", True, "2001:db8::1", 7),
+        ("fe80::1%eth0", False, "fe80::1%eth0", 7),
+        ("1:2:3:4:5:6:7:8:9", False, "1:2:3:4:5:6:7:8", 9),
     ],
 )
 def test_host_and_port(text: str, udp: bool, host: str, port: int) -> None:
@@ -56,11 +69,41 @@ def test_host_and_port(text: str, udp: bool, host: str, port: int) -> None:
     assert parse_target(text) == Target(text, udp, host, port)
 
 
-@pytest.mark.parametrize("text", ["unix:/run/x", "tls:localhost:7", "TCP:localhost:7", "tcp:a:b=c"])
-def test_endpoint(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "description"),
+    [
+        ("unix:/run/x", "unix:/run/x"),
+        ("unix:///run/x", "unix:/run/x"),
+        ("tls:localhost:7", "tls:localhost:7"),
+        ("TLS://localhost:7/", "tls:localhost:7"),
+        ("tls://[::1]:7", r"tls:\:\:1:7"),
+        ("ssl:[::1]:7:caCertsDir=/x", r"ssl:\:\:1:7:caCertsDir=/x"),
+        ("tcp:host=localhost:port=7", ""),
+        ("odd:a:b=c", ""),
+    ],
+)
+def test_endpoint(text: str, description: str) -> None:
     """Any other word with a colon is the type of a Twisted endpoint."""
-    assert parse_target(text) == Target(text)
-    assert parse_target(text).host is None
+    assert parse_target(text) == Target(text, description=description)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "description"),
+    [
+        ("localhost", "localhost", ""),
+        ("udp:localhost", "localhost", ""),
+        ("tcp://localhost", "localhost", ""),
+        ("::1", "::1", ""),
+        ("[::1]", "::1", ""),
+        ("tls:localhost", None, "tls:localhost:9"),
+    ],
+)
+def test_port_after(text: str, host: str | None, description: str) -> None:
+    """The port may be a word of its own, as in ``telnet host 7``."""
+    target = parse_target(text, "9")
+    assert target == Target(
+        f"{text} 9", text[:3] == "udp", host, 9 if host else 0, description=description
+    )
 
 
 def refused(text: str) -> str:
@@ -80,17 +123,49 @@ def test_bad_port(port: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "localhost", ":7", "[]:7", "[::1:7", "::1]:7", "udp:", "udp:localhost", "udp::7"]
+    "text",
+    [
+        "",
+        "7",
+        ":7",
+        "[]:7",
+        "[::1:7",
+        "::1]:7",
+        "udp:",
+        "udp::7",
+        "-4",
+        "//h",
+        "//h:7",
+        "tcp://h:7/x",
+    ],
 )
 def test_no_target(text: str) -> None:
     """An invalid TARGET is answered with the valid forms."""
-    assert "host:port, [IPv6 address]:port, udp:host:port or a Twisted client" in refused(text)
+    assert "host, host:port, [IPv6 address]:port, udp:host:port or a Twisted client" in refused(
+        text
+    )
 
 
-@pytest.mark.parametrize("text", ["::1:7", "::1", "udp:::1:7", "2001:db8::1:7"])
-def test_without_brackets(text: str) -> None:
-    """An IPv6 address without brackets is answered with a hint to use them."""
-    assert refused(text).endswith("; an IPv6 address goes in brackets")
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("::1:7", " is ambiguous: type [::1]:7 or [::1:7]"),
+        ("udp:2001:db8::1:7", " is ambiguous: type [2001:db8::1]:7 or [2001:db8::1:7]"),
+        ("fe80::1", ": a link-local address needs its interface, as in [fe80::1%eth0]"),
+        ("http://h:7", ": use tcp://, udp:// or tls://"),
+        ("udp:h:nosuch", ": 'nosuch' is neither a port nor a service"),
+        ("tcp://h:é", ": 'é' is neither a port nor a service"),
+    ],
+)
+def test_what_to_type(text: str, why: str) -> None:
+    """The message for what is almost a TARGET says what to type."""
+    assert refused(text) == f"TARGET {text!r}{why}"
+
+
+def test_two_ports() -> None:
+    """A number after a TARGET that has a port is refused."""
+    with pytest.raises(BadTarget, match="TARGET 'h:7' has a port: leave out '8'"):
+        parse_target("h:7", "8")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +186,8 @@ def test_in_brackets(text: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("nosuch:x", "has an unknown endpoint type: 'nosuch'; a port is a number"),
-        ("localhost:http", "has an unknown endpoint type: 'localhost'; a port is"),
-        ("tcp:localhost", "has to be tcp:HOST:PORT"),
+        ("nosuch:x", "has an unknown endpoint type: 'nosuch'; a port is a number or a service"),
+        ("localhost:nosuch", "has an unknown endpoint type: 'localhost'; a port is"),
         ("tcp:localhost:7:9", "has to be tcp:HOST:PORT"),
         ("tcp:port=7", "has to be tcp:HOST:PORT"),
         ("tcp::7", "has to be tcp:HOST:PORT"),
@@ -138,7 +212,7 @@ def test_no_endpoint(text: str, why: str) -> None:
     assert refused(text).startswith(f"TARGET {text!r} {why}")
 
 
-@pytest.mark.parametrize("text", ["tcp:h:http", "tcp:h:70000", "tls:h:-7", "ssl:host=h:port=0"])
+@pytest.mark.parametrize("text", ["tcp:h:70000", "tls:h:-7", "ssl:host=h:port=0"])
 def test_bad_port_of_endpoint(text: str) -> None:
     """The port of an endpoint is checked before connecting."""
     port = re.split("[:=]", text)[-1]

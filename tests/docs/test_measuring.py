@@ -214,7 +214,7 @@ def test_install() -> None:
 def test_targets() -> None:
     """Each target of the table is valid."""
     for target, _ in rows("Targets"):
-        parsed = parse_target(re.sub(r"\bport\b", "7", target))
+        parsed = parse_target(*re.sub(r"\bport\b", "7", target).split())
         assert parsed.udp == target.startswith("udp:")
         assert (parsed.host is None) == target.startswith(("unix:", "tls:"))
 
@@ -297,8 +297,8 @@ def test_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert [status for status, _ in rows("Exit status and timeouts")] == ["0", "1", "2"]
     assert echod_client("ping", "unix:/nonexistent", "-c", 1).status == 1
     with pytest.raises(SystemExit, match="2"):
-        parse(["ping", "nowhere"])
-    assert "TARGET 'nowhere' has to be" in capsys.readouterr().err
+        parse(["ping", "//nowhere"])
+    assert "TARGET '//nowhere' has to be" in capsys.readouterr().err
     assert echod_client("ping", "nosuch:endpoint").status == 2
 
 
