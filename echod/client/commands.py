@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -12,7 +13,7 @@ from echod.client import report, text
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.errors import os_error_line
-from echod.client.events import Connected, Event, Moved
+from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.load import Load
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
@@ -81,16 +82,22 @@ class PingCommand(ClientCommand):
             interval=options.interval,
             count=options.count,
             notify=self._notify,
+            deadline=options.deadline,
         )
         connector.on_address_change = lambda *addresses: self._notify(Moved(*addresses))
 
     def _notify(self, event: Event) -> None:
-        if self.options.json:
+        options = self.options
+        if options.json:
             return
         if isinstance(event, Connected):
-            self.console.print(*self._connected_lines(event))
-        else:
-            self.console.print(text.EVENT_LINES[type(event)](event))
+            self._print(*self._connected_lines(event))
+        elif not options.quiet and (options.outstanding or not isinstance(event, Unanswered)):
+            self._print(text.EVENT_LINES[type(event)](event))
+
+    def _print(self, *lines: str) -> None:
+        stamp = f"[{time.time():.6f}] " if self.options.timestamps else ""
+        self.console.print(*(f"{stamp}{line}" for line in lines))
 
     def _connected_lines(self, event: Connected) -> Iterator[str]:
         connector = self.connector

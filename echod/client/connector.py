@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import connectProtocol
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
@@ -98,8 +98,8 @@ class Connector:
             share = max(0.0, deadline - self.clock.seconds()) / len(self._addresses)
             try:
                 await self._until_ready(attempt.connect, protocol, share)
-            except Exception:
-                if len(self._addresses) == 1:
+            except Exception as error:
+                if len(self._addresses) == 1 or isinstance(error, CancelledError):
                     raise
                 del self._addresses[0]
             else:

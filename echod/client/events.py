@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+PENDING: Final = "pending"
+LOST: Final = "lost"
+NOT_SENT: Final = "not_sent"
+"""States of a message without an answer."""
 
 
 class Connected(NamedTuple):
@@ -44,6 +49,18 @@ class Reply(NamedTuple):
     late: bool
 
 
+class Unanswered(NamedTuple):
+    """A message has no answer when the next one is due, or will have none.
+
+    :ivar number: of the message, from 0 on.
+    :ivar state: ``pending``; ``lost``, after the timeout or with its connection; or ``not_sent``:
+        it was due without a connection.
+    """
+
+    number: int
+    state: str
+
+
 class Disconnected(NamedTuple):
     """The connection is lost: an outage begins.
 
@@ -64,4 +81,4 @@ class Reconnected(NamedTuple):
     not_sent: int
 
 
-Event = Connected | Moved | Reply | Disconnected | Reconnected
+Event = Connected | Moved | Reply | Unanswered | Disconnected | Reconnected

@@ -112,9 +112,9 @@ def add_option(
     )
 
 
-def add_flag(command: ArgumentParser, name: str, text: str) -> None:
+def add_flag(command: ArgumentParser, names: str, text: str) -> None:
     """Add an option without a value."""
-    command.add_argument(name, action="store_true", help=text)
+    command.add_argument(*names.split(), action="store_true", help=text)
 
 
 def parser() -> ArgumentParser:
@@ -148,6 +148,12 @@ def parser() -> ArgumentParser:
     text = "between two messages, 1ms or more"
     add_option(ping, "-i --interval", duration, "TIME", text, default=1.0)
     add_option(ping, "-s --size", size, "BYTES", size_text, default=64)
+    text = "end after this time, as Ctrl-C does [default: never]"
+    add_option(ping, "-w --deadline", duration, "TIME", text)
+    text = "print a line for each message that has no answer when the next one is due"
+    add_flag(ping, "-O --outstanding", text)
+    add_flag(ping, "-D --timestamps", "print the UNIX time at the beginning of each line")
+    add_flag(ping, "-q --quiet", "print the first lines and the summary alone")
     add_flag(ping, "--dont-fragment", "over UDP: send no fragments, to find the path MTU")
 
     load = add_command("load", "send many messages, and print how many come back, and how fast")

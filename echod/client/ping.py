@@ -17,7 +17,17 @@ from twisted.internet.task import deferLater
 
 from echod.client.connector import Connector
 from echod.client.errors import error_word
-from echod.client.events import Connected, Disconnected, Event, Reconnected, Reply
+from echod.client.events import (
+    LOST,
+    NOT_SENT,
+    PENDING,
+    Connected,
+    Disconnected,
+    Event,
+    Reconnected,
+    Reply,
+    Unanswered,
+)
 from echod.client.measurement import Channel, Measurement
 from echod.client.pacing import Schedule
 from echod.client.streams import StreamChannel
@@ -63,6 +73,7 @@ class Ping(Measurement):
     :param interval: seconds between two messages.
     :param count: messages to send; ``None``: until :meth:`stop`.
     :param notify: called with each event.
+    :param deadline: seconds after which the run is stopped; ``None``: never.
     :ivar first: the first channel; ``None`` if there is none.
     :ivar begun: when the first message was due, in seconds.
     :ivar outages: in order; the last one may not be over.
@@ -83,6 +94,7 @@ class Ping(Measurement):
         interval: float,
         count: int | None,
         notify: Callable[[Event], None],
+        deadline: float | None = None,
     ) -> None:
         super().__init__(connector, size)
         self.interval = interval
@@ -90,6 +102,8 @@ class Ping(Measurement):
         self.outages: list[Outage] = []
         self._count = count
         self._notify = notify
+        self._deadline = deadline
+        self._awaited: int | None = None  # the number of the last message, if it has no answer
         self._before = 0  # messages before those of the channel that is open
         self._differences = 0
         self._difference = 0.0  # the sum of them, in seconds
@@ -104,6 +118,19 @@ class Ping(Measurement):
     def jitter(self) -> float | None:
         """The jitter in seconds, or ``None``; see :class:`Ping`."""
         return self._difference / self._differences if self._differences else None
+
+    async def run(self) -> None:
+        """Run until the last reply, the deadline, or :meth:`stop`."""
+        seconds = self._deadline
+        expiry = None if seconds is None else self.clock.callLater(seconds, self._expire)
+        await super().run()
+        if expiry is not None and expiry.active():
+            expiry.cancel()
+
+    def _expire(self) -> None:
+        if self.first is None:
+            self.connection_failed(TimeoutError())
+        self.stop()
 
     async def connect(self) -> None:
         """Open the channel."""
@@ -131,6 +158,7 @@ class Ping(Measurement):
         """Connect again, unless all messages are sent."""
         if not self.is_sending:
             return
+        self._report_unanswered(LOST)
         self._before += channel.sent
         self.channels.remove(channel)
         is_new = not self.outages or self.outages[-1].is_over
@@ -155,6 +183,8 @@ class Ping(Measurement):
 
     def summarize(self) -> None:
         """Count the times of the last replies, and the length of an outage that is not over."""
+        if not self.stopped:
+            self._report_unanswered(LOST)
         if self.outages and not self.outages[-1].is_over:
             self.outages[-1].until = self.clock.seconds()
         self.tally.sum_up()
@@ -168,6 +198,8 @@ class Ping(Measurement):
             outage.is_over = True
             self._notify(Reconnected(outage.seconds, outage.not_sent))
         number += self._before
+        if number == self._awaited:
+            self._awaited = None
         seconds = now - since
         if not damaged:
             if self._previous is not None and self._previous[0] == number - 1:
@@ -184,6 +216,8 @@ class Ping(Measurement):
         if now - moment > MISSED:
             self.skipped += 1
             return
+        self._report_unanswered(PENDING)
+        self._awaited = self.sent
         if self.channels:
             # The round trip begins with send(2), not at the scheduled time: the delay of a late
             # timer is not part of the path's latency.
@@ -193,5 +227,11 @@ class Ping(Measurement):
             self._before += 1
             self._unanswerable += 1
             self.outages[-1].not_sent += 1
+            self._report_unanswered(NOT_SENT)
         if self.sent == self._count:
             self.stop_sending()
+
+    def _report_unanswered(self, state: str) -> None:
+        if self._awaited is not None:
+            number, self._awaited = self._awaited, None
+            self._notify(Unanswered(number, state))

@@ -6,11 +6,24 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from echod.client.endpoint import short_name
-from echod.client.events import Disconnected, Moved, Reconnected, Reply
+from echod.client.events import (
+    LOST,
+    NOT_SENT,
+    PENDING,
+    Disconnected,
+    Moved,
+    Reconnected,
+    Reply,
+    Unanswered,
+)
 from echod.client.report import Result, bottleneck, in_ms
 
 PROTOCOLS: Final = {"unix": "a UNIX socket"}
 """Names of protocols in headings. Other protocols are written in capitals."""
+
+
+STATES: Final = {PENDING: "no answer yet", LOST: "lost", NOT_SENT: "not sent: no connection"}
+"""Words for the states of a message without an answer."""
 
 
 def plural(count: int, noun: str) -> str:
@@ -32,6 +45,11 @@ def reply_line(reply: Reply) -> str:
     return ", ".join([f"seq={reply.number} {in_ms(reply.seconds)} ms", *marks])
 
 
+def unanswered_line(event: Unanswered) -> str:
+    """Return the line for a message without an answer."""
+    return f"seq={event.number} {STATES[event.state]}"
+
+
 def moved_line(event: Moved) -> str:
     """Return the line for a change of the address."""
     return f"{event.refusing} refused, trying {event.address}"
@@ -50,6 +68,7 @@ def reconnected_line(event: Reconnected) -> str:
 
 EVENT_LINES: Final[dict[type, Callable[[Any], str]]] = {
     Reply: reply_line,
+    Unanswered: unanswered_line,
     Moved: moved_line,
     Disconnected: disconnected_line,
     Reconnected: reconnected_line,

@@ -84,6 +84,32 @@ def test_ping(target: str) -> None:
     )
 
 
+@pytest.mark.parametrize(("options", "count"), [((), 0), (("-O",), 2), (("-O", "-q"), 0)])
+def test_outstanding(options: tuple[str, ...], count: int) -> None:
+    """With ``-O``, there is a line for each message without an answer."""
+    with Mirror("silent", "--udp") as mirror:
+        command = ("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 2, "-i", 0.01, "-W", 0.05)
+        printed = echod_client(*command, *options).out.splitlines()
+    expected = ["seq=0 no answer yet", "seq=1 lost"][:count]
+    assert [line for line in printed if line.startswith("seq=")] == expected
+
+
+def test_quiet(target: str) -> None:
+    """With ``-q``, the first lines and the summary are printed."""
+    printed = lines("ping", target, "-c", 2, "-i", 0.01, "-q")
+    assert printed[1].startswith("connected in ")
+    assert printed[2:4] == ["", f"--- {target} ---"]
+
+
+def test_timestamps(target: str) -> None:
+    """With ``-D``, the lines before the summary begin with the UNIX time."""
+    before = time.time()
+    printed = lines("ping", target, "-c", 2, "-i", 0.01, "-D")
+    stamps = [float(re.findall(r"^\[(\d+\.\d{6})\] \w", line)[0]) for line in printed[:4]]
+    assert before - 1 < stamps[0] <= stamps[-1] < time.time() + 1
+    assert printed[4] == ""
+
+
 def test_load(target: str) -> None:
     """``load`` prints the options of the run, the counts, and the kind of loop."""
     printed = lines("load", target, "-C", 2, "-d", 0.2, "-r", 50)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from echod.client.events import Disconnected, Event, Reconnected, Reply
+from echod.client.events import Disconnected, Event, Reconnected, Reply, Unanswered
 from echod.client.ping import RETRY, Ping
 from echod.client.report import is_ok, ping_result
 from echod.client.text import ping_lines
@@ -36,6 +36,10 @@ class Run:
     @property
     def replies(self) -> list[Reply]:
         return [event for event in self.events if isinstance(event, Reply)]
+
+    @property
+    def unanswered(self) -> list[tuple[int, str]]:
+        return [(*event,) for event in self.events if isinstance(event, Unanswered)]
 
     @property
     def outages(self) -> list[Event]:
@@ -107,6 +111,7 @@ def test_lost(network: MemoryNetwork) -> None:
     network.advance(1.2)
     assert run.done
     assert run.counts == {"lost": 3}
+    assert run.unanswered == [(0, "pending"), (1, "pending"), (2, "lost")]
     assert ping_result(run.ping)["round_trip_seconds"]["min"] is None
     assert list(ping_lines(ping_result(run.ping))) == [
         "",
@@ -157,6 +162,7 @@ def test_restart(network: MemoryNetwork, service: Services, end: str, word: str)
     assert run.done
     assert [reply.number for reply in run.replies] == [0, 1, 5, 6]
     assert run.counts == {"received": 4, "lost": 3}
+    assert run.unanswered == [(number, "not_sent") for number in (2, 3, 4)]
     outage, not_sent = pytest.approx(2.6), 3
     assert run.outages == [Disconnected(word), Reconnected(outage, not_sent)]
     result = ping_result(run.ping)
@@ -197,6 +203,7 @@ def test_in_flight_at_the_end_of_the_connection(network: MemoryNetwork) -> None:
     network.advance(10)
     assert [reply.number for reply in run.replies] == [2, 3]
     assert run.counts == {"received": 2, "lost": 2}
+    assert run.unanswered == [(0, "pending"), (1, "lost")]
 
 
 def test_closed_without_a_reply(network: MemoryNetwork) -> None:
@@ -267,6 +274,7 @@ def test_stop(network: MemoryNetwork) -> None:
     network.settle()
     assert run.done
     assert run.counts == {"received": 3, "under_way": 2}
+    assert run.unanswered == [(number, "pending") for number in range(4)]
     assert is_ok(run.ping)
     assert "2 in flight" in list(ping_lines(ping_result(run.ping)))[2]
 
@@ -283,6 +291,35 @@ def test_damaged_after_the_end(network: MemoryNetwork) -> None:
     assert run.done
     assert run.counts == {"under_way": 1}
     assert run.replies == []
+
+
+def test_deadline(network: MemoryNetwork) -> None:
+    """The deadline ends a run as Ctrl-C does."""
+    Services(network, lambda now: now + 1.5)
+    run = Run(network, count=None, deadline=4.25)
+    network.advance(4.125)
+    assert not run.done
+    network.advance(0.125)
+    assert run.done
+    assert run.counts == {"received": 3, "under_way": 2}
+
+
+def test_end_before_the_deadline(network: MemoryNetwork) -> None:
+    """A run that ends before its deadline leaves no timer."""
+    Services(network)
+    run = Run(network, count=1, deadline=4.2)
+    assert run.done
+    assert not network.calls
+
+
+def test_deadline_while_connecting(network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a connection at the deadline, there is no answer in time."""
+    monkeypatch.setattr("echod.client.connector.connectProtocol", lambda *_: Deferred())
+    run = Run(network, deadline=1.5)
+    network.advance(1.5)
+    assert run.done
+    assert run.ping.failure == "no answer in time"
+    assert run.ping.errors == {"timed_out": 1}
 
 
 def test_stop_with_lost(network: MemoryNetwork) -> None:

@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from echod.client.connector import Connector
-from echod.client.events import Reply
+from echod.client.events import Disconnected, Event, Moved, Reconnected, Reply, Unanswered
 from echod.client.histogram import Histogram
 from echod.client.load import Load
 from echod.client.ping import Ping
@@ -30,6 +30,7 @@ from echod.client.report import (
 from echod.client.statistics import Interval, Usage
 from echod.client.target import parse_target
 from echod.client.text import (
+    EVENT_LINES,
     counts_line,
     errors_lines,
     load_lines,
@@ -138,6 +139,26 @@ def test_times_line() -> None:
 def test_reply_line(reply: Reply, line: str) -> None:
     """The line of a reply has its time, its damage, and whether it is late."""
     assert reply_line(reply) == line
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (Unanswered(3, "pending"), "seq=3 no answer yet"),
+        (Unanswered(3, "lost"), "seq=3 lost"),
+        (Unanswered(3, "not_sent"), "seq=3 not sent: no connection"),
+        (Moved("h:1", "h:2"), "h:1 refused, trying h:2"),
+        (Disconnected("timed_out"), "connection lost (timed out): connecting again"),
+        (Reconnected(1.5, 0), "connected again after an outage of 1.500 s"),
+        (
+            Reconnected(1.5, 1),
+            "connected again after an outage of 1.500 s; 1 message not sent",
+        ),
+    ],
+)
+def test_event_lines(event: Event, line: str) -> None:
+    """Each event of a ping has its line."""
+    assert EVENT_LINES[type(event)](event) == line
 
 
 def test_counts_line() -> None:

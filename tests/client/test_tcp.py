@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from twisted.internet import defer
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
@@ -82,3 +82,15 @@ def test_second_address(bench: Bench) -> None:
             channel.abort()
             bench.result(channel.ended)
         reader.close()
+
+
+def test_cancelled(bench: Bench) -> None:
+    """A cancelled connect does not go on to the next address."""
+    with silent_port() as target:
+        connector = Connector(bench.reactor, parse_target(target), 10.0)
+        bench.result(Deferred.fromCoroutine(connector.resolve()))
+        connector._addresses *= 2
+        connecting = Deferred.fromCoroutine(connector.connect(None))
+        connecting.cancel()
+        with pytest.raises(CancelledError):
+            bench.result(connecting)

@@ -87,7 +87,7 @@ WRONG = [
     ("ping -4", "no option -4"),
     ("ping -6 h:7", "no option -6"),
     ("ping h:7 -n", "no option -n"),
-    ("ping -qc 3 h:7", "no option -qc"),
+    ("ping -Xc 3 h:7", "no option -Xc"),
     ("ping --coun 3 h:7", "no option --coun"),
     ("ping --no-dont-fragment h:7", "no option --no-dont-fragment"),
     ("pipe --count 3 h:7", "no option --count"),
