@@ -29,10 +29,11 @@ def benchmark(name: str) -> Any:
     return imported
 
 
-def short_run(benchmark: str) -> str:
+def short_run(benchmark: str, *arguments: str, **environment: str) -> str:
     """Run the short form of a benchmark, and return its output."""
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "benchmarks" / benchmark), "--short"],
+        [sys.executable, str(ROOT / "benchmarks" / benchmark), "--short", *arguments],
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

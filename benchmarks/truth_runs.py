@@ -1,0 +1,310 @@
+"""The processes of ``truth.py``: the service in C, the clients, and their figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import ceil
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from losses import HOST
+from servers import LISTENS, LOAD_CORE, SERVER_CORE, TWISTD, build
+from tls import CERTIFICATE, KEY, write_files
+
+OURS, IN_C, IRTT, SOCKPERF, STUNNEL = "echod-client", "C", "irtt", "sockperf", "stunnel4"
+CLIENTS: Final = (OURS, IN_C, IRTT, SOCKPERF)
+CLIENT: Final = str(Path(sys.executable).with_name("echod-client"))
+SIZE: Final = 64  # bytes of a message
+LIMIT: Final = 10.0  # seconds for a process to start
+WAIT: Final = 0.5  # seconds for the last replies
+PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+COUNTS: Final = ("lost", "damaged", "duplicated", "reordered")
+
+Figures = dict[str, float]
+"""Times in seconds, and counts."""
+
+
+class Traffic(NamedTuple):
+    """Messages at a constant rate.
+
+    :ivar command: ``ping`` or ``load``.
+    :ivar options: further options of echod-client.
+    """
+
+    command: str
+    interval: float  # seconds
+    seconds: float
+    options: tuple[str, ...] = ()
+
+
+def missing() -> list[str]:
+    """Return the programs that are not installed."""
+    return [name for name in (IRTT, SOCKPERF, STUNNEL) if not shutil.which(name)]
+
+
+def peers_versions(left_out: Sequence[str]) -> list[str]:
+    """Return the names and versions of the peers."""
+    commands = {IRTT: ["irtt", "version"], SOCKPERF: ["sockperf", "--version"]}
+    outputs = {
+        name: subprocess.run(command, capture_output=True, text=True, check=False)
+        for name, command in commands.items()
+        if name not in left_out
+    }
+    found = {name: re.search(r"\d[\d.]+", run.stdout + run.stderr) for name, run in outputs.items()}
+    return [f"{name} {number[0] if number else ''}".rstrip() for name, number in found.items()]
+
+
+def build_tools(tools: str) -> None:
+    """Compile the service and the client in C; write a certificate for stunnel."""
+    build("truth.c", f"{tools}/truth")
+    build("client.c", f"{tools}/client")
+    write_files(Path(tools))
+    Path(tools, "trusted").mkdir()
+    shutil.copy(Path(tools, CERTIFICATE), Path(tools, "trusted"))
+
+
+@contextmanager
+def running(
+    command: Sequence[str], core: Sequence[int] = SERVER_CORE
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a process on a core, and kill it at the end of the context."""
+    os.sched_setaffinity(0, core)
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    finally:
+        os.sched_setaffinity(0, LOAD_CORE)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def busy_loop() -> AbstractContextManager[object]:
+    """Keep the core of the clients busy."""
+    return running(["sh", "-c", "while :; do :; done"], LOAD_CORE)
+
+
+class Service(NamedTuple):
+    """The service in C, while it runs."""
+
+    process: subprocess.Popen[str]
+    port: int  # 0 for a UNIX socket
+    target: str
+
+    def end(self) -> Figures:
+        """End it, and return what it did."""
+        self.process.terminate()
+        assert self.process.stdout is not None
+        log = json.loads(self.process.stdout.read())
+        if log["dropped_here"]:
+            raise RuntimeError("truth.c has dropped datagrams: this machine is too slow")
+        lost = log["dropped_requests"] + log["dropped_replies"]
+        return {**log.pop("delay_seconds"), **log, "lost": lost}
+
+
+@contextmanager
+def truth(tools: str, where: str, **options: int) -> Iterator[Service]:
+    """Run the service in C on ``tcp``, ``udp``, ``unix`` or ``tls``, with its options."""
+    place = {"unix": f"unix:{tools}/socket", "tls": "tcp"}.get(where, where)
+    words = (f"{name}={value}" for name, value in options.items())
+    with running([f"{tools}/truth", place, *words]) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if "listening on" not in line:
+            raise RuntimeError(f"truth.c does not listen: {line.rstrip()}")
+        found = LISTENS.search(line)
+        port = int(found[1]) if found else 0
+        target = {"udp": f"udp:{HOST}:{port}", "tcp": f"{HOST}:{port}"}.get(where, place)
+        with stunnel(tools, port) if where == "tls" else nullcontext(target) as target:
+            yield Service(process, port, target)
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind((HOST, 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_until_bound(port: int, kind: socket.SocketKind) -> None:
+    """Return when a process has bound a port: its log is not flushed, or does not say so."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_INET, kind) as sock:
+            try:
+                sock.bind((HOST, port))
+            except OSError:
+                return
+        time.sleep(0.01)
+    raise RuntimeError(f"no process listens on port {port}")
+
+
+@contextmanager
+def peers_server(name: str, protocol: str = "udp") -> Iterator[int]:
+    """Run the server of irtt or sockperf, and yield its port."""
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    port = free_port(kind)
+    command = {
+        IRTT: ["irtt", "server", "-b", f"{HOST}:{port}", "-i", "0"],
+        SOCKPERF: ["sockperf", "server", "-i", HOST, "-p", str(port)],
+    }[name]
+    with running([*command, *(["--tcp"] if protocol == "tcp" else [])]):
+        wait_until_bound(port, kind)
+        yield port
+
+
+@contextmanager
+def stunnel(tools: str, port: int) -> Iterator[str]:
+    """Accept TLS before a port with stunnel, and yield the target."""
+    accepts = free_port(socket.SOCK_STREAM)
+    lines = ("foreground = yes", "pid =", "socket = l:TCP_NODELAY=1", "socket = r:TCP_NODELAY=1")
+    service = (f"accept = {HOST}:{accepts}", f"connect = {HOST}:{port}")
+    files = (f"cert = {tools}/{CERTIFICATE}", f"key = {tools}/{KEY}")
+    configuration = Path(tools, "stunnel.conf")
+    configuration.write_text("\n".join([*lines, "[echo]", *service, *files, ""]))
+    with running([STUNNEL, str(configuration)]):
+        wait_until_bound(accepts, socket.SOCK_STREAM)
+        yield f"tls:localhost:{accepts}:trustRoots={tools}/trusted"
+
+
+# The clients.
+
+
+def output_of(command: Sequence[object], statuses: Sequence[int] = (0,)) -> str:
+    """Return the standard output of a command; raise if its status is not one of ``statuses``."""
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if run.returncode not in statuses:
+        lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
+        raise RuntimeError(f"{command[0]}: {lines[-1] if lines else f'status {run.returncode}'}")
+    return run.stdout
+
+
+def json_of(*arguments: object) -> dict[str, Any]:
+    """Run echod-client, and return its JSON; a status of 1 is a result, too."""
+    result: dict[str, Any] = json.loads(output_of([CLIENT, *arguments, "--json"], (0, 1)))
+    if result["failure"]:
+        raise RuntimeError(f"echod-client: {result['failure']}")
+    return result
+
+
+def ours(target: str, traffic: Traffic) -> Figures:
+    """Return the figures of echod-client."""
+    words: list[object] = [traffic.command, target, "-s", SIZE, "-W", WAIT, *traffic.options]
+    if traffic.command == "ping":
+        words += ["-i", traffic.interval, "-c", round(traffic.seconds / traffic.interval)]
+    else:
+        words += ["-d", traffic.seconds]
+        if traffic.interval:
+            words += ["-r", round(1 / traffic.interval)]
+    return figures_of(json_of(*words))
+
+
+def figures_of(result: dict[str, Any]) -> Figures:
+    """Return the figures in the JSON of echod-client."""
+    times = result.get("latency_seconds") or result["round_trip_seconds"]
+    delays = result["scheduling_error_seconds"]
+    connect = result["connect_seconds"]
+    limited = result.get("client_was_bottleneck", False)
+    return {
+        **{name: times[name] or 0.0 for name in PERCENTILES},
+        **{name: result[name] for name in COUNTS},
+        "unsaid": 0 if limited else result.get("dropped_here", 0),
+        "limited": limited,
+        "lateness": (delays and delays["p99"]) or 0.0,
+        "connect": (connect["p50"] if isinstance(connect, dict) else connect) or 0.0,
+    }
+
+
+def percentiles(times: list[float]) -> Figures:
+    """Return the nearest-rank percentiles."""
+    times = sorted(times) or [0.0]
+    return {name: times[ceil(part * len(times)) - 1] for name, part in PERCENTILES.items()}
+
+
+def irtt(port: int, traffic: Traffic) -> Figures:
+    """Return the figures of irtt, whose times exclude those of its server."""
+    pace = ("-i", f"{round(traffic.interval * 1e6)}us", "-d", f"{traffic.seconds}s")
+    rest = ("-l", SIZE, "--fill=rand", f"--wait={WAIT}s", f"{HOST}:{port}")
+    output = output_of(["irtt", "client", "-Q", "-o", "-", *pace, *rest])
+    return figures_of_irtt(json.loads(output), traffic.interval)
+
+
+def figures_of_irtt(result: dict[str, Any], interval: float) -> Figures:
+    """Return the figures in the JSON of irtt."""
+    stats, trips = result["stats"], result["round_trips"]
+    sent = [each["timestamps"]["client"]["send"]["monotonic"] / 1e9 for each in trips]
+    late = [moment - sent[0] - number * interval for number, moment in enumerate(sent)]
+    return {
+        **percentiles([each["delay"]["rtt"] / 1e9 for each in trips if each["lost"] == "false"]),
+        "lost": sum(each["lost"] != "false" for each in trips),
+        "duplicated": stats["duplicates"],
+        "reordered": stats["late_packets"],
+        "lateness": percentiles(late)["p99"],
+    }
+
+
+def sockperf(port: int, traffic: Traffic, protocol: str = "udp") -> Figures:
+    """Return the figures of sockperf, which leaves out 0.4 s at the beginning of a run."""
+    words: list[object] = ["ping-pong"]
+    if traffic.interval:
+        words = ["under-load", "--reply-every", 1, "--mps", round(1 / traffic.interval)]
+    words += ["-i", HOST, "-p", port, "-m", SIZE, "-t", ceil(traffic.seconds)]
+    words += ["--full-rtt", "--dontwarmup", *(["--tcp"] if protocol == "tcp" else [])]
+    output = output_of(["sockperf", *words])
+    return figures_of_sockperf(output)
+
+
+def figures_of_sockperf(output: str) -> Figures:
+    """Return the figures in the text of sockperf."""
+
+    def number(pattern: str) -> float:
+        found = re.search(pattern + r" *= *([\d.]+)", output)
+        if not found:
+            raise RuntimeError(f"sockperf: no {pattern!r} in its output")
+        return float(found[1])
+
+    ranks = {name: f"percentile {100 * part:.3f}" for name, part in PERCENTILES.items()}
+    ranks["max"] = "<MAX> observation"
+    return {
+        **{name: number(rank) / 1e6 for name, rank in ranks.items()},
+        "lost": number("# dropped messages"),
+    }
+
+
+def c_client(tools: str, protocol: str, port: int, traffic: Traffic) -> Figures:
+    """Return the percentiles of ``client.c``; without an interval, of 10,000 messages."""
+    count = round(traffic.seconds / traffic.interval) if traffic.interval else 10_000
+    words = [f"{tools}/client", protocol, port, count, round(traffic.interval * 1e6), SIZE]
+    p50, p99 = output_of(words).split()
+    return {"p50": int(p50) / 1e9, "p99": int(p99) / 1e9}
+
+
+def connect_ratio(tools: str, seconds: float) -> Figures:
+    """Return the time to connect to ``tcp:host:port``, divided by that to ``host:port``."""
+    with truth(tools, "tcp") as service:
+        times = [
+            figures_of(json_of("load", each, "-C", 50, "-r", 100, "-d", seconds))["connect"]
+            for each in (f"tcp:{service.target}", service.target)
+        ]
+    return {"ratio": times[0] / times[1]}
+
+
+def hints_missing(tools: str, seconds: float) -> Figures:  # noqa: ARG001 - as the others
+    """Return 1 if a run above echod's rate limit names no rate limit, otherwise 0."""
+    command = (*TWISTD, "echod", "--listen", f"udp:0:interface={HOST}")
+    with running(command) as process:
+        assert process.stdout is not None
+        found = next(filter(None, map(LISTENS.search, process.stdout)))
+        words = ("load", f"udp:{HOST}:{found[1]}", "-r", 1000, "-d", 2 * seconds, "-W", WAIT)
+        return {"missing": "rate limit" not in output_of([CLIENT, *words], (1,))}
