@@ -14,9 +14,11 @@ from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.errors import os_error_line
 from echod.client.events import Connected, Event, Moved, Unanswered
+from echod.client.findrate import FindRate, find_rate_result
 from echod.client.load import Load
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
+from echod.client.search import FIRST, RateSearch
 from echod.client.statistics import Interval
 from echod.client.terminal import RateLine, bytes_left, progress_bar
 
@@ -115,7 +117,7 @@ class PingCommand(ClientCommand):
 class LoadCommand(ClientCommand):
     """The command ``load``."""
 
-    result = staticmethod(report.load_result)
+    result: Any = staticmethod(report.load_result)
     lines = staticmethod(text.load_lines)
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
@@ -124,12 +126,19 @@ class LoadCommand(ClientCommand):
             self._draw, self._earlier = prepare_plot(options.plot, options.compare)
         raise_descriptor_limit(options.connections)
         self._is_live = console.err.isatty() and not options.json
-        self.run = Load(
-            connector,
+        self.run = self._make_run()
+
+    def _make_run(self) -> Any:
+        return self._load(self.options.rate)
+
+    def _load(self, rate: float | None) -> Load:
+        options = self.options
+        return Load(
+            self.connector,
             options.size,
             connections=options.connections,
             duration=options.duration,
-            rate=options.rate,
+            rate=rate,
             on_interval=self._on_interval,
         )
 
@@ -153,6 +162,35 @@ class LoadCommand(ClientCommand):
         if self._is_live:
             self.bar = self.bar or RateLine(self.console.err, self.options.duration)
             self.bar.show(interval)
+
+
+class FindRateCommand(LoadCommand):
+    """The command ``load`` with ``--find-rate``."""
+
+    result = staticmethod(find_rate_result)
+    lines = staticmethod(text.find_rate_lines)
+
+    def _make_run(self) -> FindRate:
+        search = RateSearch(self.options.rate or FIRST)
+        return FindRate(self._load, search, self.options.latency, self._on_step)
+
+    def failure(self, result: report.Result) -> str:
+        """Return why a step could not be run."""
+        return str(result["failure"])
+
+    def show(self, result: report.Result) -> None:
+        """Print the result to standard output."""
+        if self.options.json:
+            self.console.print(report.to_json(result))
+        elif result["steps"]:
+            self.console.print(*self.lines(result))
+
+    def _on_step(self, step: report.Result) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        if not self.options.json:
+            self.console.print(text.step_line(step))
 
 
 class PipeCommand(ClientCommand):
@@ -185,7 +223,13 @@ class PipeCommand(ClientCommand):
             self.bar.update(count)
 
 
-COMMANDS: Final = {"ping": PingCommand, "load": LoadCommand, "pipe": PipeCommand}
+def load_command(connector: Connector, options: Namespace, console: Console) -> LoadCommand:
+    """Return the command ``load``."""
+    kind = FindRateCommand if options.find_rate else LoadCommand
+    return kind(connector, options, console)
+
+
+COMMANDS: Final = {"ping": PingCommand, "load": load_command, "pipe": PipeCommand}
 
 
 def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None], list[Any]]:

@@ -60,7 +60,7 @@ class Connector:
             self.protocol = "udp" if target.udp else "tcp"
 
     async def resolve(self) -> None:
-        """Resolve the target's name, if it has one.
+        """Resolve the target's name, if it has one and that is not done.
 
         :raises socket.gaierror: if the name has no address.
         :raises twisted.internet.defer.TimeoutError: if there is no answer in time.

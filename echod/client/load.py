@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
+from math import ceil
 from typing import Final
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -97,7 +98,7 @@ class Load(Measurement):
         self._intervals = Pacer(self.clock, schedule, self.statistics.add_interval)
         self._intervals.run()
         if self.rate is not None:
-            count = max(1, round(self.rate * self.duration))
+            count = ceil(round(self.rate * self.duration, 6))  # 0.1 * 3 is above 0.3
             self.pace(Schedule(start, 1 / self.rate, count), self._send)
             return
         self.pace(Schedule(start, self.timeout / CHECKS_PER_TIMEOUT), self._replace_lost)

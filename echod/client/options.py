@@ -19,7 +19,7 @@ from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.sockets import SocketOptions
 from echod.client.target import Target, parse_target
-from echod.client.values import duration, plot_file, rate, whole
+from echod.client.values import bound, duration, plot_file, rate, whole
 from echod.durations import format_duration
 
 WRONG: Final = 2
@@ -27,6 +27,15 @@ WRONG: Final = 2
 
 LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
+
+LOAD_RULES: Final = (
+    ("compare", "plot", False, "--compare is for --plot FILE"),
+    ("latency", "find_rate", False, "--latency is for --find-rate"),
+    ("find_rate", "latency", False, "--find-rate needs a --latency, such as --latency p99=5ms"),
+    ("find_rate", "plot", True, "--find-rate draws no --plot"),
+)
+"""An option of load, another, whether the two are refused if the other is given or if it is not,
+and the error."""
 
 EPILOG: Final = """\
 TARGET is host, host:port, [IPv6 address]:port, udp:host:port, or a Twisted
@@ -166,6 +175,10 @@ def parser() -> ArgumentParser:
         "connection sends when the reply to its last message has come (closed loop)"
     )
     add_option(load, "-r --rate", rate, "N", text)
+    text = "search for the highest rate that keeps --latency; each step takes --duration"
+    add_flag(load, "--find-rate", text)
+    text = "for --find-rate: the highest latency, such as p99=5ms or max=20ms"
+    add_option(load, "--latency", bound, "P=TIME", text)
     text = "draw the latencies to an .svg or .png file; needs the extra plot"
     add_option(load, "--plot", plot_file, "FILE", text)
     text = "also draw an earlier run, from a file that --json has written; repeatable"
@@ -195,8 +208,10 @@ def conflicts(options: Any) -> Iterator[str]:
         yield f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} over UDP, not {options.size}"
     if command == "ping" and options.dont_fragment and not target.udp:
         yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
-    if command == "load" and options.compare and not options.plot:
-        yield "--compare is for --plot FILE"
+    if command == "load":
+        for option, other, is_given, why in LOAD_RULES:
+            if getattr(options, option) and bool(getattr(options, other)) is is_given:
+                yield why
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:

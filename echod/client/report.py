@@ -46,7 +46,7 @@ def ping_result(run: Ping) -> Result:
     """Return the record of a ping."""
     stream = run.first if isinstance(run.first, StreamChannel) else None
     return {
-        **_common("ping", run, is_ok(run)),
+        **common("ping", run, is_ok(run)),
         "interval_seconds": run.interval,
         "skipped": run.skipped,
         "outages": [_outage(each, run.begun) for each in run.outages],
@@ -63,7 +63,7 @@ def load_result(run: Load) -> Result:
     statistics, seconds = run.statistics, run.statistics.sending_seconds
     rate = _divide(statistics.replies, seconds)
     result = {
-        **_common("load", run, is_ok(run)),
+        **common("load", run, is_ok(run)),
         "loop": "closed" if run.rate is None else "open",
         "connections": run.connections,
         "connections_made": len(run.channels),
@@ -90,7 +90,7 @@ def load_result(run: Load) -> Result:
 def pipe_result(run: Pipe) -> Result:
     """Return the record of a pipe."""
     return {
-        **_common("pipe", run, not run.failure),
+        **common("pipe", run, not run.failure),
         "sent_bytes": run.sent,
         "received_bytes": run.received,
         "duration_seconds": run.seconds,
@@ -134,7 +134,11 @@ def in_ms(seconds: float) -> str:
     return f"{seconds * 1000:.3f}"
 
 
-def _common(command: str, run: Measurement | Pipe, ok: bool) -> Result:
+def common(command: str, run: Any, ok: bool) -> Result:
+    """Return the values that all records have.
+
+    :param run: has a ``connector`` and a ``failure``.
+    """
     connector = run.connector
     return {
         "command": command,

@@ -170,3 +170,39 @@ def load_lines(result: Result) -> Iterator[str]:
     why = bottleneck(result)
     if why:
         yield f"the client itself may have been the bottleneck: {why}"
+
+
+def step_line(step: Result) -> str:
+    """Return the line for one step of a search."""
+    verdict = "holds" if step["holds"] else f"fails: {step['excess']}"
+    rate = f"{step['asked_messages_per_second']:,.1f} messages a second"
+    p99 = step["latency_seconds"]["p99"]
+    return f"{rate}: {verdict}" + ("" if p99 is None else f"; p99 {in_ms(p99)} ms")
+
+
+def find_rate_lines(result: Result) -> Iterator[str]:
+    """Yield the summary of a search."""
+    over_what = over(result["protocol"], result["size_bytes"])
+    yield ""
+    yield (
+        f"--- {short_name(result['target'])} {over_what}, "
+        f"{plural(result['connections'], 'connection')} ---"
+    )
+    yield from errors_lines(result["errors"])
+    highest, failing = (_runs_text(result[name]) for name in ("highest", "failing"))
+    bound = f"{result['bound_percentile']} up to {in_ms(result['bound_seconds'])} ms"
+    if highest:
+        yield f"highest rate that holds, with {bound}: {highest}"
+    else:
+        yield f"no rate holds, with {bound}"
+    if failing:
+        yield f"lowest rate that fails: {failing}"
+    if result["client_bottleneck"]:
+        yield f"limited by the client: {result['client_bottleneck']}"
+
+
+def _runs_text(rate: Result | None) -> str:
+    if rate is None:
+        return ""
+    runs = plural(rate["runs"], "run")
+    return f"{rate['messages_per_second']:,.1f} messages a second; held in {rate['held']} of {runs}"

@@ -10,12 +10,18 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any, Final
 
+from echod.client.search import Bound
 from echod.durations import parse_duration
 from echod.numbers import parse_rate, parse_whole_number
 
 SLOWEST: Final = 0.001
 HIGHEST: Final = 1e9
 """Messages a second."""
+
+PERCENTILES: Final = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
+
+SHORTEST_BOUND: Final = 1e-6
+"""Seconds."""
 
 PLOTS: Final = (".svg", ".png")
 
@@ -62,6 +68,15 @@ def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
 duration = argument(parse_duration)
 rate = argument(in_units(parse_rate), of="messages", least=SLOWEST, most=HIGHEST)
 whole = functools.partial(argument, in_units(parse_whole_number))
+
+
+def bound(text: str) -> Bound:
+    """Return the bound that ``p99=5ms`` stands for."""
+    percentile, _, time = text.partition("=")
+    if percentile not in PERCENTILES or not time:
+        names = ", ".join(PERCENTILES)
+        raise ArgumentTypeError(f"takes one of {names} and a time, such as p99=5ms, not {text!r}")
+    return Bound(percentile, argument(parse_duration, least=SHORTEST_BOUND)(time))
 
 
 def plot_file(name: str) -> str:

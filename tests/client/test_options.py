@@ -41,6 +41,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rate": None,
         "plot": None,
         "compare": [],
+        "find_rate": False,
+        "latency": None,
     },
 }
 
@@ -209,6 +211,20 @@ def test_bad_values(
         ("ping h:7 --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("ping unix:/x --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("load h:7 --compare a", "load: --compare is for --plot FILE"),
+        ("load h:7 --latency p99=1s", "load: --latency is for --find-rate"),
+        ("load h:7 --find-rate", "load: --find-rate needs a --latency, such as"),
+        (
+            "load h:7 --find-rate --latency p95=1s",
+            "load: argument --latency: takes one of p50, p90, p99, p99.9, p99.99, max and a time",
+        ),
+        (
+            "load h:7 --find-rate --latency p99",
+            "load: argument --latency: takes one of p50, p90, p99, p99.9, p99.99, max and a time",
+        ),
+        (
+            "load h:7 --find-rate --latency p99=soon",
+            "load: argument --latency: takes a duration from 0.001ms to",
+        ),
         ("ping h:0", "ping: TARGET 'h:0': a port is from 1 to 65535, not '0'"),
         ("load ::1:7", "load: TARGET '::1:7' is ambiguous: type [::1]:7 or [::1:7]"),
     ],

@@ -48,6 +48,7 @@ CLIENT = [
     "histogram",
     "replies",
     "pacing",
+    "search",
     "errors",
     "output",
     "endpoint",
@@ -66,6 +67,7 @@ CLIENT = [
     "stdio",
     "pipe",
     "report",
+    "findrate",
     "text",
     "plot",
     "terminal",
@@ -131,6 +133,7 @@ EXTRAS = {
 PLAIN = {
     "protocol",
     "payloads",
+    "search",
     "errors",
     "output",
     "endpoint",
