@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from echod.client.load import Load
-from echod.client.report import SLOW, Result, bottleneck, common, load_result
+from echod.client.report import SLOW, Result, common, load_result
 from echod.client.search import WRONG_COUNTS, Bound, RateSearch, faults
 
 STEP: Final = (
@@ -71,7 +71,7 @@ class FindRate:
 
     def _add(self, record: Result) -> None:
         asked = record["asked_messages_per_second"]
-        wrong, limit = faults(record), bottleneck(record)
+        wrong, limit = faults(record), record["client_bottleneck"] or ""
         why = wrong or self.bound.excess(record)
         is_sent = record["sent_messages_per_second"] >= SLOW * asked
         holds = is_sent and not why

@@ -61,7 +61,7 @@ class Load(Measurement):
         self.rate = rate
         self.connect_times = Histogram()
         self.handshake_times = Histogram()
-        self.statistics = Statistics(self.tally, self.scheduling, on_interval, usage)
+        self.statistics = Statistics(self.tally, on_interval, usage)
         self.silent = 0
         self._end = 0.0  # of sending
         self._turn = -1
@@ -117,6 +117,7 @@ class Load(Measurement):
         if self._sending is not None:
             self.statistics.add_interval(self.clock.seconds())
             self._intervals.stop()
+        super().summarize()
         self.silent = sum(each.sent > 0 and not each.replies.finished for each in self.streams)
 
     def reply_handler(self, channel: Channel) -> ReplyCallback:
@@ -141,7 +142,7 @@ class Load(Measurement):
         return replied
 
     def _send(self, moment: float) -> None:
-        self.statistics.slips.append(self.clock.seconds() - moment)
+        self.slips.add(self.clock.seconds() - moment)
         self._turn += 1
         # At least one channel is open: sending stops when the last one ends.
         while not self.channels[self._turn % len(self.channels)].open:

@@ -15,7 +15,7 @@ from echod.client.connector import Connector
 from echod.client.datagrams import DatagramChannel
 from echod.client.epoll import EpollReader
 from echod.client.errors import error_line, error_word
-from echod.client.histogram import Histogram
+from echod.client.histogram import Batch, Histogram
 from echod.client.pacing import Pacer, Schedule
 from echod.client.payloads import DatagramPayloads, contents
 from echod.client.replies import DatagramReplies, MessageTally, ReplyCallback, StreamReplies
@@ -34,7 +34,9 @@ class Measurement:
     :param size: bytes of a message.
     :ivar failure: one line that says why there is no connection; "" otherwise.
     :ivar answered: messages that have a reply.
-    :ivar scheduling: seconds by which messages were sent after their time.
+    :ivar stamps: the clock of the round trips in JSON: ``kernel`` or ``user``.
+    :ivar scheduling: seconds by which messages were sent after their time, except the latest, which
+        are pending in :attr:`slips`.
     """
 
     def __init__(self, connector: Connector, size: int) -> None:
@@ -47,6 +49,8 @@ class Measurement:
         self.failure = ""
         self.channels: list[Channel] = []
         self.scheduling = Histogram()
+        self.slips = Batch(self.scheduling.record)
+        self.stamps = "user"
         self.stopped = False
         self.answered = 0
         self._unanswerable = 0  # messages on connections that were lost
@@ -104,6 +108,8 @@ class Measurement:
 
     def summarize(self) -> None:
         """Complete the figures: later replies do not count."""
+        self.slips.flush()
+        self.tally.sum_up()
 
     def reply_handler(self, channel: Channel) -> ReplyCallback:  # noqa: ARG002 - for subclasses
         """Return the function that is called with each reply on ``channel``."""

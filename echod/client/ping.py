@@ -30,14 +30,12 @@ from echod.client.events import (
 )
 from echod.client.measurement import Channel, Measurement
 from echod.client.pacing import Schedule
+from echod.client.statistics import Usage, process_usage
 from echod.client.streams import StreamChannel
 
 MISSED: Final = 1.0
 """Seconds by which a message may be late. After a longer stop of this process or machine, the
 messages that were due are skipped: sent all at once, they would measure a burst."""
-
-REPLIES_PER_SUMMARY: Final = 4096
-"""Replies after which their times go into the histogram: a ping may run for days."""
 
 RETRY: Final = 0.2
 """Seconds between two attempts to connect during an outage: the error of its measured length."""
@@ -74,9 +72,11 @@ class Ping(Measurement):
     :param count: messages to send; ``None``: until :meth:`stop`.
     :param notify: called with each event.
     :param deadline: seconds after which the run is stopped; ``None``: never.
+    :param usage: returns the processor time of this process.
     :ivar first: the first channel; ``None`` if there is none.
     :ivar begun: when the first message was due, in seconds.
     :ivar outages: in order; the last one may not be over.
+    :ivar waited: seconds that this process waited for a processor.
     :ivar skipped: messages that were due while this process was stopped. They are not sent, and do
         not count towards ``count``.
     :ivar jitter: mean absolute difference, in seconds, between the round-trip times of two
@@ -95,11 +95,15 @@ class Ping(Measurement):
         count: int | None,
         notify: Callable[[Event], None],
         deadline: float | None = None,
+        usage: Callable[[], Usage] = process_usage,
     ) -> None:
         super().__init__(connector, size)
         self.interval = interval
         self.skipped = 0
         self.outages: list[Outage] = []
+        self.waited = 0.0
+        self._usage = usage
+        self._waited_before = usage().waited
         self._count = count
         self._notify = notify
         self._deadline = deadline
@@ -182,12 +186,13 @@ class Ping(Measurement):
         self.outages[-1].until = self.clock.seconds()
 
     def summarize(self) -> None:
-        """Count the times of the last replies, and the length of an outage that is not over."""
+        """Complete the figures: an outage that is not over, and the waits for a processor."""
         if not self.stopped:
             self._report_unanswered(LOST)
         if self.outages and not self.outages[-1].is_over:
             self.outages[-1].until = self.clock.seconds()
-        self.tally.sum_up()
+        super().summarize()
+        self.waited = self._usage().waited - self._waited_before
 
     def replied(self, number: int, since: float, now: float, damaged: int) -> None:
         """Report a reply, and count it."""
@@ -208,8 +213,6 @@ class Ping(Measurement):
             self._previous = number, seconds
         self._notify(Reply(number, seconds, damaged, seconds > self.timeout))
         super().replied(number, since, now, damaged)
-        if self.answered % REPLIES_PER_SUMMARY == 0:
-            self.tally.sum_up()
 
     def _send(self, moment: float) -> None:
         now = self.clock.seconds()
@@ -222,7 +225,7 @@ class Ping(Measurement):
             # The round trip begins with send(2), not at the scheduled time: the delay of a late
             # timer is not part of the path's latency.
             self.channels[0].begin()
-            self.scheduling.record((now - moment,))
+            self.slips.add(now - moment)
         else:
             self._before += 1
             self._unanswerable += 1

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Reversible, Sequence
 from typing import Final
 
-from echod.client.histogram import Histogram
+from echod.client.histogram import Batch, Histogram
 from echod.client.payloads import DatagramPayloads, differences
 
 WINDOW: Final = 1 << 17
@@ -46,8 +46,9 @@ class MessageTally:
         self.under_way = 0
         self.dropped_here = 0
         self.times = Histogram()
-        self._recent: list[float] = []
-        self.count = self._recent.append  # the round-trip time of a right reply, in seconds
+        self._recent = Histogram()
+        self._pending = Batch(self._record)
+        self.count = self._pending.add  # the round-trip time of a right reply, in seconds
 
     @property
     def lost(self) -> int:
@@ -65,14 +66,16 @@ class MessageTally:
 
     def sum_up(self) -> Histogram:
         """Return the round-trip times since the last call, and add them to :attr:`times`."""
-        recent = Histogram()
-        recent.record(self._recent)
-        late = sum(each > self.timeout for each in self._recent)
-        self.late += late
-        self.received += len(self._recent) - late
-        self._recent.clear()
+        self._pending.flush()
+        recent, self._recent = self._recent, Histogram()
         self.times.add(recent)
         return recent
+
+    def _record(self, seconds: Sequence[float]) -> None:
+        late = sum([each > self.timeout for each in seconds])
+        self.late += late
+        self.received += len(seconds) - late
+        self._recent.record(seconds)
 
 
 class StreamReplies:

@@ -24,11 +24,22 @@ BUSY: Final = 0.9
 have limited a closed loop."""
 
 LATE: Final = 0.001
-"""Seconds by which one message in a hundred of an open loop may be late. Beyond that, the client
-was too slow for the rate."""
+"""Seconds by which one message in a hundred of an open loop may be late, in any case."""
+
+WAITED: Final = 0.0001
+"""Seconds a message for which a ping may wait for a processor, in any case."""
+
+DELAY_PART: Final = 0.1
+"""Part of the times that a delay of the client may be. A smaller one hardly changes the figures."""
 
 SLOW: Final = 0.99
 """Fraction of the requested rate that an open loop has to reach."""
+
+COUNTS: Final = (
+    *("sent", "received", "lost", "dropped_here", "late", "damaged", "damaged_bytes"),
+    *("duplicated", "reordered", "unexpected", "under_way"),
+)
+"""Attributes of the tally in JSON."""
 
 DECIMALS: Final = {
     "sent_messages_per_second": 3,
@@ -36,6 +47,7 @@ DECIMALS: Final = {
     "bytes_per_second": 3,
     "client_processor_fraction": 4,
     "client_waited_fraction": 4,
+    "lost_fraction": 6,
 }
 """Decimals of these in JSON. Other numbers have 9: nanoseconds, the resolution of the clock."""
 
@@ -45,7 +57,7 @@ Result = dict[str, Any]
 def ping_result(run: Ping) -> Result:
     """Return the record of a ping."""
     stream = run.first if isinstance(run.first, StreamChannel) else None
-    return {
+    result = {
         **common("ping", run, is_ok(run)),
         "interval_seconds": run.interval,
         "skipped": run.skipped,
@@ -53,9 +65,11 @@ def ping_result(run: Ping) -> Result:
         "connect_seconds": stream and stream.connect_seconds,
         "tls_handshake_seconds": stream and stream.handshake_seconds,
         **_counts(run),
-        "round_trip_seconds": {**summary(run.tally.times, PERCENTILES), "jitter": run.jitter},
+        "round_trip_seconds": {**latencies(run.tally.times, PERCENTILES), "jitter": run.jitter},
+        "round_trip_hdrhistogram": run.tally.times.encode(),
         "scheduling_error_seconds": summary(run.scheduling, PERCENTILES),
     }
+    return _with_bottleneck(result, _delayed(result, run))
 
 
 def load_result(run: Load) -> Result:
@@ -76,15 +90,15 @@ def load_result(run: Load) -> Result:
         "sent_messages_per_second": _divide(statistics.sent, seconds),
         "messages_per_second": rate,
         "bytes_per_second": rate * run.size,
-        "latency_seconds": summary(run.tally.times, LATENCY_PERCENTILES),
+        "latency_seconds": latencies(run.tally.times, LATENCY_PERCENTILES),
         "scheduling_error_seconds": summary(run.scheduling, PERCENTILES),
         "client_processor_fraction": _divide(statistics.used.cpu, seconds),
         "client_waited_fraction": _divide(statistics.used.waited, seconds),
-        "client_was_bottleneck": False,
         "latency_histogram": run.tally.times.buckets(),
+        "latency_hdrhistogram": run.tally.times.encode(),
         "intervals": [each._asdict() for each in statistics.intervals],
     }
-    return {**result, "client_was_bottleneck": bool(bottleneck(result))}
+    return _with_bottleneck(result, _too_slow(result))
 
 
 def pipe_result(run: Pipe) -> Result:
@@ -101,7 +115,8 @@ def pipe_result(run: Pipe) -> Result:
 def is_ok(run: Measurement) -> bool:
     """Return whether all messages came back right and in time; ``False`` without any reply."""
     tally = run.tally
-    wrong = tally.lost + tally.late + tally.damaged + tally.duplicated + tally.unexpected
+    names = ("lost", "dropped_here", "late", "damaged", "duplicated", "unexpected")
+    wrong = any(getattr(tally, name) for name in names)
     return bool(tally.received) and not wrong and not run.errors
 
 
@@ -113,20 +128,50 @@ def summary(times: Histogram, percentiles: dict[str, float]) -> Result:
     return {"min": times.least, "mean": times.mean, **found, "max": times.most}
 
 
-def bottleneck(result: Result) -> str:
-    """Return why the client may have limited a load; "" if it has not."""
+def latencies(times: Histogram, percentiles: dict[str, float]) -> Result:
+    """Return the summary of round trips, with their standard deviation after the mean."""
+    found = summary(times, percentiles)
+    deviation = times.deviation if times.count else None
+    return {"min": found.pop("min"), "mean": found.pop("mean"), "stdev": deviation, **found}
+
+
+def _with_bottleneck(result: Result, reasons: list[str]) -> Result:
+    """Return the record with the reasons for which the client limited the run."""
+    dropped = result["dropped_here"]
+    if dropped:
+        part = dropped / result["sent"]
+        reasons = [f"this machine dropped {dropped:,} messages or replies ({part:.2%})", *reasons]
+    why = "; ".join(reasons) or None
+    return {**result, "client_was_bottleneck": bool(why), "client_bottleneck": why}
+
+
+def _too_slow(result: Result) -> list[str]:
+    """Return the reasons for which the client was too slow for a load."""
     asked, sent = result["asked_messages_per_second"], result["sent_messages_per_second"]
     if not result["duration_seconds"]:
-        return ""
+        return []
     if asked is None:
         ran, waited = result["client_processor_fraction"], result["client_waited_fraction"]
         if ran + waited < BUSY:
-            return ""
-        return f"it ran for {ran:.0%} of the time, and waited for a processor for {waited:.0%}"
+            return []
+        return [f"it ran for {ran:.0%} of the time, and waited for a processor for {waited:.0%}"]
     if sent < SLOW * asked:
-        return f"only {sent:,.1f} of {asked:,.1f} messages a second could be sent"
-    slip = result["scheduling_error_seconds"]["p99"] or 0.0
-    return f"one message in a hundred was sent {in_ms(slip)} ms late" if slip > LATE else ""
+        return [f"only {sent:,.1f} of {asked:,.1f} messages a second could be sent"]
+    slip, latency = result["scheduling_error_seconds"]["p99"], result["latency_seconds"]["p99"]
+    if slip is None or slip <= max(LATE, DELAY_PART * (latency or 0.0)):
+        return []
+    return [f"one message in a hundred was sent {in_ms(slip)} ms late"]
+
+
+def _delayed(result: Result, run: Ping) -> list[str]:
+    """Return the reasons for which this process received the replies to a ping late."""
+    mean = result["round_trip_seconds"]["mean"]
+    if result["clock"] == "kernel" or mean is None:
+        return []
+    waited = run.waited / run.tally.times.count
+    if waited <= max(WAITED, DELAY_PART * mean):
+        return []
+    return [f"it waited for a processor for {in_ms(waited)} ms a message"]
 
 
 def in_ms(seconds: float) -> str:
@@ -163,9 +208,13 @@ def _outage(outage: Outage, begun: float) -> Result:
 
 
 def _counts(run: Measurement) -> Result:
-    counts = "sent received lost late damaged damaged_bytes duplicated reordered unexpected"
-    names = [*counts.split(), "under_way"]
-    return {"size_bytes": run.size, **{name: getattr(run.tally, name) for name in names}}
+    tally = run.tally
+    return {
+        "clock": run.stamps,
+        "size_bytes": run.size,
+        **{name: getattr(tally, name) for name in COUNTS},
+        "lost_fraction": tally.lost / tally.sent if tally.sent else None,
+    }
 
 
 def _divide(count: float, seconds: float) -> float:

@@ -70,10 +70,8 @@ class Statistics:
     """The figures of one load run, except the tally of its messages.
 
     :param tally: counts the replies.
-    :param scheduling: seconds by which messages were sent after their time.
     :param on_interval: called with each interval.
     :param usage: returns the processor time of this process.
-    :ivar slips: delays since the last interval, to be added to ``scheduling``.
     :ivar sending_seconds: how long messages were sent.
     :ivar sent: messages sent in this time.
     :ivar replies: replies received in this time.
@@ -83,16 +81,14 @@ class Statistics:
     def __init__(
         self,
         tally: MessageTally,
-        scheduling: Histogram,
         on_interval: Callable[[Interval], None],
         usage: Callable[[], Usage] = process_usage,
     ) -> None:
         self.intervals: list[Interval] = []
-        self.slips: list[float] = []
         self.sending_seconds = 0.0
         self.sent = self.replies = 0
         self.used = Usage(0.0, 0.0)
-        self._tally, self._scheduling = tally, scheduling
+        self._tally = tally
         self._on_interval = on_interval
         self._usage = usage
         self._start = self._summed = 0.0
@@ -112,8 +108,6 @@ class Statistics:
 
     def add_interval(self, moment: float) -> None:
         """Add the interval up to ``moment``. If below 0.5 s, it extends the one before."""
-        self._scheduling.record(self.slips)
-        self.slips.clear()
         times = self._tally.sum_up()
         start, seconds = self._summed - self._start, moment - self._summed
         self._summed = moment

@@ -16,7 +16,7 @@ from echod.client.events import (
     Reply,
     Unanswered,
 )
-from echod.client.report import Result, bottleneck, in_ms
+from echod.client.report import Result, in_ms
 
 PROTOCOLS: Final = {"unix": "a UNIX socket"}
 """Names of protocols in headings. Other protocols are written in capitals."""
@@ -90,8 +90,9 @@ def counts_line(result: Result) -> str:
     """Return the line of the counts: one for each outcome of a message."""
     names = ["sent", "received", "lost", "late", "damaged"]
     is_udp = result["protocol"] == "udp"
+    names += ["dropped_here"] if result["dropped_here"] else []
     names += ["duplicated", "reordered"] if is_udp else []
-    parts = {name: f"{result[name]:,} {name}" for name in names}
+    parts = {name: f"{result[name]:,} {name.replace('_', ' ')}" for name in names}
     if result["damaged"]:
         parts["damaged"] += f" ({plural(result['damaged_bytes'], 'byte')})"
     if result["unexpected"]:
@@ -100,6 +101,12 @@ def counts_line(result: Result) -> str:
     if result["under_way"]:
         parts["under_way"] = f"{result['under_way']:,} in flight"
     return ", ".join(parts.values())
+
+
+def bottleneck_lines(result: Result) -> Iterator[str]:
+    """Yield the line that says why the client limited the run, if it did."""
+    if result["client_bottleneck"]:
+        yield f"limited by the client: {result['client_bottleneck']}"
 
 
 def errors_lines(errors: dict[str, int]) -> Iterator[str]:
@@ -129,6 +136,7 @@ def ping_lines(result: Result) -> Iterator[str]:
         more = "" if jitter is None else f"; jitter {in_ms(jitter)} ms"
         yield f"round trip: {times_line(times)}{more}"
     yield from errors_lines(result["errors"])
+    yield from bottleneck_lines(result)
 
 
 def load_lines(result: Result) -> Iterator[str]:
@@ -167,9 +175,7 @@ def load_lines(result: Result) -> Iterator[str]:
             f"{asked:,.1f} requested; late by {times_line(result['scheduling_error_seconds'])}"
         )
     yield from times_lines("latency", result["latency_seconds"])
-    why = bottleneck(result)
-    if why:
-        yield f"the client itself may have been the bottleneck: {why}"
+    yield from bottleneck_lines(result)
 
 
 def step_line(step: Result) -> str:
@@ -197,8 +203,7 @@ def find_rate_lines(result: Result) -> Iterator[str]:
         yield f"no rate holds, with {bound}"
     if failing:
         yield f"lowest rate that fails: {failing}"
-    if result["client_bottleneck"]:
-        yield f"limited by the client: {result['client_bottleneck']}"
+    yield from bottleneck_lines(result)
 
 
 def _runs_text(rate: Result | None) -> str:

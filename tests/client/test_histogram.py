@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from fractions import Fraction
 from math import inf
 
 import pytest
+from hdrh.histogram import HdrHistogram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echod.client.histogram import STEP, Histogram
+from echod.client.histogram import STEP, Batch, Histogram
 
 DAY = 24 * 3600.0
 
@@ -183,3 +185,56 @@ def test_buckets(samples: list[float]) -> None:
     every = [seconds for seconds, count in buckets for _ in range(count)]
     for seconds, sample in zip(every, sorted(samples), strict=True):
         assert sample - 0.51 * STEP <= seconds <= sample * 1.001 + STEP
+
+
+@given(st.lists(st.floats(0, 3600), min_size=1))
+def test_deviation(samples: list[float]) -> None:
+    """The standard deviation is that of all durations, without a correction for a sample."""
+    assert of(samples).deviation == pytest.approx(statistics.pstdev(samples), rel=1e-6, abs=1e-4)
+    assert Histogram().deviation == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(DURATION))
+def test_encoding(samples: list[float]) -> None:
+    """The encoding is read back with all buckets, by the library and by decode()."""
+    times = of(samples)
+    found = Histogram.decode(times.encode())
+    assert found.buckets() == times.buckets()
+    assert found.count == times.count
+    for percent in (50, 99, 100):
+        expected = times.percentile(percent)
+        assert found.percentile(percent) == pytest.approx(expected, rel=0.001, abs=STEP)
+    library = HdrHistogram.decode(times.encode())
+    assert library.get_total_count() == len(samples)
+    assert library.get_value_at_percentile(50) * STEP == pytest.approx(
+        times.percentile(50), rel=0.001, abs=STEP
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not an encoded"),
+        ("HISTFAAA", "not an encoded"),
+        ("not base64", "not an encoded"),
+        (HdrHistogram(1, 1000, 2).encode().decode(), "other steps"),
+        (HdrHistogram(1000, 10**9, 3).encode().decode(), "other steps"),
+    ],
+)
+def test_other_encoding(text: str, why: str) -> None:
+    """Text that is no histogram, or one with other steps, is refused."""
+    with pytest.raises(ValueError, match=why):
+        Histogram.decode(text)
+
+
+def test_batch() -> None:
+    """Durations are recorded 128 at a time, and the rest by flush()."""
+    times = Histogram()
+    batch = Batch(times.record)
+    for _ in range(300):
+        batch.add(0.001)
+    assert times.count == 256
+    batch.flush()
+    batch.flush()
+    assert (times.count, times.least) == (300, 0.001)

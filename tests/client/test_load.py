@@ -338,7 +338,10 @@ def test_bottleneck_in_a_closed_loop(network: MemoryNetwork) -> None:
     assert run.values["client_processor_fraction"] == 0.75
     assert run.values["client_waited_fraction"] == 0.2
     assert run.values["client_was_bottleneck"]
-    assert "bottleneck: it ran for 75% of the time, and waited for a processor for 20%" in run.lines
+    assert (
+        "limited by the client: it ran for 75% of the time, and waited for a processor for 20%"
+        in run.lines
+    )
 
 
 def test_no_bottleneck(network: MemoryNetwork) -> None:

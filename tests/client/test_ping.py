@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from echod.client.events import Disconnected, Event, Reconnected, Reply, Unanswered
 from echod.client.ping import RETRY, Ping
 from echod.client.report import is_ok, ping_result
+from echod.client.statistics import Usage
 from echod.client.text import ping_lines
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
@@ -76,6 +77,7 @@ def test_all_right(network: MemoryNetwork) -> None:
     assert is_ok(run.ping)
     assert ping_result(run.ping)["round_trip_seconds"] == {
         **dict.fromkeys(("min", "mean", "p50", "p90", "p99", "max"), 0.25),
+        "stdev": 0.0,
         "jitter": 0.0,
     }
     assert not services.made[0].transport.connected
@@ -411,11 +413,11 @@ def test_stopped_process(network: MemoryNetwork) -> None:
 
 
 def test_times_are_summarized(network: MemoryNetwork) -> None:
-    """The times of the replies are summarized every 4,096 replies."""
+    """The times of the replies are recorded 128 at a time: a ping may run for days."""
     Services(network)
     run = Run(network, count=5000, interval=0.001)
     network.advance(4.5)
-    assert run.ping.tally.received == 4096
+    assert run.ping.tally.received == 4480
     network.advance(1)
     assert run.counts == {"received": 5000}
 
@@ -436,3 +438,15 @@ def test_stop_at_the_beginning(network: MemoryNetwork) -> None:
     assert done
     assert ping_result(ping)["sent"] == 0
     assert ping_result(ping)["failure"] is None
+
+
+def test_waited(network: MemoryNetwork) -> None:
+    """A ping measures how long its process waited for a processor."""
+    Services(network)
+    usages = iter([Usage(1.0, 2.0), Usage(1.5, 2.25)])
+    run = Run(network, usage=usages.__next__)
+    network.advance(10)
+    assert run.done
+    assert run.ping.waited == 0.25
+    why = "it waited for a processor for 83.333 ms a message"
+    assert ping_result(run.ping)["client_bottleneck"] == why

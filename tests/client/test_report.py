@@ -18,9 +18,9 @@ from echod.client.pipe import Pipe
 from echod.client.report import (
     LATENCY_PERCENTILES,
     PERCENTILES,
-    bottleneck,
     in_ms,
     is_ok,
+    latencies,
     load_result,
     ping_result,
     pipe_result,
@@ -120,6 +120,14 @@ def test_summary() -> None:
     )
 
 
+def test_latencies() -> None:
+    """The summary of round trips has their standard deviation after the mean."""
+    found = latencies(times(0.001, 0.003), PERCENTILES)
+    assert list(found)[:4] == ["min", "mean", "stdev", "p50"]
+    assert found["stdev"] == pytest.approx(0.001)
+    assert latencies(Histogram(), PERCENTILES)["stdev"] is None
+
+
 def test_times_line() -> None:
     """The line of a summary is in milliseconds."""
     assert times_line(summary(times(0.001), PERCENTILES)) == (
@@ -210,7 +218,7 @@ def test_ping_with_replies() -> None:
     run.errors["refused"] += 2
     result = ping_result(run)
     *_, round_trip, errors = ping_lines(result)
-    assert round_trip.startswith("round trip: min 1.000, mean 1.000, p50")
+    assert round_trip.startswith("round trip: min 1.000, mean 1.000, stdev 0.000, p50")
     assert round_trip.endswith("max 1.000 ms")
     assert errors == "errors: refused 2"
     assert (result["round_trip_seconds"]["jitter"], result["errors"]) == (None, {"refused": 2})
@@ -229,6 +237,8 @@ def test_closed_loop() -> None:
     assert (result["loop"], result["asked_messages_per_second"]) == ("closed", None)
     assert (result["messages_per_second"], result["bytes_per_second"]) == (500.0, 50000.0)
     assert result["latency_histogram"] == [(pytest.approx(0.001, rel=0.001), 1)]
+    encoded = Histogram.decode(result["latency_hdrhistogram"])
+    assert encoded.buckets() == result["latency_histogram"]
 
 
 def test_open_loop() -> None:
@@ -275,28 +285,81 @@ def test_nothing_sent() -> None:
     assert result["client_was_bottleneck"] is False
 
 
+def reason(run: Load | Ping) -> Any:
+    """Return why the client limited a run, which the JSON and the last line of text give."""
+    result = load_result(run) if isinstance(run, Load) else ping_result(run)
+    lines = list(load_lines(result) if isinstance(run, Load) else ping_lines(result))
+    why = result["client_bottleneck"]
+    assert result["client_was_bottleneck"] is (why is not None)
+    assert (lines[-1] == f"limited by the client: {why}") is (why is not None)
+    return why
+
+
 def test_bottleneck_of_a_closed_loop() -> None:
-    """A client that ran, or waited for a processor, nearly all the time may be the bottleneck."""
+    """A client that ran, or waited for a processor, nearly all the time limits the run."""
     run = a_load()
     run.statistics.used = Usage(1.0, 0.5)
-    assert bottleneck(load_result(run)) == ""
+    assert reason(run) is None
     run.statistics.used = Usage(1.5, 0.4)
-    why = "it ran for 75% of the time, and waited for a processor for 20%"
-    assert bottleneck(load_result(run)) == why
-    assert load_result(run)["client_was_bottleneck"] is True
-    assert load_text(run)[-1] == f"the client itself may have been the bottleneck: {why}"
+    assert reason(run) == "it ran for 75% of the time, and waited for a processor for 20%"
 
 
 def test_bottleneck_of_an_open_loop() -> None:
-    """A client that sent late, or too little, is the bottleneck."""
+    """A client that sent late, or too little, limits the run."""
     run = a_load(500.0)
     run.scheduling.record([0.0001] * 99 + [0.5])
     run.statistics.used = Usage(2.0, 0.0)  # busy, but in time
-    assert bottleneck(load_result(run)) == ""
+    assert reason(run) is None
     run.scheduling.record([0.5])
-    assert bottleneck(load_result(run)) == "one message in a hundred was sent 500.000 ms late"
+    assert reason(run) == "one message in a hundred was sent 500.000 ms late"
     run.statistics.sent = 900
-    assert bottleneck(load_result(run)) == "only 450.0 of 500.0 messages a second could be sent"
+    assert reason(run) == "only 450.0 of 500.0 messages a second could be sent"
+
+
+def test_late_beside_a_long_latency() -> None:
+    """A delay that is a small part of the latency does not limit the run."""
+    run = a_load(500.0, [0.05])
+    run.scheduling.record([0.004])
+    assert reason(run) is None
+    run.scheduling.record([0.006] * 99)
+    assert reason(run) == "one message in a hundred was sent 6.000 ms late"
+
+
+def test_bottleneck_of_a_ping() -> None:
+    """A ping that waited for a processor is limited by the client, unless the kernel times it."""
+    run = a_ping(replies=[0.002, 0.002], sent=2)
+    run.answered = 2
+    run.scheduling.record([0.003])  # changes no round trip
+    run.waited = 0.0004
+    assert reason(run) is None
+    run.waited = 0.0006
+    assert reason(run) == "it waited for a processor for 0.300 ms a message"
+    run.stamps = "kernel"
+    assert reason(run) is None
+    assert ping_result(run)["clock"] == "kernel"
+    assert reason(a_ping(sent=1)) is None
+
+
+def test_dropped_here() -> None:
+    """Messages that this machine dropped are not lost, and the run is not right."""
+    run = a_load(500.0, sent=1000, received=992, dropped_here=5)
+    run.scheduling.record([0.0001])
+    result = load_result(run)
+    assert (result["lost"], result["lost_fraction"], result["dropped_here"]) == (3, 0.003, 5)
+    assert reason(run) == "this machine dropped 5 messages or replies (0.50%)"
+    assert "992 received, 3 lost, 0 late, 0 damaged, 5 dropped here" in load_text(run)[1]
+    assert not is_ok(a_ping(sent=2, received=1, dropped_here=1))
+    run.statistics.sent = 900
+    assert reason(run) == (
+        "this machine dropped 5 messages or replies (0.50%); "
+        "only 450.0 of 500.0 messages a second could be sent"
+    )
+
+
+def test_lost_fraction() -> None:
+    """The lost part of the messages has no value if there is no message."""
+    assert ping_result(a_ping(sent=3, received=2))["lost_fraction"] == pytest.approx(1 / 3)
+    assert ping_result(a_ping())["lost_fraction"] is None
 
 
 def test_pipe() -> None:
