@@ -16,6 +16,7 @@ from echod.client.errors import os_error_line
 from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
 from echod.client.load import Load
+from echod.client.options import JSON_LINES
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.search import FIRST, RateSearch
@@ -57,9 +58,17 @@ class ClientCommand:
             self.console.print_error(f"{where}: {self.failure(result)}")
         return bool(result["ok"])
 
+    def emit(self, event: str, values: report.Result) -> None:
+        """Print an event as a line of JSON, with the time and the target, if these are wanted."""
+        if self.options.json == JSON_LINES:
+            record = {"event": event, "time": time.time(), "target": self.connector.target.text}
+            self.console.print(report.to_json({**record, **values}))
+
     def show(self, result: report.Result) -> None:
         """Print the result to standard output."""
-        if self.options.json:
+        if self.options.json == JSON_LINES:
+            self.emit("summary", result)
+        elif self.options.json:
             self.console.print(report.to_json(result))
         elif result["sent"]:
             self.console.print(*self.lines(result))
@@ -90,6 +99,7 @@ class PingCommand(ClientCommand):
 
     def _notify(self, event: Event) -> None:
         options = self.options
+        self.emit(type(event).__name__.lower(), event._asdict())
         if options.json:
             return
         if isinstance(event, Connected):
@@ -159,6 +169,7 @@ class LoadCommand(ClientCommand):
         return is_ok
 
     def _on_interval(self, interval: Interval) -> None:
+        self.emit("interval", interval._asdict())
         if self._is_live:
             self.bar = self.bar or RateLine(self.console.err, self.options.duration)
             self.bar.show(interval)

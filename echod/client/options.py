@@ -25,6 +25,9 @@ from echod.durations import format_duration
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""
 
+JSON_LINES: Final = "lines"
+"""The value of ``json`` for ``--json-lines``; for ``--json``, it is ``True``."""
+
 LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
 
@@ -126,6 +129,14 @@ def add_flag(command: ArgumentParser, names: str, text: str) -> None:
     command.add_argument(*names.split(), action="store_true", help=text)
 
 
+def add_json_lines(command: ArgumentParser) -> None:
+    """Add ``--json-lines``, which shares its value with ``--json``."""
+    text = "print each event as a line of JSON when it happens, and the result as the last"
+    command.add_argument(
+        "--json-lines", action="store_const", const=JSON_LINES, dest="json", help=text
+    )
+
+
 def parser() -> ArgumentParser:
     """Return the parser of the command line."""
     top = Parser(
@@ -163,6 +174,7 @@ def parser() -> ArgumentParser:
     add_flag(ping, "-O --outstanding", text)
     add_flag(ping, "-D --timestamps", "print the UNIX time at the beginning of each line")
     add_flag(ping, "-q --quiet", "print the first lines and the summary alone")
+    add_json_lines(ping)
     add_flag(ping, "--dont-fragment", "over UDP: send no fragments, to find the path MTU")
 
     load = add_command("load", "send many messages, and print how many come back, and how fast")
@@ -179,6 +191,7 @@ def parser() -> ArgumentParser:
     add_flag(load, "--find-rate", text)
     text = "for --find-rate: the highest latency, such as p99=5ms or max=20ms"
     add_option(load, "--latency", bound, "P=TIME", text)
+    add_json_lines(load)
     text = "draw the latencies to an .svg or .png file; needs the extra plot"
     add_option(load, "--plot", plot_file, "FILE", text)
     text = "also draw an earlier run, from a file that --json has written; repeatable"

@@ -42,6 +42,7 @@ COUNTS: Final = (
 """Attributes of the tally in JSON."""
 
 DECIMALS: Final = {
+    "time": 6,
     "sent_messages_per_second": 3,
     "messages_per_second": 3,
     "bytes_per_second": 3,

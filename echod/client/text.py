@@ -93,6 +93,8 @@ def counts_line(result: Result) -> str:
     names += ["dropped_here"] if result["dropped_here"] else []
     names += ["duplicated", "reordered"] if is_udp else []
     parts = {name: f"{result[name]:,} {name.replace('_', ' ')}" for name in names}
+    if result["lost_fraction"]:
+        parts["lost"] += f" ({100 * result['lost_fraction']:.3g} %)"
     if result["damaged"]:
         parts["damaged"] += f" ({plural(result['damaged_bytes'], 'byte')})"
     if result["unexpected"]:

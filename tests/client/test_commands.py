@@ -111,6 +111,33 @@ def test_timestamps(target: str) -> None:
     assert printed[4] == ""
 
 
+def events(*arguments: object) -> list[dict[str, Any]]:
+    """Return the events of a successful command."""
+    return [json.loads(line) for line in lines(*arguments, "--json-lines")]
+
+
+def test_events_of_ping(target: str) -> None:
+    """With ``--json-lines``, each event is a line, and the result is the last."""
+    found = events("ping", target, "-c", 2, "-i", 0.01)
+    kinds = [each["event"] for each in found]
+    assert kinds == ["connected", "reply", "reply", "summary"]
+    assert {each["target"] for each in found} == {target}
+    assert abs(found[0]["time"] - time.time()) < 60
+    assert found[0]["address"] == target
+    assert [each["number"] for each in found[1:3]] == [0, 1]
+    assert found[-1]["received"] == 2
+
+
+def test_events_of_load(target: str) -> None:
+    """``load`` has an event for each interval."""
+    *intervals, summary = events("load", target, "-d", 0.2, "-r", 50)
+    assert [each.pop("event") for each in intervals] == ["interval"]
+    expected = [{**each, "target": target} for each in summary["intervals"]]
+    assert [{**each, "time": None} for each in intervals] == [
+        {**each, "time": None} for each in expected
+    ]
+
+
 def test_load(target: str) -> None:
     """``load`` prints the options of the run, the counts, and the kind of loop."""
     printed = lines("load", target, "-C", 2, "-d", 0.2, "-r", 50)

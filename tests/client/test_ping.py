@@ -118,7 +118,7 @@ def test_lost(network: MemoryNetwork) -> None:
     assert list(ping_lines(ping_result(run.ping))) == [
         "",
         "--- memory: ---",
-        "3 sent, 0 received, 3 lost, 0 late, 0 damaged",
+        "3 sent, 0 received, 3 lost (100 %), 0 late, 0 damaged",
     ]
 
 

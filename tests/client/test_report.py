@@ -172,7 +172,7 @@ def test_event_lines(event: Event, line: str) -> None:
 def test_counts_line() -> None:
     """The line of counts has each outcome that the protocol allows."""
     assert counts(a_ping(sent=2000, received=1990, late=3)) == (
-        "2,000 sent, 1,990 received, 7 lost, 3 late, 0 damaged"
+        "2,000 sent, 1,990 received, 7 lost (0.35 %), 3 late, 0 damaged"
     )
     assert counts(a_ping(sent=3, damaged=3, damaged_bytes=1, under_way=1)) == (
         "3 sent, 0 received, -1 lost, 0 late, 3 damaged (1 byte), 1 in flight"
@@ -205,7 +205,7 @@ def test_ping_without_replies() -> None:
     assert list(ping_lines(result)) == [
         "",
         "--- h:7 ---",
-        "2 sent, 0 received, 2 lost, 0 late, 0 damaged",
+        "2 sent, 0 received, 2 lost (100 %), 0 late, 0 damaged",
     ]
     assert (result["ok"], result["lost"], result["interval_seconds"]) == (False, 2, 0.5)
     assert (result["connect_seconds"], result["address"], result["failure"]) == (None, None, None)

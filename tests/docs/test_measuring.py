@@ -23,13 +23,13 @@ from contextlib import ExitStack
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from docutils import nodes
 
 from echod.client import errors as failures
-from echod.client.events import Disconnected, Reconnected
+from echod.client.events import Disconnected, Event, Reconnected
 from echod.client.histogram import Histogram
 from echod.client.options import parse, parser
 from echod.client.report import is_ok
@@ -475,11 +475,24 @@ def test_plugin(place: Place) -> None:
 # Events.
 
 
-def test_events() -> None:
+def test_lines_of_an_outage() -> None:
     """The lines about an outage are those that ping prints."""
     events = Disconnected("closed"), Reconnected(3.417, 3)
     printed = "\n".join(EVENT_LINES[type(each)](each) for each in events)
     assert blocks(DOCUMENT, "text") == [printed]
+
+
+def test_events_of_json_lines() -> None:
+    """The table has the events of ping with their names."""
+    found = {}
+    for event, of, meaning in cells("Events"):
+        if of.astext() == "ping":
+            found[event.astext()] = literals(meaning)
+    states = {"pending", "lost", "not_sent"}
+    for each in get_args(Event):
+        names = found.pop(each.__name__.lower())
+        assert names - states == set(each._fields) - states
+    assert not found
 
 
 # Failures that the recipes describe.
