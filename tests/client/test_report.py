@@ -175,7 +175,7 @@ def test_counts_line() -> None:
         "2,000 sent, 1,990 received, 7 lost (0.35 %), 3 late, 0 damaged"
     )
     assert counts(a_ping(sent=3, damaged=3, damaged_bytes=1, under_way=1)) == (
-        "3 sent, 0 received, -1 lost, 0 late, 3 damaged (1 byte), 1 in flight"
+        "3 sent, 0 received, -1 lost (-33.3 %), 0 late, 3 damaged (1 byte), 1 in flight"
     )
     assert counts(a_ping(unexpected=2)).endswith("2 bytes unexpected")
     assert counts(a_ping("udp:h:7", duplicated=1, reordered=2, unexpected=1)).endswith(
@@ -347,7 +347,7 @@ def test_dropped_here() -> None:
     result = load_result(run)
     assert (result["lost"], result["lost_fraction"], result["dropped_here"]) == (3, 0.003, 5)
     assert reason(run) == "this machine dropped 5 messages or replies (0.50%)"
-    assert "992 received, 3 lost, 0 late, 0 damaged, 5 dropped here" in load_text(run)[1]
+    assert "992 received, 3 lost (0.3 %), 0 late, 0 damaged, 5 dropped here" in load_text(run)[1]
     assert not is_ok(a_ping(sent=2, received=1, dropped_here=1))
     run.statistics.sent = 900
     assert reason(run) == (
