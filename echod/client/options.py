@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 from argparse import (
     ArgumentParser,
@@ -10,6 +11,7 @@ from argparse import (
 )
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any, Final, NoReturn
 
 from echod import __version__
@@ -19,7 +21,7 @@ from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.sockets import SocketOptions
 from echod.client.target import Target, parse_target
-from echod.client.values import bound, duration, plot_file, rate, whole
+from echod.client.values import bound, dscp, duration, hops, plot_file, rate, tos, whole
 from echod.durations import format_duration
 
 WRONG: Final = 2
@@ -27,6 +29,9 @@ WRONG: Final = 2
 
 JSON_LINES: Final = "lines"
 """The value of ``json`` for ``--json-lines``; for ``--json``, it is ``True``."""
+
+FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
+"""Address families by IP version."""
 
 LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
@@ -137,6 +142,28 @@ def add_json_lines(command: ArgumentParser) -> None:
     )
 
 
+def add_socket_options(command: ArgumentParser, ttl: str) -> None:
+    """Add the options for :class:`~echod.client.sockets.SocketOptions`.
+
+    :param ttl: the names of that for the TTL.
+    """
+    versions: Any = command.add_mutually_exclusive_group()
+    for version, family in FAMILIES.items():
+        text = f"use IPv{version} only"
+        versions.add_argument(
+            f"-{version}", action="store_const", const=family, default=0, dest="family", help=text
+        )
+    text = "send from this address, or on this interface"
+    add_option(command, "-I --interface", str, "ADDRESS", text, default="")
+    fields: Any = command.add_mutually_exclusive_group()
+    text = "type of service: DSCP and ECN in one byte, such as 0xb8"
+    add_option(fields, "-Q --tos", tos, "BYTE", text)
+    text = "DSCP: a number, or a name such as ef or cs1"
+    add_option(fields, "--dscp", dscp, "DSCP", text)
+    add_option(command, ttl, hops, "N", "maximum number of hops there")
+    add_flag(command, "-v", "ignored: each error is printed")
+
+
 def parser() -> ArgumentParser:
     """Return the parser of the command line."""
     top = Parser(
@@ -155,6 +182,7 @@ def parser() -> ArgumentParser:
         text = "how long to wait for a connection, and for a reply"
         add_option(command, "-W --timeout", duration, "TIME", text, default=10.0)
         add_flag(command, "--json", "print the result as JSON (docs/measuring.rst)")
+        add_socket_options(command, "--ttl" if name == "load" else "-t --ttl")
         return command
 
     size = whole(least=1, most=LARGEST)
@@ -175,6 +203,7 @@ def parser() -> ArgumentParser:
     add_flag(ping, "-D --timestamps", "print the UNIX time at the beginning of each line")
     add_flag(ping, "-q --quiet", "print the first lines and the summary alone")
     add_json_lines(ping)
+    add_flag(ping, "-n", "ignored: addresses are numbers")
     add_flag(ping, "--dont-fragment", "over UDP: send no fragments, to find the path MTU")
 
     load = add_command("load", "send many messages, and print how many come back, and how fast")
@@ -210,21 +239,51 @@ def parse_targets(words: Sequence[str]) -> Iterator[Target]:
         yield parse_target(text, rest.popleft() if rest and rest[0].isdecimal() else "")
 
 
-def conflicts(options: Any) -> Iterator[str]:
-    """Yield the reasons for which the options of a command line exclude each other."""
-    command, target = options.command, options.target
-    if len(options.targets) > 1:
-        yield f"takes one TARGET; leave out {options.targets[1].text!r}"
+def family_of(text: str | None) -> int:
+    """Return the address family of an IP address, or 0 for other text, such as a name."""
+    try:
+        return FAMILIES[ipaddress.ip_address(text or "").version]
+    except ValueError:
+        return 0
+
+
+def socket_options(options: Any) -> SocketOptions:
+    """Return the options for all sockets."""
+    local = options.interface
+    family = family_of(local)
+    return SocketOptions(
+        family=options.family or family,
+        source=local if family else "",
+        interface="" if family else local,
+        tos=options.tos if options.dscp is None else options.dscp,
+        ttl=options.ttl,
+        dont_fragment=getattr(options, "dont_fragment", False),
+    )
+
+
+def conflicts(options: Any, target: Target) -> Iterator[str]:
+    """Yield the reasons for which options exclude each other, or a TARGET."""
+    command, sockets = options.command, options.socket_options
     if target.udp and command == "pipe":
         yield "a pipe needs every byte, in order, which UDP does not guarantee: use TCP"
     elif target.udp and not MIN_DATAGRAM <= options.size <= MAX_DATAGRAM:
         yield f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} over UDP, not {options.size}"
-    if command == "ping" and options.dont_fragment and not target.udp:
+    if sockets.dont_fragment and not target.udp:
         yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
     if command == "load":
         for option, other, is_given, why in LOAD_RULES:
             if getattr(options, option) and bool(getattr(options, other)) is is_given:
                 yield why
+    if target.host is None and sockets != SocketOptions():
+        yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
+    if {family_of(target.host), sockets.family} == set(FAMILIES.values()):
+        asking = f"-I {sockets.source}" if sockets.source else "-4 or -6"
+        yield f"{asking} and {target.host} are of different IP versions: change one"
+    if options.interface:
+        try:
+            sockets.open(sockets.family or AF_INET, SOCK_DGRAM).close()
+        except OSError as error:
+            yield f"-I {options.interface}: {os_error_line(error)}: use one of this machine"
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
@@ -239,11 +298,14 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     words = [options.target, *(each for each in rest if each != "--")]
     try:
         options.targets = list(parse_targets(words))
-        options.target = options.targets[0]
-        why = next(conflicts(options), "")
+        options.target, *others = options.targets
+        options.socket_options = socket_options(options)
+        reasons = (why for target in options.targets for why in conflicts(options, target))
+        why = next(reasons, "")
+        if others:
+            why = f"takes one TARGET; leave out {others[0].text!r}"
     except BadTarget as error:
         why = str(error)
     if why:
         top.exit(WRONG, f"echod-client {options.command}: {printable(why)}\n")
-    options.socket_options = SocketOptions(dont_fragment=getattr(options, "dont_fragment", False))
     return options  # type: ignore[no-any-return]

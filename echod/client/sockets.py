@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -69,7 +70,7 @@ class SocketOptions:
                 if value is not None:
                     sock.setsockopt(*options[family], value)
             if self.interface:
-                name = self.interface.encode()
+                name = os.fsencode(self.interface)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
             if self.source:
                 found = socket.getaddrinfo(self.source, 0, family, kind, 0, socket.AI_NUMERICHOST)

@@ -36,6 +36,12 @@ UNITS: Final = {
 }
 """The units of numbers: decimal, and binary (IEC 80000-13)."""
 
+DSCP: Final = {"le": 1, "ef": 46, "va": 44} | {
+    **{f"cs{each}": 8 * each for each in range(8)},
+    **{f"af{one}{two}": 8 * one + 2 * two for one in range(1, 5) for two in range(1, 4)},
+}
+"""The names of code points (RFC 2474, RFC 2597, RFC 3246, RFC 5865, RFC 8622)."""
+
 WITH_UNIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(k|[KMG]i?)")
 
 
@@ -68,6 +74,19 @@ def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
 duration = argument(parse_duration)
 rate = argument(in_units(parse_rate), of="messages", least=SLOWEST, most=HIGHEST)
 whole = functools.partial(argument, in_units(parse_whole_number))
+hops = whole(least=1, most=255)
+
+
+def tos(text: str) -> int:
+    """Return the byte of DSCP and ECN, which may be hexadecimal, as for ping(8)."""
+    is_hexadecimal = re.fullmatch("0[xX][0-9a-fA-F]{1,2}", text)
+    return int(text, 16) if is_hexadecimal else int(whole(least=0, most=255)(text))
+
+
+def dscp(text: str) -> int:
+    """Return the byte of DSCP and ECN for a code point, a number or a name."""
+    point = DSCP.get(text.lower())
+    return (whole(least=0, most=63)(text) if point is None else point) << 2
 
 
 def bound(text: str) -> Bound:

@@ -351,10 +351,10 @@ class ThreadCalls:
         self._calls.get(timeout=TIMEOUT)()
 
 
-def resolved(text: str) -> Any:
+def resolved(text: str, family: int = socket.AF_UNSPEC) -> Any:
     """Return the addresses, or the exception."""
     reactor, results = ThreadCalls(), []
-    resolve(reactor, parse_target(text)).addBoth(results.append)
+    resolve(reactor, parse_target(text), family).addBoth(results.append)
     assert results == []  # not before a turn of the reactor
     reactor.wait()
     [result] = results
@@ -382,6 +382,13 @@ def test_no_such_name(host: str) -> None:
     assert error.strerror
     assert "idna" not in error.strerror
     assert ("%" in host) == (error.strerror == "there is no interface nosuch")
+
+
+def test_other_ip_version() -> None:
+    """A name without an address of the IP version is reported with the options that ask for it."""
+    error = resolved("127.0.0.1:7", socket.AF_INET6)
+    assert error_word(error) == UNRESOLVED
+    assert error.strerror.endswith(" that was asked for: leave out -4, -6, -I")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", LONG])
