@@ -89,7 +89,6 @@ class DatagramChannel(Receiver):
 
     def _receive_on(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.receive = sock.recv
         self._reader.add(self, sock)
 
     def _close_socket(self) -> None:

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescri
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from echod.client.stamps import RECEIVE_SPACE, Ancillary, StampClock, stamp_received
 from echod.fastpath import BATCH
 
 MIN_RECEIVE: Final = 4096
@@ -25,12 +26,14 @@ TURN: Final = 0.001
 class Receiver:
     """The interface that the reader calls for one socket.
 
-    :ivar receive: ``recv`` of the socket.
+    :ivar receive: ``recvmsg`` of the socket.
+    :ivar space: bytes of ancillary data, for the kernel's stamp.
     :ivar received: called with the received data, and the time in seconds.
     :ivar replies: builds the messages, and matches the replies.
     """
 
-    receive: Callable[[int], bytes]
+    receive: Callable[..., tuple[bytes, Ancillary, int, Any]]
+    space = 0
     received: Callable[[bytes, float], None]
     replies: Any
 
@@ -53,11 +56,17 @@ class EpollReader:
     :param reactor: polls the epoll set.
     :param clock: the clock of the receive times.
     :param size: bytes of a message.
+    :param kernel_clock: date received data by the kernel's stamps, not when it is received here.
+    :ivar stamps: converts the kernel's stamps.
     """
 
-    def __init__(self, reactor: IReactorFDSet, clock: IReactorTime, size: int) -> None:
+    def __init__(
+        self, reactor: IReactorFDSet, clock: IReactorTime, size: int, kernel_clock: bool = True
+    ) -> None:
         self._reactor = reactor
         self.seconds = clock.seconds
+        self.stamps = StampClock(clock.seconds)
+        self._kernel_clock = kernel_clock
         # One byte more than a message, to notice a datagram that is longer.
         self._size = min(max(size + 1, MIN_RECEIVE), MAX_RECEIVE)
         self._epoll = select.epoll()
@@ -69,6 +78,8 @@ class EpollReader:
         if not self._receivers:
             self._reactor.addReader(self)
         self._epoll.register(sock, select.EPOLLIN)
+        receiver.receive = sock.recvmsg
+        receiver.space = RECEIVE_SPACE if self._kernel_clock and stamp_received(sock) else 0
         self._receivers[sock.fileno()] = receiver
 
     def remove(self, descriptor: int) -> None:
@@ -90,24 +101,29 @@ class EpollReader:
 
     def doRead(self) -> None:
         """Receive until nothing is left, or for :data:`TURN` seconds."""
-        poll, receivers, size, seconds = self._epoll.poll, self._receivers, self._size, self.seconds
+        poll, receivers, size = self._epoll.poll, self._receivers, self._size
+        seconds, date = self.seconds, self.stamps.date
         end = seconds() + TURN
         while ready := poll(0, BATCH):
+            self.stamps.check()
             for descriptor, _ in ready:
                 receiver = receivers.get(descriptor)
                 if receiver is None:  # removed while an earlier one of this round was handled
                     continue
                 try:
-                    data = receiver.receive(size)
+                    data, ancillary, _, _ = receiver.receive(size, receiver.space)
                 except BlockingIOError:
                     continue
                 except OSError as error:
                     receiver.receive_failed(error)
                 else:
+                    now = seconds()
+                    if ancillary:
+                        now = date(ancillary, now)
                     if data:
-                        receiver.received(data, seconds())
+                        receiver.received(data, now)
                     else:
-                        receiver.received_nothing(seconds())
+                        receiver.received_nothing(now)
             # Without receivers, the epoll set may be closed by now.
             if not receivers or seconds() > end:
                 return

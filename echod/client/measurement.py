@@ -34,7 +34,6 @@ class Measurement:
     :param size: bytes of a message.
     :ivar failure: one line that says why there is no connection; "" otherwise.
     :ivar answered: messages that have a reply.
-    :ivar stamps: the clock of the round trips in JSON: ``kernel`` or ``user``.
     :ivar scheduling: seconds by which messages were sent after their time, except the latest, which
         are pending in :attr:`slips`.
     """
@@ -50,7 +49,6 @@ class Measurement:
         self.channels: list[Channel] = []
         self.scheduling = Histogram()
         self.slips = Batch(self.scheduling.record)
-        self.stamps = "user"
         self.stopped = False
         self.answered = 0
         self._unanswerable = 0  # messages on connections that were lost
@@ -59,7 +57,9 @@ class Measurement:
         self._sending: Deferred[None] | None = None
         self._pacer: Pacer | None = None
         self._waiting: Deferred[None] | None = None
-        self._reader = EpollReader(connector.reactor, self.clock, size)
+        self._reader = EpollReader(
+            connector.reactor, self.clock, size, connector.options.kernel_clock
+        )
         self._contents: Sequence[bytes] = () if connector.protocol == "udp" else contents(size)
 
     async def run(self) -> None:
@@ -183,6 +183,11 @@ class Measurement:
     def sent(self) -> int:
         """Messages sent, or queued for a connection that is full."""
         return sum(channel.sent for channel in self.channels)
+
+    @property
+    def stamps(self) -> str:
+        """The clock that dated the replies, as in JSON: ``kernel`` or ``user``."""
+        return "kernel" if self._reader.stamps.used else "user"
 
     @property
     def dropped(self) -> int:

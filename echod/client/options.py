@@ -21,7 +21,17 @@ from echod.client.output import discard, printable
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.sockets import SocketOptions
 from echod.client.target import Target, parse_target
-from echod.client.values import bound, dscp, duration, hops, plot_file, rate, tos, whole
+from echod.client.values import (
+    bound,
+    dscp,
+    duration,
+    hops,
+    is_kernel_clock,
+    plot_file,
+    rate,
+    tos,
+    whole,
+)
 from echod.durations import format_duration
 
 WRONG: Final = 2
@@ -225,6 +235,9 @@ def parser() -> ArgumentParser:
     add_option(load, "--plot", plot_file, "FILE", text)
     text = "also draw an earlier run, from a file that --json has written; repeatable"
     add_option(load, "--compare", str, "FILE", text, default=[])
+    text = "date the replies by the kernel's stamps, or when this program receives them: user"
+    for command in (ping, load):
+        add_option(command, "--clock", is_kernel_clock, "CLOCK", text, default="kernel")
     return top
 
 
@@ -258,6 +271,7 @@ def socket_options(options: Any) -> SocketOptions:
         tos=options.tos if options.dscp is None else options.dscp,
         ttl=options.ttl,
         dont_fragment=getattr(options, "dont_fragment", False),
+        kernel_clock=getattr(options, "clock", True),
     )
 
 

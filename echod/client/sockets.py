@@ -43,6 +43,7 @@ class SocketOptions:
     :ivar tos: the byte of DSCP and ECN (RFC 2474): IP_TOS in ip(7), IPV6_TCLASS.
     :ivar ttl: the maximum number of hops.
     :ivar dont_fragment: set the Don't Fragment bit of datagrams (IP_MTU_DISCOVER in ip(7)).
+    :ivar kernel_clock: date messages by the kernel's stamps (SO_TIMESTAMPNS in socket(7)).
     """
 
     family: int = socket.AF_UNSPEC
@@ -51,6 +52,7 @@ class SocketOptions:
     tos: int | None = None
     ttl: int | None = None
     dont_fragment: bool = False
+    kernel_clock: bool = True
 
     def open(self, family: int, kind: int) -> socket.socket:
         """Return a non-blocking socket that has these options.

@@ -192,7 +192,6 @@ class StreamChannel(Receiver, Protocol):
         self._socket = kernel_socket(self.transport)
         if self._socket is not None:
             self._descriptor = self._socket.fileno()
-            self.receive = self._socket.recv
             self.transport.stopReading()
             self._reader.add(self, self._socket)
         if not ISSLTransport.providedBy(self.transport):

@@ -136,7 +136,7 @@ def ping_lines(result: Result) -> Iterator[str]:
     jitter = times.pop("jitter")
     if times["max"] is not None:
         more = "" if jitter is None else f"; jitter {in_ms(jitter)} ms"
-        yield f"round trip: {times_line(times)}{more}"
+        yield f"round trip: {times_line(times)}{more}; {result['clock']} clock"
     yield from errors_lines(result["errors"])
     yield from bottleneck_lines(result)
 
@@ -176,7 +176,8 @@ def load_lines(result: Result) -> Iterator[str]:
             f"open loop: {result['sent_messages_per_second']:,.1f} messages a second sent, of "
             f"{asked:,.1f} requested; late by {times_line(result['scheduling_error_seconds'])}"
         )
-    yield from times_lines("latency", result["latency_seconds"])
+    for line in times_lines("latency", result["latency_seconds"]):
+        yield f"{line}; {result['clock']} clock"
     yield from bottleneck_lines(result)
 
 

@@ -23,6 +23,8 @@ PERCENTILES: Final = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
 SHORTEST_BOUND: Final = 1e-6
 """Seconds."""
 
+CLOCKS: Final = ("kernel", "user")
+
 PLOTS: Final = (".svg", ".png")
 
 UNITS: Final = {
@@ -96,6 +98,13 @@ def bound(text: str) -> Bound:
         names = ", ".join(PERCENTILES)
         raise ArgumentTypeError(f"takes one of {names} and a time, such as p99=5ms, not {text!r}")
     return Bound(percentile, argument(parse_duration, least=SHORTEST_BOUND)(time))
+
+
+def is_kernel_clock(text: str) -> bool:
+    """Return whether ``--clock`` selects the kernel's stamps."""
+    if text not in CLOCKS:
+        raise ArgumentTypeError(f"takes kernel or user, not {text!r}")
+    return text == CLOCKS[0]
 
 
 def plot_file(name: str) -> str:

@@ -43,6 +43,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "quiet": False,
         "n": False,
         "dont_fragment": False,
+        "clock": True,
     },
     "load": {
         "timeout": 10.0,
@@ -55,6 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "compare": [],
         "find_rate": False,
         "latency": None,
+        "clock": True,
     },
 }
 
@@ -124,6 +126,14 @@ def test_compare() -> None:
     for _ in range(2):
         assert parse(arguments).compare == ["b", "c"]
     assert parse(["load", "h:7"]).compare == []
+
+
+@pytest.mark.parametrize("command", ["ping", "load"])
+def test_clock(command: str) -> None:
+    """Replies are dated by the kernel's clock, unless ``--clock user`` is given."""
+    for clock, is_kernel in (("kernel", True), ("user", False)):
+        options = parse([command, "h:7", "--clock", clock])
+        assert options.socket_options == SocketOptions(kernel_clock=is_kernel)
 
 
 def test_dont_fragment() -> None:
@@ -256,6 +266,7 @@ def test_bad_values(
         ("ping h:7 --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("ping unix:/x --dont-fragment", "ping: --dont-fragment is for udp: targets"),
         ("load h:7 --compare a", "load: --compare is for --plot FILE"),
+        ("ping h:7 --clock sun", "ping: argument --clock: takes kernel or user, not 'sun'"),
         ("load h:7 --latency p99=1s", "load: --latency is for --find-rate"),
         ("load h:7 --find-rate", "load: --find-rate needs a --latency, such as"),
         (
