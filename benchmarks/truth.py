@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,7 +24,7 @@ from typing import Final
 from losses import exit_in_one_line, give_up_after, table
 from servers import LOAD_CORE, end_children
 from truth_cases import CASES, FULL, SHORT, Both, Row, Size
-from truth_runs import CLIENTS, OURS, STUNNEL, build_tools, missing, peers_versions
+from truth_runs import CLIENTS, IRTT, OURS, SOCKPERF, STUNNEL, build_tools, missing
 
 WHOLE: Final = 1800  # seconds after which the benchmark gives up
 TLS: Final = "constant-tls"
@@ -67,6 +69,18 @@ def aim_of(row: Row, values: dict[str, list[float]]) -> list[str]:
     met = (max if row.unit == "off" else median)(mine) <= row.most
     unit = f" x {row.beside}" if row.beside else {"off": "", "x": ""}.get(row.unit, f" {row.unit}")
     return [f"≤ {row.most:g}{unit}", "met" if met else "missed"]
+
+
+def peers_versions(left_out: Sequence[str]) -> list[str]:
+    """Return the names and versions of the peers."""
+    commands = {IRTT: ["irtt", "version"], SOCKPERF: ["sockperf", "--version"]}
+    outputs = {
+        name: subprocess.run(command, capture_output=True, text=True, check=False)
+        for name, command in commands.items()
+        if name not in left_out
+    }
+    found = {name: re.search(r"\d[\d.]+", run.stdout + run.stderr) for name, run in outputs.items()}
+    return [f"{name} {number[0] if number else ''}".rstrip() for name, number in found.items()]
 
 
 def report(rounds: Sequence[Round]) -> str:

@@ -51,18 +51,6 @@ def missing() -> list[str]:
     return [name for name in (IRTT, SOCKPERF, STUNNEL) if not shutil.which(name)]
 
 
-def peers_versions(left_out: Sequence[str]) -> list[str]:
-    """Return the names and versions of the peers."""
-    commands = {IRTT: ["irtt", "version"], SOCKPERF: ["sockperf", "--version"]}
-    outputs = {
-        name: subprocess.run(command, capture_output=True, text=True, check=False)
-        for name, command in commands.items()
-        if name not in left_out
-    }
-    found = {name: re.search(r"\d[\d.]+", run.stdout + run.stderr) for name, run in outputs.items()}
-    return [f"{name} {number[0] if number else ''}".rstrip() for name, number in found.items()]
-
-
 def build_tools(tools: str) -> None:
     """Compile the service and the client in C; write a certificate for stunnel."""
     build("truth.c", f"{tools}/truth")
