@@ -8,6 +8,7 @@ from functools import partial
 from math import isnan, nan
 from typing import Final, NamedTuple
 
+from truth_peers import c_client, irtt, peers_server, sockperf
 from truth_runs import (
     IN_C,
     IRTT,
@@ -16,14 +17,11 @@ from truth_runs import (
     Figures,
     Traffic,
     busy_loop,
-    c_client,
     connect_ratio,
     hints_missing,
-    irtt,
     ours,
-    peers_server,
-    sockperf,
     truth,
+    wrong_alarms,
 )
 
 
@@ -263,8 +261,7 @@ CASES: Final = {
         (Row("beside a busy loop: p99", "p99", "ms", 1.0, IN_C),),
     ),
     "alarm": Case(
-        known("load", 0.005, peers=NONE, beside=busy_loop, **CONSTANT),
-        (Row("200/s beside a busy loop: «limited»", "limited", "off", 0),),
+        alone(wrong_alarms), (Row("200/s beside a busy loop: wrong alarms", "wrong", "off", 0),)
     ),
     "connect": Case(
         alone(connect_ratio), (Row("tcp:host:port / host:port: connecting", "ratio", "x", 1.2),)

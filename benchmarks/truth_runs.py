@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from math import ceil
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -139,20 +137,6 @@ def wait_until_bound(port: int, kind: socket.SocketKind) -> None:
 
 
 @contextmanager
-def peers_server(name: str, protocol: str = "udp") -> Iterator[int]:
-    """Run the server of irtt or sockperf, and yield its port."""
-    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
-    port = free_port(kind)
-    command = {
-        IRTT: ["irtt", "server", "-b", f"{HOST}:{port}", "-i", "0"],
-        SOCKPERF: ["sockperf", "server", "-i", HOST, "-p", str(port)],
-    }[name]
-    with running([*command, *(["--tcp"] if protocol == "tcp" else [])]):
-        wait_until_bound(port, kind)
-        yield port
-
-
-@contextmanager
 def stunnel(tools: str, port: int) -> Iterator[str]:
     """Accept TLS before a port with stunnel, and yield the target."""
     accepts = free_port(socket.SOCK_STREAM)
@@ -214,70 +198,6 @@ def figures_of(result: dict[str, Any]) -> Figures:
     }
 
 
-def percentiles(times: list[float]) -> Figures:
-    """Return the nearest-rank percentiles."""
-    times = sorted(times) or [0.0]
-    return {name: times[ceil(part * len(times)) - 1] for name, part in PERCENTILES.items()}
-
-
-def irtt(port: int, traffic: Traffic) -> Figures:
-    """Return the figures of irtt, whose times exclude those of its server."""
-    pace = ("-i", f"{round(traffic.interval * 1e6)}us", "-d", f"{traffic.seconds}s")
-    rest = ("-l", SIZE, "--fill=rand", f"--wait={WAIT}s", f"{HOST}:{port}")
-    output = output_of(["irtt", "client", "-Q", "-o", "-", *pace, *rest])
-    return figures_of_irtt(json.loads(output), traffic.interval)
-
-
-def figures_of_irtt(result: dict[str, Any], interval: float) -> Figures:
-    """Return the figures in the JSON of irtt."""
-    stats, trips = result["stats"], result["round_trips"]
-    sent = [each["timestamps"]["client"]["send"]["monotonic"] / 1e9 for each in trips]
-    late = [moment - sent[0] - number * interval for number, moment in enumerate(sent)]
-    return {
-        **percentiles([each["delay"]["rtt"] / 1e9 for each in trips if each["lost"] == "false"]),
-        "lost": sum(each["lost"] != "false" for each in trips),
-        "duplicated": stats["duplicates"],
-        "reordered": stats["late_packets"],
-        "lateness": percentiles(late)["p99"],
-    }
-
-
-def sockperf(port: int, traffic: Traffic, protocol: str = "udp") -> Figures:
-    """Return the figures of sockperf, which leaves out 0.4 s at the beginning of a run."""
-    words: list[object] = ["ping-pong"]
-    if traffic.interval:
-        words = ["under-load", "--reply-every", 1, "--mps", round(1 / traffic.interval)]
-    words += ["-i", HOST, "-p", port, "-m", SIZE, "-t", ceil(traffic.seconds)]
-    words += ["--full-rtt", "--dontwarmup", *(["--tcp"] if protocol == "tcp" else [])]
-    output = output_of(["sockperf", *words])
-    return figures_of_sockperf(output)
-
-
-def figures_of_sockperf(output: str) -> Figures:
-    """Return the figures in the text of sockperf."""
-
-    def number(pattern: str) -> float:
-        found = re.search(pattern + r" *= *([\d.]+)", output)
-        if not found:
-            raise RuntimeError(f"sockperf: no {pattern!r} in its output")
-        return float(found[1])
-
-    ranks = {name: f"percentile {100 * part:.3f}" for name, part in PERCENTILES.items()}
-    ranks["max"] = "<MAX> observation"
-    return {
-        **{name: number(rank) / 1e6 for name, rank in ranks.items()},
-        "lost": number("# dropped messages"),
-    }
-
-
-def c_client(tools: str, protocol: str, port: int, traffic: Traffic) -> Figures:
-    """Return the percentiles of ``client.c``; without an interval, of 10,000 messages."""
-    count = round(traffic.seconds / traffic.interval) if traffic.interval else 10_000
-    words = [f"{tools}/client", protocol, port, count, round(traffic.interval * 1e6), SIZE]
-    p50, p99 = output_of(words).split()
-    return {"p50": int(p50) / 1e9, "p99": int(p99) / 1e9}
-
-
 def connect_ratio(tools: str, seconds: float) -> Figures:
     """Return the time to connect to ``tcp:host:port``, divided by that to ``host:port``."""
     with truth(tools, "tcp") as service:
@@ -296,3 +216,14 @@ def hints_missing(tools: str, seconds: float) -> Figures:  # noqa: ARG001 - as t
         found = next(filter(None, map(LISTENS.search, process.stdout)))
         words = ("load", f"udp:{HOST}:{found[1]}", "-r", 1000, "-d", 2 * seconds, "-W", WAIT)
         return {"missing": "rate limit" not in output_of([CLIENT, *words], (1,))}
+
+
+def wrong_alarms(tools: str, seconds: float) -> Figures:
+    """Return 1 if «limited by the client» is wrong in a run beside a busy loop, otherwise 0.
+
+    It is wrong if p99 is within 2 % of the truth; without it, p99 is within 20 %.
+    """
+    with truth(tools, "udp", delay=20_000) as service, busy_loop():
+        found = ours(service.target, Traffic("load", 0.005, seconds))
+        off = abs(found["p99"] / service.end()["p99"] - 1)
+    return {"wrong": off < 0.02 if found["limited"] else off > 0.2}

@@ -21,6 +21,7 @@ from tests.benchmarks.running import benchmark, needs_cc, short_run
 
 truth = benchmark("truth")
 truth_cases = benchmark("truth_cases")
+truth_peers = benchmark("truth_peers")
 truth_runs = benchmark("truth_runs")
 
 PARTS = 8
@@ -205,7 +206,7 @@ def test_delays(program: Path, tmp_path: Path, where: str) -> None:
 # The figures and the verdicts.
 
 
-def test_figures_of_irtt(truth_runs: ModuleType) -> None:
+def test_figures_of_irtt(truth_peers: ModuleType) -> None:
     """The figures of irtt come from each message: lost ones have no time."""
     trips = [
         {
@@ -218,14 +219,14 @@ def test_figures_of_irtt(truth_runs: ModuleType) -> None:
         )
     ]
     stats = {"duplicates": 3, "late_packets": 2}
-    figures = truth_runs.figures_of_irtt({"round_trips": trips, "stats": stats}, 0.01)
+    figures = truth_peers.figures_of_irtt({"round_trips": trips, "stats": stats}, 0.01)
     assert figures == pytest.approx(
         {"p50": 0, "p90": 0.002, "p99": 0.002, "max": 0.002}
         | {"lost": 2, "duplicated": 3, "reordered": 2, "lateness": 0.003}
     )
 
 
-def test_figures_of_sockperf(truth_runs: ModuleType) -> None:
+def test_figures_of_sockperf(truth_peers: ModuleType) -> None:
     """The figures of sockperf come from its text, in microseconds."""
     text = (
         "sockperf: # dropped messages = 5; # duplicated messages = 0; # out-of-order messages = 0\n"
@@ -235,11 +236,11 @@ def test_figures_of_sockperf(truth_runs: ModuleType) -> None:
         "sockperf: ---> percentile 90.000 = 20106.599\n"
         "sockperf: ---> percentile 50.000 =   77.339\n"
     )
-    assert truth_runs.figures_of_sockperf(text) == pytest.approx(
+    assert truth_peers.figures_of_sockperf(text) == pytest.approx(
         {"p50": 77.339e-6, "p90": 0.020106599, "p99": 0.0235, "max": 0.023778681, "lost": 5}
     )
     with pytest.raises(RuntimeError, match=r"no 'percentile 50\.000' in its output"):
-        truth_runs.figures_of_sockperf("")
+        truth_peers.figures_of_sockperf("")
 
 
 @pytest.mark.parametrize(
