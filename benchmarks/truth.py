@@ -28,6 +28,8 @@ from truth_runs import CLIENTS, IRTT, OURS, SOCKPERF, STUNNEL, build_tools, miss
 
 WHOLE: Final = 1800  # seconds after which the benchmark gives up
 TLS: Final = "constant-tls"
+SHOWN: Final = {"off": "", "x": "", "ms off": "ms"}
+"""Units that the table shows differently."""
 
 Round = dict[str, dict[str, Both]]
 """The figures by case and client."""
@@ -56,7 +58,7 @@ def row_of(row: Row, rounds: Sequence[dict[str, Both]]) -> list[str]:
     )
     if rounds[1:]:
         mine += f" ({row.text(min(values[OURS]))}..{row.text(max(values[OURS]))})"
-    return [row.title, row.unit.strip("xof"), mine, *others, *aim_of(row, values)]
+    return [row.title, SHOWN.get(row.unit, row.unit), mine, *others, *aim_of(row, values)]
 
 
 def aim_of(row: Row, values: dict[str, list[float]]) -> list[str]:
@@ -67,8 +69,8 @@ def aim_of(row: Row, values: dict[str, list[float]]) -> list[str]:
     if row.beside:
         mine = [own / other for own, other in zip(mine, values[row.beside], strict=True)]
     met = (max if row.unit == "off" else median)(mine) <= row.most
-    unit = f" x {row.beside}" if row.beside else {"off": "", "x": ""}.get(row.unit, f" {row.unit}")
-    return [f"≤ {row.most:g}{unit}", "met" if met else "missed"]
+    unit = f"x {row.beside}" if row.beside else SHOWN.get(row.unit, row.unit)
+    return [f"≤ {row.most:g} {unit}".strip(), "met" if met else "missed"]
 
 
 def peers_versions(left_out: Sequence[str]) -> list[str]:
