@@ -1,23 +1,21 @@
-"""The commands pipe, ping and load: from the options to the output."""
+"""The commands of ``echod-client``, from the options to the output."""
 
 from __future__ import annotations
 
 import os
 import resource
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from echod.client import report, text
+from echod.client.command import ClientCommand
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.errors import os_error_line
-from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
 from echod.client.load import Load
-from echod.client.options import JSON_LINES
-from echod.client.ping import Ping
+from echod.client.pingcommand import PingCommand
 from echod.client.pipe import Pipe
 from echod.client.search import FIRST, RateSearch
 from echod.client.statistics import Interval
@@ -29,99 +27,6 @@ SPARE: Final = 64
 
 class Unusable(Exception):
     """The options cannot be carried out: one line that says why. The exit status is 2."""
-
-
-class ClientCommand:
-    """One command: its run, the output during the run, and the result.
-
-    :ivar run: measures.
-    :ivar bar: a progress bar in a terminal, made at the first progress. Ctrl-C before that prints
-        nothing.
-    """
-
-    run: Any
-    result: Callable[[Any], report.Result]
-    lines: Callable[[report.Result], Iterable[str]]
-    bar: Any = None
-
-    def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
-        self.connector, self.options, self.console = connector, options, console
-
-    def finish(self) -> bool:
-        """Print the result, and return whether everything came back right."""
-        result = self.result(self.run)
-        if self.bar is not None:
-            self.bar.close()
-        self.show(result)
-        if self.run.failure:
-            where = self.connector.address or self.connector.target.name
-            self.console.print_error(f"{where}: {self.failure(result)}")
-        return bool(result["ok"])
-
-    def emit(self, event: str, values: report.Result) -> None:
-        """Print an event as a line of JSON, with the time and the target, if these are wanted."""
-        if self.options.json == JSON_LINES:
-            record = {"event": event, "time": time.time(), "target": self.connector.target.text}
-            self.console.print(report.to_json({**record, **values}))
-
-    def show(self, result: report.Result) -> None:
-        """Print the result to standard output."""
-        if self.options.json == JSON_LINES:
-            self.emit("summary", result)
-        elif self.options.json:
-            self.console.print(report.to_json(result))
-        elif result["sent"]:
-            self.console.print(*self.lines(result))
-            self.console.draw(self.run.tally.times)
-
-    def failure(self, result: report.Result) -> str:
-        """Return the line that says why the run failed."""
-        return str(result["failure"])
-
-
-class PingCommand(ClientCommand):
-    """The command ``ping``."""
-
-    result = staticmethod(report.ping_result)
-    lines = staticmethod(text.ping_lines)
-
-    def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
-        super().__init__(connector, options, console)
-        self.run = Ping(
-            connector,
-            options.size,
-            interval=options.interval,
-            count=options.count,
-            notify=self._notify,
-            deadline=options.deadline,
-        )
-        connector.on_address_change = lambda *addresses: self._notify(Moved(*addresses))
-
-    def _notify(self, event: Event) -> None:
-        options = self.options
-        self.emit(type(event).__name__.lower(), event._asdict())
-        if options.json:
-            return
-        if isinstance(event, Connected):
-            self._print(*self._connected_lines(event))
-        elif not options.quiet and (options.outstanding or not isinstance(event, Unanswered)):
-            self._print(text.EVENT_LINES[type(event)](event))
-
-    def _print(self, *lines: str) -> None:
-        stamp = f"[{time.time():.6f}] " if self.options.timestamps else ""
-        self.console.print(*(f"{stamp}{line}" for line in lines))
-
-    def _connected_lines(self, event: Connected) -> Iterator[str]:
-        connector = self.connector
-        over = text.over(connector.protocol, self.run.size)
-        yield f"echo of {connector.target.name} ({event.address}) {over}"
-        if event.connect_seconds is not None:
-            line = f"connected in {report.in_ms(event.connect_seconds)} ms"
-            if connector.includes_lookup:
-                line += " with the name lookup"
-            if event.tls_handshake_seconds is not None:
-                line += f", TLS handshake {report.in_ms(event.tls_handshake_seconds)} ms"
-            yield line
 
 
 class LoadCommand(ClientCommand):
@@ -192,14 +97,20 @@ class FindRateCommand(LoadCommand):
     def show(self, result: report.Result) -> None:
         """Print the result to standard output."""
         if self.options.json:
-            self.console.print(report.to_json(result))
+            super().show(result)
         elif result["steps"]:
             self.console.print(*self.lines(result))
 
+    def show_so_far(self) -> None:
+        """Print the summary of the present step so far to standard error."""
+        self.remove_bar()
+        load = self.run.load
+        load.summarize()
+        self.console.print_to_error(*text.load_lines(report.load_result(load)))
+
     def _on_step(self, step: report.Result) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.emit("step", step)
+        self.remove_bar()
         if not self.options.json:
             self.console.print(text.step_line(step))
 

@@ -50,10 +50,10 @@ class Console:
         """Print an error message to standard error."""
         self.print_to_error(f"{self.name}: {printable(message)}")
 
-    def print_to_error(self, line: str) -> None:
-        """Print a line to standard error, if that can be written."""
+    def print_to_error(self, *lines: str) -> None:
+        """Print lines to standard error, if that can be written."""
         try:
-            print(line, file=self.err, flush=True)
+            print(*lines, sep="\n", file=self.err, flush=True)
         except OSError:  # as in «2>&1 | head»: no output is left to report it
             self.is_broken = True
             discard(self.err)

@@ -1,36 +1,38 @@
-"""Signals during a run: SIGINT and SIGTERM end it with a summary, SIGCONT keeps timers on time."""
+"""Signals during a run: end it with a summary, print the summary so far, keep timers on time."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def handled(has_begun: Callable[[], bool], stop: Callable[[], None]) -> Iterator[None]:
+def handled(
+    has_begun: Callable[[], bool],
+    actions: Mapping[signal.Signals, Callable[[], object]],
+    call: Callable[[Callable[[], object]], object],
+) -> Iterator[None]:
     """Handle signals while the body runs, except those that are ignored already.
 
     After a stop (Ctrl-Z and fg), Linux lets select(2) wait for the rest of its timeout, as if no
     time had passed. With a handler for SIGCONT, Python computes the rest again from the clock.
 
     :param has_begun: returns whether there is something to summarize. If not, the signal kills this
-        process, so that a shell sees why it ended (status 130 or 143).
-    :param stop: ends the run; called in a signal handler.
+        process, so that a shell sees why it ended (status 130, 131 or 143).
+    :param actions: the action of each signal.
+    :param call: arranges for the call of an action; called in a signal handler.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
         if has_begun():
-            stop()
+            call(actions[signal.Signals(number)])
         else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    numbers = [number for number in actions if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, handle)
     continuing = signal.signal(signal.SIGCONT, lambda *_: None)

@@ -113,10 +113,14 @@ class Load(Measurement):
         self.statistics.end(self.clock.seconds(), self.sent, self.answered)
 
     def summarize(self) -> None:
-        """Complete the last interval, and count the silent connections."""
+        """Complete the interval up to now, and count the silent connections."""
+        now = self.clock.seconds()
         if self._sending is not None:
-            self.statistics.add_interval(self.clock.seconds())
-            self._intervals.stop()
+            self.statistics.add_interval(now)
+            if self._is_final:
+                self._intervals.stop()
+        if self.is_sending:
+            self.statistics.end(now, self.sent, self.answered)
         super().summarize()
         self.silent = sum(each.sent > 0 and not each.replies.finished for each in self.streams)
 

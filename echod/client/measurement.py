@@ -76,8 +76,6 @@ class Measurement:
             self.end_sending()
         await self._last_replies()
         self.summarize()
-        # A dropped datagram may also have been a duplicate, or a reply that came after the end.
-        self.tally.dropped_here = min(self.dropped, self.tally.lost)
         await self._close()
 
     def stop(self) -> None:
@@ -107,9 +105,22 @@ class Measurement:
             self.stop_sending()
 
     def summarize(self) -> None:
-        """Complete the figures: later replies do not count."""
+        """Bring the figures up to now. At the end of the run, they are final."""
         self.slips.flush()
-        self.tally.sum_up()
+        tally = self.tally
+        tally.sum_up()
+        tally.sent = self.sent
+        tally.under_way = tally.dropped_here = 0
+        if self.stopped or not self._is_final:
+            since = self.clock.seconds() - self.timeout
+            tally.under_way = sum(
+                each >= since
+                for channel in self.channels
+                if channel.open
+                for each in channel.outstanding()
+            )
+        # A dropped datagram may also have been a duplicate, or a reply that came after the end.
+        tally.dropped_here = min(self.dropped, tally.lost)
 
     def reply_handler(self, channel: Channel) -> ReplyCallback:  # noqa: ARG002 - for subclasses
         """Return the function that is called with each reply on ``channel``."""
@@ -205,14 +216,6 @@ class Measurement:
             await self._waiting.addTimeout(self.timeout, self.clock, lambda *_: None)
             self._waiting = None
         self._is_final = True
-        if self.stopped:
-            since = self.clock.seconds() - self.timeout
-            self.tally.under_way = sum(
-                each >= since
-                for channel in self.channels
-                if channel.open
-                for each in channel.outstanding()
-            )
 
     async def _close(self) -> None:
         """Close each connection in order; reset those that take longer than :data:`CLOSING`."""

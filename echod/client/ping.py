@@ -187,7 +187,7 @@ class Ping(Measurement):
 
     def summarize(self) -> None:
         """Complete the figures: an outage that is not over, and the waits for a processor."""
-        if not self.stopped:
+        if self._is_final and not self.stopped:
             self._report_unanswered(LOST)
         if self.outages and not self.outages[-1].is_over:
             self.outages[-1].until = self.clock.seconds()

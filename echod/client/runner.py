@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from argparse import Namespace
 from typing import Any, Final
@@ -10,7 +11,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
-from echod.client.commands import COMMANDS, ClientCommand, Unusable
+from echod.client.command import ClientCommand
+from echod.client.commands import COMMANDS, Unusable
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.endpoint import BadTarget
@@ -74,6 +76,9 @@ def perform(reactor: Any, options: Namespace, console: Console) -> int:
 
     reactor.addSystemEventTrigger("before", "shutdown", interrupted)
     reactor.callWhenRunning(Deferred.fromCoroutine, measure())
-    with handled(lambda: command.run.sent > 0, lambda: reactor.callFromThread(reactor.stop)):
+    actions = {signal.SIGINT: reactor.stop, signal.SIGTERM: reactor.stop}
+    if options.command != "pipe":
+        actions[signal.SIGQUIT] = command.show_so_far
+    with handled(lambda: command.run.sent > 0, actions, reactor.callFromThread):
         reactor.run(installSignalHandlers=False)
     return status

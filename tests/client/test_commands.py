@@ -21,7 +21,6 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 
 from echod.client import main
-from echod.client.interrupts import SIGNALS
 from echod.client.reactor import PreciseReactor
 from tests.client.memory import (
     FEW,
@@ -403,17 +402,51 @@ def test_lost_in_a_closed_loop() -> None:
     assert "each lost datagram stopped its socket for 0.1 s" in out
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@contextmanager
+def default_action(number: int) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        assert signal.signal(number, before) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("err", [Terminal, io.StringIO])
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (("ping", "-i", 0.01, "-c", 50), "round trip: "),
+        (("load", "-r", 100, "-d", 1.5), "throughput: "),
+        (
+            ("load", "-r", 100, "-d", 1.5, "--find-rate", "--latency", "max=0.001ms"),
+            "throughput: ",
+        ),
+    ],
+)
+def test_sigquit(target: str, command: Any, expected: str, err: Any) -> None:
+    """SIGQUIT prints the summary so far to standard error, and the run goes on."""
+
+    def interrupt(reactor: Any) -> None:
+        reactor.callLater(1.2 if command[0] == "load" else 0.2, os.kill, os.getpid(), 3)
+
+    with default_action(signal.SIGQUIT):
+        outcome = echod_client(*command, target, err=err(), prepare=interrupt)
+    assert expected in outcome.err
+    sent = int(re.findall(r"^(\d+) sent", outcome.err, re.MULTILINE)[0])
+    assert 0 < sent < 150
+    assert "lost" in outcome.out or "no rate holds" in outcome.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal(target: str, number: int) -> None:
     """A signal ends a run with its summary; a second one does no harm."""
-    before = signal.signal(number, signal.SIG_DFL)
 
     def twice(reactor: Any) -> None:
         for _ in range(2):
             reactor.callLater(0.1, os.kill, os.getpid(), number)
 
-    status, out, err = echod_client("ping", target, "-i", 0.01, "-c", 1000, prepare=twice)
-    assert signal.signal(number, before) == signal.SIG_DFL
+    with default_action(number):
+        status, out, err = echod_client("ping", target, "-i", 0.01, "-c", 1000, prepare=twice)
     assert (status, err) == (0, "")
     assert " sent, " in out
     assert "1,000 sent" not in out

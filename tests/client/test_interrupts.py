@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from echod.client.interrupts import SIGNALS, handled
+from echod.client.interrupts import handled
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+
+
+def act(action: Callable[[], object]) -> None:
+    action()
+
+
+def each(action: Callable[[], object]) -> dict[signal.Signals, Callable[[], object]]:
+    """Return ``action`` for each signal."""
+    return dict.fromkeys(SIGNALS, action)
+
+
+NONE = each(lambda: pytest.fail("was called"))
 
 
 @contextmanager
 def answered_by(handler: signal.Handlers) -> Iterator[None]:
-    """Install ``handler`` for both signals for a while.
+    """Install ``handler`` for all signals for a while.
 
     This cannot be a fixture: pytest-twisted may start its reactor, which installs handlers, after
     a fixture.
@@ -31,7 +45,7 @@ def test_stop(number: signal.Signals) -> None:
     """A signal stops a run that has begun; the default action is restored at the end."""
     stopped: list[int] = []
     with answered_by(signal.SIG_DFL):
-        with handled(lambda: True, lambda: stopped.append(1)):
+        with handled(lambda: True, each(lambda: stopped.append(1)), act):
             signal.raise_signal(number)
             signal.raise_signal(number)
         assert signal.getsignal(number) == signal.SIG_DFL
@@ -46,14 +60,14 @@ def test_kill(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "signal.raise_signal", lambda each: raised.append((each, signal.getsignal(each)))
     )
-    with answered_by(signal.SIG_DFL), handled(lambda: False, lambda: pytest.fail("was stopped")):
+    with answered_by(signal.SIG_DFL), handled(lambda: False, NONE, act):
         send(number)
     assert raised == [(number, signal.SIG_DFL)]
 
 
 def test_continue() -> None:
     """A handler for SIGCONT is installed during the run: it interrupts select(2) after a stop."""
-    with handled(lambda: False, lambda: None):
+    with handled(lambda: False, {}, act):
         assert callable(signal.getsignal(signal.SIGCONT))
         signal.raise_signal(signal.SIGCONT)
     assert signal.getsignal(signal.SIGCONT) == signal.SIG_DFL
@@ -63,6 +77,6 @@ def test_continue() -> None:
 def test_ignored(number: signal.Signals) -> None:
     """A signal that is ignored already stays ignored, as for a command behind ``&`` in a script."""
     with answered_by(signal.SIG_IGN):
-        with handled(lambda: True, lambda: pytest.fail("was stopped")):
+        with handled(lambda: True, NONE, act):
             signal.raise_signal(number)
         assert signal.getsignal(number) == signal.SIG_IGN

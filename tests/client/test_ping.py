@@ -25,6 +25,7 @@ class Run:
         self.network = network
         self.events: list[Event] = []
         options = {"size": 64, "interval": 1.0, "count": 3, **options}
+        options.setdefault("usage", lambda: Usage(0.0, 0.0))
         self.ping = Ping(memory_connector(network, timeout), notify=self.events.append, **options)
         self.done = False
         Deferred.fromCoroutine(self._run())
@@ -322,6 +323,19 @@ def test_deadline_while_connecting(network: MemoryNetwork, monkeypatch: pytest.M
     assert run.done
     assert run.ping.failure == "no answer in time"
     assert run.ping.errors == {"timed_out": 1}
+
+
+def test_summary_so_far(network: MemoryNetwork) -> None:
+    """The figures can be read during the run, and the run goes on."""
+    Services(network, lambda now: now + 1.5 if now < 5 else now + 1000)
+    run = Run(network, count=6, timeout=3.0)
+    network.advance(4)
+    run.ping.summarize()
+    assert run.counts == {"received": 3, "under_way": 2}
+    assert run.unanswered == [(number, "pending") for number in range(4)]
+    network.advance(20)
+    assert run.done
+    assert run.counts == {"received": 5, "lost": 1}
 
 
 def test_stop_with_lost(network: MemoryNetwork) -> None:

@@ -174,8 +174,8 @@ def test_counts_line() -> None:
     assert counts(a_ping(sent=2000, received=1990, late=3)) == (
         "2,000 sent, 1,990 received, 7 lost (0.35 %), 3 late, 0 damaged"
     )
-    assert counts(a_ping(sent=3, damaged=3, damaged_bytes=1, under_way=1)) == (
-        "3 sent, 0 received, -1 lost (-33.3 %), 0 late, 3 damaged (1 byte), 1 in flight"
+    assert counts(a_ping(sent=3, damaged=2, damaged_bytes=1, under_way=1)) == (
+        "3 sent, 0 received, 0 lost, 0 late, 2 damaged (1 byte), 1 in flight"
     )
     assert counts(a_ping(unexpected=2)).endswith("2 bytes unexpected")
     assert counts(a_ping("udp:h:7", duplicated=1, reordered=2, unexpected=1)).endswith(

@@ -75,6 +75,8 @@ CLIENT = [
     "values",
     "options",
     "console",
+    "command",
+    "pingcommand",
     "commands",
     "interrupts",
     "reactor",
