@@ -159,10 +159,10 @@ def test_dropped_here(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that this machine drops is not a lost message."""
     monkeypatch.setattr("echod.client.sockets.SO_RCVBUFFORCE", socket.SO_RCVBUF)
     monkeypatch.setattr("echod.client.sockets.RECEIVE_BUFFER", 1)  # the kernel's minimum
-    count = 100
+    count = 10
     port = bench.reactor.listenUDP(0, Together(count), interface="127.0.0.1")
-    connector = Connector(bench.reactor, parse_target(f"udp:127.0.0.1:{port.getHost().port}"), 0.2)
-    run = Load(connector, 64, connections=1, duration=0.1, rate=1000, on_interval=lambda _: None)
+    connector = Connector(bench.reactor, parse_target(f"udp:127.0.0.1:{port.getHost().port}"), 1.0)
+    run = Load(connector, 64, connections=1, duration=0.25, rate=40, on_interval=lambda _: None)
     bench.result(Deferred.fromCoroutine(run.run()))
     bench.result(port.stopListening())
     assert run.tally.received + run.tally.dropped_here == run.tally.sent == count
