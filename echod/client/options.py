@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import sys
-from argparse import (
-    ArgumentParser,
-    Namespace,
-    RawDescriptionHelpFormatter,
-)
+from argparse import ArgumentParser, Namespace
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from echod import __version__
 from echod.client.endpoint import BadTarget
 from echod.client.errors import os_error_line
-from echod.client.output import discard, printable
+from echod.client.output import printable
+from echod.client.parser import WRONG, Parser, add_flag, add_option
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
 from echod.client.sockets import SocketOptions
 from echod.client.target import Target, parse_target
@@ -32,10 +28,6 @@ from echod.client.values import (
     tos,
     whole,
 )
-from echod.durations import format_duration
-
-WRONG: Final = 2
-"""Exit status for a command line that is wrong."""
 
 JSON_LINES: Final = "lines"
 """The value of ``json`` for ``--json-lines``; for ``--json``, it is ``True``."""
@@ -66,82 +58,6 @@ N and BYTES take the units k, M, G (1,000) and Ki, Mi, Gi (1,024): 10k, 1.5Mi.
 Exit status: 0, everything came back right; 1, something was lost, late,
 damaged or refused; 2, the command line was wrong.
 """
-
-
-class Parser(ArgumentParser):
-    """A parser that reports an error in one line, without the usage.
-
-    :param is_first: whether a command follows, which has a parser of its own.
-    """
-
-    def __init__(self, is_first: bool = False, **options: Any) -> None:
-        self._is_first = is_first
-        super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **options)
-
-    def parse_known_args(self, arguments: Any = None, namespace: Any = None) -> Any:
-        """Parse the command line, after a check for unknown options.
-
-        argparse would report the argument after them, or take ``-4`` for a TARGET.
-        """
-        arguments = sys.argv[1:] if arguments is None else arguments
-        unknown = self._unknown(arguments)
-        if unknown is not None:
-            self.error(f"there is no option {unknown}")
-        return super().parse_known_args(arguments, namespace)
-
-    def _unknown(self, arguments: Sequence[str]) -> str | None:
-        rest = iter(arguments)
-        for each in rest:
-            if each == "--" or (self._is_first and not each.startswith("-")):
-                return None
-            if not each.startswith("-") or each == "-":
-                continue
-            name = each.partition("=")[0]
-            options = self._option_string_actions
-            if name in options:
-                if name == each and options[name].nargs != 0:
-                    next(rest, None)  # its value
-            elif each.startswith("--") or each[:2] not in options:
-                return name
-        return None
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Print, and report a failure, which argparse would ignore."""
-        file = file or sys.stderr
-        try:
-            print(message or "", end="", file=file, flush=True)
-        except OSError as error:
-            discard(file)
-            if file is not sys.stderr:
-                self.exit(1, f"{self.prog}: standard output: {os_error_line(error)}\n")
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with one line: the error, and where to find help."""
-        self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
-
-
-def add_option(
-    command: ArgumentParser,
-    names: str,
-    kind: Callable[[str], Any],
-    metavar: str,
-    text: str,
-    *,
-    default: Any = None,
-) -> None:
-    """Add an option that takes a value; with a list as its default, it is repeatable."""
-    action = "append" if isinstance(default, list) else "store"
-    if default:
-        shown = format_duration(default) if isinstance(default, float) else default
-        text = f"{text} [default: {shown}]"
-    command.add_argument(
-        *names.split(), action=action, type=kind, metavar=metavar, default=default, help=text
-    )
-
-
-def add_flag(command: ArgumentParser, names: str, text: str) -> None:
-    """Add an option without a value."""
-    command.add_argument(*names.split(), action="store_true", help=text)
 
 
 def add_json_lines(command: ArgumentParser) -> None:
@@ -184,10 +100,13 @@ def parser() -> ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"echod-client {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="pipe | ping | load")
+    top.commands = commands.choices
 
     def add_command(name: str, purpose: str) -> ArgumentParser:
         description = f"{purpose[0].upper()}{purpose[1:]}."
-        command = commands.add_parser(name, help=purpose, description=description, epilog=EPILOG)
+        command = commands.add_parser(
+            name, help=purpose, description=description, epilog=EPILOG, commands=commands.choices
+        )
         command.add_argument("target", metavar="TARGET")
         text = "how long to wait for a connection, and for a reply"
         add_option(command, "-W --timeout", duration, "TIME", text, default=10.0)

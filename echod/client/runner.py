@@ -18,12 +18,12 @@ from echod.client.console import Console
 from echod.client.endpoint import BadTarget
 from echod.client.errors import os_error_line
 from echod.client.interrupts import handled
-from echod.client.options import WRONG
+from echod.client.parser import WRONG
 from echod.client.reactor import PreciseReactor
 
 OK: Final = 0
 NOT_OK: Final = 1
-"""Exit statuses; :data:`~echod.client.options.WRONG` is the third."""
+"""Exit statuses; :data:`~echod.client.parser.WRONG` is the third."""
 
 log = Logger(namespace="echod")
 

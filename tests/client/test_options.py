@@ -300,7 +300,6 @@ def test_incompatible(capsys: Capture, arguments: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("", "pipe | ping | load"),
         ("pong h:7", "'pong'"),
         ("ping", "TARGET"),
         ("ping h:7 -c", "--count"),

@@ -75,7 +75,6 @@ def answer(capsys: Capture) -> Callable[..., tuple[int, str]]:
 
 WRONG = [
     # commands and options
-    ("", "pipe | ping | load"),
     ("pong h:7", "'pong'"),
     ("Ping h:7", "'Ping'"),
     ("h:7", "'h:7'"),

@@ -1,0 +1,119 @@
+"""A parser of command lines that reports an error in one line, with what to type instead."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+from echod.client.errors import os_error_line
+from echod.client.habits import habit
+from echod.client.output import discard, printable
+from echod.durations import format_duration
+
+WRONG: Final = 2
+"""Exit status for a command line that is wrong."""
+
+EXAMPLES: Final = """\
+echod-client: type a command, as in these examples; see echod-client --help
+  echod-client ping localhost:7 -c 3
+  echod-client load udp:localhost:7 -r 100 -d 10s
+  echod-client pipe localhost:7 < FILE | cmp - FILE
+"""
+
+
+class Parser(ArgumentParser):
+    """A parser that reports an error in one line, without the usage.
+
+    :param commands: the parsers of all commands, by name.
+    :param is_first: whether a command follows, which has a parser of its own.
+    """
+
+    def __init__(
+        self, commands: Mapping[str, Parser] | None = None, is_first: bool = False, **options: Any
+    ) -> None:
+        self.commands = {} if commands is None else commands
+        self._is_first = is_first
+        super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **options)
+
+    def parse_known_args(self, arguments: Any = None, namespace: Any = None) -> Any:
+        """Parse the command line, after a check for unknown options.
+
+        argparse would report the argument after them, or take ``-x`` for a TARGET.
+        """
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if self._is_first and not arguments:
+            self.exit(WRONG, EXAMPLES)
+        unknown = ", ".join(self._unknown(arguments))
+        if unknown:
+            self.error(f"there is no option {unknown}")
+        if self._is_first and arguments[0] not in self.commands and arguments[0][:1] != "-":
+            *most, last = self.commands
+            choice = f"{', '.join(most)} or {last}"
+            self.error(f"{arguments[0]!r} is not a command: type {choice} before TARGET")
+        return super().parse_known_args(arguments, namespace)
+
+    def _unknown(self, arguments: Sequence[str]) -> Iterator[str]:
+        options, rest = self._option_string_actions, iter(arguments)
+        for each in rest:
+            name = each.partition("=")[0]
+            if each == "--" or (self._is_first and not each.startswith("-")):
+                return
+            if name in options:
+                if name == each and options[name].nargs != 0:
+                    next(rest, None)  # its value
+            elif each.startswith("-") and each != "-":
+                hint = next(filter(None, self._hints(name)), "")
+                if hint or each[:2] not in options:  # otherwise -c3, or a group of flags
+                    yield f"{name} ({hint})" if hint else name
+
+    def _hints(self, name: str) -> Iterator[str]:
+        """Yield what to do instead of typing an unknown option; the first that is not ``""``."""
+        options, command = self._option_string_actions, self.prog.split()[-1]
+        yield habit(command, name)
+        full = f"--{name.lstrip('-')}"  # -rate, --rat
+        yield from (f"type {each}" for each in options if len(full) > 3 and each.startswith(full))
+        if name[:2] not in options:  # -t10
+            yield habit(command, name[:2])
+        for each, parser in self.commands.items():
+            if name in parser._option_string_actions:
+                yield "type it after the command" if self._is_first else f"for {each}"
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print, and report a failure, which argparse would ignore."""
+        file = file or sys.stderr
+        try:
+            print(message or "", end="", file=file, flush=True)
+        except OSError as error:
+            discard(file)
+            if file is not sys.stderr:
+                self.exit(1, f"{self.prog}: standard output: {os_error_line(error)}\n")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line: the error, and where to find help."""
+        self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
+
+
+def add_option(
+    command: ArgumentParser,
+    names: str,
+    kind: Callable[[str], Any],
+    metavar: str,
+    text: str,
+    *,
+    default: Any = None,
+) -> None:
+    """Add an option that takes a value; with a list as its default, it is repeatable."""
+    action = "append" if isinstance(default, list) else "store"
+    if default:
+        shown = format_duration(default) if isinstance(default, float) else default
+        text = f"{text} [default: {shown}]"
+    command.add_argument(
+        *names.split(), action=action, type=kind, metavar=metavar, default=default, help=text
+    )
+
+
+def add_flag(command: ArgumentParser, names: str, text: str) -> None:
+    """Add an option without a value."""
+    command.add_argument(*names.split(), action="store_true", help=text)
