@@ -14,7 +14,7 @@ from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.errors import os_error_line
 from echod.client.findrate import FindRate, find_rate_result
-from echod.client.load import Load
+from echod.client.load import Load, Plan
 from echod.client.pingcommand import PingCommand
 from echod.client.pipe import Pipe
 from echod.client.search import FIRST, RateSearch
@@ -47,15 +47,9 @@ class LoadCommand(ClientCommand):
         return self._load(self.options.rate)
 
     def _load(self, rate: float | None) -> Load:
-        options = self.options
-        return Load(
-            self.connector,
-            options.size,
-            connections=options.connections,
-            duration=options.duration,
-            rate=rate,
-            on_interval=self._on_interval,
-        )
+        plan = {name: getattr(self.options, name) for name in Plan.__dataclass_fields__}
+        plan["rate"] = rate
+        return Load(self.connector, self.options.size, on_interval=self._on_interval, **plan)
 
     def failure(self, result: report.Result) -> str:
         """Return how many connections are missing, and why."""

@@ -90,7 +90,7 @@ def find_rate_result(run: FindRate) -> Result:
     return {
         **common("find-rate", run, bool(search.holding) and not run.limited),
         "size_bytes": load.size,
-        "connections": load.connections,
+        "connections": load.plan.connections,
         "bound_percentile": run.bound.percentile,
         "bound_seconds": run.bound.seconds,
         "highest": _runs(search, search.holding),

@@ -10,9 +10,10 @@ a closed loop shows the capacity of the service, not the latency that its users 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
-from math import ceil
-from typing import Final
+from dataclasses import dataclass
+from itertools import islice, repeat
+from math import ceil, inf
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred, gatherResults
 
@@ -31,14 +32,29 @@ AT_ONCE: Final = 8
 """Connections that are made at the same time: with more, each would wait for the others."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a load sends. The names are those of the options.
+
+    :ivar connections: connections to make, or sockets over UDP.
+    :ivar duration: seconds for which messages are sent; infinity: until :meth:`Load.stop`.
+    :ivar rate: messages a second in all; ``None`` for a closed loop.
+    :ivar count: messages after which sending ends; ``None``: any number.
+    """
+
+    connections: int
+    duration: float
+    rate: float | None
+    count: int | None = None
+
+
 class Load(Measurement):
     """One run of ``load``.
 
-    :param connections: connections to make, or sockets over UDP.
-    :param duration: seconds for which messages are sent.
-    :param rate: messages a second in all; ``None`` for a closed loop.
     :param on_interval: called with each second of the run.
     :param usage: returns the processor time of this process.
+    :param plan: the fields of a :class:`Plan`.
+    :ivar rate: messages a second in all; ``None`` for a closed loop.
     :ivar connect_times: seconds that each connection took to be made.
     :ivar handshake_times: seconds that each TLS handshake took after that.
     :ivar silent: connections on which messages were sent, and no complete reply came back.
@@ -49,27 +65,28 @@ class Load(Measurement):
         connector: Connector,
         size: int,
         *,
-        connections: int,
-        duration: float,
-        rate: float | None,
         on_interval: Callable[[Interval], None],
         usage: Callable[[], Usage] = process_usage,
+        **plan: Any,
     ) -> None:
         super().__init__(connector, size)
-        self.connections = connections
-        self.duration = duration
-        self.rate = rate
+        self.plan = Plan(**plan)
+        self.rate = self.plan.rate
         self.connect_times = Histogram()
         self.handshake_times = Histogram()
         self.statistics = Statistics(self.tally, on_interval, usage)
         self.silent = 0
         self._end = 0.0  # of sending
         self._turn = -1
+        # The permission to send each message of a closed loop.
+        self._allowed: Iterator[bool] = repeat(True)
+        if self.plan.count:
+            self._allowed = repeat(True, self.plan.count)
 
     async def connect(self) -> None:
         """Open all channels that can be opened."""
         await self.connector.resolve()
-        left = iter(range(self.connections))
+        left = iter(range(self.plan.connections))
         await self._connect_some(islice(left, 1))  # alone: it finds the address for all
         makers = [self._connect_some(left) for _ in range(AT_ONCE)]
         await gatherResults([Deferred.fromCoroutine(maker) for maker in makers])
@@ -89,22 +106,25 @@ class Load(Measurement):
 
     def begin_sending(self) -> None:
         """Send at the rate; in a closed loop, the first message on each channel."""
-        start = self.clock.seconds()
-        self._end = start + self.duration
+        start, duration = self.clock.seconds(), self.plan.duration
+        if self.rate is not None:
+            duration = min(duration, (self.plan.count or inf) / self.rate)
+        self._end = start + duration
         self.statistics.begin(start)
         assert self._sending is not None
-        self._sending.addTimeout(self.duration, self.clock, lambda *_: None)
+        if duration < inf:
+            self._sending.addTimeout(duration, self.clock, lambda *_: None)
         schedule = Schedule(start + SECOND, SECOND)
         self._intervals = Pacer(self.clock, schedule, self.statistics.add_interval)
         self._intervals.run()
         if self.rate is not None:
-            count = ceil(round(self.rate * self.duration, 6))  # 0.1 * 3 is above 0.3
+            count = ceil(round(self.rate * duration, 6)) if duration < inf else inf
             self.pace(Schedule(start, 1 / self.rate, count), self._send)
             return
         self.pace(Schedule(start, self.timeout / CHECKS_PER_TIMEOUT), self._replace_lost)
         for channel in self.channels:
             if channel.open:
-                channel.begin()
+                self._begin_next(channel)
 
     def end_sending(self) -> None:
         """Stop sending, and record the figures; the intervals continue until the last reply."""
@@ -139,7 +159,7 @@ class Load(Measurement):
                 self.answered += 1
             # A reply to an earlier message sends nothing: _replace_lost has replaced that message.
             if now < self._end and number == channel.replies.sent - 1:
-                channel.begin()
+                self._begin_next(channel)
             elif self._waiting is not None:
                 self.check_finished()
 
@@ -159,4 +179,11 @@ class Load(Measurement):
             if isinstance(channel, DatagramChannel):
                 last = next(reversed(channel.replies.outstanding()), None)
                 if last is not None and last + self.timeout <= moment < self._end:
-                    channel.begin()
+                    self._begin_next(channel)
+
+    def _begin_next(self, channel: Channel) -> None:
+        """Send the next message of a closed loop, or end it."""
+        if next(self._allowed, False):
+            channel.begin()
+        else:
+            self.stop_sending()

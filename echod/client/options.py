@@ -15,16 +15,15 @@ from echod.client.errors import os_error_line
 from echod.client.output import printable
 from echod.client.parser import WRONG, Parser, add_flag, add_option
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
+from echod.client.planoptions import add_plan, complete_plan, plan_conflicts
 from echod.client.sockets import SocketOptions
 from echod.client.target import Target, parse_target
 from echod.client.values import (
-    bound,
     dscp,
     duration,
     hops,
     is_kernel_clock,
     plot_file,
-    rate,
     tos,
     whole,
 )
@@ -37,15 +36,6 @@ FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
 
 LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
-
-LOAD_RULES: Final = (
-    ("compare", "plot", False, "--compare is for --plot FILE"),
-    ("latency", "find_rate", False, "--latency is for --find-rate"),
-    ("find_rate", "latency", False, "--find-rate needs a --latency, such as --latency p99=5ms"),
-    ("find_rate", "plot", True, "--find-rate draws no --plot"),
-)
-"""An option of load, another, whether the two are refused if the other is given or if it is not,
-and the error."""
 
 EPILOG: Final = """\
 TARGET is host, host:port, [IPv6 address]:port, udp:host:port, or a Twisted
@@ -139,16 +129,7 @@ def parser() -> ArgumentParser:
     text = "concurrent connections; over UDP, sockets"
     add_option(load, "-C --connections", whole(least=1, most=1 << 20), "N", text, default=1)
     add_option(load, "-s --size", size, "BYTES", size_text, default=64)
-    add_option(load, "-d --duration", duration, "TIME", "how long to send messages", default=10.0)
-    text = (
-        "messages a second in all, whether or not replies come (open loop); by default each "
-        "connection sends when the reply to its last message has come (closed loop)"
-    )
-    add_option(load, "-r --rate", rate, "N", text)
-    text = "search for the highest rate that keeps --latency; each step takes --duration"
-    add_flag(load, "--find-rate", text)
-    text = "for --find-rate: the highest latency, such as p99=5ms or max=20ms"
-    add_option(load, "--latency", bound, "P=TIME", text)
+    add_plan(load)
     add_json_lines(load)
     text = "draw the latencies to an .svg or .png file; needs the extra plot"
     add_option(load, "--plot", plot_file, "FILE", text)
@@ -204,9 +185,7 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
     if sockets.dont_fragment and not target.udp:
         yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
     if command == "load":
-        for option, other, is_given, why in LOAD_RULES:
-            if getattr(options, option) and bool(getattr(options, other)) is is_given:
-                yield why
+        yield from plan_conflicts(options)
     if target.host is None and sockets != SocketOptions():
         yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
     if {family_of(target.host), sockets.family} == set(FAMILIES.values()):
@@ -228,6 +207,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     top = parser()
     options: Any
     options, rest = top.parse_known_args(arguments)
+    if options.command == "load":
+        complete_plan(options)
     words = [options.target, *(each for each in rest if each != "--")]
     try:
         options.targets = list(parse_targets(words))

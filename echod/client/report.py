@@ -80,7 +80,7 @@ def load_result(run: Load) -> Result:
     result = {
         **common("load", run, is_ok(run)),
         "loop": "closed" if run.rate is None else "open",
-        "connections": run.connections,
+        "connections": run.plan.connections,
         "connections_made": len(run.channels),
         "connections_silent": run.silent,
         "connect_seconds": summary(run.connect_times, PERCENTILES),

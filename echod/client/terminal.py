@@ -7,7 +7,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from math import exp, floor, log
+from math import exp, floor, inf, log
 from typing import Final, NoReturn, TextIO
 
 from tqdm import tqdm
@@ -57,17 +57,20 @@ def progress_bar(file: TextIO, total: int | None) -> tqdm[NoReturn]:
 class RateLine:
     """A line that shows the rate and the p99 of each second of a load.
 
-    :param duration: seconds of the load.
+    :param duration: seconds of the load; infinity: without a bar.
     """
 
     def __init__(self, file: TextIO, duration: float) -> None:
         self._duration = duration
+        bar_format = "{n:.0f} s {desc}"
+        if duration < inf:
+            bar_format = "{n:.0f}/{total:.0f} s {desc} |{bar}|"
         self._bar: tqdm[NoReturn] = tqdm(
             total=duration,
             file=file,
             dynamic_ncols=True,
             leave=False,
-            bar_format="{n:.0f}/{total:.0f} s {desc} |{bar}|",
+            bar_format=bar_format,
         )
 
     def show(self, interval: Interval) -> None:

@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
+from math import inf
 from typing import Any, Final
 
 from echod.client.search import Bound
@@ -89,6 +90,11 @@ def dscp(text: str) -> int:
     """Return the byte of DSCP and ECN for a code point, a number or a name."""
     point = DSCP.get(text.lower())
     return (whole(least=0, most=63)(text) if point is None else point) << 2
+
+
+def time_to_run(text: str) -> float:
+    """Return seconds; infinity for 0."""
+    return inf if text in ("0", "0s") else float(duration(text))
 
 
 def bound(text: str) -> Bound:

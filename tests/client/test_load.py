@@ -6,7 +6,7 @@ import gc
 import json
 import tracemalloc
 from collections.abc import Iterator
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import pytest
@@ -138,6 +138,36 @@ def test_closed_loop(network: MemoryNetwork) -> None:
     # Ten replies on each connection came while messages were sent.
     assert run.values["messages_per_second"] == pytest.approx(20 / 1.05, rel=1e-4)
     assert run.values["asked_messages_per_second"] is None
+
+
+@pytest.mark.parametrize("rate", [None, 10.0])
+def test_count(network: MemoryNetwork, rate: float | None) -> None:
+    """A load ends when its number of messages is sent, and its replies have come."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=inf, connections=2, rate=rate, count=15)
+    network.advance(4)
+    assert run.done
+    assert run.counts == {"sent": 15, "received": 15}
+    assert run.values["duration_seconds"] == pytest.approx(1.5 if rate else 0.7)
+
+
+def test_count_beyond_the_duration(network: MemoryNetwork) -> None:
+    """The duration ends a load that has not sent its number of messages."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=0.95, count=15)
+    network.advance(4)
+    assert run.counts == {"sent": 10, "received": 10}
+
+
+@pytest.mark.parametrize("rate", [None, 10.0])
+def test_without_an_end(network: MemoryNetwork, rate: float | None) -> None:
+    """A load without an end sends until it is stopped."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=inf, rate=rate)
+    network.advance(99.95)
+    run.load.stop()
+    network.settle()
+    assert run.counts == {"sent": 1000, "received": 999, "under_way": 1}
 
 
 def test_intervals(network: MemoryNetwork) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from socket import AF_INET, AF_INET6
 from typing import Any
 
@@ -54,6 +55,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rate": None,
         "plot": None,
         "compare": [],
+        "count": None,
         "find_rate": False,
         "latency": None,
         "clock": True,
@@ -190,6 +192,16 @@ def refused(capsys: Capture, *arguments: str) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "count", "duration"),
+    [("", None, 10.0), ("-n 10k", 10_000, inf), ("-n 1 -d 5", 1, 5.0), ("-d 0", None, inf)],
+)
+def test_ends_of_a_load(arguments: str, count: int | None, duration: float) -> None:
+    """A load takes 10 s; with a count of messages, it takes as long as these."""
+    options = parse(["load", "h:7", *arguments.split()])
+    assert (options.count, options.duration) == (count, duration)
+
+
 WHOLE = (
     "0",
     "-1",
@@ -236,7 +248,7 @@ RATES = (
         ("ping", "-i/--interval", TIME, TIMES),
         ("pipe", "-W/--timeout", TIME, TIMES),
         ("ping", "-W/--timeout", TIME, TIMES),
-        ("load", "-d/--duration", TIME, TIMES),
+        ("load", "-d/--duration", TIME, TIMES[1:]),
         ("load", "-r/--rate", RATE, RATES),
         ("ping", "-Q/--tos", "a whole number from 0 to 255", ("256", "0x", "0x100", "ef", "")),
         ("ping", "--dscp", "a whole number from 0 to 63", ("64", "0x10", "af44", "cs8", "")),
@@ -281,6 +293,8 @@ def test_bad_values(
             "load h:7 --find-rate --latency p99=soon",
             "load: argument --latency: takes a duration from 0.001ms to",
         ),
+        ("load h:7 --find-rate --latency p99=1s -n 5", "load: --find-rate ends each step"),
+        ("load h:7 --find-rate --latency p99=1s -d 0", "load: --find-rate needs a --duration"),
         ("ping unix:/x -4", "ping: -4, -6, -I, -Q, --dscp and --ttl are for targets with a host"),
         ("ping ::1 -4", "ping: -4 or -6 and ::1 are of different IP versions: change one"),
         ("ping 127.0.0.1 -I ::1", "ping: -I ::1 and 127.0.0.1 are of different IP versions"),

@@ -11,7 +11,7 @@ import struct
 import termios
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import TextIO
 
@@ -219,3 +219,11 @@ def test_rate_line(terminal: tuple[TextIO, int]) -> None:
     shown(terminal[1], r"2/2 s 0/s, p99 0\.000 ms")
     line.close()
     assert "\n" not in shown(terminal[1], r"\r +\r\Z")
+
+
+def test_rate_line_without_an_end(terminal: tuple[TextIO, int]) -> None:
+    """A load until Ctrl-C has no bar."""
+    line = RateLine(terminal[0], inf)
+    line.show(Interval.of(0.0, 1.0, times(*[0.005] * 1500)))
+    shown(terminal[1], r"1 s 1,500/s, p99 5\.000 ms")
+    line.close()

@@ -117,7 +117,7 @@ WRONG = [
     ("load h:7 -C 0", "a whole number from 1"),
     ("load h:7 -C 1048577", "not '1048577'"),
     ("load h:7 -C 1000000", "more than RLIMIT_NOFILE allows"),
-    ("load h:7 -d 0s", "not '0s'"),
+    ("load h:7 -d 0h", "not '0h'"),
     ("load h:7 -r 0", "a number of messages a second"),
     ("load h:7 -r 10/s", "not '10/s'"),
     # files

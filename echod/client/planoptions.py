@@ -1,0 +1,56 @@
+"""The options of ``load`` that say when it sends messages."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from math import inf
+from typing import Any, Final
+
+from echod.client.parser import add_flag, add_option
+from echod.client.values import bound, rate, time_to_run, whole
+
+DURATION: Final = 10.0
+"""Seconds of a load."""
+
+RULES: Final = (
+    ("compare", "plot", False, "--compare is for --plot FILE"),
+    ("latency", "find_rate", False, "--latency is for --find-rate"),
+    ("find_rate", "latency", False, "--find-rate needs a --latency, such as --latency p99=5ms"),
+    ("find_rate", "plot", True, "--find-rate draws no --plot"),
+    ("find_rate", "count", True, "--find-rate ends each step after -d: leave out -n"),
+)
+"""An option, another, whether the two are refused if the other is given or if it is not,
+and the error."""
+
+
+def add_plan(load: ArgumentParser) -> None:
+    """Add the options to the parser of load."""
+    text = "how long to send messages, 0 until interrupted [default: 10s, or until --count]"
+    add_option(load, "-d --duration", time_to_run, "TIME", text)
+    text = "messages after which to stop sending"
+    add_option(load, "-n --count", whole(least=1, most=1 << 62), "N", text)
+    text = (
+        "messages a second in all, whether or not replies come (open loop); by default each "
+        "connection sends when the reply to its last message has come (closed loop)"
+    )
+    add_option(load, "-r --rate", rate, "N", text)
+    text = "search for the highest rate that keeps --latency; each step takes --duration"
+    add_flag(load, "--find-rate", text)
+    text = "for --find-rate: the highest latency, such as p99=5ms or max=20ms"
+    add_option(load, "--latency", bound, "P=TIME", text)
+
+
+def complete_plan(options: Any) -> None:
+    """Set the duration, whose default depends on the other options."""
+    if options.duration is None:
+        options.duration = inf if options.count else DURATION
+
+
+def plan_conflicts(options: Any) -> Iterator[str]:
+    """Yield the reasons for which the options of load exclude each other."""
+    for option, other, is_given, why in RULES:
+        if getattr(options, option) and bool(getattr(options, other)) is is_given:
+            yield why
+    if options.find_rate and options.duration == inf:
+        yield "--find-rate needs a --duration above 0 for its steps"
