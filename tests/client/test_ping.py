@@ -183,7 +183,7 @@ def test_restart(network: MemoryNetwork, service: Services, end: str, word: str)
     assert not result["ok"]
     printed = list(ping_lines(result))
     assert "outages: 1, 2.600 s in all, the longest 2.600 s" in printed
-    assert printed[-1] == f"errors: {word} 1, refused 13"
+    assert f"errors: {word} 1, refused 13" in printed
 
 
 def test_reconnected_at_once(network: MemoryNetwork, service: Services) -> None:
