@@ -72,6 +72,8 @@ class DatagramChannel(Receiver):
             self._send_failed(error, data)
         else:
             replies.begun(since)
+            if self.has_transmit_stamps:
+                self._reader.read_transmit_stamps(self)
 
     def close(self) -> None:
         """Close the socket."""

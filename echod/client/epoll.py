@@ -12,7 +12,15 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescri
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.client.stamps import RECEIVE_SPACE, Ancillary, StampClock, stamp_received
+from echod.client.stamps import (
+    RECEIVE_SPACE,
+    TRANSMIT_SPACE,
+    Ancillary,
+    StampClock,
+    identifier,
+    stamp_received,
+    stamp_transmitted,
+)
 from echod.fastpath import BATCH
 
 MIN_RECEIVE: Final = 4096
@@ -30,10 +38,12 @@ class Receiver:
     :ivar space: bytes of ancillary data, for the kernel's stamp.
     :ivar received: called with the received data, and the time in seconds.
     :ivar replies: builds the messages, and matches the replies.
+    :ivar has_transmit_stamps: whether the kernel stamps the messages, too.
     """
 
     receive: Callable[..., tuple[bytes, Ancillary, int, Any]]
     space = 0
+    has_transmit_stamps = False
     received: Callable[[bytes, float], None]
     replies: Any
 
@@ -57,16 +67,23 @@ class EpollReader:
     :param clock: the clock of the receive times.
     :param size: bytes of a message.
     :param kernel_clock: date received data by the kernel's stamps, not when it is received here.
+    :param transmit_stamps: also date messages by the kernel's stamps.
     :ivar stamps: converts the kernel's stamps.
     """
 
     def __init__(
-        self, reactor: IReactorFDSet, clock: IReactorTime, size: int, kernel_clock: bool = True
+        self,
+        reactor: IReactorFDSet,
+        clock: IReactorTime,
+        size: int,
+        kernel_clock: bool = True,
+        transmit_stamps: bool = False,
     ) -> None:
         self._reactor = reactor
         self.seconds = clock.seconds
         self.stamps = StampClock(clock.seconds)
         self._kernel_clock = kernel_clock
+        self._transmit_stamps = kernel_clock and transmit_stamps
         # One byte more than a message, to notice a datagram that is longer.
         self._size = min(max(size + 1, MIN_RECEIVE), MAX_RECEIVE)
         self._epoll = select.epoll()
@@ -80,6 +97,7 @@ class EpollReader:
         self._epoll.register(sock, select.EPOLLIN)
         receiver.receive = sock.recvmsg
         receiver.space = RECEIVE_SPACE if self._kernel_clock and stamp_received(sock) else 0
+        receiver.has_transmit_stamps = self._transmit_stamps and stamp_transmitted(sock)
         self._receivers[sock.fileno()] = receiver
 
     def remove(self, descriptor: int) -> None:
@@ -106,10 +124,12 @@ class EpollReader:
         end = seconds() + TURN
         while ready := poll(0, BATCH):
             self.stamps.check()
-            for descriptor, _ in ready:
+            for descriptor, events in ready:
                 receiver = receivers.get(descriptor)
                 if receiver is None:  # removed while an earlier one of this round was handled
                     continue
+                if events & select.EPOLLERR and receiver.has_transmit_stamps:
+                    self.read_transmit_stamps(receiver)
                 try:
                     data, ancillary, _, _ = receiver.receive(size, receiver.space)
                 except BlockingIOError:
@@ -127,6 +147,19 @@ class EpollReader:
             # Without receivers, the epoll set may be closed by now.
             if not receivers or seconds() > end:
                 return
+
+    def read_transmit_stamps(self, receiver: Receiver) -> None:
+        """Read when the kernel has transmitted messages, from the socket's error queue.
+
+        With a software stamp, this is when the driver of the network interface gets the packet.
+        """
+        with suppress(OSError):  # EAGAIN: the queue is empty
+            while True:
+                _, ancillary, _, _ = receiver.receive(1, TRANSMIT_SPACE, socket.MSG_ERRQUEUE)
+                now = self.seconds()
+                moment = self.stamps.date(ancillary, now)
+                if moment != now:
+                    receiver.replies.transmitted(identifier(ancillary), moment)
 
     def connectionLost(self, reason: Failure) -> None:
         """Do nothing: each receiver handles the end of its own socket."""

@@ -24,6 +24,9 @@ from echod.client.streams import StreamChannel
 CLOSING: Final = 1.0
 """Seconds that a connection may take to close, after which it is reset."""
 
+PACKET: Final = 1200
+"""Bytes of a message that is one packet on any path (RFC 8200 5): the kernel stamps the last."""
+
 Channel = StreamChannel | DatagramChannel
 
 
@@ -32,11 +35,15 @@ class Measurement:
 
     :param connector: connects to the service.
     :param size: bytes of a message.
+    :cvar dates_transmission: whether a round trip begins when the kernel transmits the message. It
+        takes a system call more for each message, which halves the capacity.
     :ivar failure: one line that says why there is no connection; "" otherwise.
     :ivar answered: messages that have a reply.
     :ivar scheduling: seconds by which messages were sent after their time, except the latest, which
         are pending in :attr:`slips`.
     """
+
+    dates_transmission = False
 
     def __init__(self, connector: Connector, size: int) -> None:
         self.connector = connector
@@ -58,7 +65,11 @@ class Measurement:
         self._pacer: Pacer | None = None
         self._waiting: Deferred[None] | None = None
         self._reader = EpollReader(
-            connector.reactor, self.clock, size, connector.options.kernel_clock
+            connector.reactor,
+            self.clock,
+            size,
+            connector.options.kernel_clock,
+            self.dates_transmission and size <= PACKET,
         )
         self._contents: Sequence[bytes] = () if connector.protocol == "udp" else contents(size)
 

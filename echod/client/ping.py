@@ -83,6 +83,7 @@ class Ping(Measurement):
         successive messages (the IPDV of RFC 3393); ``None`` without such a pair.
     """
 
+    dates_transmission = True
     first: Channel | None = None
     begun = 0.0
 

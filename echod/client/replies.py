@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Reversible, Sequence
 from typing import Final
 
 from echod.client.histogram import Batch, Histogram
-from echod.client.payloads import DatagramPayloads, differences
+from echod.client.payloads import MASK, DatagramPayloads, differences
 
 WINDOW: Final = 1 << 17
 """Datagrams after which a duplicate is not recognised any more, and counts as unexpected."""
@@ -108,6 +108,12 @@ class StreamReplies:
         self.sent += 1
         self._since.append(since)
 
+    def transmitted(self, last_byte: int, moment: float) -> None:
+        """Start the round trip of the last message at ``moment``, if it ends at ``last_byte``."""
+        is_last = last_byte == (self.sent * len(self._expected) - 1) & MASK
+        if is_last and self._since and self._since[-1] <= moment:
+            self._since[-1] = moment
+
     def outstanding(self) -> Reversible[float]:
         """Return the start times of the outstanding messages, in seconds."""
         return self._since
@@ -174,6 +180,12 @@ class DatagramReplies:
             self._answered.append(-1)
         if len(self._since) > MAX_OUTSTANDING:
             del self._since[next(iter(self._since))]
+
+    def transmitted(self, number: int, moment: float) -> None:
+        """Start the round trip of the last datagram at ``moment``, if it has this number."""
+        last = self.sent - 1
+        if number == last & MASK and self._since.get(last, moment + 1.0) <= moment:
+            self._since[last] = moment
 
     def again(self, now: float) -> Iterator[bytes]:
         """Yield the outstanding datagrams that are not late yet, to be sent to another address.

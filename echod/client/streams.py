@@ -141,6 +141,8 @@ class StreamChannel(Receiver, Protocol):
                 self._error = error
                 sent = len(data)
             replies.begun(since)
+            if self.has_transmit_stamps:
+                self._reader.read_transmit_stamps(self)
             if sent == len(data):
                 self._send_path = DIRECT
                 return

@@ -27,8 +27,8 @@ class Bench:
         self.tally = MessageTally(10.0)
         self.replied: list[int] = []
 
-    def reader(self, size: int) -> EpollReader:
-        return EpollReader(self.reactor, self.reactor, size)
+    def reader(self, size: int, transmit_stamps: bool = False) -> EpollReader:
+        return EpollReader(self.reactor, self.reactor, size, transmit_stamps=transmit_stamps)
 
     def reply(self, number: int, since: float, now: float, damaged: int) -> None:
         self.replied.append(number)

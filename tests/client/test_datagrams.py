@@ -27,10 +27,10 @@ from tests.client.bench import Bench
 class Connected:
     """A UDP channel, and the socket at its other end."""
 
-    def __init__(self, bench: Bench, size: int = 64) -> None:
+    def __init__(self, bench: Bench, size: int = 64, transmit_stamps: bool = False) -> None:
         self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.peer.bind(("127.0.0.1", 0))
-        self.reader = bench.reader(size)
+        self.reader = bench.reader(size, transmit_stamps)
         self.errors: Counter[str] = Counter()
         sock = udp_socket(
             socket.AF_INET, self.peer.getsockname(), SocketOptions(dont_fragment=True)
@@ -79,6 +79,31 @@ def test_start_of_the_round_trip(bench: Bench, connected: Connected) -> None:
     due, since = connected.channel.outstanding()
     assert due == 5.0
     assert built[1] <= since <= bench.reactor.seconds()
+
+
+def test_transmit_stamp(bench: Bench) -> None:
+    """The kernel's stamp of a datagram starts its round trip, also if it comes later."""
+    connected = Connected(bench, transmit_stamps=True)
+    channel = connected.channel
+    before = bench.reactor.seconds()
+    channel.begin()
+    [since] = channel.outstanding()
+    assert connected.reader.stamps.used
+    assert before < since < bench.reactor.seconds()
+    channel._socket.send(channel.replies.message())
+    channel.replies.begun(before)
+    bench.until(lambda: before not in channel.outstanding())
+    assert before < list(channel.outstanding())[1] < bench.reactor.seconds()
+    connected.close()
+
+
+def test_unused_transmit_stamp(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stamp that cannot be used leaves the start of the round trip as it is."""
+    connected = Connected(bench, transmit_stamps=True)
+    monkeypatch.setattr(connected.reader.stamps, "date", lambda _, now: now)
+    connected.channel.begin(5.0)
+    assert list(connected.channel.outstanding()) == [5.0]
+    connected.close()
 
 
 def test_longer_datagram(bench: Bench) -> None:

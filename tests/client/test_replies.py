@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echod.client import replies
-from echod.client.payloads import DatagramPayloads
+from echod.client.payloads import MASK, DatagramPayloads
 from echod.client.replies import WINDOW, DatagramReplies, MessageTally, StreamReplies
 
 Call = tuple[int, float, float, int]
@@ -417,3 +417,36 @@ def test_datagram_of_the_future() -> None:
     run, datagrams = Run(), DatagramPayloads(64)
     DatagramReplies(run.tally, datagrams, run.reply).received(datagrams.build(5), 0.5)
     assert (run.tally.unexpected, run.calls) == (1, [])
+
+
+def test_transmitted_message() -> None:
+    """The kernel's stamp starts the round trip of the last message, and never earlier."""
+    run = Run()
+    stream = StreamReplies(run.tally, MESSAGES, run.reply)
+    stream.transmitted(MASK, 9.0)  # nothing is sent
+    send(stream, 1.0)
+    send(stream, 2.0)
+    stream.transmitted(3, 9.0)  # the first message
+    stream.transmitted(5, 9.0)  # a part of the last one
+    stream.transmitted(7, 1.5)
+    assert list(stream.outstanding()) == [1.0, 2.0]
+    stream.transmitted(7, 2.5)
+    assert list(stream.outstanding()) == [1.0, 2.5]
+    stream.received(b"".join(MESSAGES[:2]), 3.0)
+    stream.transmitted(7, 2.75)  # too late
+    assert [since for _, since, _, _ in run.calls] == [1.0, 2.5]
+
+
+def test_transmitted_datagram() -> None:
+    """The kernel's stamp starts the round trip of the last datagram, and never earlier."""
+    exchange = Exchange()
+    exchange.replies.transmitted(MASK, 9.0)  # nothing is sent
+    sent = [send(exchange.replies, since) for since in (1.0, 2.0)]
+    exchange.replies.transmitted(0, 9.0)  # the first datagram
+    exchange.replies.transmitted(1, 1.5)
+    assert list(exchange.replies.outstanding()) == [1.0, 2.0]
+    exchange.replies.transmitted(1, 2.5)
+    assert list(exchange.replies.outstanding()) == [1.0, 2.5]
+    exchange.receive(*sent, now=3.0)
+    exchange.replies.transmitted(1, 2.75)  # too late
+    assert list(exchange.replies.outstanding()) == []

@@ -17,6 +17,7 @@ from echod.client.stamps import (
     Ancillary,
     StampClock,
     stamp_received,
+    stamp_transmitted,
 )
 
 READING = 1e-7
@@ -134,3 +135,4 @@ def test_other_sockets() -> None:
     with socket.socket(socket.AF_UNIX) as unix, Refusing(socket.AF_INET) as refusing:
         assert not stamp_received(unix)
         assert not stamp_received(refusing)
+        assert not stamp_transmitted(refusing)

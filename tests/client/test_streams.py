@@ -28,8 +28,10 @@ RESET = struct.pack("ii", 1, 0)
 class Connected:
     """Channels, and the sockets at their other ends."""
 
-    def __init__(self, bench: Bench, size: int, count: int = 1) -> None:
-        self.reader = bench.reader(size)
+    def __init__(
+        self, bench: Bench, size: int, count: int = 1, transmit_stamps: bool = False
+    ) -> None:
+        self.reader = bench.reader(size, transmit_stamps)
         self.channels: list[StreamChannel] = []
         self.peers: list[socket.socket] = []
         self.endings: list[str] = []
@@ -50,11 +52,13 @@ class Connected:
         [channel], [peer] = self.channels, self.peers
         return channel, peer
 
-    def close(self) -> None:
+    def end(self, bench: Bench) -> None:
         for peer in self.peers:
             peer.close()
         for channel in self.channels:
             channel.abort()
+        bench.until(lambda: len(self.endings) == len(self.channels))
+        self.reader.close()
 
 
 @pytest.fixture
@@ -67,9 +71,7 @@ def connect(bench: Bench) -> Iterator[Callable[..., Connected]]:
 
     yield build
     for connected in made:
-        connected.close()
-        bench.until(lambda connected=connected: len(connected.endings) == len(connected.channels))
-        connected.reader.close()
+        connected.end(bench)
 
 
 def echo(peer: socket.socket, count: int) -> None:
@@ -109,6 +111,17 @@ def test_start_of_the_round_trip(bench: Bench, connect: Any) -> None:
     due, since = channel.outstanding()
     assert due == 5.0
     assert before <= since <= bench.reactor.seconds()
+
+
+def test_transmit_stamp(bench: Bench) -> None:
+    """The kernel's stamp of a message starts its round trip."""
+    connected = Connected(bench, 100, transmit_stamps=True)
+    channel, _ = connected.pair
+    for count in (1, 2):
+        before = bench.reactor.seconds()
+        channel.begin(0.0)
+        assert before < list(channel.outstanding())[count - 1] < bench.reactor.seconds()
+    connected.end(bench)
 
 
 def test_urgent_reply(bench: Bench, connect: Any) -> None:
