@@ -47,9 +47,10 @@ class LoadCommand(ClientCommand):
         return self._load(self.options.rate)
 
     def _load(self, rate: float | None) -> Load:
-        plan = {name: getattr(self.options, name) for name in Plan.__dataclass_fields__}
-        plan["rate"] = rate
-        return Load(self.connector, self.options.size, on_interval=self._on_interval, **plan)
+        options = self.options
+        plan = {name: getattr(options, name) for name in Plan.__dataclass_fields__}
+        plan.update(rate=rate, on_interval=self._on_interval, payload=options.payload)
+        return Load(self.connector, options.size, **plan)
 
     def failure(self, result: report.Result) -> str:
         """Return how many connections are missing, and why."""

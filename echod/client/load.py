@@ -66,10 +66,11 @@ class Load(Measurement):
         size: int,
         *,
         on_interval: Callable[[Interval], None],
+        payload: bytes = b"",
         usage: Callable[[], Usage] = process_usage,
         **plan: Any,
     ) -> None:
-        super().__init__(connector, size)
+        super().__init__(connector, size, payload)
         self.plan = Plan(**plan)
         self.rate = self.plan.rate
         self.connect_times = Histogram()

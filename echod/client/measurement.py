@@ -37,6 +37,7 @@ class Measurement:
     :param size: bytes of a message.
     :cvar dates_transmission: whether a round trip begins when the kernel transmits the message. It
         takes a system call more for each message, which halves the capacity.
+    :param payload: of each message, on a connection, in place of ``size`` random bytes.
     :ivar failure: one line that says why there is no connection; "" otherwise.
     :ivar answered: messages that have a reply.
     :ivar scheduling: seconds by which messages were sent after their time, except the latest, which
@@ -45,11 +46,11 @@ class Measurement:
 
     dates_transmission = False
 
-    def __init__(self, connector: Connector, size: int) -> None:
+    def __init__(self, connector: Connector, size: int, payload: bytes = b"") -> None:
         self.connector = connector
         self.clock = connector.clock
         self.timeout = connector.timeout
-        self.size = size
+        self.size = size = len(payload) or size
         self.tally = MessageTally(connector.timeout)
         self.errors: Counter[str] = connector.errors
         self.failure = ""
@@ -71,7 +72,9 @@ class Measurement:
             connector.options.kernel_clock,
             self.dates_transmission and size <= PACKET,
         )
-        self._contents: Sequence[bytes] = () if connector.protocol == "udp" else contents(size)
+        self._contents: Sequence[bytes] = (payload,)
+        if not payload and connector.protocol != "udp":
+            self._contents = contents(size)
 
     async def run(self) -> None:
         """Connect, send, wait for the last replies, and close."""

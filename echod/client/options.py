@@ -19,10 +19,12 @@ from echod.client.planoptions import add_plan, complete_plan, plan_conflicts
 from echod.client.sockets import SocketOptions
 from echod.client.target import Target, parse_target
 from echod.client.values import (
+    LARGEST,
     dscp,
     duration,
     hops,
     is_kernel_clock,
+    payload,
     plot_file,
     tos,
     whole,
@@ -34,8 +36,6 @@ JSON_LINES: Final = "lines"
 FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
 """Address families by IP version."""
 
-LARGEST: Final = 1 << 27
-"""Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
 
 EPILOG: Final = """\
 TARGET is host, host:port, [IPv6 address]:port, udp:host:port, or a Twisted
@@ -138,6 +138,8 @@ def parser() -> ArgumentParser:
     text = "date the replies by the kernel's stamps, or when this program receives them: user"
     for command in (ping, load):
         add_option(command, "--clock", is_kernel_clock, "CLOCK", text, default="kernel")
+        what = r"over TCP, the message: text, with \n, \r, \t, \\ and \xHH as escapes, or a file"
+        add_option(command, "-e --payload", payload, "TEXT|@FILE", what, default=b"")
     return top
 
 
@@ -182,6 +184,8 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
         yield "a pipe needs every byte, in order, which UDP does not guarantee: use TCP"
     elif target.udp and not MIN_DATAGRAM <= options.size <= MAX_DATAGRAM:
         yield f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} over UDP, not {options.size}"
+    elif target.udp and options.payload:
+        yield "--payload is for TCP: each datagram has the client's own, by which it is recognised"
     if sockets.dont_fragment and not target.udp:
         yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
     if command == "load":

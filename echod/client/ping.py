@@ -96,9 +96,10 @@ class Ping(Measurement):
         count: int | None,
         notify: Callable[[Event], None],
         deadline: float | None = None,
+        payload: bytes = b"",
         usage: Callable[[], Usage] = process_usage,
     ) -> None:
-        super().__init__(connector, size)
+        super().__init__(connector, size, payload)
         self.interval = interval
         self.skipped = 0
         self.outages: list[Outage] = []

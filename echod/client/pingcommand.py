@@ -29,6 +29,7 @@ class PingCommand(ClientCommand):
             count=options.count,
             notify=self._notify,
             deadline=options.deadline,
+            payload=options.payload,
         )
         connector.on_address_change = lambda *addresses: self._notify(Moved(*addresses))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from decimal import Decimal
 from math import inf
 from typing import Any, Final
 
+from echod.client.errors import os_error_line
 from echod.client.search import Bound
 from echod.durations import parse_duration
 from echod.numbers import parse_rate, parse_whole_number
@@ -25,6 +27,13 @@ SHORTEST_BOUND: Final = 1e-6
 """Seconds."""
 
 CLOCKS: Final = ("kernel", "user")
+
+LARGEST: Final = 1 << 27
+"""Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
+
+ESCAPES: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\"}
+ESCAPE: Final = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([nrt\\]))")
+"""The escapes of printf(1) in a payload; other text is taken as it is."""
 
 PLOTS: Final = (".svg", ".png")
 
@@ -111,6 +120,28 @@ def is_kernel_clock(text: str) -> bool:
     if text not in CLOCKS:
         raise ArgumentTypeError(f"takes kernel or user, not {text!r}")
     return text == CLOCKS[0]
+
+
+def payload(text: str) -> bytes:
+    """Return the bytes that ``TEXT`` or ``@FILE`` stands for.
+
+    :raises ArgumentTypeError: if there are none or too many, or the file cannot be read.
+    """
+    if text.startswith("@"):
+        try:
+            with open(text[1:], "rb") as file:
+                found = file.read(LARGEST + 1)
+        except OSError as error:
+            raise ArgumentTypeError(f"{text}: {os_error_line(error)}") from error
+    else:
+        found = ESCAPE.sub(_unescaped, os.fsencode(text))
+    if not 1 <= len(found) <= LARGEST:
+        raise ArgumentTypeError(f"takes 1 to {LARGEST:,} bytes, not {text!r}")
+    return found
+
+
+def _unescaped(escape: re.Match[bytes]) -> bytes:
+    return bytes.fromhex(escape[1].decode()) if escape[1] else ESCAPES[escape[2]]
 
 
 def plot_file(name: str) -> str:

@@ -110,6 +110,13 @@ def test_timestamps(target: str) -> None:
     assert printed[4] == ""
 
 
+@pytest.mark.parametrize("command", [("ping", "-c", 2, "-i", 0.01), ("load", "-d", 0.1)])
+def test_payload(target: str, command: Any) -> None:
+    """With ``-e``, each message has these bytes."""
+    outcome = echod_client(*command, target, "-e", r"hello\n", "--json")
+    assert (outcome.status, outcome.result["size_bytes"]) == (0, 6)
+
+
 def events(*arguments: object) -> list[dict[str, Any]]:
     """Return the events of a successful command."""
     return [json.loads(line) for line in lines(*arguments, "--json-lines")]

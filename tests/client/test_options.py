@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Any
 
@@ -39,6 +40,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "interval": 1.0,
         "size": 64,
         "deadline": None,
+        "payload": b"",
         "outstanding": False,
         "timestamps": False,
         "quiet": False,
@@ -50,6 +52,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "timeout": 10.0,
         "json": False,
         "connections": 1,
+        "payload": b"",
         "size": 64,
         "duration": 10.0,
         "rate": None,
@@ -81,6 +84,8 @@ def test_defaults(command: str) -> None:
         ("ping -v", "v", True),
         ("ping -n", "n", True),
         ("ping -c 3", "count", 3),
+        (r"ping -e ping\r\n", "payload", b"ping\r\n"),
+        (r"load --payload \x00\x7f\\\t\q", "payload", b"\x00\x7f\\\t\\q"),
         ("ping --count 4611686018427387904", "count", 1 << 62),
         ("ping -i 0.001", "interval", 0.001),
         ("ping --interval 60", "interval", 60.0),
@@ -415,3 +420,29 @@ def test_arguments_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPat
     """Without arguments, those of the process are parsed."""
     monkeypatch.setattr("sys.argv", ["x", "ping", "h:7", "-c", "3"])
     assert parse(None).count == 3
+
+
+def test_payload_of_a_file(tmp_path: Path) -> None:
+    """The bytes of a file are taken as they are."""
+    file = tmp_path / "payload"
+    file.write_bytes(b"\\n\0")
+    assert parse(["ping", "h:7", "-e", f"@{file}"]).payload == b"\\n\0"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("@/nonexistent", "@/nonexistent: no such file or directory"),
+        ("@/", "@/: is a directory"),
+        ("@/dev/null", "takes 1 to 134,217,728 bytes, not '@/dev/null'"),
+        ("", "takes 1 to 134,217,728 bytes, not ''"),
+    ],
+)
+def test_wrong_payload(capsys: Capture, text: str, error: str) -> None:
+    """A payload that cannot be read, or has no byte, is refused."""
+    assert error in refused(capsys, "ping", "h:7", "-e", text)
+
+
+def test_payload_over_udp(capsys: Capture) -> None:
+    """A datagram cannot have a payload of the user's: its reply would not be recognised."""
+    assert "--payload is for TCP" in refused(capsys, "load", "udp:h:7", "-e", "hello")
