@@ -52,7 +52,12 @@ def stamp_received(sock: socket.socket) -> bool:
 
 
 def stamp_transmitted(sock: socket.socket) -> bool:
-    """Make the kernel stamp what ``sock`` transmits, from the first byte on."""
+    """Make the kernel stamp what ``sock`` transmits, from the first byte on.
+
+    A UNIX socket has no error queue: a read of the stamp would return data.
+    """
+    if sock.family == socket.AF_UNIX:
+        return False
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TRANSMIT)
         return True

@@ -135,4 +135,5 @@ def test_other_sockets() -> None:
     with socket.socket(socket.AF_UNIX) as unix, Refusing(socket.AF_INET) as refusing:
         assert not stamp_received(unix)
         assert not stamp_received(refusing)
+        assert not stamp_transmitted(unix)
         assert not stamp_transmitted(refusing)
