@@ -28,11 +28,11 @@ class Connector:
     :param reactor: connects; its clock times the connections.
     :param target: where to connect to.
     :param timeout: seconds that resolving the name may take, and then each connection.
-    :param options: of the sockets; they do not apply to Twisted endpoints.
+    :param options: of the sockets; they do not apply to connections that Twisted makes.
     :ivar address: the address that was reached, as text; ``""`` before.
     :ivar protocol: ``tcp``, ``udp``, or the type of a Twisted endpoint.
-    :ivar includes_lookup: whether the time to connect includes the name lookup: Twisted's
-        endpoints do both in one.
+    :ivar includes_lookup: whether the time to connect includes the name lookup: Twisted does both
+        in one.
     :ivar on_address_change: called with the old and the new address when the old one refuses
         datagrams.
     :ivar errors: counts errors by the words of :mod:`echod.client.errors`.
@@ -52,10 +52,10 @@ class Connector:
         self.on_address_change: Callable[[str, str], None] = lambda *_: None
         self._addresses: list[tuple[int, Address]] = []
         self._endpoint: IStreamClientEndpoint | None = None
-        if target.host is None:
+        if target.host is None or target.description:
             self._endpoint = target.endpoint(reactor)
             self.protocol = target.text.partition(":")[0].lower()
-            self.includes_lookup = self.protocol != "unix"
+            self.includes_lookup = target.host is None and self.protocol != "unix"
         else:
             self.protocol = "udp" if target.udp else "tcp"
 
@@ -89,12 +89,14 @@ class Connector:
         :return: seconds that it took to connect, without the TLS handshake.
         :raises Exception: if there is no connection: see :func:`echod.client.errors.error_word`.
         """
-        if self._endpoint is not None:
+        if self.target.host is None:
             connect = functools.partial(connectProtocol, self._endpoint)
             return await self._until_ready(connect, protocol, self.timeout)
         deadline = self.clock.seconds() + self.timeout
         while True:
-            attempt = ConnectAttempt(self.reactor, *self._addresses[0], self.options)
+            attempt = ConnectAttempt(
+                self.reactor, *self._addresses[0], self.options, self._endpoint
+            )
             share = max(0.0, deadline - self.clock.seconds()) / len(self._addresses)
             try:
                 await self._until_ready(attempt.connect, protocol, share)

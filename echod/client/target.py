@@ -16,10 +16,13 @@ from twisted.python.failure import Failure
 
 from echod.client.endpoint import USAGES, BadTarget, check_port, endpoint_of, short_name
 
-PLACE: Final = re.compile(
-    r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^-:/=\\\[\]\s][^:/=\\\[\]\s]*))(?::(?P<port>[^:/=]+))?"
+HOST: Final = r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^-:/=\\\[\]\s][^:/=\\\[\]\s]*))"
+PLACE: Final = re.compile(HOST + r"(?::(?P<port>[^:/=]+))?")
+TLS_PLACE: Final = re.compile(
+    rf"(?!.*:(?:endpoint|bindAddress)=){HOST}:(?P<port>[0-9]{{1,5}})(?::.*)?", re.DOTALL
 )
-"""A host, in brackets or not, and perhaps its port."""
+"""Patterns of a host, in brackets or not, and its port: alone, and before the files for TLS. An
+endpoint of Twisted that connects in its own way is left to Twisted."""
 
 USAGE: Final = "host, host:port, [IPv6 address]:port, udp:host:port or a Twisted client endpoint"
 
@@ -39,9 +42,9 @@ class Target:
 
     :ivar text: the argument as typed.
     :ivar udp: whether to use UDP.
-    :ivar host: the name or IP address, or ``None`` for a Twisted endpoint.
-    :ivar port: the port number, or 0 for a Twisted endpoint.
-    :ivar description: of the Twisted endpoint; ``""``: it is ``text``.
+    :ivar host: the name or IP address, or ``None`` for an endpoint that Twisted connects.
+    :ivar port: the port number, or 0 without a ``host``.
+    :ivar description: of the Twisted endpoint, also if only TLS is taken from it.
     """
 
     text: str
@@ -51,7 +54,7 @@ class Target:
     description: str = ""
 
     def endpoint(self, reactor: Any) -> IStreamClientEndpoint:
-        """Return the Twisted endpoint, for a target without a ``host``.
+        """Return the Twisted endpoint, for a target without a ``host`` or with a description.
 
         :raises BadTarget: if there is no such endpoint.
         """
@@ -60,7 +63,7 @@ class Target:
     @property
     def name(self) -> str:
         """The target for headings: without arguments such as the files for TLS."""
-        return self.text if self.host is not None else short_name(self.text)
+        return short_name(self.text) if self.description or self.host is None else self.text
 
 
 def parse_target(text: str, port: str = "") -> Target:
@@ -73,9 +76,11 @@ def parse_target(text: str, port: str = "") -> Target:
     kind, place = split_kind(text)
     if kind in ("unix", "tls", "ssl"):
         place = f"{place}:{port}" if port else place
+        tls = TLS_PLACE.fullmatch(place) if kind == "tls" else None
+        host, number = (tls["six"] or tls["host"], int(tls["port"])) if tls else (None, 0)
         if kind != "unix":
             place = re.sub(r"\[([^\[\]]*)\]", lambda found: found[1].replace(":", r"\:"), place)
-        return Target(typed, description=f"{kind}:{place}")
+        return Target(typed, False, host, number, f"{kind}:{place}")
     found = PLACE.fullmatch(in_brackets(text, place))
     if found and text.isprintable() and not place.isdecimal():
         if port and found["port"]:

@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from echod.client.sockets import DEFAULTS, SocketOptions
 from echod.client.target import Address
+from echod.transport import tls_wrapper
 
 
 @implementer(IWriteDescriptor)
@@ -29,15 +30,22 @@ class ConnectAttempt:
     :param family: AF_INET or AF_INET6.
     :param address: as for connect(2).
     :param options: of the socket.
+    :param endpoint: an endpoint of Twisted whose TLS the connection has; ``None``: no TLS.
     :ivar seconds: how long it took.
     """
 
     seconds = 0.0
 
     def __init__(
-        self, reactor: Any, family: int, address: Address, options: SocketOptions = DEFAULTS
+        self,
+        reactor: Any,
+        family: int,
+        address: Address,
+        options: SocketOptions = DEFAULTS,
+        endpoint: object = None,
     ) -> None:
         self._reactor = reactor
+        self._endpoint = endpoint
         self._options = options
         self._family = family
         self._address = address
@@ -78,7 +86,7 @@ class ConnectAttempt:
         self.doWrite()
 
     def _finish(self, number: int) -> None:
-        factory = Factory.forProtocol(lambda: self._protocol)
+        factory = tls_wrapper(self._endpoint)(Factory.forProtocol(lambda: self._protocol))
         with self._socket:  # the reactor duplicates it
             try:
                 if number:

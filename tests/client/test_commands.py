@@ -563,3 +563,22 @@ def test_unexpected_exception(target: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("echod.client.runner.log.failure", result.append)
     assert echod_client("ping", target).status == 1
     assert result == ["echod-client fails"]
+
+
+@pytest.mark.parametrize("over", ["tcp", "udp", "tls"])
+def test_socket_options(over: str, tls: str, target: str, its_own_clock: Any) -> None:
+    """The IP version, the source, the type of service and the TTL apply to each kind of target."""
+    with Mirror("plain", "--udp") as mirror:
+        place = {"tcp": target, "udp": f"udp:127.0.0.1:{mirror.port}", "tls": tls}[over]
+        for options in ("-4 -I 127.0.0.1", "-I lo -4", "-4 -Q 0xb8 -t 1", "-4 --dscp af11"):
+            arguments = ("ping", place, "-c", 1, *options.split())
+            status, out, err = echod_client(*arguments, prepare=its_own_clock)
+            assert (status, err) == (0, "")
+            assert "1 sent, 1 received" in out
+
+
+def test_connected_by_twisted(target: str) -> None:
+    """Where Twisted resolves the name, the line says so."""
+    host, port = target.split(":")
+    printed = lines("ping", f"tcp:host={host}:port={port}", "-c", 1)
+    assert re.fullmatch(rf"connected in {MS} ms with the name lookup", printed[1])

@@ -74,9 +74,8 @@ def test_host_and_port(text: str, udp: bool, host: str, port: int) -> None:
     [
         ("unix:/run/x", "unix:/run/x"),
         ("unix:///run/x", "unix:/run/x"),
-        ("tls:localhost:7", "tls:localhost:7"),
-        ("TLS://localhost:7/", "tls:localhost:7"),
-        ("tls://[::1]:7", r"tls:\:\:1:7"),
+        ("tls:localhost:7:endpoint=x", "tls:localhost:7:endpoint=x"),
+        ("tls:host=localhost:port=7", "tls:host=localhost:port=7"),
         ("ssl:[::1]:7:caCertsDir=/x", r"ssl:\:\:1:7:caCertsDir=/x"),
         ("tcp:host=localhost:port=7", ""),
         ("odd:a:b=c", ""),
@@ -90,12 +89,27 @@ def test_endpoint(text: str, description: str) -> None:
 @pytest.mark.parametrize(
     ("text", "host", "description"),
     [
+        ("tls:localhost:7", "localhost", "tls:localhost:7"),
+        ("TLS://localhost:7/", "localhost", "tls:localhost:7"),
+        ("tls://[::1]:7", "::1", r"tls:\:\:1:7"),
+        ("tls:localhost:7:trustRoots=/x", "localhost", "tls:localhost:7:trustRoots=/x"),
+    ],
+)
+def test_tls(text: str, host: str, description: str) -> None:
+    """With a host and a port, the endpoint of Twisted gives only the TLS."""
+    assert parse_target(text) == Target(text, False, host, 7, description)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "description"),
+    [
         ("localhost", "localhost", ""),
         ("udp:localhost", "localhost", ""),
         ("tcp://localhost", "localhost", ""),
         ("::1", "::1", ""),
         ("[::1]", "::1", ""),
-        ("tls:localhost", None, "tls:localhost:9"),
+        ("tls:localhost", "localhost", "tls:localhost:9"),
+        ("unix:x", None, "unix:x:9"),
     ],
 )
 def test_port_after(text: str, host: str | None, description: str) -> None:

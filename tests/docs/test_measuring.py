@@ -218,7 +218,7 @@ def test_targets() -> None:
     for target, _ in rows("Targets"):
         parsed = parse_target(*re.sub(r"\bport\b", "7", target).split())
         assert parsed.udp == target.startswith("udp:")
-        assert (parsed.host is None) == target.startswith(("unix:", "tls:"))
+        assert (parsed.host is None) == target.startswith("unix:")
 
 
 def test_options() -> None:
