@@ -11,6 +11,8 @@
                             message, and then everything
    drop_requests=N          UDP: drop each Nth request
    drop_replies=N           UDP: drop each Nth reply
+   rate=N                   UDP: drop requests above N a second: a token bucket that holds
+                            the tokens of 10 ms, and at least one
    duplicate=N              UDP: send each Nth reply twice
    damage=N                 flip a bit in the middle of each Nth reply
    size=BYTES               the messages of a byte stream (64)
@@ -46,7 +48,7 @@
 #define SO_MEMINFO 55  /* the ninth number is the count of drops (linux/sock_diag.h) */
 
 static long delay, slow, slow_delay, ramp, ramp_count, freeze, freeze_after, drop_requests,
-    drop_replies, duplicate, damage, size = 64, upstream;
+    drop_replies, rate, duplicate, damage, size = 64, upstream;
 static const struct {
     const char *name;
     long *value;
@@ -60,6 +62,7 @@ static const struct {
     {"freeze_after", &freeze_after},
     {"drop_requests", &drop_requests},
     {"drop_replies", &drop_replies},
+    {"rate", &rate},
     {"duplicate", &duplicate},
     {"damage", &damage},
     {"size", &size},
@@ -294,6 +297,20 @@ static ssize_t receive(struct source *source, char *data, size_t room, struct so
     return length;
 }
 
+/* Return whether the token bucket has no token for a request. */
+static int is_above_rate(int64_t arrived) {
+    static int64_t last;
+    static double tokens;
+    double most = rate > 100 ? rate / 100.0 : 1;
+    if (!rate) return 0;
+    tokens += (arrived - last) * (rate / 1e9);
+    if (tokens > most) tokens = most;
+    last = arrived;
+    if (tokens < 1) return 1;
+    tokens--;
+    return 0;
+}
+
 static void read_datagrams(struct source *source) {
     static char data[LARGEST];
     struct sockaddr_in from = source->client;
@@ -305,7 +322,7 @@ static void read_datagrams(struct source *source) {
             hold(source, &from, data, length, arrived);
             continue;
         }
-        if (each(drop_requests, ++requests)) dropped_requests++;
+        if (each(drop_requests, ++requests) || is_above_rate(arrived)) dropped_requests++;
         else if (upstream) send(relay_of(&from)->fd, data, length, 0);
         else hold(source, &from, data, length, arrived);
     }

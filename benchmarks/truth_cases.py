@@ -18,6 +18,7 @@ from truth_runs import (
     Traffic,
     busy_loop,
     connect_ratio,
+    highest_rate,
     hints_missing,
     ours,
     truth,
@@ -62,8 +63,8 @@ class Row(NamedTuple):
     def figure(self, both: Both) -> float:
         """Return the figure, in its unit."""
         found, log = both[0].get(self.name, nan), both[1].get(self.name, 0.0)
-        if self.unit == "%":
-            return 100 * (found / log - 1) if log else 0.0
+        if self.unit == "%" and log:
+            return 100 * (found / log - 1)
         figures = {"off": found - log, "ms": found * 1000, "ms off": (found - log) * 1000}
         return figures.get(self.unit, found)
 
@@ -271,4 +272,7 @@ CASES: Final = {
         alone(connect_ratio), (Row("tcp:host:port / host:port: connecting", "ratio", "x", 1.2),)
     ),
     "hint": Case(alone(hints_missing), (Row("a rate limit, without a hint", "missing", "off", 0),)),
+    "find-rate": Case(
+        alone(highest_rate), (Row("5,000/s and no more: --find-rate", "off", "%", 3),)
+    ),
 }

@@ -24,6 +24,7 @@ CLIENT: Final = str(Path(sys.executable).with_name("echod-client"))
 SIZE: Final = 64  # bytes of a message
 LIMIT: Final = 10.0  # seconds for a process to start
 WAIT: Final = 0.5  # seconds for the last replies
+RATE: Final = 5000  # messages a second that the service takes
 PERCENTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 COUNTS: Final = ("lost", "damaged", "duplicated", "reordered")
 
@@ -227,3 +228,11 @@ def wrong_alarms(tools: str, seconds: float) -> Figures:
         found = ours(service.target, Traffic("load", 0.005, seconds))
         off = abs(found["p99"] / service.end()["p99"] - 1)
     return {"wrong": off < 0.02 if found["limited"] else off > 0.2}
+
+
+def highest_rate(tools: str, seconds: float) -> Figures:
+    """Return the rate that ``--find-rate`` finds, as a part of the rate that the service takes."""
+    with truth(tools, "udp", rate=RATE) as service:
+        words = ("-d", seconds / 2, "-W", WAIT, "--find-rate", "--latency", "p99=50ms")
+        found = json_of("load", service.target, *words)["highest"]
+    return {"off": 100 * (found["messages_per_second"] / RATE - 1) if found else -100.0}

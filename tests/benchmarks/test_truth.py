@@ -150,6 +150,7 @@ COUNTS = ("dropped_requests", "dropped_replies", "duplicated", "damaged", "reord
         ({"drop_requests": 5}, [n for n in ALL if n % 5 != 4], {"dropped_requests": 4}),
         ({"drop_replies": 10}, [n for n in ALL if n % 10 != 9], {"dropped_replies": 2}),
         ({"duplicate": 20}, [*ALL, 19], {"duplicated": 1}),
+        ({"rate": 1}, [0], {"dropped_requests": 19}),
         ({"slow": 20, "slow_delay": 1000}, ALL, {}),
         ({"slow": 19, "slow_delay": 50_000}, [*ALL[:18], 19, 18], {"reordered": 1}),
         ({"freeze": 50_000, "freeze_after": 0}, ALL, {}),
