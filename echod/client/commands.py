@@ -55,6 +55,8 @@ class LoadCommand(ClientCommand):
     def failure(self, result: report.Result) -> str:
         """Return how many connections are missing, and why."""
         missing = result["connections"] - result["connections_made"]
+        if missing <= 0:
+            return super().failure(result)
         return f"{text.plural(missing, 'connection')} could not be made: {result['failure']}"
 
     def finish(self) -> bool:

@@ -16,6 +16,7 @@ from math import ceil, inf
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IDelayedCall
 
 from echod.client.connector import Connector
 from echod.client.datagrams import DatagramChannel
@@ -40,12 +41,14 @@ class Plan:
     :ivar duration: seconds for which messages are sent; infinity: until :meth:`Load.stop`.
     :ivar rate: messages a second in all; ``None`` for a closed loop.
     :ivar count: messages after which sending ends; ``None``: any number.
+    :ivar warm_up: seconds for which messages are sent before, which do not count.
     """
 
     connections: int
     duration: float
     rate: float | None
     count: int | None = None
+    warm_up: float = 0.0
 
 
 class Load(Measurement):
@@ -57,6 +60,7 @@ class Load(Measurement):
     :ivar rate: messages a second in all; ``None`` for a closed loop.
     :ivar connect_times: seconds that each connection took to be made.
     :ivar handshake_times: seconds that each TLS handshake took after that.
+    :ivar warm_up_messages: messages that do not count.
     :ivar silent: connections on which messages were sent, and no complete reply came back.
     """
 
@@ -77,12 +81,12 @@ class Load(Measurement):
         self.handshake_times = Histogram()
         self.statistics = Statistics(self.tally, on_interval, usage)
         self.silent = 0
+        self.counted_from = inf
+        self.warm_up_messages = self._warm_up_dropped = 0
         self._end = 0.0  # of sending
         self._turn = -1
-        # The permission to send each message of a closed loop.
-        self._allowed: Iterator[bool] = repeat(True)
-        if self.plan.count:
-            self._allowed = repeat(True, self.plan.count)
+        self._allowed: Iterator[bool] = repeat(True)  # to send each message of a closed loop
+        self._timer: IDelayedCall | None = None  # of the next phase
 
     async def connect(self) -> None:
         """Open all channels that can be opened."""
@@ -105,42 +109,80 @@ class Load(Measurement):
                 if channel.handshake_seconds is not None:
                     self.handshake_times.record((channel.handshake_seconds,))
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether messages count: the warm-up is over."""
+        return self.counted_from < inf
+
+    @property
+    def sent(self) -> int:
+        """Messages sent that count."""
+        return super().sent - self.warm_up_messages if self.is_counting else 0
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams dropped by this machine since messages count."""
+        return super().dropped - self._warm_up_dropped
+
     def begin_sending(self) -> None:
         """Send at the rate; in a closed loop, the first message on each channel."""
-        start, duration = self.clock.seconds(), self.plan.duration
+        start, self._end = self.clock.seconds(), inf
+        self._later(self.plan.warm_up, self._count)
+        if self.rate is None:
+            self.pace(Schedule(start, self.timeout / CHECKS_PER_TIMEOUT), self._replace_lost)
+            for channel in self.channels:
+                if channel.open:
+                    self._begin_next(channel)
+        elif self.plan.warm_up:
+            self.pace(Schedule(start, 1 / self.rate), self._send)
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        if seconds:
+            self._timer = self.clock.callLater(seconds, act)
+        else:
+            act()
+
+    def _count(self) -> None:
+        """Begin to count, at the end of the warm-up."""
+        start, duration, tally = self.clock.seconds(), self.plan.duration, self.tally
+        self.warm_up_messages, self._warm_up_dropped = super().sent, super().dropped
+        tally.duplicated = tally.reordered = tally.unexpected = 0
+        self.counted_from = start
+        if self.plan.count:
+            self._allowed = repeat(True, self.plan.count)
         if self.rate is not None:
             duration = min(duration, (self.plan.count or inf) / self.rate)
         self._end = start + duration
         self.statistics.begin(start)
-        assert self._sending is not None
         if duration < inf:
-            self._sending.addTimeout(duration, self.clock, lambda *_: None)
+            self._later(duration, self.stop_sending)
         schedule = Schedule(start + SECOND, SECOND)
         self._intervals = Pacer(self.clock, schedule, self.statistics.add_interval)
         self._intervals.run()
         if self.rate is not None:
+            super().end_sending()  # of the warm-up
             count = ceil(round(self.rate * duration, 6)) if duration < inf else inf
             self.pace(Schedule(start, 1 / self.rate, count), self._send)
-            return
-        self.pace(Schedule(start, self.timeout / CHECKS_PER_TIMEOUT), self._replace_lost)
-        for channel in self.channels:
-            if channel.open:
-                self._begin_next(channel)
 
     def end_sending(self) -> None:
         """Stop sending, and record the figures; the intervals continue until the last reply."""
         super().end_sending()
         self._end = 0.0
-        self.statistics.end(self.clock.seconds(), self.sent, self.answered)
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self.is_counting:
+            self.statistics.end(self.clock.seconds(), self.sent, self.answered)
+        elif not self.stopped:
+            self.failure = "the service closed all connections before messages counted"
 
     def summarize(self) -> None:
         """Complete the interval up to now, and count the silent connections."""
         now = self.clock.seconds()
-        if self._sending is not None:
+        if self.is_counting:
             self.statistics.add_interval(now)
             if self._is_final:
                 self._intervals.stop()
-        if self.is_sending:
+        if self.is_counting and self.is_sending:
             self.statistics.end(now, self.sent, self.answered)
         super().summarize()
         self.silent = sum(each.sent > 0 and not each.replies.finished for each in self.streams)
@@ -153,7 +195,7 @@ class Load(Measurement):
         count = self.tally.count
 
         def replied(number: int, since: float, now: float, damaged: int) -> None:
-            if damaged:
+            if damaged or since < self.counted_from:
                 self.replied(number, since, now, damaged)
             else:  # as self.replied() does, without the call
                 count(now - since)
@@ -167,7 +209,8 @@ class Load(Measurement):
         return replied
 
     def _send(self, moment: float) -> None:
-        self.slips.add(self.clock.seconds() - moment)
+        if moment >= self.counted_from:
+            self.slips.add(self.clock.seconds() - moment)
         self._turn += 1
         # At least one channel is open: sending stops when the last one ends.
         while not self.channels[self._turn % len(self.channels)].open:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -40,6 +41,7 @@ class Measurement:
     :param payload: of each message, on a connection, in place of ``size`` random bytes.
     :ivar failure: one line that says why there is no connection; "" otherwise.
     :ivar answered: messages that have a reply.
+    :ivar counted_from: seconds: messages that were sent before do not count.
     :ivar scheduling: seconds by which messages were sent after their time, except the latest, which
         are pending in :attr:`slips`.
     """
@@ -58,6 +60,7 @@ class Measurement:
         self.scheduling = Histogram()
         self.slips = Batch(self.scheduling.record)
         self.stopped = False
+        self.counted_from = -inf
         self.answered = 0
         self._unanswerable = 0  # messages on connections that were lost
         self._is_final = False  # later replies do not count
@@ -126,7 +129,7 @@ class Measurement:
         tally.sent = self.sent
         tally.under_way = tally.dropped_here = 0
         if self.stopped or not self._is_final:
-            since = self.clock.seconds() - self.timeout
+            since = max(self.clock.seconds() - self.timeout, self.counted_from)
             tally.under_way = sum(
                 each >= since
                 for channel in self.channels
@@ -177,7 +180,7 @@ class Measurement:
 
     def replied(self, number: int, since: float, now: float, damaged: int) -> None:  # noqa: ARG002
         """Count a reply."""
-        if self._is_final:
+        if self._is_final or since < self.counted_from:
             return
         self.tally.reply(since, now, damaged)
         self.answered += 1
@@ -246,7 +249,7 @@ class Measurement:
     def _ended(self, kind: str, channel: StreamChannel) -> str:
         if kind:
             self.errors[kind] += 1
-            self._unanswerable += sum(1 for _ in channel.outstanding())
+            self._unanswerable += sum(each >= self.counted_from for each in channel.outstanding())
             self.connection_lost(channel, kind)
             self.check_finished()
         return kind

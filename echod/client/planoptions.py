@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Final
 
 from echod.client.parser import add_flag, add_option
-from echod.client.values import bound, rate, time_to_run, whole
+from echod.client.values import bound, duration, rate, time_to_run, whole
 
 DURATION: Final = 10.0
 """Seconds of a load."""
@@ -35,6 +35,8 @@ def add_plan(load: ArgumentParser) -> None:
         "connection sends when the reply to its last message has come (closed loop)"
     )
     add_option(load, "-r --rate", rate, "N", text)
+    text = "send for this time before, without counting it"
+    add_option(load, "--warm-up", duration, "TIME", text, default=0.0)
     text = "search for the highest rate that keeps --latency; each step takes --duration"
     add_flag(load, "--find-rate", text)
     text = "for --find-rate: the highest latency, such as p99=5ms or max=20ms"

@@ -86,6 +86,8 @@ def load_result(run: Load) -> Result:
         "connect_seconds": summary(run.connect_times, PERCENTILES),
         "tls_handshake_seconds": summary(run.handshake_times, PERCENTILES),
         "duration_seconds": seconds,
+        "warm_up_seconds": run.plan.warm_up,
+        "warm_up_messages": run.warm_up_messages,
         **_counts(run),
         "asked_messages_per_second": run.rate,
         "sent_messages_per_second": _divide(statistics.sent, seconds),

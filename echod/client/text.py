@@ -151,6 +151,9 @@ def load_lines(result: Result) -> Iterator[str]:
     made = f"{result['connections_made']:,} of {result['connections']:,}"
     yield from times_lines(f"connected: {made}", result["connect_seconds"])
     yield from times_lines("TLS handshakes", result["tls_handshake_seconds"])
+    if result["warm_up_seconds"]:
+        messages = plural(result["warm_up_messages"], "message")
+        yield f"warm-up: {result['warm_up_seconds']:g} s, {messages}, not counted"
     yield counts_line(result)
     yield from errors_lines(result["errors"])
     if result["connections_silent"]:

@@ -141,6 +141,60 @@ def test_closed_loop(network: MemoryNetwork) -> None:
 
 
 @pytest.mark.parametrize("rate", [None, 10.0])
+def test_warm_up(network: MemoryNetwork, rate: float | None) -> None:
+    """The messages of the warm-up do not count, nor do their times, whenever their replies come."""
+    Services(network, lambda now: max(now + 0.1, 0.95))
+    run = Run(network, duration=2.0, rate=rate, warm_up=1.0)
+    network.advance(0.5)
+    assert run.counts == {}
+    network.advance(4)
+    assert run.done
+    result = run.values
+    assert result["ok"]
+    assert (result["warm_up_seconds"], result["warm_up_messages"]) == (1.0, 10 if rate else 2)
+    assert result["sent"] == 20
+    assert result["latency_seconds"]["max"] == pytest.approx(0.1)
+    assert result["duration_seconds"] == pytest.approx(2.0)
+    assert result["sent_messages_per_second"] == pytest.approx(10)
+    assert result["intervals"][0]["start_seconds"] == 0
+    assert sum(each["messages"] for each in result["intervals"]) == result["received"]
+    assert f"warm-up: 1 s, {result['warm_up_messages']} messages, not counted" in run.lines
+
+
+def test_count_after_the_warm_up(network: MemoryNetwork) -> None:
+    """A number of messages is that of the messages which count."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=inf, warm_up=1.05, count=5)
+    network.advance(3)
+    assert run.counts == {"sent": 5, "received": 5}
+
+
+def test_stop_in_the_warm_up(network: MemoryNetwork) -> None:
+    """A run that is stopped in the warm-up has counted nothing."""
+    Services(network, lambda now: now + 0.1)
+    run = Run(network, warm_up=1.0)
+    network.advance(0.55)
+    run.load.summarize()
+    run.load.stop()
+    network.settle()
+    assert run.done
+    assert run.counts == {}
+    assert run.values["failure"] is None
+
+
+def test_end_in_the_warm_up(network: MemoryNetwork) -> None:
+    """A service that closes all connections in the warm-up is an error."""
+    services = Services(network, lambda now: now + 0.1)
+    run = Run(network, warm_up=1.0, connections=1)
+    network.advance(0.55)
+    services.made[0].transport.loseConnection()
+    network.advance(1)
+    assert run.done
+    assert run.values["failure"] == "the service closed all connections before messages counted"
+    assert run.values["errors"] == {"closed": 1}
+
+
+@pytest.mark.parametrize("rate", [None, 10.0])
 def test_count(network: MemoryNetwork, rate: float | None) -> None:
     """A load ends when its number of messages is sent, and its replies have come."""
     Services(network, lambda now: now + 0.1)

@@ -59,6 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "plot": None,
         "compare": [],
         "count": None,
+        "warm_up": 0.0,
         "find_rate": False,
         "latency": None,
         "clock": True,

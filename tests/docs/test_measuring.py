@@ -419,7 +419,7 @@ def test_json_of_a_search(place: Place) -> None:
     options = ("--find-rate", "--latency", "max=0.001ms", "-d", 0.6, "-r", 2, "--json")
     outcome = echod_client("load", f"127.0.0.1:{place.ports['tcp']}", *options)
     assert outcome.status == 1
-    assert len(outcome.result["steps"]) == 2
+    assert outcome.result["steps"]
     check_json(outcome.result)
 
 
