@@ -26,7 +26,7 @@ class Console:
         self.name = f"echod-client {command}"
         self.out, self.err = out, err
         self.is_broken = False
-        self.on_broken: Callable[[], None] = lambda: None
+        self.on_broken: Callable[[], object] = lambda: None
 
     def print(self, *lines: str) -> None:
         """Print lines to standard output, each flushed; in a terminal, long ones are wrapped."""

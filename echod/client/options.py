@@ -97,7 +97,7 @@ def parser() -> ArgumentParser:
         command = commands.add_parser(
             name, help=purpose, description=description, epilog=EPILOG, commands=commands.choices
         )
-        command.add_argument("target", metavar="TARGET")
+        command.add_argument("target", metavar="TARGET", help="the service; ping takes several")
         text = "how long to wait for a connection, and for a reply"
         add_option(command, "-W --timeout", duration, "TIME", text, default=10.0)
         add_flag(command, "--json", "print the result as JSON (docs/measuring.rst)")
@@ -216,12 +216,12 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     words = [options.target, *(each for each in rest if each != "--")]
     try:
         options.targets = list(parse_targets(words))
-        options.target, *others = options.targets
+        options.target = options.targets[0]
         options.socket_options = socket_options(options)
         reasons = (why for target in options.targets for why in conflicts(options, target))
         why = next(reasons, "")
-        if others:
-            why = f"takes one TARGET; leave out {others[0].text!r}"
+        if options.command != "ping" and len(options.targets) > 1:
+            why = f"takes one TARGET; leave out {options.targets[1].text!r}"
     except BadTarget as error:
         why = str(error)
     if why:

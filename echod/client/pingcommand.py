@@ -22,6 +22,7 @@ class PingCommand(ClientCommand):
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
         super().__init__(connector, options, console)
+        self._prefix = f"{connector.target.name}: " if len(options.targets) > 1 else ""
         self.run = Ping(
             connector,
             options.size,
@@ -41,7 +42,7 @@ class PingCommand(ClientCommand):
         if isinstance(event, Connected):
             self._print(*self._connected_lines(event))
         elif not options.quiet and (options.outstanding or not isinstance(event, Unanswered)):
-            self._print(text.EVENT_LINES[type(event)](event))
+            self._print(self._prefix + text.EVENT_LINES[type(event)](event))
 
     def _print(self, *lines: str) -> None:
         stamp = f"[{time.time():.6f}] " if self.options.timestamps else ""
@@ -52,7 +53,7 @@ class PingCommand(ClientCommand):
         over = text.over(connector.protocol, self.run.size)
         yield f"echo of {connector.target.name} ({event.address}) {over}"
         if event.connect_seconds is not None:
-            line = f"connected in {report.in_ms(event.connect_seconds)} ms"
+            line = f"{self._prefix}connected in {report.in_ms(event.connect_seconds)} ms"
             if connector.includes_lookup:
                 line += " with the name lookup"
             if event.tls_handshake_seconds is not None:

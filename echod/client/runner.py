@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
@@ -49,36 +49,45 @@ def perform(reactor: Any, options: Namespace, console: Console) -> int:
 
     :raises OSError: if no file descriptor is left.
     """
+    commands: list[ClientCommand] = []
     try:
-        connector = Connector(reactor, options.target, options.timeout, options.socket_options)
-        command: ClientCommand = COMMANDS[options.command](connector, options, console)
+        for target in options.targets:
+            connector = Connector(reactor, target, options.timeout, options.socket_options)
+            commands.append(COMMANDS[options.command](connector, options, console))
     except (BadTarget, Unusable) as error:
         console.print_error(str(error))
         return WRONG
-    console.on_broken = command.run.stop
+    runs = [command.run for command in commands]
     ended: Deferred[None] = Deferred()
     status = NOT_OK
 
     async def measure() -> None:
         nonlocal status
         try:
-            await command.run.run()
-            if command.finish() and not console.is_broken:
+            await gatherResults([Deferred.fromCoroutine(run.run()) for run in runs])
+            are_ok = [command.finish() for command in commands]
+            if all(are_ok) and not console.is_broken:
                 status = OK
         except Exception:
             log.failure("echod-client fails")
         ended.callback(None)
         reactor.stop()
 
-    def interrupted() -> Deferred[None]:
-        command.run.stop()
+    def stop() -> Deferred[None]:
+        for run in runs:
+            run.stop()
         return ended
 
-    reactor.addSystemEventTrigger("before", "shutdown", interrupted)
+    def show_so_far() -> None:
+        for command in commands:
+            command.show_so_far()
+
+    console.on_broken = stop
+    reactor.addSystemEventTrigger("before", "shutdown", stop)
     reactor.callWhenRunning(Deferred.fromCoroutine, measure())
     actions = {signal.SIGINT: reactor.stop, signal.SIGTERM: reactor.stop}
     if options.command != "pipe":
-        actions[signal.SIGQUIT] = command.show_so_far
-    with handled(lambda: command.run.sent > 0, actions, reactor.callFromThread):
+        actions[signal.SIGQUIT] = show_so_far
+    with handled(lambda: any(run.sent for run in runs), actions, reactor.callFromThread):
         reactor.run(installSignalHandlers=False)
     return status

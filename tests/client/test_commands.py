@@ -110,6 +110,27 @@ def test_timestamps(target: str) -> None:
     assert printed[4] == ""
 
 
+def test_several_targets(target: str) -> None:
+    """Each line of a ping with several targets names its own; the summaries are the end."""
+    other = target.replace("127.0.0.1", "localhost")
+    printed = lines("ping", target, other, "-c", 2, "-i", 0.01, "-4")
+    for each in (target, other):
+        assert f"echo of {each} ({target}) over TCP, 64 bytes a message" in printed
+        found = [line.removeprefix(f"{each}: ")[:5] for line in printed if f"{each}: " in line]
+        assert found == ["conne", "seq=0", "seq=1"]
+    assert printed[8:10] == ["", f"--- {target} ---"]
+    assert printed[12:14] == ["", f"--- {other} ---"]
+
+
+def test_several_results(target: str) -> None:
+    """Each target has a result; the status is that of the worst."""
+    outcome = echod_client("ping", target, "unix:/nonexistent", "-c", 1, "--json")
+    assert outcome.status == 1
+    results = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [each["ok"] for each in results] == [True, False]
+    assert outcome.err.startswith("echod-client ping: unix:/nonexistent: ")
+
+
 @pytest.mark.parametrize("command", [("ping", "-c", 2, "-i", 0.01), ("load", "-d", 0.1)])
 def test_payload(target: str, command: Any) -> None:
     """With ``-e``, each message has these bytes."""

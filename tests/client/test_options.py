@@ -325,7 +325,7 @@ def test_incompatible(capsys: Capture, arguments: str, why: str) -> None:
         ("ping h:7 -c", "--count"),
         ("ping h:7 --prot 7", "--prot"),
         ("ping h:7 --time 7", "--time"),
-        ("ping h:7 stray things", "takes one TARGET; leave out 'stray'"),
+        ("load h:7 stray things", "takes one TARGET; leave out 'stray'"),
         ("ping h 7 8", "'8'"),
         ("pipe h:7 --count 5", "--count"),
         ("load h:7 --interval 5", "--interval"),
@@ -421,6 +421,12 @@ def test_arguments_of_the_process(capsys: Capture, monkeypatch: pytest.MonkeyPat
     """Without arguments, those of the process are parsed."""
     monkeypatch.setattr("sys.argv", ["x", "ping", "h:7", "-c", "3"])
     assert parse(None).count == 3
+
+
+def test_several_targets() -> None:
+    """``ping`` takes several targets; a number after one is its port."""
+    targets = parse(["ping", "h:7", "g", "-c", "3", "i", "9"]).targets
+    assert [(each.host, each.port) for each in targets] == [("h", 7), ("g", 7), ("i", 9)]
 
 
 def test_payload_of_a_file(tmp_path: Path) -> None:

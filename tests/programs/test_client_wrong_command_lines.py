@@ -95,7 +95,7 @@ WRONG = [
     ("ping h:7 -c", "-c/--count: expected one argument"),
     ("ping h:7 -W -c 3", "-W/--timeout: expected one argument"),
     ("ping h:7 --json=yes", "--json"),
-    ("ping h:7 g:7", "takes one TARGET; leave out 'g:7'"),
+    ("load h:7 g:7", "takes one TARGET; leave out 'g:7'"),
     ("pipe h:7 file", "leave out 'file'"),
     # values
     ("ping h:7 -c 0", "a whole number from 1"),
