@@ -190,7 +190,7 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
         yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
     if command == "load":
         yield from plan_conflicts(options)
-    if target.host is None and sockets != SocketOptions():
+    if target.host is None and sockets != SocketOptions(kernel_clock=sockets.kernel_clock):
         yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
     if {family_of(target.host), sockets.family} == set(FAMILIES.values()):
         asking = f"-I {sockets.source}" if sockets.source else "-4 or -6"

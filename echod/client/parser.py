@@ -49,8 +49,7 @@ class Parser(ArgumentParser):
         if unknown:
             self.error(f"there is no option {unknown}")
         if self._is_first and arguments[0] not in self.commands and arguments[0][:1] != "-":
-            *most, last = self.commands
-            choice = f"{', '.join(most)} or {last}"
+            choice = " | ".join(self.commands)
             self.error(f"{arguments[0]!r} is not a command: type {choice} before TARGET")
         return super().parse_known_args(arguments, namespace)
 

@@ -37,24 +37,14 @@ ESCAPE: Final = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([nrt\\]))")
 
 PLOTS: Final = (".svg", ".png")
 
-UNITS: Final = {
-    "k": 10**3,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-}
-"""The units of numbers: decimal, and binary (IEC 80000-13)."""
-
 DSCP: Final = {"le": 1, "ef": 46, "va": 44} | {
     **{f"cs{each}": 8 * each for each in range(8)},
     **{f"af{one}{two}": 8 * one + 2 * two for one in range(1, 5) for two in range(1, 4)},
 }
 """The names of code points (RFC 2474, RFC 2597, RFC 3246, RFC 5865, RFC 8622)."""
 
-WITH_UNIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(k|[KMG]i?)")
+WITH_UNIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([kKMG])((?<!k)i)?")
+"""A number with a unit, decimal or binary (IEC 80000-13)."""
 
 
 def in_units(parse: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +53,8 @@ def in_units(parse: Callable[..., Any]) -> Callable[..., Any]:
     def read(text: str, **bounds: Any) -> Any:
         found = WITH_UNIT.fullmatch(text)
         if found:
-            product = Decimal(found[1]) * UNITS[found[2]]
+            base = 1024 if found[3] else 1000
+            product = Decimal(found[1]) * base ** ("kMG".index(found[2].replace("K", "k")) + 1)
             with suppress(ValueError):  # the call below quotes the text as typed
                 return parse(f"{product.normalize():f}", **bounds)
         return parse(text, **bounds)

@@ -32,7 +32,7 @@ LINES = [
     ("ping -R -b h", "-R (leave it out), -b (leave it out)"),
     ("ping -V", "-V (type echod-client --version)"),
     # irtt(1)
-    ("client h", "'client' is not a command: type pipe, ping or load before TARGET"),
+    ("client h", "'client' is not a command: type pipe | ping | load before TARGET"),
     ("ping -i 10ms -d 1m -l 160 udp:h", "-d (type -w for a time), -l (type -s for a size,"),
     ("ping --dscp=46 --ttl=5 udp:h", ""),
     ("ping --df=true udp:h", "--df (type --dont-fragment)"),
@@ -42,11 +42,11 @@ LINES = [
     # fortio
     (
         "load -c 8 -qps 1000 -t 10s tcp://h:8078",
-        "-c (type -C for connections), -qps (type -r for messages a second), "
+        "-c (type -C for connections, -n for messages), -qps (type -r for messages a second), "
         "-t (type -d for a time",
     ),
     ("load tcp://h:8078", ""),
-    ("load udp://h:8078/", ""),
+    ("load udp://h:8078/ -n 1000", ""),
     ("load -json out.json h", "-json (type --json)"),
     ("load -payload-size 1024 h", "-payload-size (type -s)"),
     ("load -timeout 3s h", "-timeout (type --timeout)"),
@@ -62,10 +62,10 @@ LINES = [
     ("load -c h -u -b 10M", "-u (type udp:HOST:PORT), -b (type -r for messages a second)"),
     ("load -P 4 -t 30 h", "-P (type -C for connections), -t (type -d"),
     ("load -J -p 5201 h", "-J (type --json), -p (type HOST:PORT)"),
-    ("load -l 128K h", "-l (type -s)"),
+    ("load -s 128K -n 10M h", ""),
     ("load -i 1 h", "-i (type --json-lines for each second)"),
-    ("load -B 127.0.0.1 h", "-B (type -I)"),
-    ("load -S 0x10 h", "-S (type -Q)"),
+    ("load -n 10M -l 1k h", "-l (type -s)"),
+    ("load -B 127.0.0.1 -S 0x10 h", "-B (type -I), -S (type -Q)"),
     ("load h -4 -V", "-V (type echod-client --version)"),
     ("load h --bidir --reverse", "--bidir (leave it out), --reverse (leave it out)"),
 ]

@@ -173,6 +173,11 @@ def test_socket_options(command: str, arguments: str, expected: SocketOptions) -
     assert parse([command, "h:7", *arguments.split()]).socket_options == expected
 
 
+def test_clock_of_a_unix_socket() -> None:
+    """The clock is no option of TCP and UDP alone."""
+    assert not parse(["ping", "unix:/x", "--clock", "user"]).socket_options.kernel_clock
+
+
 def test_ttl_as_in_ping() -> None:
     """``-t`` is the TTL, as in ping(8); in load it would look like the time of other tools."""
     assert parse(["ping", "h:7", "-t", "3"]).socket_options == SocketOptions(ttl=3)
@@ -219,6 +224,7 @@ WHOLE = (
     "1e3",
     "1.0005k",
     "10m",
+    "1ki",
     "9G9",
     "kM",
     "٣",
