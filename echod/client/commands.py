@@ -14,6 +14,7 @@ from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.errors import os_error_line
 from echod.client.findrate import FindRate, find_rate_result
+from echod.client.intervalfiles import HistogramLog, write_csv
 from echod.client.load import Load, Plan
 from echod.client.pingcommand import PingCommand
 from echod.client.pipe import Pipe
@@ -37,11 +38,21 @@ class LoadCommand(ClientCommand):
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
         super().__init__(connector, options, console)
+        self._files: dict[str, Callable[[str], None]] = {}
         if options.plot:
-            self._draw, self._earlier = prepare_plot(options.plot, options.compare)
+            draw, earlier = prepare_plot(options.compare)
+            self._files["plot"] = lambda name: draw([*earlier, self.result(self.run)], name)
+        if options.hdr:
+            self._files["hdr"] = (log := HistogramLog(connector.started_at)).write
+        if options.csv:
+            self._files["csv"] = lambda name: write_csv(self.run.statistics.intervals, name)
+        for option in self._files:
+            check_writable(option, getattr(options, option))
         raise_descriptor_limit(options.connections)
         self._is_live = console.err.isatty() and not options.json
         self.run = self._make_run()
+        if options.hdr:
+            self.run.statistics.on_times = log.add
 
     def _make_run(self) -> Any:
         return self._load(self.options.rate)
@@ -60,14 +71,15 @@ class LoadCommand(ClientCommand):
         return f"{text.plural(missing, 'connection')} could not be made: {result['failure']}"
 
     def finish(self) -> bool:
-        """Print the result, draw the plot, and return whether everything came back right."""
+        """Print the result, write the files, and return whether everything came back right."""
         is_ok = super().finish()
-        if self.options.plot and self.run.tally.sent:
+        for option, write in self._files.items() if self.run.sent else ():
+            name = getattr(self.options, option)
             try:
-                self._draw([*self._earlier, self.result(self.run)], self.options.plot)
+                write(name)
             except OSError as error:
-                self.console.print_error(f"--plot {self.options.plot}: {os_error_line(error)}")
-                return False
+                self.console.print_error(f"--{option} {name}: {os_error_line(error)}")
+                is_ok = False
         return is_ok
 
     def _on_interval(self, interval: Interval) -> None:
@@ -151,13 +163,21 @@ def load_command(connector: Connector, options: Namespace, console: Console) -> 
 COMMANDS: Final = {"ping": PingCommand, "load": load_command, "pipe": PipeCommand}
 
 
-def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None], list[Any]]:
+def check_writable(option: str, name: str) -> None:
+    """Check the file of an option before the run: if it cannot be written, the run is wasted.
+
+    :raises Unusable: if it cannot be written.
+    """
+    place = name if os.path.exists(name) else os.path.dirname(os.path.abspath(name))
+    if os.path.isdir(name) or not os.access(place, os.W_OK):
+        raise Unusable(f"--{option} {name}: no file can be written there")
+
+
+def prepare_plot(compare: Iterable[str]) -> tuple[Callable[..., None], list[Any]]:
     """Return the function that draws, and the earlier runs.
 
-    Call this before the run: if its plot cannot be drawn, the run is wasted.
-
-    :raises Unusable: if matplotlib is not installed, a file to compare with is not the output of
-        ``load --json``, or the plot cannot be written.
+    :raises Unusable: if matplotlib is not installed, or a file to compare with is not the output of
+        ``load --json``.
     """
     try:
         from echod.client.plot import draw, load_run  # noqa: PLC0415 - needs the extra plot
@@ -175,9 +195,6 @@ def prepare_plot(name: str, compare: Iterable[str]) -> tuple[Callable[..., None]
         except (OSError, ValueError) as error:
             why = os_error_line(error) if isinstance(error, OSError) else error
             raise Unusable(f"--compare {file}: {why}") from error
-    place = name if os.path.exists(name) else os.path.dirname(os.path.abspath(name))
-    if os.path.isdir(name) or not os.access(place, os.W_OK):
-        raise Unusable(f"--plot {name}: no file can be written there")
     return draw, earlier
 
 

@@ -6,6 +6,7 @@ import functools
 import socket
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -30,6 +31,7 @@ class Connector:
     :param timeout: seconds that resolving the name may take, and then each connection.
     :param options: of the sockets; they do not apply to connections that Twisted makes.
     :ivar address: the address that was reached, as text; ``""`` before.
+    :ivar started_at: the time of day when the connector was made.
     :ivar protocol: ``tcp``, ``udp``, or the type of a Twisted endpoint.
     :ivar includes_lookup: whether the time to connect includes the name lookup: Twisted does both
         in one.
@@ -47,6 +49,7 @@ class Connector:
         self.timeout = timeout
         self.options = options
         self.address = ""
+        self.started_at = datetime.now(timezone.utc)
         self.errors: Counter[str] = Counter()
         self.includes_lookup = False
         self.on_address_change: Callable[[str, str], None] = lambda *_: None

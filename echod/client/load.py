@@ -79,7 +79,7 @@ class Load(Measurement):
         self.rate = self.plan.rate
         self.connect_times = Histogram()
         self.handshake_times = Histogram()
-        self.statistics = Statistics(self.tally, on_interval, usage)
+        self.statistics = Statistics(self.tally, on_interval, usage, lambda: self.dropped)
         self.silent = 0
         self.counted_from = inf
         self.warm_up_messages = self._warm_up_dropped = 0
@@ -185,6 +185,7 @@ class Load(Measurement):
         if self.is_counting and self.is_sending:
             self.statistics.end(now, self.sent, self.answered)
         super().summarize()
+        self.statistics.count_lost(self.unanswered())
         self.silent = sum(each.sent > 0 and not each.replies.finished for each in self.streams)
 
     def reply_handler(self, channel: Channel) -> ReplyCallback:

@@ -6,7 +6,7 @@ A subclass opens the channels, and sends the messages.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Final
 
@@ -221,6 +221,13 @@ class Measurement:
     def dropped(self) -> int:
         """Datagrams that this machine has dropped: not sent, or not received."""
         return sum(each.dropped for each in self.channels if isinstance(each, DatagramChannel))
+
+    def unanswered(self) -> Iterator[float]:
+        """Yield the start times of the messages that are lost or dropped, in seconds."""
+        is_early = self.stopped or not self._is_final
+        until = self.clock.seconds() - self.timeout if is_early else inf
+        for channel in self.channels:
+            yield from (each for each in channel.outstanding() if each < until or not channel.open)
 
     def _all_answered(self) -> bool:
         return self.answered + self._unanswerable >= self.tally.sent

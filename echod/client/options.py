@@ -80,6 +80,17 @@ def add_socket_options(command: ArgumentParser, ttl: str) -> None:
     add_flag(command, "-v", "ignored: each error is printed")
 
 
+def add_file_options(load: ArgumentParser) -> None:
+    """Add the options for files that a load writes, or reads."""
+    text = "draw the latencies and the losses to an .svg or .png file; needs the extra plot"
+    add_option(load, "--plot", plot_file, "FILE", text)
+    text = "also draw an earlier run, from a file that --json has written; repeatable"
+    add_option(load, "--compare", str, "FILE", text, default=[])
+    text = "write the times of each second to a file in HdrHistogram's log format"
+    add_option(load, "--hdr", str, "FILE", text)
+    add_option(load, "--csv", str, "FILE", "write the figures of each second to a file as CSV")
+
+
 def parser() -> ArgumentParser:
     """Return the parser of the command line."""
     top = Parser(
@@ -131,10 +142,7 @@ def parser() -> ArgumentParser:
     add_option(load, "-s --size", size, "BYTES", size_text, default=64)
     add_plan(load)
     add_json_lines(load)
-    text = "draw the latencies to an .svg or .png file; needs the extra plot"
-    add_option(load, "--plot", plot_file, "FILE", text)
-    text = "also draw an earlier run, from a file that --json has written; repeatable"
-    add_option(load, "--compare", str, "FILE", text, default=[])
+    add_file_options(load)
     text = "date the replies by the kernel's stamps, or when this program receives them: user"
     for command in (ping, load):
         add_option(command, "--clock", is_kernel_clock, "CLOCK", text, default="kernel")

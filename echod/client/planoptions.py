@@ -17,7 +17,9 @@ RULES: Final = (
     ("compare", "plot", False, "--compare is for --plot FILE"),
     ("latency", "find_rate", False, "--latency is for --find-rate"),
     ("find_rate", "latency", False, "--find-rate needs a --latency, such as --latency p99=5ms"),
-    ("find_rate", "plot", True, "--find-rate draws no --plot"),
+    ("find_rate", "compare", True, "--find-rate draws its own steps: leave out --compare"),
+    ("find_rate", "hdr", True, "--hdr is for one rate: leave out --find-rate"),
+    ("find_rate", "csv", True, "--csv is for one rate: leave out --find-rate"),
     ("find_rate", "count", True, "--find-rate ends each step after -d: leave out -n"),
 )
 """An option, another, whether the two are refused if the other is given or if it is not,

@@ -193,6 +193,7 @@ def common(command: str, run: Any, ok: bool) -> Result:
         "target": connector.target.text,
         "address": connector.address or None,
         "protocol": connector.protocol,
+        "started_at": connector.started_at.isoformat(timespec="milliseconds"),
         "timeout_seconds": connector.timeout,
         "failure": run.failure or None,
         "errors": dict(connector.errors),
@@ -226,12 +227,13 @@ def _divide(count: float, seconds: float) -> float:
 
 def to_json(result: Result) -> str:
     """Return the record as one line of JSON."""
-    return json.dumps(_rounded(result))
+    return json.dumps(rounded(result))
 
 
-def _rounded(value: Any, name: str = "") -> Any:
+def rounded(value: Any, name: str = "") -> Any:
+    """Return a value with the decimals of the JSON output; ``name`` is that of a number."""
     if isinstance(value, dict):
-        return {name: _rounded(each, name) for name, each in value.items()}
+        return {name: rounded(each, name) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(each) for each in value]
+        return [rounded(each) for each in value]
     return round(value, DECIMALS.get(name, 9)) if isinstance(value, float) else value

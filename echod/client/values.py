@@ -136,7 +136,9 @@ def _unescaped(escape: re.Match[bytes]) -> bytes:
 
 
 def plot_file(name: str) -> str:
-    """Return the name of a plot's file, which ends in .svg or .png."""
+    """Return the name of a plot's file, which ends in .svg or .png; by default in .svg."""
+    if name and not os.path.splitext(name)[1] and name.lower() not in PLOTS:
+        return f"{name}.svg"
     if not name.lower().endswith(PLOTS):
         raise ArgumentTypeError(f"takes a file that ends in .svg or .png, not {name!r}")
     return name

@@ -57,6 +57,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "duration": 10.0,
         "rate": None,
         "plot": None,
+        "hdr": None,
+        "csv": None,
         "compare": [],
         "count": None,
         "warm_up": 0.0,
@@ -110,6 +112,10 @@ def test_defaults(command: str) -> None:
         ("load -s 128Mi", "size", 1 << 27),
         ("load --rate 1e6", "rate", 1_000_000.0),
         ("load --plot a.SVG", "plot", "a.SVG"),
+        ("load --plot /a.b/c", "plot", "/a.b/c.svg"),
+        ("load --plot .png", "plot", ".png"),
+        ("load --hdr a.hlog", "hdr", "a.hlog"),
+        ("load --csv a.csv", "csv", "a.csv"),
         ("load --plot /tmp/a.png", "plot", "/tmp/a.png"),
     ],
 )
@@ -265,7 +271,7 @@ RATES = (
         ("ping", "-Q/--tos", "a whole number from 0 to 255", ("256", "0x", "0x100", "ef", "")),
         ("ping", "--dscp", "a whole number from 0 to 63", ("64", "0x10", "af44", "cs8", "")),
         ("ping", "-t/--ttl", "a whole number from 1 to 255", ("0", "256", "10s")),
-        ("load", "--plot", "a file that ends in .svg or .png", ("", "a", "a.pdf", "a.svg.gz")),
+        ("load", "--plot", "a file that ends in .svg or .png", ("", "a.pdf", "a.svg.gz")),
     ],
 )
 def test_bad_values(

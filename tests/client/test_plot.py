@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,7 +26,7 @@ def an_interval(start: float, **times: float | None) -> dict[str, Any]:
     found: dict[str, Any] = {"start_seconds": start, "seconds": 1.0}
     for name in ("p50", "p99", "max"):
         found[f"{name}_seconds"] = times.get(name)
-    return found
+    return {**found, "late": 0, "damaged": 0, "dropped_here": 0, "lost": 1}
 
 
 RUN: dict[str, Any] = {
@@ -33,6 +34,8 @@ RUN: dict[str, Any] = {
     "target": "echo.example:7",
     "connections": 2,
     "size_bytes": 64,
+    "started_at": "2026-11-30T12:34:56.789+00:00",
+    "lost_fraction": 0.0345,
     "asked_messages_per_second": None,
     "latency_histogram": [[0.001, 90], [0.002, 9], [0.01, 1]],
     "intervals": [
@@ -60,8 +63,13 @@ def test_svg(tmp_path: Path) -> None:
     draw([RUN], str(file))
     result = comments(file)
     assert label(RUN) in result
-    for each in ("p50", "p99", "max", "99.99 %", "latency, ms", "seconds since the beginning"):
+    for each in (
+        *("p50", "p99", "max", "lost", "late", "damaged", "dropped here"),
+        *("latency, ms", "seconds since the beginning", "messages in each second"),
+        *("50 %", "90 %", "99 %", "1", "2", "5", "10"),  # 100 replies, from 1 to 10 ms
+    ):
         assert each in result, each
+    assert "99.9 %" not in result
 
 
 def test_several(tmp_path: Path) -> None:
@@ -72,13 +80,14 @@ def test_several(tmp_path: Path) -> None:
     result = comments(file)
     for each in ("echo.example:7", "unix:/a$b$", "lost.example:7"):
         assert any(line.startswith(each) for line in result), each
+    assert sum(line.startswith("lost.example:7") for line in result) == 2  # in the title, too
     assert result.count("p50") == 1
 
 
 def test_short_label() -> None:
     """A label omits the files that the TARGET names."""
     run = {**RUN, "target": "tls:echo.example:7:trustRoots=/etc/ssl/ours"}
-    assert label(run) == "tls:echo.example:7, 2 x 64 B, closed loop"
+    assert label(run).startswith("tls:echo.example:7, 2 x 64 B, closed loop, ")
 
 
 def test_png(tmp_path: Path) -> None:
@@ -87,6 +96,8 @@ def test_png(tmp_path: Path) -> None:
         file = tmp_path / name
         draw([RUN], str(file))
         assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack(">LL", file.read_bytes()[16:24])
+        assert (width, height) == (1600, 2000)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +135,60 @@ def test_over_time() -> None:
 
 def test_label() -> None:
     """A label has the target and the kind of loop."""
-    assert label(RUN) == "echo.example:7, 2 x 64 B, closed loop"
+    end = "3.5 % lost, 2026-11-30 12:34"
+    assert label(RUN) == f"echo.example:7, 2 x 64 B, closed loop, {end}"
     open_loop = {**RUN, "asked_messages_per_second": 12500.0}
-    assert label(open_loop) == "echo.example:7, 2 x 64 B, open loop, 12,500/s"
+    assert label(open_loop) == f"echo.example:7, 2 x 64 B, open loop, 12,500/s, {end}"
+
+
+def test_earlier_version() -> None:
+    """The output of an earlier version has no date, no lost part and no losses over time."""
+    new = ("started_at", "lost_fraction", "intervals")
+    run = {name: value for name, value in RUN.items() if name not in new}
+    assert label(run) == "echo.example:7, 2 x 64 B, closed loop"
+    run["intervals"] = [{"start_seconds": 0.0, "seconds": 1.0, "max_seconds": 0.5}]
+    assert over_time(run, "lost") == ([], [])
+
+
+def test_narrow_range(tmp_path: Path) -> None:
+    """Latencies that hardly differ have a linear axis: a logarithmic one would have no tick."""
+    times = an_interval(0.0, p50=0.0201, p99=0.0202, max=0.0203)
+    run = {**RUN, "latency_histogram": [[0.0201, 5], [0.0203, 5]], "intervals": [times]}
+    draw([run], str(tmp_path / "a.svg"))
+    assert {"20.1", "20.15", "20.2", "20.25", "20.3"} <= set(comments(tmp_path / "a.svg"))
+
+
+def test_no_exponents(tmp_path: Path) -> None:
+    """The ticks of a wide logarithmic axis are plain numbers."""
+    run = {**RUN, "latency_histogram": [[0.000_05, 5], [0.2, 5]]}
+    draw([run], str(tmp_path / "a.svg"))
+    assert {"0.05", "0.1", "1", "100"} <= set(comments(tmp_path / "a.svg"))
+
+
+def a_step(rate: float, p99: float | None, holds: bool) -> dict[str, Any]:
+    latency = dict.fromkeys(("p50", "p99", "max"), p99)
+    return {"asked_messages_per_second": rate, "latency_seconds": latency, "holds": holds}
+
+
+def test_search(tmp_path: Path) -> None:
+    """The plot of a search has the latencies by rate, and the bound."""
+    steps = [a_step(100.0, 0.001, True), a_step(200.0, 0.1, False), a_step(400.0, None, False)]
+    search = {
+        **RUN,
+        "command": "find-rate",
+        "steps": steps,
+        "highest": {"messages_per_second": 100.0},
+        "bound_percentile": "max",
+        "bound_seconds": 0.01,
+    }
+    file = tmp_path / "a.svg"
+    draw([search], str(file))
+    result = comments(file)
+    for each in ("p50", "p99", "max", "fails", "bound", "messages a second", "latency, ms"):
+        assert each in result, each
+    assert "echo.example:7, 64 B, 2026-11-30 12:34: 100/s holds" in result
+    draw([{**search, "steps": [], "highest": None}], str(file))
+    assert "echo.example:7, 64 B, 2026-11-30 12:34: no rate holds" in comments(file)
 
 
 def test_invalid_utf8(tmp_path: Path) -> None:

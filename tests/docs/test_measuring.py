@@ -570,6 +570,7 @@ def test_what_recipes_write(place: Place, results: Mapping[str, Future[Any]]) ->
 def normal(text: str, *, counts: bool) -> list[str]:
     """Return the lines with placeholders for addresses and figures."""
     text = re.sub(r"(127\.0\.0\.1|localhost):\d+", "HOST", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+", "DATE", text)
     text = re.sub(r"\d[\d,]*\.\d+", "N", text)
     if counts:
         text = re.sub(r"\b([\d,]+) sent, \1 received", "N sent, N received", text)

@@ -68,6 +68,7 @@ CLIENT = [
     "stdio",
     "pipe",
     "report",
+    "intervalfiles",
     "findrate",
     "text",
     "plot",
