@@ -9,11 +9,11 @@ All use of the private or undocumented state of Twisted's transports is in this 
 - ``FileDescriptor.dataBuffer``, ``offset`` and ``_tempDataLen``: the bytes not sent.
 - ``FileDescriptor.connectionLost``: end a connection now, not in the reactor's next turn.
 - ``Connection.socket`` and ``Connection.TLS``: the plain socket, and whether it is encrypted.
-- ``_WrapperEndpoint._wrapperFactory``: the TLS of a client endpoint, without its way to connect.
 - ``Server.server``: the listening port of an accepted UNIX connection.
 
 The daemon uses the private state of Twisted's ports: ``Port.socket`` in ``accepting.py``,
-``_shouldShutdown`` and ``numberAccepts`` in ``unix.py``, ``tcp._reservedFD`` in ``chroot.py``.
+``_shouldShutdown`` and ``numberAccepts`` in ``unix.py``, ``tcp._reservedFD`` in ``chroot.py``. The
+client takes TLS from ``_WrapperEndpoint._wrapperFactory``, in ``client/tls.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
-    IProtocolFactory,
     IPushProducer,
     IReactorTime,
     ISystemHandle,
@@ -77,11 +76,6 @@ def encrypted(transport: ITransport) -> bool:
     if isinstance(transport, Connection):
         return bool(transport.TLS)
     return hasattr(transport, "getPeerCertificate")  # not every class declares ISSLTransport
-
-
-def tls_wrapper(endpoint: object) -> Callable[[IProtocolFactory], IProtocolFactory]:
-    """Return a function that adds the TLS of a client endpoint, if it has TLS, to a factory."""
-    return getattr(endpoint, "_wrapperFactory", lambda factory: factory)
 
 
 def half_closes(transport: ITransport) -> bool:

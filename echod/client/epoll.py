@@ -90,14 +90,15 @@ class EpollReader:
         self._receivers: dict[int, Receiver] = {}
         self.fileno = self._epoll.fileno
 
-    def add(self, receiver: Receiver, sock: socket.socket) -> None:
-        """Receive on ``sock`` for ``receiver``."""
+    def add(self, receiver: Receiver, sock: socket.socket, is_encrypted: bool = False) -> None:
+        """Receive on ``sock`` for ``receiver``; encrypted messages have no transmit stamps."""
         if not self._receivers:
             self._reactor.addReader(self)
         self._epoll.register(sock, select.EPOLLIN)
         receiver.receive = sock.recvmsg
         receiver.space = RECEIVE_SPACE if self._kernel_clock and stamp_received(sock) else 0
-        receiver.has_transmit_stamps = self._transmit_stamps and stamp_transmitted(sock)
+        has_transmit_stamps = self._transmit_stamps and not is_encrypted
+        receiver.has_transmit_stamps = has_transmit_stamps and stamp_transmitted(sock)
         self._receivers[sock.fileno()] = receiver
 
     def remove(self, descriptor: int) -> None:

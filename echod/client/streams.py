@@ -1,8 +1,8 @@
 """The client's end of one connection: send messages at once, and time the replies.
 
-On a plain kernel socket a message goes to the kernel when it is begun, and a reply is timed when
-it is received: no queue of Twisted is part of the round trip. Over TLS, and in memory, messages
-pass through Twisted's transport and its buffers.
+A message goes to the kernel when it is begun, and a reply is dated by the kernel's stamp, or when
+it is received: no queue of Twisted is part of the round trip. Over TLS, Twisted encrypts, and this
+module receives. In memory, messages pass through the transport.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zope.interface import implementer
 from echod.client.epoll import EpollReader, Receiver
 from echod.client.errors import CLOSED, error_word
 from echod.client.replies import StreamReplies
-from echod.transport import kernel_socket, set_options, unsent
+from echod.transport import beneath, kernel_socket, set_options, unsent
 
 
 class State(Enum):
@@ -87,6 +87,7 @@ class StreamChannel(Receiver, Protocol):
 
     transport: Any  # IStreamTransport; also a tcp.Connection if there is a kernel socket
     replies: StreamReplies
+    _below: Any  # the transport without TLS
     _connected_at = 0.0
     connect_seconds = 0.0
     handshake_seconds: float | None = None
@@ -96,6 +97,8 @@ class StreamChannel(Receiver, Protocol):
         self._reader = reader
         self._socket: socket.socket | None = None
         self._descriptor = -1
+        self._is_tls = False
+        self._received_at: float | None = None  # when the data that is being decrypted did
         self._state = State.CONNECTING
         self._send_path = DIRECT
         self._waiting: deque[float] = deque()  # start times of messages that wait for space
@@ -116,6 +119,12 @@ class StreamChannel(Receiver, Protocol):
     def outstanding(self) -> Iterator[float]:
         """Return the start times of the outstanding messages, in seconds."""
         return chain(self.replies.outstanding(), self._waiting)
+
+    def use(self, replies: Any) -> None:
+        """Send the messages of ``replies``, and match received data with them."""
+        super().use(replies)
+        if self._is_tls:
+            self.received = self._decrypt
 
     def begin(self, due: float | None = None) -> None:
         """Send the next message.
@@ -151,6 +160,7 @@ class StreamChannel(Receiver, Protocol):
         else:
             replies.begun(since)
         self.transport.write(data)
+        self._flush()
 
     def close(self) -> None:
         """Finish sending; the connection ends when the service finishes too.
@@ -161,7 +171,7 @@ class StreamChannel(Receiver, Protocol):
             self._state = State.CLOSING
             self._waiting.clear()
             self.transport.unregisterProducer()
-            if ISSLTransport.providedBy(self.transport):
+            if self._is_tls:
                 self.transport.loseConnection()
             else:
                 self.transport.loseWriteConnection()
@@ -178,12 +188,12 @@ class StreamChannel(Receiver, Protocol):
             self.receive_failed(self._error)
         else:
             self._reader.remove(self._descriptor)
-            self.transport.startReading()
+            self._below.startReading()
 
     def receive_failed(self, error: OSError) -> None:
         """End the connection for ``error``, which the socket reports only once."""
         self._reader.remove(self._descriptor)
-        self.transport.connectionLost(Failure(error))
+        self._below.connectionLost(Failure(error))
 
     def connectionMade(self) -> None:
         """Receive from the kernel socket, if any. Without TLS, fire :attr:`ready`."""
@@ -192,11 +202,15 @@ class StreamChannel(Receiver, Protocol):
         set_options(self.transport)
         self.transport.registerProducer(self, True)
         self._socket = kernel_socket(self.transport)
-        if self._socket is not None:
-            self._descriptor = self._socket.fileno()
-            self.transport.stopReading()
-            self._reader.add(self, self._socket)
-        if not ISSLTransport.providedBy(self.transport):
+        self._below = beneath(self.transport)
+        self._is_tls = ISSLTransport.providedBy(self.transport)
+        sock = kernel_socket(self._below)
+        if sock is not None:
+            self._descriptor = sock.fileno()
+            self.received = self._decrypt  # until use() is called
+            self._below.stopReading()
+            self._reader.add(self, sock, is_encrypted=self._is_tls)
+        if not self._is_tls:
             self.ready.callback(self)
 
     def handshakeCompleted(self) -> None:
@@ -206,7 +220,20 @@ class StreamChannel(Receiver, Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Match ``data`` with the messages sent."""
-        self.received(data, self._clock.seconds())
+        received_at = self._received_at
+        self.replies.received(data, self._clock.seconds() if received_at is None else received_at)
+
+    def _decrypt(self, data: bytes, now: float) -> None:
+        """Let TLS decrypt ``data``; it calls :meth:`dataReceived`."""
+        self._received_at = now
+        self.transport.dataReceived(data)
+        self._received_at = None
+
+    def _flush(self) -> None:
+        """Pass buffered bytes to the kernel now, not in the next turn of the reactor."""
+        below = self._below
+        if unsent(below) and not below.disconnecting:
+            below.doWrite()
 
     def readConnectionLost(self) -> None:
         """Close, because the service has finished sending."""

@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from echod.client.sockets import DEFAULTS, SocketOptions
 from echod.client.target import Address
-from echod.transport import tls_wrapper
+from echod.client.tls import with_tls
 
 
 @implementer(IWriteDescriptor)
@@ -86,7 +86,9 @@ class ConnectAttempt:
         self.doWrite()
 
     def _finish(self, number: int) -> None:
-        factory = tls_wrapper(self._endpoint)(Factory.forProtocol(lambda: self._protocol))
+        factory: Any = Factory.forProtocol(lambda: self._protocol)
+        if self._endpoint is not None:
+            factory = with_tls(self._endpoint, factory)
         with self._socket:  # the reactor duplicates it
             try:
                 if number:

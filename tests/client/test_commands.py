@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -310,18 +310,10 @@ def test_unix() -> None:
     assert load.result["ok"]
 
 
-@pytest.fixture
-def its_own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Have Twisted's TLS use the reactor of the client, not that of this process."""
-    return lambda reactor: monkeypatch.setattr(
-        "twisted.protocols.tls._get_default_clock", lambda: reactor
-    )
-
-
 @pytest.mark.parametrize("command", [("ping", "-c", 2, "-i", 0.01), ("load", "-d", 0.1, "-C", 2)])
-def test_tls(tls: str, command: Any, its_own_clock: Any) -> None:
+def test_tls(tls: str, command: Any) -> None:
     """A TLS connection is measured with its handshake."""
-    status, out, err = echod_client(*command, tls, prepare=its_own_clock)
+    status, out, err = echod_client(*command, tls)
     assert (status, err) == (0, "")
     assert "TLS handshake" in out
     name = tls.partition(":trustRoots")[0]
@@ -329,9 +321,9 @@ def test_tls(tls: str, command: Any, its_own_clock: Any) -> None:
     assert "trustRoots" not in out
 
 
-def test_service_without_tls(target: str, its_own_clock: Any) -> None:
+def test_service_without_tls(target: str) -> None:
     """A service without TLS ends the handshake."""
-    outcome = echod_client("ping", f"tls:{target}", "-c", 1, prepare=its_own_clock)
+    outcome = echod_client("ping", f"tls:{target}", "-c", 1)
     assert outcome.status == 1
     assert outcome.err.startswith(f"echod-client ping: {target}: TLS fails: ")
 
@@ -339,20 +331,20 @@ def test_service_without_tls(target: str, its_own_clock: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"), [("plain", "TLS fails: "), ("silent", "no answer in time\n")]
 )
-def test_empty_pipe_without_tls(kind: str, expected: str, its_own_clock: Any) -> None:
+def test_empty_pipe_without_tls(kind: str, expected: str) -> None:
     """A pipe with empty input reports that there is no TLS."""
     with Mirror(kind) as mirror, standard(b""):
         target = f"127.0.0.1:{mirror.port}"
-        outcome = echod_client("pipe", f"tls:{target}", "-W", 0.3, prepare=its_own_clock)
+        outcome = echod_client("pipe", f"tls:{target}", "-W", 0.3)
     assert outcome.status == 1
     assert outcome.err.startswith(f"echod-client pipe: {target}: {expected}")
 
 
 @pytest.mark.parametrize("source", [b"", b"hello" * 100_000])
-def test_tls_pipe(tls: str, source: bytes, its_own_clock: Any) -> None:
+def test_tls_pipe(tls: str, source: bytes) -> None:
     """A pipe over TLS passes all bytes; its input may be empty."""
     with standard(source) as out:
-        assert echod_client("pipe", tls, prepare=its_own_clock) == (0, "", "")
+        assert echod_client("pipe", tls) == (0, "", "")
         out.seek(0)
         assert out.read() == source
 
@@ -589,13 +581,13 @@ def test_unexpected_exception(target: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("over", ["tcp", "udp", "tls"])
-def test_socket_options(over: str, tls: str, target: str, its_own_clock: Any) -> None:
+def test_socket_options(over: str, tls: str, target: str) -> None:
     """The IP version, the source, the type of service and the TTL apply to each kind of target."""
     with Mirror("plain", "--udp") as mirror:
         place = {"tcp": target, "udp": f"udp:127.0.0.1:{mirror.port}", "tls": tls}[over]
         for options in ("-4 -I 127.0.0.1", "-I lo -4", "-4 -Q 0xb8 -t 1", "-4 --dscp af11"):
             arguments = ("ping", place, "-c", 1, *options.split())
-            status, out, err = echod_client(*arguments, prepare=its_own_clock)
+            status, out, err = echod_client(*arguments)
             assert (status, err) == (0, "")
             assert "1 sent, 1 received" in out
 

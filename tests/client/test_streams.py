@@ -19,8 +19,10 @@ from echod.client.payloads import contents
 from echod.client.replies import StreamReplies
 from echod.client.streams import StreamChannel
 from echod.client.target import parse_target
+from echod.transport import unsent
 from tests import TIMEOUT
 from tests.client.bench import Bench
+from tests.client.memory import tls_target
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -278,3 +280,22 @@ def test_close(bench: Bench, connect: Any) -> None:
     bench.until(lambda: connected.endings)
     assert connected.endings == [""]
     channel.close()
+
+
+def test_tls(bench: Bench) -> None:
+    """Over TLS, a message reaches the kernel at once, and the kernel dates its reply."""
+    with tls_target() as target:
+        reader = bench.reader(100, transmit_stamps=True)
+        connector = Connector(bench.reactor, parse_target(target), 10.0)
+        bench.result(Deferred.fromCoroutine(connector.resolve()))
+        channel = bench.result(Deferred.fromCoroutine(connector.channel(reader)))
+        channel.use(StreamReplies(bench.tally, contents(100), bench.reply))
+        for number in range(3):
+            channel.begin()
+            assert not unsent(channel.transport)
+            bench.until(lambda number=number: bench.replied == list(range(number + 1)))
+        assert reader.stamps.used
+        assert not channel.has_transmit_stamps
+        channel.close()
+        assert bench.result(channel.ended) == ""
+        reader.close()

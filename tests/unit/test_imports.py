@@ -58,6 +58,7 @@ CLIENT = [
     "epoll",
     "streams",
     "datagrams",
+    "tls",
     "tcp",
     "connector",
     "measurement",
