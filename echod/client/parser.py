@@ -64,8 +64,10 @@ class Parser(ArgumentParser):
                     next(rest, None)  # its value
             elif each.startswith("-") and each != "-":
                 hint = next(filter(None, self._hints(name)), "")
-                if hint or each[:2] not in options:  # otherwise -c3, or a group of flags
+                if hint or each[:2] not in options:
                     yield f"{name} ({hint})" if hint else name
+                elif options[each[:2]].nargs == 0:  # a group of flags, otherwise -c3
+                    yield from self._unknown([f"-{each[2:]}"])
 
     def _hints(self, name: str) -> Iterator[str]:
         """Yield what to do instead of typing an unknown option; the first that is not ``""``."""

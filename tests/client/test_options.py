@@ -184,6 +184,14 @@ def test_clock_of_a_unix_socket() -> None:
     assert not parse(["ping", "unix:/x", "--clock", "user"]).socket_options.kernel_clock
 
 
+@given(st.integers(1, 999), st.sampled_from(["k", "K", "M", "Ki", "Mi"]))
+def test_units(number: int, unit: str) -> None:
+    """The units are powers of 1,000, or of 1,024."""
+    factor = (1024 if "i" in unit else 1000) ** ("kM".index(unit[0].replace("K", "k")) + 1)
+    assert parse(["ping", "h", "-c", f"{number}{unit}"]).count == number * factor
+    assert parse(["load", "h", "-r", f"{number / 8}{unit}"]).rate == number / 8 * factor
+
+
 def test_ttl_as_in_ping() -> None:
     """``-t`` is the TTL, as in ping(8); in load it would look like the time of other tools."""
     assert parse(["ping", "h:7", "-t", "3"]).socket_options == SocketOptions(ttl=3)
@@ -345,6 +353,9 @@ def test_incompatible(capsys: Capture, arguments: str, why: str) -> None:
         ("ping h:7 -j", "there is no option -j"),
         ("ping -j", "there is no option -j"),
         ("ping -x", "there is no option -x"),
+        ("ping -vx h:7", "there is no option -x;"),
+        ("ping -nvJ h:7", "there is no option -J (type --json);"),
+        ("ping -verbose h:7", "there is no option -verbose (type -v);"),
         ("ping -xc 3 h:7", "there is no option -xc"),
         ("ping -c 3 --flood 5 h:7", "there is no option --flood"),
         ("ping --flood=5 h:7", "there is no option --flood;"),
