@@ -36,6 +36,8 @@ class ClientCommand:
         self.show(result)
         if self.run.failure:
             where = self.connector.address or self.connector.target.name
+            local = self.options.interface  # the service is not to blame for -I
+            where += f" from {local}" if local else ""
             self.console.print_error(f"{where}: {self.failure(result)}")
         return bool(result["ok"])
 

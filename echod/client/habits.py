@@ -24,6 +24,7 @@ HABITS: Final = {
         "-R": "type -r for a rate; an echo comes back without it",
         "-b -qps --bitrate": "type -r for messages a second",
         "-k --bytes": "type -n for messages",
+        "-O --omit": "type --warm-up",
         "-i --interval": "type --json-lines for each second",
         "-A -F -H -N -T -U -X -Z -f -k -w -jitter -nocatchup -uniform --bidir --window": OUT,
     },

@@ -112,7 +112,6 @@ def parser() -> ArgumentParser:
         text = "how long to wait for a connection, and for a reply"
         add_option(command, "-W --timeout", duration, "TIME", text, default=10.0)
         add_flag(command, "--json", "print the result as JSON (docs/measuring.rst)")
-        add_socket_options(command, "--ttl" if name == "load" else "-t --ttl")
         return command
 
     size = whole(least=1, most=LARGEST)
@@ -148,6 +147,8 @@ def parser() -> ArgumentParser:
         add_option(command, "--clock", is_kernel_clock, "CLOCK", text, default="kernel")
         what = r"over TCP, the message: text, with \n, \r, \t, \\ and \xHH as escapes, or a file"
         add_option(command, "-e --payload", payload, "TEXT|@FILE", what, default=b"")
+    for name, command in commands.choices.items():
+        add_socket_options(command, "--ttl" if name == "load" else "-t --ttl")
     return top
 
 

@@ -597,3 +597,10 @@ def test_connected_by_twisted(target: str) -> None:
     host, port = target.split(":")
     printed = lines("ping", f"tcp:host={host}:port={port}", "-c", 1)
     assert re.fullmatch(rf"connected in {MS} ms with the name lookup", printed[1])
+
+
+def test_wrong_source() -> None:
+    """An error that the source address causes names it."""
+    outcome = echod_client("ping", "255.255.255.254", "-c", 1, "-I", "127.0.0.1")
+    assert outcome.status == 1
+    assert outcome.err == "echod-client ping: 255.255.255.254 from 127.0.0.1: invalid argument\n"

@@ -63,7 +63,7 @@ LINES = [
     ("load -P 4 -t 30 h", "-P (type -C for connections), -t (type -d"),
     ("load -J -p 5201 h", "-J (type --json), -p (type HOST:PORT)"),
     ("load -s 128K -n 10M h", ""),
-    ("load -i 1 h", "-i (type --json-lines for each second)"),
+    ("load -i 1 -O 3 h", "-i (type --json-lines for each second), -O (type --warm-up)"),
     ("load -n 10M -l 1k h", "-l (type -s)"),
     ("load -B 127.0.0.1 -S 0x10 h", "-B (type -I), -S (type -Q)"),
     ("load h -4 -V", "-V (type echod-client --version)"),
