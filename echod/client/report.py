@@ -14,6 +14,7 @@ from echod.client.load import Load
 from echod.client.measurement import Measurement
 from echod.client.ping import Outage, Ping
 from echod.client.pipe import Pipe
+from echod.client.search import rate_limit
 from echod.client.streams import StreamChannel
 
 PERCENTILES: Final[dict[str, float]] = {"p50": 50, "p90": 90, "p99": 99}
@@ -46,6 +47,7 @@ DECIMALS: Final = {
     "sent_messages_per_second": 3,
     "messages_per_second": 3,
     "bytes_per_second": 3,
+    "limit_messages_per_second": 3,
     "client_processor_fraction": 4,
     "client_waited_fraction": 4,
     "lost_fraction": 6,
@@ -101,6 +103,7 @@ def load_result(run: Load) -> Result:
         "latency_hdrhistogram": run.tally.times.encode(),
         "intervals": [each._asdict() for each in statistics.intervals],
     }
+    result["limit_messages_per_second"] = rate_limit(result)
     return _with_bottleneck(result, _too_slow(result))
 
 

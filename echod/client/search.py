@@ -1,4 +1,4 @@
-"""Search for the highest rate that a service holds. No I/O.
+"""Search for the highest rate that a service holds, and notice a rate limit. No I/O.
 
 The search doubles the rate until one fails, then halves the distance between the highest rate that
 holds and the lowest that fails, down to :data:`PRECISION`. One run proves little: a disturbance
@@ -9,6 +9,8 @@ verdict that changes moves the boundary, and the search goes on from there.
 
 from __future__ import annotations
 
+from math import sqrt
+from statistics import fmean, stdev
 from typing import Any, Final, NamedTuple
 
 PRECISION: Final = 0.01
@@ -23,6 +25,16 @@ LEAST: Final = 1.0
 
 WRONG_COUNTS: Final = ("lost", "late", "damaged", "duplicated", "unexpected")
 """The counts of a load's record that have to be 0."""
+
+MIN_INTERVALS: Final = 4
+"""Full seconds, after the first, from which a rate limit is noticed."""
+
+LIMITED: Final = 0.95
+"""Part of the messages: a rate limit is noticed if fewer come back."""
+
+STEADY: Final = 0.25
+"""The deviation of the replies a second is at most this part of that of losses at random. Those are
+binomial: of four seconds, one such run in fifty is as steady."""
 
 
 class Bound(NamedTuple):
@@ -94,3 +106,25 @@ class RateSearch:
     def _is_certain(self, rate: float) -> bool:
         runs = self.runs[rate]
         return len(runs) >= RUNS or runs.count(False) > RUNS - NEEDED
+
+
+def rate_limit(record: dict[str, Any]) -> float | None:
+    """Return the steady rate of the replies in an open loop over UDP that loses the others.
+
+    A rate limit lets the same number of replies through each second. The first second does not
+    count: many limits save up replies.
+
+    :return: replies a second; ``None`` if they are not steady, or nothing much is lost.
+    """
+    sent = record["sent_messages_per_second"]
+    if record["protocol"] != "udp" or record["loop"] == "closed" or record["dropped_here"]:
+        return None
+    rates = [
+        each["messages"] / each["seconds"]
+        for each in record["intervals"][1:]
+        if each["start_seconds"] + each["seconds"] <= record["duration_seconds"]
+    ]
+    if len(rates) < MIN_INTERVALS or not 0 < fmean(rates) < LIMITED * sent:
+        return None
+    at_random = sqrt(fmean(rates) * (1 - fmean(rates) / sent))
+    return fmean(rates) if stdev(rates) <= STEADY * at_random else None

@@ -179,6 +179,11 @@ def load_lines(result: Result) -> Iterator[str]:
             f"open loop: {result['sent_messages_per_second']:,.1f} messages a second sent, of "
             f"{asked:,.1f} requested; late by {times_line(result['scheduling_error_seconds'])}"
         )
+    if result["limit_messages_per_second"]:
+        yield (
+            f"replies stop at {result['limit_messages_per_second']:,.0f} a second: the service "
+            "or a router probably limits the rate (echod: --udp-rate)"
+        )
     for line in times_lines("latency", result["latency_seconds"]):
         yield f"{line}; {result['clock']} clock"
     yield from bottleneck_lines(result)

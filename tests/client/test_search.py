@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.client.search import LEAST, RUNS, Bound, RateSearch, faults
+from echod.client.search import LEAST, RUNS, Bound, RateSearch, faults, rate_limit
 
 
 class TokenBucket:
@@ -115,3 +116,53 @@ def test_faults(found: dict[str, Any], wrong: str) -> None:
 def test_bound(latency: float | None, excess: str) -> None:
     """A latency above the bound is named."""
     assert Bound("p99", 0.005).excess(record(latency)) == excess
+
+
+def a_load(messages: Sequence[int], **values: Any) -> dict[str, Any]:
+    """Return the record of 10 s at 1,000 messages a second, with 2 s of waiting for replies."""
+    intervals = [
+        {"start_seconds": float(number), "seconds": 1.0, "messages": count}
+        for number, count in enumerate([*messages, 0, 0])
+    ]
+    return {
+        "protocol": "udp",
+        "loop": "open",
+        "dropped_here": 0,
+        "sent_messages_per_second": 1000.0,
+        "duration_seconds": float(len(messages)),
+        "intervals": intervals,
+        **values,
+    }
+
+
+LIMITED = [200, 100, 100, 99, 101, 100, 100, 100, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("found", "rate"),
+    [
+        (a_load(LIMITED), 100.0),
+        (a_load(LIMITED, protocol="tcp"), None),
+        (a_load(LIMITED, loop="closed"), None),
+        (a_load(LIMITED, dropped_here=1), None),
+        (a_load(LIMITED[:4]), None),  # too short
+        (a_load([1000] * 10), None),  # nothing is lost
+        (a_load([990, 980] * 5), None),  # hardly anything is lost
+        (a_load([0] * 10), None),
+        (a_load([100, 90, 110, 100, 115, 95, 100, 103, 88, 99]), None),  # not steady
+    ],
+)
+def test_rate_limit(found: dict[str, Any], rate: float | None) -> None:
+    """Replies over UDP that stop at a steady rate show a rate limit; other losses do not."""
+    limit = rate_limit(found)
+    assert limit == rate if rate is None else limit == pytest.approx(rate, rel=0.01)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_random_losses(part: float) -> None:
+    """Losses at random are not taken for a rate limit."""
+    source = random.Random(1)
+    runs = [
+        [sum(source.random() < part for _ in range(1000)) for _ in range(10)] for _ in range(50)
+    ]
+    assert sum(rate_limit(a_load(run)) is not None for run in runs) <= 1
