@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, repeat
-from math import ceil, inf
+from math import inf
+from statistics import fmean
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -23,7 +24,7 @@ from echod.client.datagrams import DatagramChannel
 from echod.client.errors import TIMED_OUT
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
-from echod.client.pacing import Pacer, Schedule
+from echod.client.pacing import Pacer, Ramp, Schedule, moments
 from echod.client.replies import ReplyCallback
 from echod.client.statistics import SECOND, Interval, Statistics, Usage, process_usage
 from echod.client.streams import StreamChannel
@@ -42,6 +43,7 @@ class Plan:
     :ivar rate: messages a second in all; ``None`` for a closed loop.
     :ivar count: messages after which sending ends; ``None``: any number.
     :ivar warm_up: seconds for which messages are sent before, which do not count.
+    :ivar ramp: the rates at the beginning and at the end, in place of a rate.
     """
 
     connections: int
@@ -49,6 +51,7 @@ class Plan:
     rate: float | None
     count: int | None = None
     warm_up: float = 0.0
+    ramp: tuple[float, float] | None = None
 
 
 class Load(Measurement):
@@ -57,7 +60,7 @@ class Load(Measurement):
     :param on_interval: called with each second of the run.
     :param usage: returns the processor time of this process.
     :param plan: the fields of a :class:`Plan`.
-    :ivar rate: messages a second in all; ``None`` for a closed loop.
+    :ivar rate: messages a second in all, the mean of a ramp; ``None`` for a closed loop.
     :ivar connect_times: seconds that each connection took to be made.
     :ivar handshake_times: seconds that each TLS handshake took after that.
     :ivar warm_up_messages: messages that do not count.
@@ -76,7 +79,7 @@ class Load(Measurement):
     ) -> None:
         super().__init__(connector, size, payload)
         self.plan = Plan(**plan)
-        self.rate = self.plan.rate
+        self.rate = fmean(self.plan.ramp) if self.plan.ramp else self.plan.rate
         self.connect_times = Histogram()
         self.handshake_times = Histogram()
         self.statistics = Statistics(self.tally, on_interval, usage, lambda: self.dropped)
@@ -134,7 +137,8 @@ class Load(Measurement):
                 if channel.open:
                     self._begin_next(channel)
         elif self.plan.warm_up:
-            self.pace(Schedule(start, 1 / self.rate), self._send)
+            rate = self.plan.ramp[0] if self.plan.ramp else self.rate
+            self.pace(Schedule(start, 1 / rate), self._send)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         if seconds:
@@ -161,8 +165,10 @@ class Load(Measurement):
         self._intervals.run()
         if self.rate is not None:
             super().end_sending()  # of the warm-up
-            count = ceil(round(self.rate * duration, 6)) if duration < inf else inf
-            self.pace(Schedule(start, 1 / self.rate, count), self._send)
+            schedule = Schedule(start, 1 / self.rate, moments(self.rate, duration))
+            if self.plan.ramp:
+                schedule = Ramp(start, *self.plan.ramp, duration)
+            self.pace(schedule, self._send)
 
     def end_sending(self) -> None:
         """Stop sending, and record the figures; the intervals continue until the last reply."""

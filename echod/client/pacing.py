@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import inf
+from math import ceil, inf, sqrt
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -39,6 +39,36 @@ class Schedule:
         while (moment := self.next) is not None and moment <= now:
             self.passed += 1
             yield moment
+
+
+class Ramp(Schedule):
+    """Moments at a rate that changes evenly.
+
+    :param start: the first moment, in seconds.
+    :param first: moments a second at the start.
+    :param last: moments a second at the end.
+    :param seconds: from the start to the end.
+    """
+
+    def __init__(self, start: float, first: float, last: float, seconds: float) -> None:
+        super().__init__(start, 1 / first, moments((first + last) / 2, seconds))
+        self._first = first
+        self._growth = 2 * (last - first) / seconds
+
+    @property
+    def next(self) -> float | None:
+        """The first moment that has not passed, in seconds, or ``None`` after the last."""
+        if self.passed >= self._count:
+            return None
+        # The integral of the rate is the number of moments that have passed. This root of the
+        # quadratic equation is exact for a constant rate, too.
+        rate = sqrt(self._first**2 + self._growth * self.passed)
+        return self._start + 2 * self.passed / (self._first + rate)
+
+
+def moments(rate: float, seconds: float) -> float:
+    """Return how many moments at ``rate`` a second there are in ``seconds``, from the first."""
+    return ceil(round(rate * seconds, 6)) if seconds < inf else inf  # 0.1 * 3 is above 0.3
 
 
 class Pacer:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Final
 
 from echod.client.parser import add_flag, add_option
-from echod.client.values import bound, duration, rate, time_to_run, whole
+from echod.client.values import bound, duration, ramp, rate, time_to_run, whole
 
 DURATION: Final = 10.0
 """Seconds of a load."""
@@ -20,6 +20,9 @@ RULES: Final = (
     ("find_rate", "compare", True, "--find-rate draws its own steps: leave out --compare"),
     ("find_rate", "hdr", True, "--hdr is for one rate: leave out --find-rate"),
     ("find_rate", "csv", True, "--csv is for one rate: leave out --find-rate"),
+    ("ramp", "rate", True, "--ramp takes the place of --rate: leave one out"),
+    ("ramp", "count", True, "--ramp ends after --duration: leave out --count"),
+    ("ramp", "find_rate", True, "--find-rate chooses the rates itself: leave out --ramp"),
     ("find_rate", "count", True, "--find-rate ends each step after -d: leave out -n"),
 )
 """An option, another, whether the two are refused if the other is given or if it is not,
@@ -37,6 +40,8 @@ def add_plan(load: ArgumentParser) -> None:
         "connection sends when the reply to its last message has come (closed loop)"
     )
     add_option(load, "-r --rate", rate, "N", text)
+    text = "in place of --rate: from one rate to another, evenly over --duration"
+    add_option(load, "--ramp", ramp, "FROM:TO", text)
     text = "send for this time before, without counting it"
     add_option(load, "--warm-up", duration, "TIME", text, default=0.0)
     text = "search for the highest rate that keeps --latency; each step takes --duration"
@@ -56,5 +61,6 @@ def plan_conflicts(options: Any) -> Iterator[str]:
     for option, other, is_given, why in RULES:
         if getattr(options, option) and bool(getattr(options, other)) is is_given:
             yield why
-    if options.find_rate and options.duration == inf:
-        yield "--find-rate needs a --duration above 0 for its steps"
+    for option in ("find_rate", "ramp"):
+        if getattr(options, option) and options.duration == inf:
+            yield f"--{option.replace('_', '-')} needs a --duration above 0"

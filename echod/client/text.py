@@ -175,9 +175,12 @@ def load_lines(result: Result) -> Iterator[str]:
                 "set a --rate to avoid that"
             )
     else:
+        limits = result["ramp_messages_per_second"]
+        ramp = f" (a ramp from {limits[0]:,.1f} to {limits[1]:,.1f})" if limits else ""
+        late = times_line(result["scheduling_error_seconds"])
         yield (
             f"open loop: {result['sent_messages_per_second']:,.1f} messages a second sent, of "
-            f"{asked:,.1f} requested; late by {times_line(result['scheduling_error_seconds'])}"
+            f"{asked:,.1f} requested{ramp}; late by {late}"
         )
     if result["limit_messages_per_second"]:
         yield (

@@ -97,6 +97,12 @@ def time_to_run(text: str) -> float:
     return inf if text in ("0", "0s") else float(duration(text))
 
 
+def ramp(text: str) -> tuple[float, float]:
+    """Return the two rates that ``100:10k`` stands for."""
+    first, _, last = text.partition(":")
+    return rate(first), rate(last)
+
+
 def bound(text: str) -> Bound:
     """Return the bound that ``p99=5ms`` stands for."""
     percentile, _, time = text.partition("=")

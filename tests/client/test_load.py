@@ -194,6 +194,19 @@ def test_end_in_the_warm_up(network: MemoryNetwork) -> None:
     assert run.values["errors"] == {"closed": 1}
 
 
+def test_ramp(network: MemoryNetwork) -> None:
+    """A ramp sends at a rate that grows evenly; its mean is the requested rate."""
+    Services(network, lambda now: now + 0.01)
+    run = Run(network, duration=4.0, ramp=(10.0, 50.0), warm_up=0.95)
+    network.advance(6)
+    result = run.values
+    assert result["warm_up_messages"] == 10
+    assert [each["messages"] for each in result["intervals"]] == [15, 25, 35, 45]
+    assert result["asked_messages_per_second"] == result["sent_messages_per_second"] == 30.0
+    assert result["ramp_messages_per_second"] == [10.0, 50.0]
+    assert "of 30.0 requested (a ramp from 10.0 to 50.0); late by" in run.lines
+
+
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_count(network: MemoryNetwork, rate: float | None) -> None:
     """A load ends when its number of messages is sent, and its replies have come."""

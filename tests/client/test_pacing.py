@@ -5,10 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from math import inf
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.client.pacing import Pacer, Schedule
+from echod.client.pacing import Pacer, Ramp, Schedule, moments
 
 
 class ScheduleTests(SynchronousTestCase):
@@ -179,3 +182,22 @@ class PacerTests(SynchronousTestCase):
         self.assertEqual([moment for _, moment in self.acts], [50.0, 51.0, 52.0])
         self.successResultOf(pacer.done)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+@given(st.floats(0.01, 1e5), st.floats(0.01, 1e5), st.floats(0.01, 1e3))
+def test_ramp(first: float, last: float, seconds: float) -> None:
+    """The moments of a ramp are in order and in time, and as many as the rate has by then."""
+    ramp = Ramp(10.0, first, last, seconds)
+    assert ramp.next == 10.0
+    count = int(moments((first + last) / 2, seconds))
+    ramp.passed = count // 2
+    half = ramp.next
+    ramp.passed = count - 1
+    assert half is not None
+    assert ramp.next is not None
+    assert 10 <= half <= ramp.next <= 10 + seconds + 1e-6
+    at = half - 10
+    passed = first * at + (last - first) * at * at / 2 / seconds  # the integral of the rate
+    assert passed == pytest.approx(count // 2, rel=1e-6, abs=1e-6)
+    ramp.passed += 1
+    assert ramp.next is None
