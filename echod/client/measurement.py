@@ -25,6 +25,11 @@ from echod.client.streams import StreamChannel
 CLOSING: Final = 1.0
 """Seconds that a connection may take to close, after which it is reset."""
 
+DUPLICATES: Final = 0.02
+ROUND_TRIPS: Final = 3
+"""Over UDP, how long the run goes on after the last reply, for a duplicate of it: at least so many
+seconds, and so many round trips, but not beyond the timeout."""
+
 PACKET: Final = 1200
 """Bytes of a message that is one packet on any path (RFC 8200 5): the kernel stamps the last."""
 
@@ -233,13 +238,22 @@ class Measurement:
         return self.answered + self._unanswerable >= self.tally.sent
 
     async def _last_replies(self) -> None:
-        """Wait for the replies to all messages, for the timeout, or for :meth:`stop`."""
+        """Wait for all replies, and a little longer for a duplicate; end at :meth:`stop`."""
         self.tally.sent = self.sent
-        if not self.stopped and not self._all_answered():
-            self._waiting = Deferred()
-            await self._waiting.addTimeout(self.timeout, self.clock, lambda *_: None)
-            self._waiting = None
+        began = self.clock.seconds()
+        if not self._all_answered():
+            await self._wait(self.timeout)
+        if self.connector.protocol == "udp" and self.answered and self._all_answered():
+            waited = self.clock.seconds() - began  # about a round trip, or less
+            await self._wait(min(max(DUPLICATES, ROUND_TRIPS * waited), self.timeout - waited))
         self._is_final = True
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait until :meth:`check_finished` ends the wait, for at most ``seconds``."""
+        if not self.stopped:
+            self._waiting = Deferred()
+            await self._waiting.addTimeout(seconds, self.clock, lambda *_: None)
+            self._waiting = None
 
     async def _close(self) -> None:
         """Close each connection in order; reset those that take longer than :data:`CLOSING`."""

@@ -196,6 +196,30 @@ def test_dropped_here(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.tally.lost == 0
 
 
+class Twice(DatagramProtocol):
+    """A UDP service that answers each datagram, and once more in the next turn of the reactor."""
+
+    transport: Any
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        self.transport.write(datagram, addr)
+        self.bench.reactor.callLater(0, self.transport.write, datagram, addr)
+
+
+def test_duplicate_of_the_last_reply(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last reply, the run waits for a duplicate of it, but not beyond the timeout."""
+    monkeypatch.setattr("echod.client.measurement.DUPLICATES", 10 * TIMEOUT)
+    port = bench.reactor.listenUDP(0, Twice(bench), interface="127.0.0.1")
+    connector = Connector(bench.reactor, parse_target(f"udp:127.0.0.1:{port.getHost().port}"), 0.2)
+    run = Load(connector, 64, connections=1, duration=0.02, rate=100, on_interval=lambda _: None)
+    bench.result(Deferred.fromCoroutine(run.run()))
+    bench.result(port.stopListening())
+    assert (run.tally.received, run.tally.duplicated) == (2, 2)
+
+
 def test_refused(bench: Bench, connected: Connected) -> None:
     """A send that meets the refusal of an earlier datagram is repeated."""
     connected.peer.close()
