@@ -50,14 +50,6 @@ damaged or refused; 2, the command line was wrong.
 """
 
 
-def add_json_lines(command: ArgumentParser) -> None:
-    """Add ``--json-lines``, which shares its value with ``--json``."""
-    text = "print each event as a line of JSON when it happens, and the result as the last"
-    command.add_argument(
-        "--json-lines", action="store_const", const=JSON_LINES, dest="json", help=text
-    )
-
-
 def add_socket_options(command: ArgumentParser, ttl: str) -> None:
     """Add the options for :class:`~echod.client.sockets.SocketOptions`.
 
@@ -131,7 +123,6 @@ def parser() -> ArgumentParser:
     add_flag(ping, "-O --outstanding", text)
     add_flag(ping, "-D --timestamps", "print the UNIX time at the beginning of each line")
     add_flag(ping, "-q --quiet", "print the first lines and the summary alone")
-    add_json_lines(ping)
     add_flag(ping, "-n", "ignored: addresses are numbers")
     add_flag(ping, "--dont-fragment", "over UDP: send no fragments, to find the path MTU")
 
@@ -140,10 +131,13 @@ def parser() -> ArgumentParser:
     add_option(load, "-C --connections", whole(least=1, most=1 << 20), "N", text, default=1)
     add_option(load, "-s --size", size, "BYTES", size_text, default=64)
     add_plan(load)
-    add_json_lines(load)
     add_file_options(load)
+    lines = "print each event as a line of JSON when it happens, and the result as the last"
     text = "date the replies by the kernel's stamps, or when this program receives them: user"
     for command in (ping, load):
+        command.add_argument(
+            "--json-lines", action="store_const", const=JSON_LINES, dest="json", help=lines
+        )
         add_option(command, "--clock", is_kernel_clock, "CLOCK", text, default="kernel")
         what = r"over TCP, the message: text, with \n, \r, \t, \\ and \xHH as escapes, or a file"
         add_option(command, "-e --payload", payload, "TEXT|@FILE", what, default=b"")

@@ -28,7 +28,7 @@ from echod.client.events import (
     Reply,
     Unanswered,
 )
-from echod.client.measurement import Channel, Measurement
+from echod.client.measurement import Measurement
 from echod.client.pacing import Schedule
 from echod.client.statistics import Usage, process_usage
 from echod.client.streams import StreamChannel
@@ -43,26 +43,20 @@ RETRY: Final = 0.2
 
 @dataclass
 class Outage:
-    """A time without a connection that answers.
+    """A time without a connection that answers. The field names are those of the JSON output.
 
     :ivar error: the word of :mod:`echod.client.errors` for the end of the connection before.
-    :ivar begun: when that connection was lost, in seconds.
-    :ivar until: when the last connection was made, in seconds; without a reply on it, the end of
-        the run.
-    :ivar is_over: whether a reply has come on that connection.
+    :ivar start_seconds: from the first message until then.
+    :ivar seconds: until the last connection was made, or the end of the run.
     :ivar not_sent: messages that were due without a connection.
+    :ivar ended: whether a reply has come on the last connection.
     """
 
     error: str
-    begun: float
-    until: float = 0.0
-    is_over: bool = False
+    start_seconds: float
+    seconds: float = 0.0
     not_sent: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """The length of the outage."""
-        return self.until - self.begun
+    ended: bool = False
 
 
 class Ping(Measurement):
@@ -73,9 +67,9 @@ class Ping(Measurement):
     :param notify: called with each event.
     :param deadline: seconds after which the run is stopped; ``None``: never.
     :param usage: returns the processor time of this process.
-    :ivar first: the first channel; ``None`` if there is none.
+    :ivar connected: the first connection.
     :ivar begun: when the first message was due, in seconds.
-    :ivar outages: in order; the last one may not be over.
+    :ivar outages: in order; the last one may not have ended.
     :ivar waited: seconds that this process waited for a processor.
     :ivar skipped: messages that were due while this process was stopped. They are not sent, and do
         not count towards ``count``.
@@ -84,7 +78,7 @@ class Ping(Measurement):
     """
 
     dates_transmission = True
-    first: Channel | None = None
+    connected = Connected("")
     begun = 0.0
 
     def __init__(
@@ -134,22 +128,21 @@ class Ping(Measurement):
             expiry.cancel()
 
     def _expire(self) -> None:
-        if self.first is None:
+        if self._sending is None:
             self.connection_failed(TimeoutError())
         self.stop()
 
     async def connect(self) -> None:
         """Open the channel."""
         await self.connector.resolve()
-        self.first = await self.open()
+        channel, address = await self.open(), self.connector.address
+        self.connected = Connected(address)
+        if isinstance(channel, StreamChannel):
+            self.connected = Connected(address, channel.connect_seconds, channel.handshake_seconds)
 
     def begin_sending(self) -> None:
         """Send the first message, and the others at their times."""
-        first, address = self.first, self.connector.address
-        if isinstance(first, StreamChannel):
-            self._notify(Connected(address, first.connect_seconds, first.handshake_seconds))
-        else:
-            self._notify(Connected(address))
+        self._notify(self.connected)
         self.begun = self.clock.seconds()
         if not self.stopped:
             self.pace(Schedule(self.begun, self.interval), self._send)
@@ -167,9 +160,9 @@ class Ping(Measurement):
         self._report_unanswered(LOST)
         self._before += channel.sent
         self.channels.remove(channel)
-        is_new = not self.outages or self.outages[-1].is_over
+        is_new = not self._has_outage
         if is_new:
-            self.outages.append(Outage(kind, self.clock.seconds()))
+            self.outages.append(Outage(kind, self.clock.seconds() - self.begun))
             self._notify(Disconnected(kind))
         # A service that closes each connection without a reply prolongs the outage.
         self._connecting = Deferred.fromCoroutine(self._reconnect(0.0 if is_new else RETRY))
@@ -185,14 +178,22 @@ class Ping(Measurement):
                     return
                 self.errors[error_word(error)] += 1
             delay = RETRY
-        self.outages[-1].until = self.clock.seconds()
+        self._measure_outage()
+
+    def _measure_outage(self) -> None:
+        outage = self.outages[-1]
+        outage.seconds = self.clock.seconds() - self.begun - outage.start_seconds
+
+    @property
+    def _has_outage(self) -> bool:
+        return bool(self.outages) and not self.outages[-1].ended
 
     def summarize(self) -> None:
         """Complete the figures: an outage that is not over, and the waits for a processor."""
         if self._is_final and not self.stopped:
             self._report_unanswered(LOST)
-        if self.outages and not self.outages[-1].is_over:
-            self.outages[-1].until = self.clock.seconds()
+        if self._has_outage and (self._is_final or not self.channels):
+            self._measure_outage()
         super().summarize()
         self.waited = self._usage().waited - self._waited_before
 
@@ -200,9 +201,9 @@ class Ping(Measurement):
         """Report a reply, and count it."""
         if self._is_final:
             return
-        if self.outages and not self.outages[-1].is_over:
+        if self._has_outage:
             outage = self.outages[-1]
-            outage.is_over = True
+            outage.ended = True
             self._notify(Reconnected(outage.seconds, outage.not_sent))
         number += self._before
         if number == self._awaited:

@@ -12,10 +12,9 @@ from typing import Any, Final
 from echod.client.histogram import Histogram
 from echod.client.load import Load
 from echod.client.measurement import Measurement
-from echod.client.ping import Outage, Ping
+from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.search import rate_limit
-from echod.client.streams import StreamChannel
 
 PERCENTILES: Final[dict[str, float]] = {"p50": 50, "p90": 90, "p99": 99}
 LATENCY_PERCENTILES: Final[dict[str, float]] = {**PERCENTILES, "p99.9": 99.9, "p99.99": 99.99}
@@ -59,14 +58,13 @@ Result = dict[str, Any]
 
 def ping_result(run: Ping) -> Result:
     """Return the record of a ping."""
-    stream = run.first if isinstance(run.first, StreamChannel) else None
     result = {
         **common("ping", run, is_ok(run)),
         "interval_seconds": run.interval,
         "skipped": run.skipped,
-        "outages": [_outage(each, run.begun) for each in run.outages],
-        "connect_seconds": stream and stream.connect_seconds,
-        "tls_handshake_seconds": stream and stream.handshake_seconds,
+        "outages": [vars(each) for each in run.outages],
+        "connect_seconds": run.connected.connect_seconds,
+        "tls_handshake_seconds": run.connected.tls_handshake_seconds,
         **_counts(run),
         "round_trip_seconds": {**latencies(run.tally.times, PERCENTILES), "jitter": run.jitter},
         "round_trip_hdrhistogram": run.tally.times.encode(),
@@ -202,16 +200,6 @@ def common(command: str, run: Any, ok: bool) -> Result:
         "failure": run.failure or None,
         "errors": dict(connector.errors),
         "ok": ok,
-    }
-
-
-def _outage(outage: Outage, begun: float) -> Result:
-    return {
-        "start_seconds": outage.begun - begun,
-        "seconds": outage.seconds,
-        "not_sent": outage.not_sent,
-        "error": outage.error,
-        "ended": outage.is_over,
     }
 
 

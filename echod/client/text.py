@@ -45,21 +45,6 @@ def reply_line(reply: Reply) -> str:
     return ", ".join([f"seq={reply.number} {in_ms(reply.seconds)} ms", *marks])
 
 
-def unanswered_line(event: Unanswered) -> str:
-    """Return the line for a message without an answer."""
-    return f"seq={event.number} {STATES[event.state]}"
-
-
-def moved_line(event: Moved) -> str:
-    """Return the line for a change of the address."""
-    return f"{event.refusing} refused, trying {event.address}"
-
-
-def disconnected_line(event: Disconnected) -> str:
-    """Return the line for the beginning of an outage."""
-    return f"connection lost ({event.error.replace('_', ' ')}): connecting again"
-
-
 def reconnected_line(event: Reconnected) -> str:
     """Return the line for the end of an outage."""
     not_sent = f"; {plural(event.not_sent, 'message')} not sent" if event.not_sent else ""
@@ -68,9 +53,11 @@ def reconnected_line(event: Reconnected) -> str:
 
 EVENT_LINES: Final[dict[type, Callable[[Any], str]]] = {
     Reply: reply_line,
-    Unanswered: unanswered_line,
-    Moved: moved_line,
-    Disconnected: disconnected_line,
+    Unanswered: lambda event: f"seq={event.number} {STATES[event.state]}",
+    Moved: lambda event: f"{event.refusing} refused, trying {event.address}",
+    Disconnected: lambda event: (
+        f"connection lost ({event.error.replace('_', ' ')}): connecting again"
+    ),
     Reconnected: reconnected_line,
 }
 

@@ -131,14 +131,13 @@ def payload(text: str) -> bytes:
         except OSError as error:
             raise ArgumentTypeError(f"{text}: {os_error_line(error)}") from error
     else:
-        found = ESCAPE.sub(_unescaped, os.fsencode(text))
+        found = ESCAPE.sub(
+            lambda each: bytes.fromhex(each[1].decode()) if each[1] else ESCAPES[each[2]],
+            os.fsencode(text),
+        )
     if not 1 <= len(found) <= LARGEST:
         raise ArgumentTypeError(f"takes 1 to {LARGEST:,} bytes, not {text!r}")
     return found
-
-
-def _unescaped(escape: re.Match[bytes]) -> bytes:
-    return bytes.fromhex(escape[1].decode()) if escape[1] else ESCAPES[escape[2]]
 
 
 def plot_file(name: str) -> str:
