@@ -125,7 +125,9 @@ def in_brackets(text: str, place: str) -> str:
     if not is_ipv6(place):
         return f"[{address}]:{port}" if has_port else place
     if has_port:
-        raise BadTarget(f"TARGET {text!r} is ambiguous: type [{address}]:{port} or [{place}]")
+        kind = text.partition(place)[0]
+        one, other = f"{kind}[{address}]:{port}", f"{kind}[{place}]"
+        raise BadTarget(f"TARGET {text!r} is ambiguous: type {one} or {other}")
     return f"[{place}]"
 
 
