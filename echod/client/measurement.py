@@ -245,7 +245,8 @@ class Measurement:
             await self._wait(self.timeout)
         if self.connector.protocol == "udp" and self.answered and self._all_answered():
             waited = self.clock.seconds() - began  # about a round trip, or less
-            await self._wait(min(max(DUPLICATES, ROUND_TRIPS * waited), self.timeout - waited))
+            left = max(0.0, self.timeout - waited)
+            await self._wait(min(max(DUPLICATES, ROUND_TRIPS * waited), left))
         self._is_final = True
 
     async def _wait(self, seconds: float) -> None:
