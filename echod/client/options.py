@@ -83,6 +83,16 @@ def add_file_options(load: ArgumentParser) -> None:
     add_option(load, "--csv", str, "FILE", "write the figures of each second to a file as CSV")
 
 
+def add_merge(commands: Any) -> None:
+    """Add the command ``merge``."""
+    purpose = "add the results of several runs of ping or load"
+    command = commands.add_parser(
+        "merge", help=purpose, description=f"A{purpose[1:]}.", commands=commands.choices
+    )
+    command.add_argument("files", nargs="+", metavar="FILE", help="written by --json")
+    add_flag(command, "--json", "print the result as JSON (docs/measuring.rst)")
+
+
 def parser() -> ArgumentParser:
     """Return the parser of the command line."""
     top = Parser(
@@ -92,7 +102,9 @@ def parser() -> ArgumentParser:
         epilog=EPILOG,
     )
     top.add_argument("--version", action="version", version=f"echod-client {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="pipe | ping | load")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="pipe | ping | load | merge"
+    )
     top.commands = commands.choices
 
     def add_command(name: str, purpose: str) -> ArgumentParser:
@@ -143,6 +155,7 @@ def parser() -> ArgumentParser:
         add_option(command, "-e --payload", payload, "TEXT|@FILE", what, default=b"")
     for name, command in commands.choices.items():
         add_socket_options(command, "--ttl" if name == "load" else "-t --ttl")
+    add_merge(commands)
     return top
 
 
@@ -214,6 +227,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     top = parser()
     options: Any
     options, rest = top.parse_known_args(arguments)
+    if options.command == "merge":
+        return options  # type: ignore[no-any-return]
     if options.command == "load":
         complete_plan(options)
     words = [options.target, *(each for each in rest if each != "--")]

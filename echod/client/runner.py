@@ -18,6 +18,7 @@ from echod.client.console import Console
 from echod.client.endpoint import BadTarget
 from echod.client.errors import os_error_line
 from echod.client.interrupts import handled
+from echod.client.merge import merge_files
 from echod.client.parser import WRONG
 from echod.client.reactor import PreciseReactor
 
@@ -35,6 +36,8 @@ def run(options: Namespace) -> int:
     if closed:  # the next file that is opened would get its descriptor
         console.print_error(f"standard {' and '.join(closed)} is closed")
         return WRONG
+    if options.command == "merge":
+        return merge_files(options.files, options.json, console)
     try:
         reactor = PreciseReactor()  # type: ignore[no-untyped-call]
         installReactor(reactor)  # Twisted's TLS uses the global reactor

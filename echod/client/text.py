@@ -212,3 +212,21 @@ def _runs_text(rate: Result | None) -> str:
         return ""
     runs = plural(rate["runs"], "run")
     return f"{rate['messages_per_second']:,.1f} messages a second; held in {rate['held']} of {runs}"
+
+
+def merge_lines(result: Result) -> Iterator[str]:
+    """Yield the summary of merged runs."""
+    over_what = over(result["protocol"], result["size_bytes"])
+    runs = f"{plural(result['runs'], 'run')} of {result['merged_command']}"
+    yield f"{runs} on {short_name(result['target'])} {over_what}"
+    yield counts_line(result)
+    yield from errors_lines(result["errors"])
+    if "messages_per_second" in result:
+        yield (
+            f"throughput, if at the same time: {result['messages_per_second']:,.1f} messages a "
+            f"second, {result['bytes_per_second'] / 1e6:,.3f} MB/s each way"
+        )
+    for name, title in (("latency_seconds", "latency"), ("round_trip_seconds", "round trip")):
+        if name in result:
+            yield from times_lines(title, result[name])
+    yield from bottleneck_lines(result)

@@ -32,7 +32,7 @@ LINES = [
     ("ping -R -b h", "-R (leave it out), -b (leave it out)"),
     ("ping -V", "-V (type echod-client --version)"),
     # irtt(1)
-    ("client h", "'client' is not a command: type pipe | ping | load before TARGET"),
+    ("client h", "'client' is not a command: type pipe | ping | load | merge before TARGET"),
     ("ping -i 10ms -d 1m -l 160 udp:h", "-d (type -w for a time), -l (type -s for a size,"),
     ("ping --dscp=46 --ttl=5 udp:h", ""),
     ("ping --df=true udp:h", "--df (type --dont-fragment)"),

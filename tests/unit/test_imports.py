@@ -80,6 +80,7 @@ CLIENT = [
     "planoptions",
     "options",
     "console",
+    "merge",
     "command",
     "pingcommand",
     "commands",
