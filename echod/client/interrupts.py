@@ -19,8 +19,8 @@ def handled(
     After a stop (Ctrl-Z and fg), Linux lets select(2) wait for the rest of its timeout, as if no
     time had passed. With a handler for SIGCONT, Python computes the rest again from the clock.
 
-    :param has_begun: returns whether there is something to summarize. If not, the signal kills this
-        process, so that a shell sees why it ended (status 130, 131 or 143).
+    :param has_begun: returns whether there is something to summarize. If not, SIGQUIT is ignored,
+        and another signal kills this process: a shell sees why it ended (status 130 or 143).
     :param actions: the action of each signal.
     :param call: arranges for the call of an action; called in a signal handler.
     """
@@ -28,7 +28,7 @@ def handled(
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
         if has_begun():
             call(actions[signal.Signals(number)])
-        else:
+        elif number != signal.SIGQUIT:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
