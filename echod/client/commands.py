@@ -48,7 +48,8 @@ class LoadCommand(ClientCommand):
             self._files["csv"] = lambda name: write_csv(self.run.statistics.intervals, name)
         for option in self._files:
             check_writable(option, getattr(options, option))
-        raise_descriptor_limit(options.connections)
+        # A connection that is replaced ends after the next one is made.
+        raise_descriptor_limit(options.connections * (2 if options.per_connection else 1))
         self._is_live = console.err.isatty() and not options.json
         self.run = self._make_run()
         if options.hdr:

@@ -43,6 +43,7 @@ class Plan:
     :ivar rate: messages a second in all; ``None`` for a closed loop.
     :ivar count: messages after which sending ends; ``None``: any number.
     :ivar warm_up: seconds for which messages are sent before, which do not count.
+    :ivar per_connection: messages after which a connection is replaced; ``None``: never.
     :ivar ramp: the rates at the beginning and at the end, in place of a rate.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     count: int | None = None
     warm_up: float = 0.0
     ramp: tuple[float, float] | None = None
+    per_connection: int | None = None
 
 
 class Load(Measurement):
@@ -61,7 +63,9 @@ class Load(Measurement):
     :param usage: returns the processor time of this process.
     :param plan: the fields of a :class:`Plan`.
     :ivar rate: messages a second in all, the mean of a ramp; ``None`` for a closed loop.
-    :ivar connect_times: seconds that each connection took to be made.
+    :ivar made: connections made, or sockets over UDP.
+    :ivar connect_times: seconds that each connection took to be made. If connections are replaced,
+        only those made while messages count.
     :ivar handshake_times: seconds that each TLS handshake took after that.
     :ivar warm_up_messages: messages that do not count.
     :ivar silent: connections on which messages were sent, and no complete reply came back.
@@ -85,7 +89,11 @@ class Load(Measurement):
         self.statistics = Statistics(self.tally, on_interval, usage, lambda: self.dropped)
         self.silent = 0
         self.counted_from = inf
-        self.warm_up_messages = self._warm_up_dropped = 0
+        self.made = self.warm_up_messages = self._warm_up_dropped = 0
+        self._retired = 0  # messages of connections that are replaced
+        self._last = (self.plan.per_connection or 0) - 1  # number of the last one on a connection
+        self._openings: set[Deferred[Any]] = set()
+        self._overdue: list[float] = []  # moments at which no connection could take a message
         self._end = 0.0  # of sending
         self._turn = -1
         self._allowed: Iterator[bool] = repeat(True)  # to send each message of a closed loop
@@ -102,15 +110,29 @@ class Load(Measurement):
     async def _connect_some(self, left: Iterator[int]) -> None:
         # After one timeout, no more are begun: each would take as long.
         while not self.stopped and TIMED_OUT not in self.errors and next(left, None) is not None:
-            try:
-                channel = await self.open()
-            except Exception as error:
-                self.connection_failed(error)
-                continue
-            if isinstance(channel, StreamChannel):
-                self.connect_times.record((channel.connect_seconds,))
-                if channel.handshake_seconds is not None:
-                    self.handshake_times.record((channel.handshake_seconds,))
+            await self._connect()
+
+    async def _connect(self) -> Channel | None:
+        try:
+            channel = await self.open()
+        except Exception as error:
+            self.connection_failed(error)
+            return None
+        self.made += 1
+        if isinstance(channel, StreamChannel):
+            self.connect_times.record((channel.connect_seconds,))
+            if channel.handshake_seconds is not None:
+                self.handshake_times.record((channel.handshake_seconds,))
+        return channel
+
+    def connection_failed(self, error: BaseException) -> None:
+        """Count a connection that could not be made, unless sending has ended."""
+        if self._sending is None or self.is_sending:
+            super().connection_failed(error)
+
+    def has_open(self) -> bool:
+        """Return whether a channel is open, or is being opened."""
+        return bool(self._openings) or super().has_open()
 
     @property
     def is_counting(self) -> bool:
@@ -120,7 +142,7 @@ class Load(Measurement):
     @property
     def sent(self) -> int:
         """Messages sent that count."""
-        return super().sent - self.warm_up_messages if self.is_counting else 0
+        return super().sent + self._retired - self.warm_up_messages if self.is_counting else 0
 
     @property
     def dropped(self) -> int:
@@ -138,7 +160,7 @@ class Load(Measurement):
                     self._begin_next(channel)
         elif self.plan.warm_up:
             rate = self.plan.ramp[0] if self.plan.ramp else self.rate
-            self.pace(Schedule(start, 1 / rate), self._send)
+            self.pace(Schedule(start, 1 / rate), self._send_due)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         if seconds:
@@ -149,7 +171,10 @@ class Load(Measurement):
     def _count(self) -> None:
         """Begin to count, at the end of the warm-up."""
         start, duration, tally = self.clock.seconds(), self.plan.duration, self.tally
-        self.warm_up_messages, self._warm_up_dropped = super().sent, super().dropped
+        self.warm_up_messages = super().sent + self._retired
+        self._warm_up_dropped = super().dropped
+        if self.plan.per_connection:
+            self.connect_times, self.handshake_times = Histogram(), Histogram()
         tally.duplicated = tally.reordered = tally.unexpected = 0
         self.counted_from = start
         if self.plan.count:
@@ -168,7 +193,7 @@ class Load(Measurement):
             schedule = Schedule(start, 1 / self.rate, moments(self.rate, duration))
             if self.plan.ramp:
                 schedule = Ramp(start, *self.plan.ramp, duration)
-            self.pace(schedule, self._send)
+            self.pace(schedule, self._send_due)
 
     def end_sending(self) -> None:
         """Stop sending, and record the figures; the intervals continue until the last reply."""
@@ -176,6 +201,8 @@ class Load(Measurement):
         self._end = 0.0
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        for opening in list(self._openings):
+            opening.cancel()
         if self.is_counting:
             self.statistics.end(self.clock.seconds(), self.sent, self.answered)
         elif not self.stopped:
@@ -197,7 +224,7 @@ class Load(Measurement):
     def reply_handler(self, channel: Channel) -> ReplyCallback:
         """Return a function that counts a reply; in a closed loop, it sends the next message."""
         if self.rate is not None:
-            return self.replied
+            return self._close_after_last(channel) if self.plan.per_connection else self.replied
 
         count = self.tally.count
 
@@ -209,20 +236,69 @@ class Load(Measurement):
                 self.answered += 1
             # A reply to an earlier message sends nothing: _replace_lost has replaced that message.
             if now < self._end and number == channel.replies.sent - 1:
-                self._begin_next(channel)
+                if number == self._last:
+                    self._retire(channel)
+                    self._replace()
+                else:
+                    self._begin_next(channel)
             elif self._waiting is not None:
                 self.check_finished()
 
         return replied
 
-    def _send(self, moment: float) -> None:
+    def _close_after_last(self, channel: Channel) -> ReplyCallback:
+        def replied(number: int, since: float, now: float, damaged: int) -> None:
+            if number == self._last:
+                self._retire(channel)
+            self.replied(number, since, now, damaged)
+
+        return replied
+
+    def _send_due(self, moment: float) -> None:
         if moment >= self.counted_from:
             self.slips.add(self.clock.seconds() - moment)
-        self._turn += 1
-        # At least one channel is open: sending stops when the last one ends.
-        while not self.channels[self._turn % len(self.channels)].open:
+        self._send(moment)
+
+    def _send(self, moment: float) -> None:
+        for _ in self.channels:
             self._turn += 1
-        self.channels[self._turn % len(self.channels)].begin(moment)
+            channel = self.channels[self._turn % len(self.channels)]
+            if channel.open and channel.sent != self.plan.per_connection:
+                channel.begin(moment)
+                if channel.sent == self.plan.per_connection:
+                    self._replace()
+                return
+        self._overdue.append(moment)
+
+    def _retire(self, channel: Channel) -> None:
+        """Close a connection whose messages are all answered."""
+        assert isinstance(channel, StreamChannel)
+        channel.ended.addCallback(self._forget, channel)
+        channel.close()
+
+    def _forget(self, kind: str, channel: StreamChannel) -> str:
+        self.channels.remove(channel)
+        self._retired += channel.sent
+        self.connection_lost(channel, kind)
+        return kind
+
+    def _replace(self) -> None:
+        """Make a connection for the messages to come."""
+        opening = Deferred.fromCoroutine(self._connect())
+        self._openings.add(opening)
+        opening.addCallback(self._replaced, opening)
+
+    def _replaced(self, channel: Channel | None, opening: Deferred[Any]) -> None:
+        self._openings.discard(opening)
+        if channel is None:
+            if not self.has_open():
+                self.stop_sending()
+        elif self.rate is None:
+            self._begin_next(channel)
+        else:
+            overdue, self._overdue = self._overdue, []
+            for moment in overdue:
+                self._send(moment)
 
     def _replace_lost(self, moment: float) -> None:
         """Send the next datagram on each UDP socket whose last one is lost."""

@@ -205,7 +205,7 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
     if sockets.dont_fragment and not target.udp:
         yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
     if command == "load":
-        yield from plan_conflicts(options)
+        yield from plan_conflicts(options, target)
     if target.host is None and sockets != SocketOptions(kernel_clock=sockets.kernel_clock):
         yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
     if {family_of(target.host), sockets.family} == set(FAMILIES.values()):

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any, Final
 
 from echod.client.parser import add_flag, add_option
+from echod.client.target import Target
 from echod.client.values import bound, duration, ramp, rate, time_to_run, whole
 
 DURATION: Final = 10.0
@@ -42,6 +43,8 @@ def add_plan(load: ArgumentParser) -> None:
     add_option(load, "-r --rate", rate, "N", text)
     text = "in place of --rate: from one rate to another, evenly over --duration"
     add_option(load, "--ramp", ramp, "FROM:TO", text)
+    text = "replace a connection after this number of messages"
+    add_option(load, "--per-connection", whole(least=1, most=1 << 62), "N", text)
     text = "send for this time before, without counting it"
     add_option(load, "--warm-up", duration, "TIME", text, default=0.0)
     text = "search for the highest rate that keeps --latency; each step takes --duration"
@@ -56,8 +59,10 @@ def complete_plan(options: Any) -> None:
         options.duration = inf if options.count else DURATION
 
 
-def plan_conflicts(options: Any) -> Iterator[str]:
+def plan_conflicts(options: Any, target: Target) -> Iterator[str]:
     """Yield the reasons for which the options of load exclude each other."""
+    if options.per_connection and target.udp:
+        yield "--per-connection is for connections: leave it out for a udp: target"
     for option, other, is_given, why in RULES:
         if getattr(options, option) and bool(getattr(options, other)) is is_given:
             yield why

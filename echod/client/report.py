@@ -46,6 +46,7 @@ DECIMALS: Final = {
     "sent_messages_per_second": 3,
     "messages_per_second": 3,
     "bytes_per_second": 3,
+    "connections_per_second": 3,
     "limit_messages_per_second": 3,
     "client_processor_fraction": 4,
     "client_waited_fraction": 4,
@@ -81,8 +82,12 @@ def load_result(run: Load) -> Result:
         **common("load", run, is_ok(run)),
         "loop": "closed" if run.rate is None else "open",
         "connections": run.plan.connections,
-        "connections_made": len(run.channels),
+        "connections_made": run.made,
         "connections_silent": run.silent,
+        "messages_per_connection": run.plan.per_connection,
+        "connections_per_second": (
+            _divide(run.connect_times.count, seconds) if run.plan.per_connection else None
+        ),
         "connect_seconds": summary(run.connect_times, PERCENTILES),
         "tls_handshake_seconds": summary(run.handshake_times, PERCENTILES),
         "duration_seconds": seconds,

@@ -136,6 +136,11 @@ def load_lines(result: Result) -> Iterator[str]:
     heading = over(result["protocol"], result["size_bytes"])
     yield f"load on {name} ({address}) {heading}, {connections}"
     made = f"{result['connections_made']:,} of {result['connections']:,}"
+    if result["messages_per_connection"]:
+        made = (
+            f"{result['connections_made']:,}, {result['connections_per_second']:,.1f} a second, "
+            f"{plural(result['messages_per_connection'], 'message')} each"
+        )
     yield from times_lines(f"connected: {made}", result["connect_seconds"])
     yield from times_lines("TLS handshakes", result["tls_handshake_seconds"])
     if result["warm_up_seconds"]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import re
 import tracemalloc
 from collections.abc import Iterator
 from math import ceil, inf
@@ -22,20 +24,50 @@ from echod.client.streams import StreamChannel
 from echod.client.text import load_lines
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
-from tests.client.memory import MemoryTarget, Services, memory_connector
+from tests.client.memory import MemoryTarget, Services
 from tests.streams.server import Peers
+
+
+class SlowConnector(Connector):
+    """A connector whose second connection takes a second."""
+
+    made = 0
+
+    async def channel(self, sockets: EpollReader) -> StreamChannel:
+        self.made += 1
+        if self.made == 2:
+            await deferLater(self.reactor, 1.0)
+        return await super().channel(sockets)
+
+
+class RefusedConnector(Connector):
+    """A connector whose second connection is refused."""
+
+    made = 0
+
+    async def channel(self, sockets: EpollReader) -> StreamChannel:
+        self.made += 1
+        if self.made == 2:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "")
+        return await super().channel(sockets)
 
 
 class Run:
     """A load over an in-memory network."""
 
-    def __init__(self, network: MemoryNetwork, timeout: float = 10.0, **options: Any) -> None:
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        kind: type[Connector] = Connector,
+        timeout: float = 10.0,
+        **options: Any,
+    ) -> None:
         self.network = network
         self.intervals: list[Interval] = []
         options = {"size": 64, "connections": 1, "duration": 10.0, "rate": None, **options}
         usage = options.pop("usage", [Usage(0.0, 0.0), Usage(0.0, 0.0)])
         self.load = Load(
-            memory_connector(network, timeout),
+            kind(network, MemoryTarget("memory:"), timeout),
             on_interval=self.intervals.append,
             usage=iter(usage).__next__,
             **options,
@@ -207,6 +239,54 @@ def test_ramp(network: MemoryNetwork) -> None:
     assert "of 30.0 requested (a ramp from 10.0 to 50.0); late by" in run.lines
 
 
+@pytest.mark.parametrize("rate", [None, 20.0])
+def test_per_connection(network: MemoryNetwork, rate: float | None) -> None:
+    """Each connection is closed after its last reply, and another one takes the next messages."""
+    services = Services(network, lambda now: now + 0.1)
+    run = Run(network, duration=2.0, rate=rate, connections=2, per_connection=5, warm_up=0.95)
+    network.advance(5)
+    assert run.done
+    result = run.values
+    assert result["ok"]
+    assert result["received"] == result["sent"] == 40
+    assert result["connections_made"] == len(services.made) == (13 if rate else 12)
+    assert (result["messages_per_connection"], result["connections_silent"]) == (5, 0)
+    assert result["connections_per_second"] == pytest.approx(4, abs=1)
+    assert re.search(r"connected: 1\d, [345]\.\d a second, 5 messages each: min 0.000", run.lines)
+
+
+def test_connection_that_is_due(network: MemoryNetwork) -> None:
+    """In an open loop, the latency of a message includes its wait for a new connection."""
+    Services(network)
+    run = Run(network, SlowConnector, duration=2.0, rate=10.0, per_connection=3)
+    network.advance(5)
+    result = run.values
+    assert result["received"] == result["sent"] == 20
+    assert result["latency_seconds"]["max"] == pytest.approx(0.9)  # the fourth, after 1.2 s
+
+
+@pytest.mark.parametrize("rate", [None, 10.0])
+def test_no_further_connection(network: MemoryNetwork, rate: float | None) -> None:
+    """A connection that cannot be made is an error, and without any the run ends."""
+    EchoFactoryAt(network, max_connections=1)
+    run = Run(network, RefusedConnector, rate=rate, per_connection=3)
+    network.advance(5)
+    assert run.done
+    assert run.counts == {"sent": 3, "received": 3}
+    assert run.values["errors"] == {"refused": 1}
+    assert run.values["failure"] == "connection refused"
+
+
+def test_end_while_connecting(network: MemoryNetwork) -> None:
+    """A connection that is being made at the end is given up, and is no error."""
+    Services(network)
+    run = Run(network, SlowConnector, duration=0.95, rate=10.0, per_connection=3)
+    network.advance(3)
+    assert run.done
+    assert run.counts == {"sent": 3, "received": 3}
+    assert run.values["errors"] == {}
+
+
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_count(network: MemoryNetwork, rate: float | None) -> None:
     """A load ends when its number of messages is sent, and its replies have come."""
@@ -358,18 +438,6 @@ def test_one_of_two_ends(network: MemoryNetwork) -> None:
     network.advance(3)
     assert run.counts == {"sent": 20, "received": 20}
     assert run.values["errors"] == {"reset": 1}
-
-
-class SlowConnector(Connector):
-    """A connector whose second connection takes a second."""
-
-    made = 0
-
-    async def channel(self, sockets: EpollReader) -> StreamChannel:
-        self.made += 1
-        if self.made == 2:
-            await deferLater(self.reactor, 1.0)
-        return await super().channel(sockets)
 
 
 def test_connection_that_ends_early(network: MemoryNetwork) -> None:
