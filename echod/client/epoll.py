@@ -122,14 +122,14 @@ class EpollReader:
         """Receive until nothing is left, or for :data:`TURN` seconds."""
         poll, receivers, size = self._epoll.poll, self._receivers, self._size
         seconds, date = self.seconds, self.stamps.date
-        end = seconds() + TURN
+        readable, end = select.EPOLLIN, seconds() + TURN
         while ready := poll(0, BATCH):
             self.stamps.check()
             for descriptor, events in ready:
                 receiver = receivers.get(descriptor)
                 if receiver is None:  # removed while an earlier one of this round was handled
                     continue
-                if events & select.EPOLLERR and receiver.has_transmit_stamps:
+                if events != readable and receiver.has_transmit_stamps:
                     self.read_transmit_stamps(receiver)
                 try:
                     data, ancillary, _, _ = receiver.receive(size, receiver.space)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Reversible, Sequence
+from itertools import cycle
 from typing import Final
 
 from echod.client.histogram import Batch, Histogram
@@ -84,29 +85,30 @@ class StreamReplies:
     :param tally: counts unexpected bytes.
     :param messages: the messages, which are sent in rotation.
     :param reply: called for each reply.
+    :ivar message: returns the next message to send.
+    :ivar begun: counts it as sent; called with the start of its round trip, in seconds.
+    :ivar finished: the number of replies.
     """
 
     def __init__(
         self, tally: MessageTally, messages: Sequence[bytes], reply: ReplyCallback
     ) -> None:
         self._tally = tally
-        self._messages = messages
         self._reply = reply
         self._since: deque[float] = deque()
-        self._expected = messages[0]
+        # Bound methods: calls of Python functions would take most of the time for a message.
+        self.message = cycle(messages).__next__
+        self.begun = self._since.append
+        self._next_expected = cycle(messages).__next__
+        self._expected = self._next_expected()
         self._at = 0  # bytes of the expected reply that were received
         self._damaged = 0  # wrong ones among these
-        self.sent = 0
         self.finished = 0
 
-    def message(self) -> bytes:
-        """Return the next message to send."""
-        return self._messages[self.sent % len(self._messages)]
-
-    def begun(self, since: float) -> None:
-        """Count the next message as sent; ``since`` is the start of its round trip."""
-        self.sent += 1
-        self._since.append(since)
+    @property
+    def sent(self) -> int:
+        """The number of messages sent."""
+        return self.finished + len(self._since)
 
     def transmitted(self, last_byte: int, moment: float) -> None:
         """Start the round trip of the last message at ``moment``, if it ends at ``last_byte``."""
@@ -120,8 +122,12 @@ class StreamReplies:
 
     def received(self, data: bytes, now: float) -> None:
         """Match received data."""
-        if data == self._expected and not self._at and self._since:  # the usual case
-            self._finish(now)
+        if data == self._expected and not self._at and self._since:
+            # The usual case, as _finish() does it.
+            number = self.finished
+            self.finished = number + 1
+            self._expected = self._next_expected()
+            self._reply(number, self._since.popleft(), now, 0)
         else:
             self._match(data, now)
 
@@ -143,8 +149,8 @@ class StreamReplies:
     def _finish(self, now: float) -> None:
         number, damaged = self.finished, self._damaged
         self._at = self._damaged = 0
-        self.finished = following = number + 1
-        self._expected = self._messages[following % len(self._messages)]
+        self.finished = number + 1
+        self._expected = self._next_expected()
         self._reply(number, self._since.popleft(), now, damaged)
 
 

@@ -57,21 +57,6 @@ WITHOUT_ERROR: Final = {State.CLOSING: "", State.FINISHED: CLOSED}
 """The word for a connection that is lost in one of these states, whatever the reason."""
 
 
-class SendPath(Enum):
-    """Where the next message goes.
-
-    DIRECT: to the kernel. QUEUED: to the transport, while that has bytes to send. FULL: it waits
-    for space in the transport's buffer.
-    """
-
-    DIRECT = auto()
-    QUEUED = auto()
-    FULL = auto()
-
-
-DIRECT, QUEUED, FULL = SendPath  # look-ups for each message would take longer
-
-
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
 class StreamChannel(Receiver, Protocol):
     """One connection.
@@ -94,13 +79,15 @@ class StreamChannel(Receiver, Protocol):
 
     def __init__(self, clock: IReactorTime, reader: EpollReader) -> None:
         self._clock = clock
+        self._seconds = clock.seconds
         self._reader = reader
-        self._socket: socket.socket | None = None
+        self._socket: socket.socket | None = None  # without TLS
+        self._direct: socket.socket | None = None  # the same, unless the transport has bytes unsent
+        self._is_full = False  # whether the transport has no space for more
         self._descriptor = -1
         self._is_tls = False
-        self._received_at: float | None = None  # when the data that is being decrypted did
+        self._received_at: float | None = None  # when the data that TLS decrypts arrived
         self._state = State.CONNECTING
-        self._send_path = DIRECT
         self._waiting: deque[float] = deque()  # start times of messages that wait for space
         self._error: OSError | None = None  # of the last send
         self.ready: Deferred[StreamChannel] = Deferred()
@@ -131,36 +118,41 @@ class StreamChannel(Receiver, Protocol):
 
         :param due: the start of its round trip, in seconds; by default the moment before send(2).
         """
-        if self._send_path is FULL:
-            self._waiting.append(self._clock.seconds() if due is None else due)
+        sock = self._direct
+        if sock is None:
+            self._begin_queued(due)
             return
-        replies, sock = self.replies, self._socket
-        data = replies.message()
-        is_direct = sock is not None and (self._send_path is DIRECT or not unsent(self.transport))
+        data = self.replies.message()
         # Between this reading of the clock and send(2), nothing else is done.
-        since = self._clock.seconds() if due is None else due
-        if is_direct:
-            assert sock is not None
-            try:
-                sent = sock.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                # The socket reports it once. Data received before must still be read.
-                self._error = error
-                sent = len(data)
-            replies.begun(since)
-            if self.has_transmit_stamps:
-                self._reader.read_transmit_stamps(self)
-            if sent == len(data):
-                self._send_path = DIRECT
-                return
-            data = data[sent:]
-            self._send_path = QUEUED
+        since = self._seconds() if due is None else due
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            # The socket reports it once. Data received before must still be read.
+            self._error = error
+            sent = len(data)
+        self.replies.begun(since)
+        if self.has_transmit_stamps:
+            self._reader.read_transmit_stamps(self)
+        if sent < len(data):
+            self._direct = None
+            self.transport.write(data[sent:])
+
+    def _begin_queued(self, due: float | None) -> None:
+        """Send the next message after those that the transport has not sent yet."""
+        since = self._seconds() if due is None else due
+        if self._is_full:
+            self._waiting.append(since)
+        elif self._socket is not None and not unsent(self.transport):
+            self._direct = self._socket
+            self.begin(due)
         else:
-            replies.begun(since)
-        self.transport.write(data)
-        self._flush()
+            data = self.replies.message()
+            self.replies.begun(since)
+            self.transport.write(data)
+            self._flush()
 
     def close(self) -> None:
         """Finish sending; the connection ends when the service finishes too.
@@ -201,7 +193,7 @@ class StreamChannel(Receiver, Protocol):
         self._state = State.OPEN
         set_options(self.transport)
         self.transport.registerProducer(self, True)
-        self._socket = kernel_socket(self.transport)
+        self._socket = self._direct = kernel_socket(self.transport)
         self._below = beneath(self.transport)
         self._is_tls = ISSLTransport.providedBy(self.transport)
         sock = kernel_socket(self._below)
@@ -251,7 +243,7 @@ class StreamChannel(Receiver, Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fire :attr:`ended`."""
         state, self._state = self._state, State.ENDED
-        self._socket = None
+        self._socket = self._direct = None
         self._reader.remove(self._descriptor)
         if not self.ready.called:
             self.ready.errback(reason)
@@ -259,12 +251,12 @@ class StreamChannel(Receiver, Protocol):
 
     def pauseProducing(self) -> None:
         """Let further messages wait. Their round trips have started."""
-        self._send_path = FULL
+        self._direct, self._is_full = None, True
 
     def resumeProducing(self) -> None:
         """Send the messages that wait."""
-        self._send_path = QUEUED
-        while self._waiting and self._send_path is not FULL:
+        self._is_full = False
+        while self._waiting and not self._is_full:
             self.begin(self._waiting.popleft())
 
     def stopProducing(self) -> None:
