@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from echod.client import report, text
@@ -13,14 +14,16 @@ from echod.client.command import ClientCommand
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.errors import os_error_line
+from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
 from echod.client.intervalfiles import HistogramLog, write_csv
 from echod.client.load import Load, Plan
-from echod.client.pingcommand import PingCommand
+from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.search import FIRST, RateSearch
 from echod.client.statistics import Interval
 from echod.client.terminal import RateLine, bytes_left, progress_bar
+from echod.durations import LONGEST
 
 SPARE: Final = 64
 """File descriptors needed in addition to those of connections."""
@@ -28,6 +31,53 @@ SPARE: Final = 64
 
 class Unusable(Exception):
     """The options cannot be carried out: one line that says why. The exit status is 2."""
+
+
+class PingCommand(ClientCommand):
+    """The command ``ping``."""
+
+    result = staticmethod(report.ping_result)
+    lines = staticmethod(text.ping_lines)
+
+    def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
+        super().__init__(connector, options, console)
+        self._prefix = f"{connector.target.name}: " if len(options.targets) > 1 else ""
+        self.run = Ping(
+            connector,
+            options.size,
+            interval=options.interval,
+            count=options.count,
+            notify=self._notify,
+            deadline=options.deadline or LONGEST,
+            payload=options.payload,
+        )
+        connector.on_address_change = lambda *addresses: self._notify(Moved(*addresses))
+
+    def _notify(self, event: Event) -> None:
+        options = self.options
+        self.emit(type(event).__name__.lower(), event._asdict())
+        if options.json:
+            return
+        if isinstance(event, Connected):
+            self._print(*self._connected_lines(event))
+        elif not options.quiet and (options.outstanding or not isinstance(event, Unanswered)):
+            self._print(self._prefix + text.EVENT_LINES[type(event)](event))
+
+    def _print(self, *lines: str) -> None:
+        stamp = f"[{time.time():.6f}] " if self.options.timestamps else ""
+        self.console.print(*(f"{stamp}{line}" for line in lines))
+
+    def _connected_lines(self, event: Connected) -> Iterator[str]:
+        connector = self.connector
+        over = text.over(connector.protocol, self.run.size)
+        yield f"echo of {connector.target.name} ({event.address}) {over}"
+        if event.connect_seconds is not None:
+            line = f"{self._prefix}connected in {report.in_ms(event.connect_seconds)} ms"
+            if connector.includes_lookup:
+                line += " with the name lookup"
+            if event.tls_handshake_seconds is not None:
+                line += f", TLS handshake {report.in_ms(event.tls_handshake_seconds)} ms"
+            yield line
 
 
 class LoadCommand(ClientCommand):

@@ -15,23 +15,14 @@ from typing import Final
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from echod.client import events
 from echod.client.connector import Connector
 from echod.client.errors import error_word
-from echod.client.events import (
-    LOST,
-    NOT_SENT,
-    PENDING,
-    Connected,
-    Disconnected,
-    Event,
-    Reconnected,
-    Reply,
-    Unanswered,
-)
 from echod.client.measurement import Measurement
 from echod.client.pacing import Schedule
 from echod.client.statistics import Usage, process_usage
 from echod.client.streams import StreamChannel
+from echod.durations import LONGEST
 
 MISSED: Final = 1.0
 """Seconds by which a message may be late. After a longer stop of this process or machine, the
@@ -65,7 +56,7 @@ class Ping(Measurement):
     :param interval: seconds between two messages.
     :param count: messages to send; ``None``: until :meth:`stop`.
     :param notify: called with each event.
-    :param deadline: seconds after which the run is stopped; ``None``: never.
+    :param deadline: seconds after which the run is stopped.
     :param usage: returns the processor time of this process.
     :ivar connected: the first connection.
     :ivar begun: when the first message was due, in seconds.
@@ -78,7 +69,7 @@ class Ping(Measurement):
     """
 
     dates_transmission = True
-    connected = Connected("")
+    connected = events.Connected("")
     begun = 0.0
 
     def __init__(
@@ -88,8 +79,8 @@ class Ping(Measurement):
         *,
         interval: float,
         count: int | None,
-        notify: Callable[[Event], None],
-        deadline: float | None = None,
+        notify: Callable[[events.Event], None],
+        deadline: float = LONGEST,
         payload: bytes = b"",
         usage: Callable[[], Usage] = process_usage,
     ) -> None:
@@ -121,10 +112,9 @@ class Ping(Measurement):
 
     async def run(self) -> None:
         """Run until the last reply, the deadline, or :meth:`stop`."""
-        seconds = self._deadline
-        expiry = None if seconds is None else self.clock.callLater(seconds, self._expire)
+        expiry = self.clock.callLater(self._deadline, self._expire)
         await super().run()
-        if expiry is not None and expiry.active():
+        if expiry.active():
             expiry.cancel()
 
     def _expire(self) -> None:
@@ -135,10 +125,10 @@ class Ping(Measurement):
     async def connect(self) -> None:
         """Open the channel."""
         await self.connector.resolve()
-        channel, address = await self.open(), self.connector.address
-        self.connected = Connected(address)
-        if isinstance(channel, StreamChannel):
-            self.connected = Connected(address, channel.connect_seconds, channel.handshake_seconds)
+        channel = await self.open()
+        names = ("connect_seconds", "handshake_seconds")  # a UDP socket has neither
+        times = (getattr(channel, name, None) for name in names)
+        self.connected = events.Connected(self.connector.address, *times)
 
     def begin_sending(self) -> None:
         """Send the first message, and the others at their times."""
@@ -157,13 +147,13 @@ class Ping(Measurement):
         """Connect again, unless all messages are sent."""
         if not self.is_sending:
             return
-        self._report_unanswered(LOST)
+        self._report_unanswered(events.LOST)
         self._before += channel.sent
         self.channels.remove(channel)
         is_new = not self._has_outage
         if is_new:
             self.outages.append(Outage(kind, self.clock.seconds() - self.begun))
-            self._notify(Disconnected(kind))
+            self._notify(events.Disconnected(kind))
         # A service that closes each connection without a reply prolongs the outage.
         self._connecting = Deferred.fromCoroutine(self._reconnect(0.0 if is_new else RETRY))
 
@@ -191,7 +181,7 @@ class Ping(Measurement):
     def summarize(self) -> None:
         """Complete the figures: an outage that is not over, and the waits for a processor."""
         if self._is_final and not self.stopped:
-            self._report_unanswered(LOST)
+            self._report_unanswered(events.LOST)
         if self._has_outage and (self._is_final or not self.channels):
             self._measure_outage()
         super().summarize()
@@ -204,7 +194,7 @@ class Ping(Measurement):
         if self._has_outage:
             outage = self.outages[-1]
             outage.ended = True
-            self._notify(Reconnected(outage.seconds, outage.not_sent))
+            self._notify(events.Reconnected(outage.seconds, outage.not_sent))
         number += self._before
         if number == self._awaited:
             self._awaited = None
@@ -214,7 +204,7 @@ class Ping(Measurement):
                 self._differences += 1
                 self._difference += abs(seconds - self._previous[1])
             self._previous = number, seconds
-        self._notify(Reply(number, seconds, damaged, seconds > self.timeout))
+        self._notify(events.Reply(number, seconds, damaged, seconds > self.timeout))
         super().replied(number, since, now, damaged)
 
     def _send(self, moment: float) -> None:
@@ -222,7 +212,7 @@ class Ping(Measurement):
         if now - moment > MISSED:
             self.skipped += 1
             return
-        self._report_unanswered(PENDING)
+        self._report_unanswered(events.PENDING)
         self._awaited = self.sent
         if self.channels:
             # The round trip begins with send(2), not at the scheduled time: the delay of a late
@@ -233,11 +223,11 @@ class Ping(Measurement):
             self._before += 1
             self._unanswerable += 1
             self.outages[-1].not_sent += 1
-            self._report_unanswered(NOT_SENT)
+            self._report_unanswered(events.NOT_SENT)
         if self.sent == self._count:
             self.stop_sending()
 
     def _report_unanswered(self, state: str) -> None:
         if self._awaited is not None:
             number, self._awaited = self._awaited, None
-            self._notify(Unanswered(number, state))
+            self._notify(events.Unanswered(number, state))

@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from echod.client import events
 from echod.client.endpoint import short_name
-from echod.client.events import (
-    LOST,
-    NOT_SENT,
-    PENDING,
-    Disconnected,
-    Moved,
-    Reconnected,
-    Reply,
-    Unanswered,
-)
 from echod.client.report import Result, in_ms
 
 PROTOCOLS: Final = {"unix": "a UNIX socket"}
 """Names of protocols in headings. Other protocols are written in capitals."""
 
 
-STATES: Final = {PENDING: "no answer yet", LOST: "lost", NOT_SENT: "not sent: no connection"}
+STATES: Final = {"pending": "no answer yet", "lost": "lost", "not_sent": "not sent: no connection"}
 """Words for the states of a message without an answer."""
 
 
@@ -37,7 +28,7 @@ def over(protocol: str, size: int) -> str:
     return f"over {name}, {plural(size, 'byte')} a message"
 
 
-def reply_line(reply: Reply) -> str:
+def reply_line(reply: events.Reply) -> str:
     """Return the line for one reply of a ping."""
     wrong = reply.damaged_bytes
     marks = [f"{plural(wrong, 'byte')} wrong"] if wrong else []
@@ -45,20 +36,20 @@ def reply_line(reply: Reply) -> str:
     return ", ".join([f"seq={reply.number} {in_ms(reply.seconds)} ms", *marks])
 
 
-def reconnected_line(event: Reconnected) -> str:
+def reconnected_line(event: events.Reconnected) -> str:
     """Return the line for the end of an outage."""
     not_sent = f"; {plural(event.not_sent, 'message')} not sent" if event.not_sent else ""
     return f"connected again after an outage of {event.seconds:.3f} s{not_sent}"
 
 
 EVENT_LINES: Final[dict[type, Callable[[Any], str]]] = {
-    Reply: reply_line,
-    Unanswered: lambda event: f"seq={event.number} {STATES[event.state]}",
-    Moved: lambda event: f"{event.refusing} refused, trying {event.address}",
-    Disconnected: lambda event: (
+    events.Reply: reply_line,
+    events.Unanswered: lambda event: f"seq={event.number} {STATES[event.state]}",
+    events.Moved: lambda event: f"{event.refusing} refused, trying {event.address}",
+    events.Disconnected: lambda event: (
         f"connection lost ({event.error.replace('_', ' ')}): connecting again"
     ),
-    Reconnected: reconnected_line,
+    events.Reconnected: reconnected_line,
 }
 
 

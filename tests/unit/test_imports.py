@@ -82,7 +82,6 @@ CLIENT = [
     "console",
     "merge",
     "command",
-    "pingcommand",
     "commands",
     "interrupts",
     "reactor",
