@@ -19,8 +19,8 @@ from truth_runs import (
     busy_loop,
     connect_ratio,
     highest_rate,
-    hints_missing,
     ours,
+    rate_limit,
     truth,
     wrong_alarms,
 )
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
     :ivar name: of the figure.
     :ivar unit: ``%``, ``ms off`` or (for counts) ``off``: the difference from the truth; ``ms`` or
-        ``x``: the figure itself.
+        ``x``, and ``%`` without a log: the figure itself.
     :ivar most: the aim: the figure of echod-client is at most this, without its sign. A count, or
         else the median of the rounds.
     :ivar beside: the client by whose figure, in the same round, that of echod-client is divided to
@@ -271,7 +271,7 @@ CASES: Final = {
     "connect": Case(
         alone(connect_ratio), (Row("tcp:host:port / host:port: connecting", "ratio", "x", 1.2),)
     ),
-    "hint": Case(alone(hints_missing), (Row("a rate limit, without a hint", "missing", "off", 0),)),
+    "hint": Case(alone(rate_limit), (Row("100/s and no more: the hint", "off", "%", 3),)),
     "find-rate": Case(
         alone(highest_rate), (Row("5,000/s and no more: --find-rate", "off", "%", 3),)
     ),

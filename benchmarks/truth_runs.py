@@ -209,14 +209,15 @@ def connect_ratio(tools: str, seconds: float) -> Figures:
     return {"ratio": times[0] / times[1]}
 
 
-def hints_missing(tools: str, seconds: float) -> Figures:  # noqa: ARG001 - as the others
-    """Return 1 if a run above echod's rate limit names no rate limit, otherwise 0."""
+def rate_limit(tools: str, seconds: float) -> Figures:  # noqa: ARG001 - as the others
+    """Return the rate limit of which the client hints, beside echod's own of 100 a second."""
     command = (*TWISTD, "echod", "--listen", f"udp:0:interface={HOST}")
     with running(command) as process:
         assert process.stdout is not None
         found = next(filter(None, map(LISTENS.search, process.stdout)))
-        words = ("load", f"udp:{HOST}:{found[1]}", "-r", 1000, "-d", 2 * seconds, "-W", WAIT)
-        return {"missing": "rate limit" not in output_of([CLIENT, *words], (1,))}
+        words = ("load", f"udp:{HOST}:{found[1]}", "-r", 1000, "-d", 3 * seconds, "-W", WAIT)
+        limit = json_of(*words)["limit_messages_per_second"]
+    return {"off": (limit or 0) - 100}
 
 
 def wrong_alarms(tools: str, seconds: float) -> Figures:
