@@ -63,7 +63,7 @@ def add_socket_options(command: ArgumentParser, ttl: str) -> None:
         )
     text = "send from this address, or on this interface"
     add_option(command, "-I --interface", str, "ADDRESS", text, default="")
-    fields: Any = command.add_mutually_exclusive_group()
+    fields = command.add_mutually_exclusive_group()
     text = "type of service: DSCP and ECN in one byte, such as 0xb8"
     add_option(fields, "-Q --tos", tos, "BYTE", text)
     text = "DSCP: a number, or a name such as ef or cs1"
@@ -227,13 +227,14 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     top = parser()
     options: Any
     options, rest = top.parse_known_args(arguments)
+    words = [each for each in rest if each != "--"]
     if options.command == "merge":
+        options.files += words
         return options  # type: ignore[no-any-return]
     if options.command == "load":
         complete_plan(options)
-    words = [options.target, *(each for each in rest if each != "--")]
     try:
-        options.targets = list(parse_targets(words))
+        options.targets = list(parse_targets([options.target, *words]))
         options.target = options.targets[0]
         options.socket_options = socket_options(options)
         reasons = (why for target in options.targets for why in conflicts(options, target))

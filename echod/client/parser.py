@@ -15,6 +15,9 @@ from echod.durations import format_duration
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""
 
+Parse = Callable[[str], Any]
+"""A parser of a value, which raises ArgumentTypeError."""
+
 EXAMPLES: Final = """\
 echod-client: type a command, as in these examples; see echod-client --help
   echod-client ping localhost:7 -c 3
@@ -97,15 +100,12 @@ class Parser(ArgumentParser):
 
 
 def add_option(
-    command: ArgumentParser,
-    names: str,
-    kind: Callable[[str], Any],
-    metavar: str,
-    text: str,
-    *,
-    default: Any = None,
+    command: Any, names: str, kind: Parse, metavar: str, text: str, *, default: Any = None
 ) -> None:
-    """Add an option that takes a value; with a list as its default, it is repeatable."""
+    """Add an option that takes a value; with a list as its default, it is repeatable.
+
+    :param command: a parser, or a group of its options.
+    """
     action = "append" if isinstance(default, list) else "store"
     if default:
         shown = format_duration(default) if isinstance(default, float) else default

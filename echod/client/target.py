@@ -122,13 +122,13 @@ def in_brackets(text: str, place: str) -> str:
     """
     address, _, port = place.rpartition(":")
     has_port = port.isdecimal() and is_ipv6(address)
+    one, other = f"[{address}]:{port}", f"[{place}]"
     if not is_ipv6(place):
-        return f"[{address}]:{port}" if has_port else place
+        return one if has_port else place
     if has_port:
         kind = text.partition(place)[0]
-        one, other = f"{kind}[{address}]:{port}", f"{kind}[{place}]"
-        raise BadTarget(f"TARGET {text!r} is ambiguous: type {one} or {other}")
-    return f"[{place}]"
+        raise BadTarget(f"TARGET {text!r} is ambiguous: type {kind}{one} or {kind}{other}")
+    return other
 
 
 def is_ipv6(text: str) -> bool:

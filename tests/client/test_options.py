@@ -195,6 +195,12 @@ def test_units(number: int, unit: str) -> None:
     assert parse(["load", "h", "-r", f"{number / 8}{unit}"]).rate == number / 8 * factor
 
 
+@pytest.mark.parametrize("words", ["a b --json", "a --json b", "--json a b", "a --json -- b"])
+def test_files_to_merge(words: str) -> None:
+    """The files of merge may stand around its option."""
+    assert parse(["merge", *words.split()]).files == ["a", "b"]
+
+
 def test_ttl_as_in_ping() -> None:
     """``-t`` is the TTL, as in ping(8); in load it would look like the time of other tools."""
     assert parse(["ping", "h:7", "-t", "3"]).socket_options == SocketOptions(ttl=3)
