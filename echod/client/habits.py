@@ -25,6 +25,7 @@ HABITS: Final = {
         "-b -qps --bitrate": "type -r for messages a second",
         "-k --bytes": "type -n for messages",
         "-O --omit": "type --warm-up",
+        "-keepalive": "type --per-connection 1",
         "-i --interval": "type --json-lines for each second",
         "-A -F -H -N -T -U -X -Z -f -k -w -jitter -nocatchup -uniform --bidir --window": OUT,
     },

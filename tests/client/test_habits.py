@@ -49,7 +49,10 @@ LINES = [
     ("load udp://h:8078/ -n 1000", ""),
     ("load -json out.json h", "-json (type --json)"),
     ("load -payload-size 1024 h", "-payload-size (type -s)"),
-    ("load -timeout 3s h", "-timeout (type --timeout)"),
+    (
+        "load -timeout 3s -keepalive=false h",
+        "-timeout (type --timeout), -keepalive (type --per-connection 1)",
+    ),
     ("load -uniform -nocatchup h", "-uniform (leave it out), -nocatchup (leave it out)"),
     # wrk
     ("load -t12 -c400 -d30s h", "-t12 (type -d for a time, -C for threads), -c400 (type -C"),
