@@ -14,12 +14,14 @@ from zope.interface import implementer
 
 from echod.client.stamps import (
     RECEIVE_SPACE,
+    SO_TIMESTAMPING,
+    SO_TIMESTAMPNS,
+    TRANSMIT,
     TRANSMIT_SPACE,
     Ancillary,
     StampClock,
+    enable_stamps,
     identifier,
-    stamp_received,
-    stamp_transmitted,
 )
 from echod.fastpath import BATCH
 
@@ -96,9 +98,14 @@ class EpollReader:
             self._reactor.addReader(self)
         self._epoll.register(sock, select.EPOLLIN)
         receiver.receive = sock.recvmsg
-        receiver.space = RECEIVE_SPACE if self._kernel_clock and stamp_received(sock) else 0
-        has_transmit_stamps = self._transmit_stamps and not is_encrypted
-        receiver.has_transmit_stamps = has_transmit_stamps and stamp_transmitted(sock)
+        receiver.space = (
+            RECEIVE_SPACE if self._kernel_clock and enable_stamps(sock, SO_TIMESTAMPNS) else 0
+        )
+        receiver.has_transmit_stamps = (
+            self._transmit_stamps
+            and not is_encrypted
+            and enable_stamps(sock, SO_TIMESTAMPING, TRANSMIT)
+        )
         self._receivers[sock.fileno()] = receiver
 
     def remove(self, descriptor: int) -> None:

@@ -41,25 +41,18 @@ LONGEST: Final = 10.0
 """Seconds after a step for which stamps can be wrong: none waits longer in a receive queue."""
 
 
-def stamp_received(sock: socket.socket) -> bool:
-    """Make the kernel stamp the data that ``sock`` receives. Return whether it does."""
-    if sock.family == socket.AF_UNIX:  # no stamps, and its ancillary data may hold descriptors
-        return False
-    with suppress(OSError):  # some container runtimes do not have the option
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        return True
-    return False
+def enable_stamps(sock: socket.socket, option: int, value: int = 1) -> bool:
+    """Make the kernel stamp the packets of ``sock``. Return whether it does.
 
+    A UNIX socket has neither stamps nor an error queue: a read of it would return data. And its
+    ancillary data may hold file descriptors.
 
-def stamp_transmitted(sock: socket.socket) -> bool:
-    """Make the kernel stamp what ``sock`` transmits, from the first byte on.
-
-    A UNIX socket has no error queue: a read of the stamp would return data.
+    :param option: SO_TIMESTAMPNS: those received; SO_TIMESTAMPING: those that ``value`` selects.
     """
     if sock.family == socket.AF_UNIX:
         return False
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TRANSMIT)
+    with suppress(OSError):  # some container runtimes do not have the option
+        sock.setsockopt(socket.SOL_SOCKET, option, value)
         return True
     return False
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from echod.client.stamps import (
     LONGEST,
+    SO_TIMESTAMPING,
     SO_TIMESTAMPNS,
     TIMESPEC,
     TOLERANCE,
+    TRANSMIT,
     Ancillary,
     StampClock,
-    stamp_received,
-    stamp_transmitted,
+    enable_stamps,
 )
 
 READING = 1e-7
@@ -133,7 +134,6 @@ def test_other_sockets() -> None:
             raise OSError(92, "Protocol not available")
 
     with socket.socket(socket.AF_UNIX) as unix, Refusing(socket.AF_INET) as refusing:
-        assert not stamp_received(unix)
-        assert not stamp_received(refusing)
-        assert not stamp_transmitted(unix)
-        assert not stamp_transmitted(refusing)
+        assert not enable_stamps(unix, SO_TIMESTAMPNS)
+        assert not enable_stamps(refusing, SO_TIMESTAMPNS)
+        assert not enable_stamps(unix, SO_TIMESTAMPING, TRANSMIT)
