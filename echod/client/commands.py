@@ -17,9 +17,10 @@ from echod.client.errors import os_error_line
 from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
 from echod.client.intervalfiles import HistogramLog, write_csv
-from echod.client.load import Load, Plan
+from echod.client.load import Load
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
+from echod.client.plan import Plan
 from echod.client.search import FIRST, RateSearch
 from echod.client.statistics import Interval
 from echod.client.terminal import RateLine, bytes_left, progress_bar

@@ -9,11 +9,10 @@ a closed loop shows the capacity of the service, not the latency that its users 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice, repeat
 from math import inf
-from statistics import fmean
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -24,7 +23,8 @@ from echod.client.datagrams import DatagramChannel
 from echod.client.errors import TIMED_OUT
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
-from echod.client.pacing import Pacer, Ramp, Schedule, moments
+from echod.client.pacing import Pacer, Schedule
+from echod.client.plan import Plan
 from echod.client.replies import ReplyCallback
 from echod.client.statistics import SECOND, Interval, Statistics, Usage, process_usage
 from echod.client.streams import StreamChannel
@@ -34,38 +34,16 @@ AT_ONCE: Final = 8
 """Connections that are made at the same time: with more, each would wait for the others."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a load sends. The names are those of the options.
-
-    :ivar connections: connections to make, or sockets over UDP.
-    :ivar duration: seconds for which messages are sent; infinity: until :meth:`Load.stop`.
-    :ivar rate: messages a second in all; ``None`` for a closed loop.
-    :ivar count: messages after which sending ends; ``None``: any number.
-    :ivar warm_up: seconds for which messages are sent before, which do not count.
-    :ivar per_connection: messages after which a connection is replaced; ``None``: never.
-    :ivar ramp: the rates at the beginning and at the end, in place of a rate.
-    """
-
-    connections: int
-    duration: float
-    rate: float | None
-    count: int | None = None
-    warm_up: float = 0.0
-    ramp: tuple[float, float] | None = None
-    per_connection: int | None = None
-
-
 class Load(Measurement):
     """One run of ``load``.
 
     :param on_interval: called with each second of the run.
     :param usage: returns the processor time of this process.
+    :param wall_clock: returns the UNIX time.
     :param plan: the fields of a :class:`Plan`.
     :ivar rate: messages a second in all, the mean of a ramp; ``None`` for a closed loop.
     :ivar made: connections made, or sockets over UDP.
-    :ivar connect_times: seconds that each connection took to be made. If connections are replaced,
-        only those made while messages count.
+    :ivar connect_times: seconds to connect; if connections are replaced, since messages count.
     :ivar handshake_times: seconds that each TLS handshake took after that.
     :ivar warm_up_messages: messages that do not count.
     :ivar silent: connections on which messages were sent, and no complete reply came back.
@@ -79,16 +57,18 @@ class Load(Measurement):
         on_interval: Callable[[Interval], None],
         payload: bytes = b"",
         usage: Callable[[], Usage] = process_usage,
+        wall_clock: Callable[[], float] = time.time,
         **plan: Any,
     ) -> None:
         super().__init__(connector, size, payload)
         self.plan = Plan(**plan)
-        self.rate = fmean(self.plan.ramp) if self.plan.ramp else self.plan.rate
+        self.rate = self.plan.mean_rate
         self.connect_times = Histogram()
         self.handshake_times = Histogram()
         self.statistics = Statistics(self.tally, on_interval, usage, lambda: self.dropped)
         self.silent = 0
         self.counted_from = inf
+        self._wall_clock = wall_clock
         self.made = self.warm_up_messages = self._warm_up_dropped = 0
         self._retired = 0  # messages of connections that are replaced
         self._last = (self.plan.per_connection or 0) - 1  # number of the last one on a connection
@@ -150,6 +130,15 @@ class Load(Measurement):
         return super().dropped - self._warm_up_dropped
 
     def begin_sending(self) -> None:
+        """Wait for the time of a common start, if there is one, and begin."""
+        wait = (self.plan.start_at or inf) - self._wall_clock()
+        if wait < 0:
+            self.failure = f"connecting took until {-wait:.3f} s after --start-at"
+            self.stop_sending()
+        else:
+            self._later(wait if wait < inf else 0.0, self._begin)
+
+    def _begin(self) -> None:
         """Send at the rate; in a closed loop, the first message on each channel."""
         start, self._end = self.clock.seconds(), inf
         self._later(self.plan.warm_up, self._count)
@@ -159,8 +148,7 @@ class Load(Measurement):
                 if channel.open:
                     self._begin_next(channel)
         elif self.plan.warm_up:
-            rate = self.plan.ramp[0] if self.plan.ramp else self.rate
-            self.pace(Schedule(start, 1 / rate), self._send_due)
+            self.pace(self.plan.warm_up_schedule(start), self._send_due)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         if seconds:
@@ -170,7 +158,7 @@ class Load(Measurement):
 
     def _count(self) -> None:
         """Begin to count, at the end of the warm-up."""
-        start, duration, tally = self.clock.seconds(), self.plan.duration, self.tally
+        start, duration, tally = self.clock.seconds(), self.plan.seconds, self.tally
         self.warm_up_messages = super().sent + self._retired
         self._warm_up_dropped = super().dropped
         if self.plan.per_connection:
@@ -179,8 +167,6 @@ class Load(Measurement):
         self.counted_from = start
         if self.plan.count:
             self._allowed = repeat(True, self.plan.count)
-        if self.rate is not None:
-            duration = min(duration, (self.plan.count or inf) / self.rate)
         self._end = start + duration
         self.statistics.begin(start)
         if duration < inf:
@@ -190,10 +176,7 @@ class Load(Measurement):
         self._intervals.run()
         if self.rate is not None:
             super().end_sending()  # of the warm-up
-            schedule = Schedule(start, 1 / self.rate, moments(self.rate, duration))
-            if self.plan.ramp:
-                schedule = Ramp(start, *self.plan.ramp, duration)
-            self.pace(schedule, self._send_due)
+            self.pace(self.plan.schedule(start), self._send_due)
 
     def end_sending(self) -> None:
         """Stop sending, and record the figures; the intervals continue until the last reply."""
@@ -206,7 +189,7 @@ class Load(Measurement):
         if self.is_counting:
             self.statistics.end(self.clock.seconds(), self.sent, self.answered)
         elif not self.stopped:
-            self.failure = "the service closed all connections before messages counted"
+            self.failure = self.failure or "all connections ended before messages counted"
 
     def summarize(self) -> None:
         """Complete the interval up to now, and count the silent connections."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from echod.client.parser import add_flag, add_option
 from echod.client.target import Target
-from echod.client.values import bound, duration, ramp, rate, time_to_run, whole
+from echod.client.values import bound, duration, ramp, rate, start_time, time_to_run, whole
 
 DURATION: Final = 10.0
 """Seconds of a load."""
@@ -24,6 +24,7 @@ RULES: Final = (
     ("ramp", "rate", True, "--ramp takes the place of --rate: leave one out"),
     ("ramp", "count", True, "--ramp ends after --duration: leave out --count"),
     ("ramp", "find_rate", True, "--find-rate chooses the rates itself: leave out --ramp"),
+    ("find_rate", "start_at", True, "--start-at is for one load: leave out --find-rate"),
     ("find_rate", "count", True, "--find-rate ends each step after -d: leave out -n"),
 )
 """An option, another, whether the two are refused if the other is given or if it is not,
@@ -45,6 +46,8 @@ def add_plan(load: ArgumentParser) -> None:
     add_option(load, "--ramp", ramp, "FROM:TO", text)
     text = "replace a connection after this number of messages"
     add_option(load, "--per-connection", whole(least=1, most=1 << 62), "N", text)
+    text = "connect, and begin at a time, as in 14:30:00 or 2030-01-31T14:30:00Z"
+    add_option(load, "--start-at", start_time, "TIME", text)
     text = "send for this time before, without counting it"
     add_option(load, "--warm-up", duration, "TIME", text, default=0.0)
     text = "search for the highest rate that keeps --latency; each step takes --duration"

@@ -8,13 +8,14 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from decimal import Decimal
 from math import inf
 from typing import Any, Final
 
 from echod.client.errors import os_error_line
 from echod.client.search import Bound
-from echod.durations import parse_duration
+from echod.durations import LONGEST, parse_duration
 from echod.numbers import parse_rate, parse_whole_number
 
 SLOWEST: Final = 0.001
@@ -42,6 +43,8 @@ DSCP: Final = {"le": 1, "ef": 46, "va": 44} | {
     **{f"af{one}{two}": 8 * one + 2 * two for one in range(1, 5) for two in range(1, 4)},
 }
 """The names of code points (RFC 2474, RFC 2597, RFC 3246, RFC 5865, RFC 8622)."""
+
+TIME_OF_DAY: Final = re.compile(r"[0-9]{2}:[0-9]{2}(:[0-9]{2})?")
 
 WITH_UNIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([kKMG])((?<!k)i)?")
 """A number with a unit, decimal or binary (IEC 80000-13)."""
@@ -95,6 +98,26 @@ def dscp(text: str) -> int:
 def time_to_run(text: str) -> float:
     """Return seconds; infinity for 0."""
     return inf if text in ("0", "0s") else float(duration(text))
+
+
+def start_time(text: str) -> float:
+    """Return the UNIX time of a time of today, or of a time in ISO 8601.
+
+    Without an offset from UTC, it is a local time.
+    """
+    now = datetime.now().astimezone()
+    iso = f"{now:%Y-%m-%d}T{text}" if TIME_OF_DAY.fullmatch(text) else text.replace("Z", "+00:00")
+    try:
+        seconds = datetime.fromisoformat(iso).timestamp()
+    except (ValueError, OverflowError):
+        seconds = inf
+    if not seconds <= now.timestamp() + LONGEST:
+        raise ArgumentTypeError(
+            f"takes a time such as 14:30, 14:30:00 or 2030-01-31T14:30:00+01:00, not {text!r}"
+        )
+    if seconds <= now.timestamp():
+        raise ArgumentTypeError(f"takes a time to come, not {text!r}: now it is {now:%c %z}")
+    return seconds
 
 
 def ramp(text: str) -> tuple[float, float]:

@@ -222,8 +222,41 @@ def test_end_in_the_warm_up(network: MemoryNetwork) -> None:
     services.made[0].transport.loseConnection()
     network.advance(1)
     assert run.done
-    assert run.values["failure"] == "the service closed all connections before messages counted"
+    assert run.values["failure"] == "all connections ended before messages counted"
     assert run.values["errors"] == {"closed": 1}
+
+
+def test_start(network: MemoryNetwork) -> None:
+    """The connections are made at once, and wait for the time of the start."""
+    services = Services(network)
+    run = Run(network, rate=10.0, duration=1.0, start_at=1003.0, wall_clock=lambda: 1000.5)
+    network.advance(2.45)
+    assert len(services.made) == 1
+    assert run.load.sent == 0
+    network.advance(0.1)
+    assert run.load.sent == 1
+    network.advance(2)
+    assert run.counts == {"sent": 10, "received": 10}
+    assert run.values["latency_seconds"]["max"] == 0
+
+
+def test_missed_start(network: MemoryNetwork) -> None:
+    """A load whose connections are made after the time of the start sends nothing."""
+    Services(network)
+    run = Run(network, start_at=1000.0, wall_clock=lambda: 1000.5)
+    assert run.done
+    assert run.counts == {}
+    assert run.values["failure"] == "connecting took until 0.500 s after --start-at"
+
+
+def test_stop_before_the_start(network: MemoryNetwork) -> None:
+    """A load that is stopped before its start ends at once."""
+    Services(network)
+    run = Run(network, start_at=1003.0, wall_clock=lambda: 1000.0)
+    run.load.stop()
+    network.settle()
+    assert run.done
+    assert run.values["failure"] is None
 
 
 def test_ramp(network: MemoryNetwork) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from math import inf
 from pathlib import Path
 from socket import AF_INET, AF_INET6
@@ -63,6 +64,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "count": None,
         "ramp": None,
         "per_connection": None,
+        "start_at": None,
         "warm_up": 0.0,
         "find_rate": False,
         "latency": None,
@@ -104,6 +106,8 @@ def test_defaults(command: str) -> None:
         ("load -d 0.5", "duration", 0.5),
         ("load --duration 3600", "duration", 3600.0),
         ("load -d 2h", "duration", 7200.0),
+        ("load --start-at 2050-01-01T00:00:00Z", "start_at", 2524608000.0),
+        ("load --start-at 2050-01-01T01:00+01:00", "start_at", 2524608000.0),
         ("load --ramp 100:10k", "ramp", (100.0, 10_000.0)),
         ("load -d 250000h", "duration", 9e8),
         ("load -r 0.5", "rate", 0.5),
@@ -236,6 +240,13 @@ def test_ends_of_a_load(arguments: str, count: int | None, duration: float) -> N
     assert (options.count, options.duration) == (count, duration)
 
 
+def test_time_of_day() -> None:
+    """A time without a date is one of today, in the local time zone."""
+    now = datetime.now().astimezone()
+    end = now.replace(hour=23, minute=59, second=59, microsecond=0)
+    assert parse(["load", "h:7", "--start-at", "23:59:59"]).start_at == end.timestamp()
+
+
 WHOLE = (
     "0",
     "-1",
@@ -343,6 +354,18 @@ def test_bad_values(
         ("load h:7 --ramp 1", "load: argument --ramp: takes a number of messages a second"),
         ("load h:7 --ramp 1:2:3", "load: argument --ramp: takes a number of messages a second"),
         ("load udp:h:7 --per-connection 1", "load: --per-connection is for connections"),
+        ("load h:7 --start-at soon", "load: argument --start-at: takes a time such as 14:30"),
+        ("load h:7 --start-at 25:00", "load: argument --start-at: takes a time such as 14:30"),
+        ("load h:7 --start-at 9999-12-31", "load: argument --start-at: takes a time such as"),
+        ("load h:7 --start-at 0001-01-01", "load: argument --start-at: takes a time"),
+        (
+            "load h:7 --start-at 2020-01-01",
+            "load: argument --start-at: takes a time to come",
+        ),
+        (
+            "load h:7 --start-at 2050-01-01T00:00Z --find-rate --latency p99=1s",
+            "load: --start-at is for one load",
+        ),
         ("ping h:0", "ping: TARGET 'h:0': a port is from 1 to 65535, not '0'"),
         ("load ::1:7", "load: TARGET '::1:7' is ambiguous: type [::1]:7 or [::1:7]"),
     ],

@@ -48,6 +48,7 @@ CLIENT = [
     "histogram",
     "replies",
     "pacing",
+    "plan",
     "search",
     "errors",
     "output",
