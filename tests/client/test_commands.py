@@ -110,6 +110,19 @@ def test_timestamps(target: str) -> None:
     assert printed[4] == ""
 
 
+@pytest.mark.parametrize(("kind", "word"), [("close", "closed"), ("reset", "reset")])
+def test_connected_again(kind: str, word: str) -> None:
+    """A ping whose connection is lost connects again, and its other messages come back."""
+    with Mirror(kind, "--after", 3 * 64) as mirror:
+        command = ("ping", f"127.0.0.1:{mirror.port}", "-c", 8, "-i", 0.02, "--json")
+        status, out, _ = echod_client(*command)
+    result = json.loads(out)
+    assert status == 1
+    assert [each["error"] for each in result["outages"]] == [word] * result["errors"][word]
+    assert result["sent"] == 8
+    assert result["received"] >= 3
+
+
 def test_several_targets(target: str) -> None:
     """Each line of a ping with several targets names its own; the summaries are the end."""
     other = target.replace("127.0.0.1", "localhost")
