@@ -159,11 +159,13 @@ class Measurement:
             datagrams = self.connector.datagrams(self._reader, lambda: not self.answered)
             self.channels.append(datagrams)
             handler = self.reply_handler(datagrams)
-            datagrams.use(DatagramReplies(self.tally, DatagramPayloads(self.size), handler))
+            payloads, seconds = DatagramPayloads(self.size), self.clock.seconds
+            datagrams.use(DatagramReplies(self.tally, payloads, handler, seconds))
             return datagrams
         stream = await self.connector.channel(self._reader)
         self.channels.append(stream)
-        stream.use(StreamReplies(self.tally, self._contents, self.reply_handler(stream)))
+        handler, seconds = self.reply_handler(stream), self.clock.seconds
+        stream.use(StreamReplies(self.tally, self._contents, handler, seconds))
         stream.ended.addCallback(self._ended, stream)
         return stream
 

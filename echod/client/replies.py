@@ -7,6 +7,7 @@ that a later message has overtaken (reordered), are counted separately.
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Reversible, Sequence
@@ -85,16 +86,22 @@ class StreamReplies:
     :param tally: counts unexpected bytes.
     :param messages: the messages, which are sent in rotation.
     :param reply: called for each reply.
+    :param seconds: dates a reply whose stamp is before the start of its round trip, and so wrong.
     :ivar message: returns the next message to send.
     :ivar begun: counts it as sent; called with the start of its round trip, in seconds.
     :ivar finished: the number of replies.
     """
 
     def __init__(
-        self, tally: MessageTally, messages: Sequence[bytes], reply: ReplyCallback
+        self,
+        tally: MessageTally,
+        messages: Sequence[bytes],
+        reply: ReplyCallback,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tally = tally
         self._reply = reply
+        self._seconds = seconds
         self._since: deque[float] = deque()
         # Bound methods: calls of Python functions would take most of the time for a message.
         self.message = cycle(messages).__next__
@@ -127,7 +134,8 @@ class StreamReplies:
             number = self.finished
             self.finished = number + 1
             self._expected = self._next_expected()
-            self._reply(number, self._since.popleft(), now, 0)
+            since = self._since.popleft()
+            self._reply(number, since, now if now >= since else self._seconds(), 0)
         else:
             self._match(data, now)
 
@@ -151,7 +159,8 @@ class StreamReplies:
         self._at = self._damaged = 0
         self.finished = number + 1
         self._expected = self._next_expected()
-        self._reply(number, self._since.popleft(), now, damaged)
+        since = self._since.popleft()
+        self._reply(number, since, now if now >= since else self._seconds(), damaged)
 
 
 class DatagramReplies:
@@ -160,14 +169,20 @@ class DatagramReplies:
     :param tally: counts duplicated, reordered and unexpected replies.
     :param payloads: the contents of the datagrams.
     :param reply: called for the first reply to each datagram.
+    :param seconds: as for :class:`StreamReplies`.
     """
 
     def __init__(
-        self, tally: MessageTally, payloads: DatagramPayloads, reply: ReplyCallback
+        self,
+        tally: MessageTally,
+        payloads: DatagramPayloads,
+        reply: ReplyCallback,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tally = tally
         self._payloads = payloads
         self._reply = reply
+        self._seconds = seconds
         self._since: dict[int, float] = {}
         self._answered = array("q")  # the last WINDOW numbers; grows to a megabyte
         self._last_answered = -1  # the highest number
@@ -219,7 +234,7 @@ class DatagramReplies:
             self._answered[number % WINDOW] = number
             self._tally.reordered += number < self._last_answered
             self._last_answered = max(number, self._last_answered)
-            self._reply(number, since, now, damaged)
+            self._reply(number, since, now if now >= since else self._seconds(), damaged)
         elif number < self.sent and self._answered[number % WINDOW] == number:
             self._tally.duplicated += 1
         else:

@@ -450,3 +450,17 @@ def test_transmitted_datagram() -> None:
     exchange.receive(*sent, now=3.0)
     exchange.replies.transmitted(1, 2.75)  # too late
     assert list(exchange.replies.outstanding()) == []
+
+
+def test_stamp_before_the_start() -> None:
+    """A reply whose stamp is before its message was sent is dated when it is received."""
+    run = Run()
+    stream = StreamReplies(run.tally, MESSAGES, run.reply, lambda: 5.5)
+    for _ in range(2):
+        send(stream, 5.0)
+    stream.received(MESSAGES[0], 4.0)
+    stream.received(b"????", 4.0)
+    payloads = DatagramPayloads(64)
+    datagrams = DatagramReplies(run.tally, payloads, run.reply, lambda: 5.5)
+    datagrams.received(send(datagrams, 5.0), 4.0)
+    assert [now for _, _, now, _ in run.calls] == [5.5, 5.5, 5.5]
