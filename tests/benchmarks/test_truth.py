@@ -75,6 +75,14 @@ def test_unknown_case() -> None:
     assert "error: no such case: thaw; the cases are: constant-tcp, " in ended.stderr
 
 
+def test_documented(truth_cases: ModuleType) -> None:
+    """The table of the manual has all rows of the benchmark."""
+    text = (ROOT / "docs" / "measuring.rst").read_text()
+    table = text.partition("What the figures are worth\n")[2].partition("\n\n===")[2]
+    expected = [row.title for case in truth_cases.CASES.values() for row in case.rows]
+    assert [title for title, *_ in cells_of(f"==={table}")] == expected
+
+
 # The service.
 
 
