@@ -13,7 +13,7 @@ from echod.client.search import WRONG_COUNTS, Bound, RateSearch, faults
 STEP: Final = (
     *("asked_messages_per_second", "sent_messages_per_second", "messages_per_second"),
     *("duration_seconds", "sent", "received", *WRONG_COUNTS, "errors", "latency_seconds"),
-    "scheduling_error_seconds",
+    *("dropped_here", "scheduling_error_seconds"),
 )
 """The values of a load's record that the record of its step keeps."""
 
@@ -74,7 +74,7 @@ class FindRate:
         wrong, limit = faults(record), record["client_bottleneck"] or ""
         why = wrong or self.bound.excess(record)
         is_sent = record["sent_messages_per_second"] >= SLOW * asked
-        holds = is_sent and not why
+        holds = is_sent and not why and not record["dropped_here"]
         if limit and not wrong and not holds:
             why = self.limited = limit
         else:
