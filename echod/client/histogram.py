@@ -126,9 +126,7 @@ class Histogram:
 
     @classmethod
     def decode(cls, encoded: str) -> Histogram:
-        """Return the histogram that :meth:`encode` has encoded.
-
-        The mean, the deviation, the minimum and the maximum are those of the buckets.
+        """Return the histogram that :meth:`encode` has encoded, with the figures of the buckets.
 
         :raises ValueError: for any other text, and for other steps.
         """

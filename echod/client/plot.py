@@ -93,18 +93,18 @@ def draw(runs: Sequence[Result], name: str) -> None:
         return
     figure = Figure(figsize=(8, 10), layout="constrained")
     axes: Any = figure.subplots(3, 1, height_ratios=(3, 3, 2))
-    most = 1.0
+    most = 0.0
     for number, run in enumerate(runs):
         color = f"C{number}"
         text = _literal(label(run)) if len(runs) > 1 else None  # the title says it
         curve = points(run)
-        most = max(most, *curve[0], 1.0)
+        most = max(most, *curve[0][-1:], 0.0)
         axes[0].plot(*curve, color=color, label=text)
         for panel, styles in ((axes[1], STYLES), (axes[2], FAULTS)):
             for each, style in styles.items():
                 word = each.removesuffix("_seconds").replace("_", " ") if number == 0 else None
                 panel.plot(*over_time(run, each), style, color=color, marker=".", label=word)
-    shown = [each for each in PERCENTILES if 100 / (100 - each) <= most]
+    shown = [each for each in PERCENTILES if round(100 / (100 - each), 3) <= most / 2]
     axes[0].set_xscale("log")
     axes[0].set_xticks([100 / (100 - each) for each in shown], [f"{each:g} %" for each in shown])
     axes[0].minorticks_off()

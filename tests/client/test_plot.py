@@ -72,6 +72,14 @@ def test_svg(tmp_path: Path) -> None:
     assert "99.9 %" not in result
 
 
+@pytest.mark.parametrize(("replies", "shown"), [(999, False), (1000, True)])
+def test_percentiles_of_few_replies(tmp_path: Path, replies: int, shown: bool) -> None:
+    """A percentile that fewer than a reply exceeds is not on the axis."""
+    file = tmp_path / "a.svg"
+    draw([{**RUN, "latency_histogram": [[0.001, replies]]}], str(file))
+    assert ("99.9 %" in comments(file)) is shown
+
+
 def test_several(tmp_path: Path) -> None:
     """Several runs are drawn over each other, each with its label, even one without replies."""
     other = {**RUN, "asked_messages_per_second": 1234.5, "target": "unix:/a$b$"}
