@@ -32,7 +32,8 @@ def test_files() -> None:
     spec: Any = importlib.util.spec_from_file_location("schemas", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert {file.name: json.loads(file.read_text()) for file in FILES} == module.schemas()
+    written = {file.name: json.loads(file.read_text()) for file in FILES}
+    assert written == module.schemas(), "run python .ci/schemas.py"
 
 
 def test_script(tmp_path: Path) -> None:
