@@ -311,13 +311,14 @@ static int is_above_rate(int64_t arrived) {
     return 0;
 }
 
-static void read_datagrams(struct source *source) {
+/* Return whether there may be more. */
+static int read_datagrams(struct source *source) {
     static char data[LARGEST];
     struct sockaddr_in from = source->client;
     int64_t arrived;
     ssize_t length;
     for (int i = 0; i < BATCH; i++) {
-        if ((length = receive(source, data, sizeof data, &from, &arrived)) < 0) return;
+        if ((length = receive(source, data, sizeof data, &from, &arrived)) < 0) return 0;
         if (source->kind == UPSTREAM) {
             hold(source, &from, data, length, arrived);
             continue;
@@ -326,6 +327,7 @@ static void read_datagrams(struct source *source) {
         else if (upstream) send(relay_of(&from)->fd, data, length, 0);
         else hold(source, &from, data, length, arrived);
     }
+    return 1;
 }
 
 static void read_stream(struct source *source) {
@@ -381,6 +383,7 @@ static unsigned drops_of(int fd) {
 }
 
 static void report(void) {
+    while (service->kind == SERVICE && read_datagrams(service)) {} /* what came before SIGTERM */
     unsigned drops = service->kind == SERVICE ? drops_of(service->fd) : 0;
     for (struct source *relay = relays; relay; relay = relay->next) drops += drops_of(relay->fd);
     if (replies) qsort(delays, replies, sizeof *delays, compare);

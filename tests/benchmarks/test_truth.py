@@ -155,8 +155,8 @@ COUNTS = ("dropped_requests", "dropped_replies", "duplicated", "damaged", "reord
     ("options", "expected", "counts"),
     [
         ({}, ALL, {}),
-        ({"drop_requests": 5}, [n for n in ALL if n % 5 != 4], {"dropped_requests": 4}),
-        ({"drop_replies": 10}, [n for n in ALL if n % 10 != 9], {"dropped_replies": 2}),
+        ({"drop_requests": 7}, [n for n in ALL if n % 7 != 6], {"dropped_requests": 2}),
+        ({"drop_replies": 7}, [n for n in ALL if n % 7 != 6], {"dropped_replies": 2}),
         ({"duplicate": 20}, [*ALL, 19], {"duplicated": 1}),
         ({"rate": 1}, [0], {"dropped_requests": 19}),
         ({"slow": 20, "slow_delay": 1000}, ALL, {}),
