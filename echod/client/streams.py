@@ -62,7 +62,7 @@ class StreamChannel(Receiver, Protocol):
     """One connection.
 
     :param clock: the clock of the round trips.
-    :param reader: receives on a plain kernel socket; elsewhere the transport receives.
+    :param reader: receives on a kernel socket, also below TLS; in memory, the transport receives.
     :ivar ready: fires with this channel when it is connected and a TLS handshake is complete.
     :ivar ended: fires when the connection is lost: with ``""`` if this side has closed it,
         otherwise with a word of :mod:`echod.client.errors`.
