@@ -44,6 +44,7 @@ LONGEST: Final = 10.0
 def enable_stamps(sock: socket.socket, option: int, value: int = 1) -> bool:
     """Make the kernel stamp the packets of ``sock``. Return whether it does.
 
+    The kernel begins to stamp received packets some milliseconds after the first request.
     A UNIX socket has neither stamps nor an error queue: a read of it would return data. And its
     ancillary data may hold file descriptors.
 

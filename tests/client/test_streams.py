@@ -290,15 +290,16 @@ def test_tls(bench: Bench) -> None:
         bench.result(Deferred.fromCoroutine(connector.resolve()))
         channel = bench.result(Deferred.fromCoroutine(connector.channel(reader)))
         channel.use(StreamReplies(bench.tally, contents(100), bench.reply))
-        for number in range(3):
+        count = 0
+        while not reader.stamps.used:  # the kernel begins to stamp some milliseconds after
+            count += 1
             channel.begin()
             assert not unsent(channel.transport)
-            bench.until(lambda number=number: bench.replied == list(range(number + 1)))
-        assert reader.stamps.used
+            bench.until(lambda count=count: len(bench.replied) == count)
         assert not channel.has_transmit_stamps
         channel.close()
         for _ in range(2):  # sends the closing alert, and then nothing
             channel.begin()
         assert bench.result(channel.ended) == ""
-        assert bench.replied == [0, 1, 2]
+        assert len(bench.replied) == count
         reader.close()
