@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections import deque
 from collections.abc import Iterator, Sequence
+from math import inf
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
 from typing import Any, Final
 
@@ -13,29 +14,17 @@ from echod import __version__
 from echod.client.endpoint import BadTarget
 from echod.client.errors import os_error_line
 from echod.client.output import printable
-from echod.client.parser import WRONG, Parser, add_flag, add_option
+from echod.client.parser import WRONG, Parser
 from echod.client.payloads import MAX_DATAGRAM, MIN_DATAGRAM
-from echod.client.planoptions import add_plan, complete_plan, plan_conflicts
 from echod.client.sockets import SocketOptions
 from echod.client.target import Target, parse_target
-from echod.client.values import (
-    LARGEST,
-    dscp,
-    duration,
-    hops,
-    is_kernel_clock,
-    payload,
-    plot_file,
-    tos,
-    whole,
-)
+from echod.client.values import PARSERS
 
 JSON_LINES: Final = "lines"
 """The value of ``json`` for ``--json-lines``; for ``--json``, it is ``True``."""
 
-FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
-"""Address families by IP version."""
-
+DURATION: Final = 10.0
+"""Seconds of a load."""
 
 EPILOG: Final = """\
 TARGET is host, host:port, [IPv6 address]:port, udp:host:port, or a Twisted
@@ -43,119 +32,144 @@ client endpoint such as unix:PATH or tls:HOST:PORT[:trustRoots=DIRECTORY]. A
 port is a number or a service; by default 7. tcp://host and host 7 work, too.
 
 TIME is a number of seconds, or one with a unit: 250ms, 1.5s, 10m, 2h.
-N and BYTES take the units k, M, G (1,000) and Ki, Mi, Gi (1,024): 10k, 1.5Mi.
+Other numbers take the units k, M, G (1,000) and Ki, Mi, Gi (1,024): 10k, 1.5Mi.
 
 Exit status: 0, everything came back right; 1, something was lost, late,
 damaged or refused; 2, the command line was wrong.
 """
 
+COMMANDS: Final = {
+    "pipe": "send standard input through the service to standard output, and check it",
+    "ping": "send a message at each interval, and print its round-trip time",
+    "load": "send many messages, and print how many come back, and how fast",
+    "merge": "add the results of several runs of ping or load",
+}
+"""The commands, and what they do."""
 
-def add_socket_options(command: ArgumentParser, ttl: str) -> None:
-    """Add the options for :class:`~echod.client.sockets.SocketOptions`.
+FLAG: Final = ""
+SIZE: Final = f"of a message; over UDP {MIN_DATAGRAM} to {MAX_DATAGRAM}"
 
-    :param ttl: the names of that for the TTL.
-    """
-    versions: Any = command.add_mutually_exclusive_group()
-    for version, family in FAMILIES.items():
-        text = f"use IPv{version} only"
-        versions.add_argument(
-            f"-{version}", action="store_const", const=family, default=0, dest="family", help=text
-        )
-    text = "send from this address, or on this interface"
-    add_option(command, "-I --interface", str, "ADDRESS", text, default="")
-    fields = command.add_mutually_exclusive_group()
-    text = "type of service: DSCP and ECN in one byte, such as 0xb8"
-    add_option(fields, "-Q --tos", tos, "BYTE", text)
-    text = "DSCP: a number, or a name such as ef or cs1"
-    add_option(fields, "--dscp", dscp, "DSCP", text)
-    add_option(command, ttl, hops, "N", "maximum number of hops there")
-    add_flag(command, "-v", "ignored: each error is printed")
+OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
+    "pipe ping load": (
+        ("-W --timeout", "TIME", "how long to wait for a connection, and for a reply", "10s"),
+        ("-I --interface", "ADDRESS", "send from this address, or on this interface", ""),
+        ("-v", FLAG, "ignored: each error is printed"),
+    ),
+    "pipe ping load merge": (("--json", FLAG, "print the result as JSON (docs/measuring.rst)"),),
+    "ping": (
+        ("-c --count", "N", "messages to send [default: until interrupted]"),
+        ("-i --interval", "TIME", "between two messages, 1ms or more", "1s"),
+        ("-w --deadline", "TIME", "end after this time, as Ctrl-C does [default: never]"),
+        ("-O --outstanding", FLAG, "print each message that has no answer when the next is due"),
+        ("-D --timestamps", FLAG, "print the UNIX time at the beginning of each line"),
+        ("-q --quiet", FLAG, "print the first lines and the summary alone"),
+        ("-n", FLAG, "ignored: addresses are numbers"),
+        ("--dont-fragment", FLAG, "over UDP: send no fragments, to find the path MTU"),
+    ),
+    "load": (
+        ("-C --connections", "SOCKETS", "concurrent connections; over UDP, sockets", "1"),
+        ("-d --duration", "TIME|0", "how long to send messages, 0: until Ctrl-C [default: 10s]"),
+        ("-n --count", "N", "messages after which to stop sending"),
+        ("-r --rate", "RATE", "messages a second in all (open loop) [default: closed loop]"),
+        ("--ramp", "FROM:TO", "in place of --rate: from one to another, over --duration"),
+        ("--per-connection", "N", "replace a connection after this number of messages"),
+        ("--start-at", "WHEN", "connect, begin at a time: 14:30:00 or 2030-01-31T14:30:00Z"),
+        ("--warm-up", "TIME", "send for this time before, without counting it", 0.0),
+        ("--find-rate", FLAG, "search for the highest rate that keeps --latency for --duration"),
+        ("--latency", "P=TIME", "for --find-rate: the highest latency, as in p99=5ms"),
+        ("--plot", "PLOT", "draw the result to an .svg or .png file; needs the extra plot"),
+        ("--compare", "FILE", "draw an earlier run, too, written by --json; repeatable", []),
+        ("--hdr", "FILE", "write the times of each second in HdrHistogram's log format"),
+        ("--csv", "FILE", "write the figures of each second as CSV"),
+    ),
+    "ping load": (
+        ("-s --size", "BYTES", SIZE, "64"),
+        ("-e --payload", "TEXT|@FILE", r"over TCP: the message; \n and \xHH are escapes", b""),
+        ("--clock", "CLOCK", "date replies by the kernel, or by this program: user", "kernel"),
+        ("--json-lines", ("json", JSON_LINES), "print events as JSON when they happen", False),
+    ),
+    "pipe ping": (("-t --ttl", "HOPS", "maximum number of hops there"),),
+    "load ": (("--ttl", "HOPS", "maximum number of hops there"),),
+}
+"""By commands: the names of an option, its value (a key of PARSERS, or a variable and what it is
+set to), its help, and its default as typed, or a list if the option is repeatable."""
+
+EXCLUSIVE: Final[tuple[tuple[tuple[Any, ...], ...], ...]] = (
+    (
+        ("-4", ("family", AF_INET), "use IPv4 only", 0),
+        ("-6", ("family", AF_INET6), "use IPv6 only", 0),
+    ),
+    (
+        ("-Q --tos", "BYTE", "type of service: DSCP and ECN in one byte, such as 0xb8"),
+        ("--dscp", "DSCP", "DSCP: a number, or a name such as ef or cs1"),
+    ),
+)
+"""Groups of options for pipe, ping and load, of which one may be given."""
+
+RULES: Final = (
+    ("compare", "plot", False, "--compare is for --plot FILE"),
+    ("latency", "find_rate", False, "--latency is for --find-rate"),
+    ("find_rate", "latency", False, "--find-rate needs a --latency, such as --latency p99=5ms"),
+    ("find_rate", "compare", True, "--find-rate draws its own steps: leave out --compare"),
+    ("find_rate", "hdr", True, "--hdr is for one rate: leave out --find-rate"),
+    ("find_rate", "csv", True, "--csv is for one rate: leave out --find-rate"),
+    ("ramp", "rate", True, "--ramp takes the place of --rate: leave one out"),
+    ("ramp", "count", True, "--ramp ends after --duration: leave out --count"),
+    ("ramp", "find_rate", True, "--find-rate chooses the rates itself: leave out --ramp"),
+    ("find_rate", "start_at", True, "--start-at is for one load: leave out --find-rate"),
+    ("find_rate", "count", True, "--find-rate ends each step after -d: leave out -n"),
+)
+"""An option, another, whether the two are refused if the other is given or if it is not,
+and the error."""
 
 
-def add_file_options(load: ArgumentParser) -> None:
-    """Add the options for files that a load writes, or reads."""
-    text = "draw the latencies and the losses to an .svg or .png file; needs the extra plot"
-    add_option(load, "--plot", plot_file, "FILE", text)
-    text = "also draw an earlier run, from a file that --json has written; repeatable"
-    add_option(load, "--compare", str, "FILE", text, default=[])
-    text = "write the times of each second to a file in HdrHistogram's log format"
-    add_option(load, "--hdr", str, "FILE", text)
-    add_option(load, "--csv", str, "FILE", "write the figures of each second to a file as CSV")
+def add_option(place: Any, names: str, value: Any, text: str, default: Any = None) -> None:
+    """Add a row of :data:`OPTIONS` to a parser, or to a group of its options."""
+
+    def read(typed: str) -> Any:
+        try:
+            return PARSERS[value](typed)
+        except ValueError as error:  # argparse would not print its message
+            raise ArgumentTypeError(str(error)) from error
+
+    rest: dict[str, Any] = {"type": read, "metavar": value, "default": default}
+    if value == FLAG:
+        rest = {"action": "store_true"}
+    elif isinstance(value, tuple):
+        rest = {"action": "store_const", "dest": value[0], "const": value[1], "default": default}
+    elif isinstance(default, list):
+        rest["action"] = "append"
+    elif default:
+        text = f"{text} [default: %(default)s]"
+    place.add_argument(*names.split(), help=text, **rest)
 
 
-def add_merge(commands: Any) -> None:
-    """Add the command ``merge``."""
-    purpose = "add the results of several runs of ping or load"
-    command = commands.add_parser(
-        "merge", help=purpose, description=f"A{purpose[1:]}.", commands=commands.choices
-    )
-    command.add_argument("files", nargs="+", metavar="FILE", help="written by --json")
-    add_flag(command, "--json", "print the result as JSON (docs/measuring.rst)")
-
-
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(
-        is_first=True,
         prog="echod-client",
         description="Measure a network path with any echo service (RFC 862).",
         epilog=EPILOG,
     )
+    top.is_first = True
     top.add_argument("--version", action="version", version=f"echod-client {__version__}")
-    commands = top.add_subparsers(
-        dest="command", required=True, metavar="pipe | ping | load | merge"
-    )
+    commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
     top.commands = commands.choices
-
-    def add_command(name: str, purpose: str) -> ArgumentParser:
-        description = f"{purpose[0].upper()}{purpose[1:]}."
-        command = commands.add_parser(
-            name, help=purpose, description=description, epilog=EPILOG, commands=commands.choices
-        )
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
+        command.commands = commands.choices
+        for names, rows in OPTIONS.items():
+            for row in rows if name in names.split() else ():
+                add_option(command, *row)
+        if name == "merge":
+            command.add_argument("files", nargs="+", metavar="FILE", help="written by --json")
+            continue
+        command.epilog = EPILOG
         command.add_argument("target", metavar="TARGET", help="the service; ping takes several")
-        text = "how long to wait for a connection, and for a reply"
-        add_option(command, "-W --timeout", duration, "TIME", text, default=10.0)
-        add_flag(command, "--json", "print the result as JSON (docs/measuring.rst)")
-        return command
-
-    size = whole(least=1, most=LARGEST)
-    size_text = f"of a message; over UDP {MIN_DATAGRAM} to {MAX_DATAGRAM}"
-
-    add_command("pipe", "send standard input through the service to standard output, and check it")
-
-    ping = add_command("ping", "send a message at each interval, and print its round-trip time")
-    text = "messages to send [default: until interrupted]"
-    add_option(ping, "-c --count", whole(least=1, most=1 << 62), "N", text)
-    text = "between two messages, 1ms or more"
-    add_option(ping, "-i --interval", duration, "TIME", text, default=1.0)
-    add_option(ping, "-s --size", size, "BYTES", size_text, default=64)
-    text = "end after this time, as Ctrl-C does [default: never]"
-    add_option(ping, "-w --deadline", duration, "TIME", text)
-    text = "print a line for each message that has no answer when the next one is due"
-    add_flag(ping, "-O --outstanding", text)
-    add_flag(ping, "-D --timestamps", "print the UNIX time at the beginning of each line")
-    add_flag(ping, "-q --quiet", "print the first lines and the summary alone")
-    add_flag(ping, "-n", "ignored: addresses are numbers")
-    add_flag(ping, "--dont-fragment", "over UDP: send no fragments, to find the path MTU")
-
-    load = add_command("load", "send many messages, and print how many come back, and how fast")
-    text = "concurrent connections; over UDP, sockets"
-    add_option(load, "-C --connections", whole(least=1, most=1 << 20), "N", text, default=1)
-    add_option(load, "-s --size", size, "BYTES", size_text, default=64)
-    add_plan(load)
-    add_file_options(load)
-    lines = "print each event as a line of JSON when it happens, and the result as the last"
-    text = "date the replies by the kernel's stamps, or when this program receives them: user"
-    for command in (ping, load):
-        command.add_argument(
-            "--json-lines", action="store_const", const=JSON_LINES, dest="json", help=lines
-        )
-        add_option(command, "--clock", is_kernel_clock, "CLOCK", text, default="kernel")
-        what = r"over TCP, the message: text, with \n, \r, \t, \\ and \xHH as escapes, or a file"
-        add_option(command, "-e --payload", payload, "TEXT|@FILE", what, default=b"")
-    for name, command in commands.choices.items():
-        add_socket_options(command, "--ttl" if name == "load" else "-t --ttl")
-    add_merge(commands)
+        for rows in EXCLUSIVE:
+            group = command.add_mutually_exclusive_group()
+            for row in rows:
+                add_option(group, *row)
     return top
 
 
@@ -173,9 +187,10 @@ def parse_targets(words: Sequence[str]) -> Iterator[Target]:
 def family_of(text: str | None) -> int:
     """Return the address family of an IP address, or 0 for other text, such as a name."""
     try:
-        return FAMILIES[ipaddress.ip_address(text or "").version]
+        is_ipv4 = ipaddress.ip_address(text or "").version == 4
     except ValueError:
         return 0
+    return AF_INET if is_ipv4 else AF_INET6
 
 
 def socket_options(options: Any) -> SocketOptions:
@@ -205,10 +220,18 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
     if sockets.dont_fragment and not target.udp:
         yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
     if command == "load":
-        yield from plan_conflicts(options, target)
+        if options.per_connection and target.udp:
+            yield "--per-connection is for connections: leave it out for a udp: target"
+        yield from (
+            why
+            for option, other, is_given, why in RULES
+            if getattr(options, option) and bool(getattr(options, other)) is is_given
+        )
+        if (options.find_rate or options.ramp) and options.duration == inf:
+            yield f"--{'ramp' if options.ramp else 'find-rate'} needs a --duration above 0"
     if target.host is None and sockets != SocketOptions(kernel_clock=sockets.kernel_clock):
         yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
-    if {family_of(target.host), sockets.family} == set(FAMILIES.values()):
+    if {family_of(target.host), sockets.family} == {AF_INET, AF_INET6}:
         asking = f"-I {sockets.source}" if sockets.source else "-4 or -6"
         yield f"{asking} and {target.host} are of different IP versions: change one"
     if options.interface:
@@ -231,8 +254,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     if options.command == "merge":
         options.files += words
         return options  # type: ignore[no-any-return]
-    if options.command == "load":
-        complete_plan(options)
+    if options.command == "load" and options.duration is None:
+        options.duration = inf if options.count else DURATION
     try:
         options.targets = list(parse_targets([options.target, *words]))
         options.target = options.targets[0]

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from echod.client.errors import os_error_line
 from echod.client.habits import habit
 from echod.client.output import discard, printable
-from echod.durations import format_duration
 
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""
-
-Parse = Callable[[str], Any]
-"""A parser of a value, which raises ArgumentTypeError."""
 
 EXAMPLES: Final = """\
 echod-client: type a command, as in these examples; see echod-client --help
@@ -29,15 +25,14 @@ echod-client: type a command, as in these examples; see echod-client --help
 class Parser(ArgumentParser):
     """A parser that reports an error in one line, without the usage.
 
-    :param commands: the parsers of all commands, by name.
-    :param is_first: whether a command follows, which has a parser of its own.
+    :ivar commands: the parsers of all commands, by name.
+    :ivar is_first: whether a command follows, which has a parser of its own.
     """
 
-    def __init__(
-        self, commands: Mapping[str, Parser] | None = None, is_first: bool = False, **options: Any
-    ) -> None:
-        self.commands = {} if commands is None else commands
-        self._is_first = is_first
+    commands: Mapping[str, Parser] = {}
+    is_first = False
+
+    def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, arguments: Any = None, namespace: Any = None) -> Any:
@@ -46,12 +41,12 @@ class Parser(ArgumentParser):
         argparse would report the argument after them, or take ``-x`` for a TARGET.
         """
         arguments = sys.argv[1:] if arguments is None else arguments
-        if self._is_first and not arguments:
+        if self.is_first and not arguments:
             self.exit(WRONG, EXAMPLES)
         unknown = ", ".join(self._unknown(arguments))
         if unknown:
             self.error(f"there is no option {unknown}")
-        if self._is_first and arguments[0] not in self.commands and arguments[0][:1] != "-":
+        if self.is_first and arguments[0] not in self.commands and arguments[0][:1] != "-":
             choice = " | ".join(self.commands)
             self.error(f"{arguments[0]!r} is not a command: type {choice} before TARGET")
         return super().parse_known_args(arguments, namespace)
@@ -60,7 +55,7 @@ class Parser(ArgumentParser):
         options, rest = self._option_string_actions, iter(arguments)
         for each in rest:
             name = each.partition("=")[0]
-            if each == "--" or (self._is_first and not each.startswith("-")):
+            if each == "--" or (self.is_first and not each.startswith("-")):
                 return
             if name in options:
                 if name == each and options[name].nargs != 0:
@@ -82,7 +77,7 @@ class Parser(ArgumentParser):
             yield habit(command, name[:2])
         for each, parser in self.commands.items():
             if name in parser._option_string_actions:
-                yield "type it after the command" if self._is_first else f"for {each}"
+                yield "type it after the command" if self.is_first else f"for {each}"
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print, and report a failure, which argparse would ignore."""
@@ -97,24 +92,3 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line: the error, and where to find help."""
         self.exit(WRONG, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
-
-
-def add_option(
-    command: Any, names: str, kind: Parse, metavar: str, text: str, *, default: Any = None
-) -> None:
-    """Add an option that takes a value; with a list as its default, it is repeatable.
-
-    :param command: a parser, or a group of its options.
-    """
-    action = "append" if isinstance(default, list) else "store"
-    if default:
-        shown = format_duration(default) if isinstance(default, float) else default
-        text = f"{text} [default: {shown}]"
-    command.add_argument(
-        *names.split(), action=action, type=kind, metavar=metavar, default=default, help=text
-    )
-
-
-def add_flag(command: ArgumentParser, names: str, text: str) -> None:
-    """Add an option without a value."""
-    command.add_argument(*names.split(), action="store_true", help=text)

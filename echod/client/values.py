@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -65,22 +64,8 @@ def in_units(parse: Callable[..., Any]) -> Callable[..., Any]:
     return read
 
 
-def argument(parse: Callable[..., Any], **bounds: Any) -> Callable[[str], Any]:
-    """Return ``parse``, changed to raise the exception whose message argparse prints."""
-
-    def read(text: str) -> Any:
-        try:
-            return parse(text, **bounds)
-        except ValueError as error:
-            raise ArgumentTypeError(str(error)) from error
-
-    return read
-
-
-duration = argument(parse_duration)
-rate = argument(in_units(parse_rate), of="messages", least=SLOWEST, most=HIGHEST)
-whole = functools.partial(argument, in_units(parse_whole_number))
-hops = whole(least=1, most=255)
+rate = functools.partial(in_units(parse_rate), of="messages", least=SLOWEST, most=HIGHEST)
+whole = functools.partial(functools.partial, in_units(parse_whole_number))
 
 
 def tos(text: str) -> int:
@@ -97,7 +82,7 @@ def dscp(text: str) -> int:
 
 def time_to_run(text: str) -> float:
     """Return seconds; infinity for 0."""
-    return inf if text in ("0", "0s") else float(duration(text))
+    return inf if text in ("0", "0s") else parse_duration(text)
 
 
 def start_time(text: str) -> float:
@@ -112,11 +97,11 @@ def start_time(text: str) -> float:
     except (ValueError, OverflowError):
         seconds = inf
     if not seconds <= now.timestamp() + LONGEST:
-        raise ArgumentTypeError(
+        raise ValueError(
             f"takes a time such as 14:30, 14:30:00 or 2030-01-31T14:30:00+01:00, not {text!r}"
         )
     if seconds <= now.timestamp():
-        raise ArgumentTypeError(f"takes a time to come, not {text!r}: now it is {now:%c %z}")
+        raise ValueError(f"takes a time to come, not {text!r}: now it is {now:%c %z}")
     return seconds
 
 
@@ -131,35 +116,35 @@ def bound(text: str) -> Bound:
     percentile, _, time = text.partition("=")
     if percentile not in PERCENTILES or not time:
         names = ", ".join(PERCENTILES)
-        raise ArgumentTypeError(f"takes one of {names} and a time, such as p99=5ms, not {text!r}")
-    return Bound(percentile, argument(parse_duration, least=SHORTEST_BOUND)(time))
+        raise ValueError(f"takes one of {names} and a time, such as p99=5ms, not {text!r}")
+    return Bound(percentile, parse_duration(time, SHORTEST_BOUND))
 
 
 def is_kernel_clock(text: str) -> bool:
     """Return whether ``--clock`` selects the kernel's stamps."""
     if text not in CLOCKS:
-        raise ArgumentTypeError(f"takes kernel or user, not {text!r}")
+        raise ValueError(f"takes kernel or user, not {text!r}")
     return text == CLOCKS[0]
 
 
 def payload(text: str) -> bytes:
     """Return the bytes that ``TEXT`` or ``@FILE`` stands for.
 
-    :raises ArgumentTypeError: if there are none or too many, or the file cannot be read.
+    :raises ValueError: if there are none or too many, or the file cannot be read.
     """
     if text.startswith("@"):
         try:
             with open(text[1:], "rb") as file:
                 found = file.read(LARGEST + 1)
         except OSError as error:
-            raise ArgumentTypeError(f"{text}: {os_error_line(error)}") from error
+            raise ValueError(f"{text}: {os_error_line(error)}") from error
     else:
         found = ESCAPE.sub(
             lambda each: bytes.fromhex(each[1].decode()) if each[1] else ESCAPES[each[2]],
             os.fsencode(text),
         )
     if not 1 <= len(found) <= LARGEST:
-        raise ArgumentTypeError(f"takes 1 to {LARGEST:,} bytes, not {text!r}")
+        raise ValueError(f"takes 1 to {LARGEST:,} bytes, not {text!r}")
     return found
 
 
@@ -168,5 +153,28 @@ def plot_file(name: str) -> str:
     if name and not os.path.splitext(name)[1] and name.lower() not in PLOTS:
         return f"{name}.svg"
     if not name.lower().endswith(PLOTS):
-        raise ArgumentTypeError(f"takes a file that ends in .svg or .png, not {name!r}")
+        raise ValueError(f"takes a file that ends in .svg or .png, not {name!r}")
     return name
+
+
+PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    "TIME": parse_duration,
+    "TIME|0": time_to_run,
+    "WHEN": start_time,
+    "N": whole(least=1, most=1 << 62),
+    "BYTES": whole(least=1, most=LARGEST),
+    "SOCKETS": whole(least=1, most=1 << 20),
+    "HOPS": whole(least=1, most=255),
+    "RATE": rate,
+    "FROM:TO": ramp,
+    "P=TIME": bound,
+    "BYTE": tos,
+    "DSCP": dscp,
+    "ADDRESS": str,
+    "CLOCK": is_kernel_clock,
+    "TEXT|@FILE": payload,
+    "PLOT": plot_file,
+    "FILE": str,
+}
+"""The parsers of values, by the placeholder in the help. The message of their ValueError follows
+the name of the option."""

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echod.client.options import LARGEST
 from echod.client.payloads import (
     MAX_DATAGRAM,
     MAX_PAYLOADS,
@@ -18,6 +17,7 @@ from echod.client.payloads import (
     contents,
     differences,
 )
+from echod.client.values import LARGEST
 
 
 @pytest.mark.parametrize("size", [8, 64, 1000, MAX_DATAGRAM])
