@@ -1,4 +1,4 @@
-"""Write the JSON Schema files in docs/schemas from the tables of docs/measuring.rst.
+"""Write the JSON Schema files in docs/schemas from the tables of docs/measuring-json.rst.
 
 usage: python .ci/schemas.py [DIRECTORY]
 
@@ -129,7 +129,7 @@ def nested(name: str, known: Schema) -> Schema:
 def schemas() -> dict[str, Schema]:
     """Return the schema of each file, by its name."""
     document = publish_doctree(
-        (ROOT / "docs" / "measuring.rst").read_text(), settings_overrides={"report_level": 4}
+        (ROOT / "docs" / "measuring-json.rst").read_text(), settings_overrides={"report_level": 4}
     )
     known: Schema = {}
     found = {}

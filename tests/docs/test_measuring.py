@@ -1,4 +1,4 @@
-"""docs/measuring.rst: its commands run, and its tables agree with the code.
+"""docs/measuring.rst and measuring-json.rst: the commands run, and the tables agree with the code.
 
 An ``sh`` block has commands that have to succeed, or the plugin, whose first line is ``#!``. A
 ``console`` block has commands, after ``$``, and their output. The tests run them on loopback, with
@@ -46,9 +46,11 @@ from tests.programs.daemon import Daemon
 from tests.programs.mirrors import Mirror
 
 DOCUMENT = tree(ROOT / "docs" / "measuring.rst")
+JSON = tree(ROOT / "docs" / "measuring-json.rst")
 
 INSTALL, *SHELL = blocks(DOCUMENT, "sh")
 PLUGIN = SHELL.pop()
+SHELL += blocks(JSON, "sh")
 CONSOLE = blocks(DOCUMENT, "console")
 FREEZES = [block for block in CONSOLE if "freeze" in block]
 README = blocks(tree(ROOT / "README.rst"), "sh")[-1]
@@ -57,9 +59,9 @@ LIMIT = 3 * TIMEOUT
 """Seconds for one block of commands, which runs beside the others."""
 
 
-def cells(title: str) -> list[list[Any]]:
+def cells(title: str, document: nodes.document = DOCUMENT) -> list[list[Any]]:
     """Return the cells of each row of the tables in the section ``title``."""
-    bodies = section(DOCUMENT, title).findall(nodes.tbody)
+    bodies = section(document, title).findall(nodes.tbody)
     return [list(row.children) for body in bodies for row in body.findall(nodes.row)]
 
 
@@ -179,8 +181,9 @@ def results(place: Place) -> Iterator[Mapping[str, Future[Any]]]:
 
 def test_every_block_is_tested() -> None:
     """Every literal block is of a kind that is tested here."""
-    kinds = {block["classes"][-1] for block in DOCUMENT.findall(nodes.literal_block)}
-    assert kinds == {"sh", "console", "text"}
+    for document, expected in ((DOCUMENT, {"sh", "console", "text"}), (JSON, {"sh"})):
+        kinds = {block["classes"][-1] for block in document.findall(nodes.literal_block)}
+        assert kinds == expected
     assert len(FREEZES) == 2
     assert PLUGIN.startswith("#!")
 
@@ -198,7 +201,7 @@ def test_commands(block: str, shell: str) -> None:
 def test_readme() -> None:
     """The command lines of README.rst are valid."""
     found = re.findall(r"echod-client ([^|\n]+)", README)
-    assert [parse(shlex.split(each)).command for each in found] == ["pipe", "ping", "load"]
+    assert [parse(shlex.split(each)).command for each in found] == ["pipe", "ping", "load", "load"]
 
 
 def test_install() -> None:
@@ -367,7 +370,7 @@ def check_json(result: dict[str, Any]) -> None:
     documented = {
         name.astext(): (kind.astext(), meaning)
         for title in TABLES[result["command"]]
-        for name, kind, meaning in cells(title)
+        for name, kind, meaning in cells(title, JSON)
     }
     assert set(result) == set(documented)
     for name, value in result.items():
@@ -485,7 +488,7 @@ def test_lines_of_an_outage() -> None:
 def test_events_of_json_lines() -> None:
     """The table has the events of ping with their names."""
     found = {}
-    for event, of, meaning in cells("Events"):
+    for event, of, meaning in cells("Events", JSON):
         if of.astext() == "ping":
             found[event.astext()] = literals(meaning)
     states = {"pending", "lost", "not_sent"}

@@ -1,4 +1,4 @@
-"""JSON Schema: the files agree with the tables of measuring.rst, and with the output."""
+"""JSON Schema: the files agree with the tables of measuring-json.rst, and with the output."""
 
 from __future__ import annotations
 
