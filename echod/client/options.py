@@ -55,7 +55,9 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
         ("-I --interface", "ADDRESS", "send from this address, or on this interface", ""),
         ("-v", FLAG, "ignored: each error is printed"),
     ),
-    "pipe ping load merge": (("--json", FLAG, "print the result as JSON (docs/measuring-json.rst)"),),
+    "pipe ping load merge": (
+        ("--json", FLAG, "print the result as JSON: docs/measuring-json.rst"),
+    ),
     "ping": (
         ("-c --count", "N", "messages to send [default: until interrupted]"),
         ("-i --interval", "TIME", "between two messages, 1ms or more", "1s"),
