@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from echod.client import report
 from echod.client.connector import Connector
 from echod.client.console import Console
 from echod.client.options import JSON_LINES
+from echod.client.text import plural, summary_lines
 
 
 class ClientCommand:
@@ -23,7 +25,6 @@ class ClientCommand:
 
     run: Any
     result: Callable[[Any], report.Result]
-    lines: Callable[[report.Result], Iterable[str]]
     bar: Any = None
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
@@ -54,12 +55,14 @@ class ClientCommand:
         elif self.options.json:
             self.console.print(report.to_json(result))
         elif result["sent"]:
-            self.console.print(*self.lines(result))
+            self.console.print(*summary_lines(result))
             self.console.draw(self.run.tally.times)
 
     def failure(self, result: report.Result) -> str:
-        """Return the line that says why the run failed."""
-        return str(result["failure"])
+        """Return why the run failed, and for how many connections."""
+        missing = result.get("connections", 0) - result.get("connections_made", inf)
+        why = str(result["failure"])
+        return why if missing <= 0 else f"{plural(missing, 'connection')} could not be made: {why}"
 
     def remove_bar(self) -> None:
         """Remove the progress bar; the next progress makes another."""
@@ -71,4 +74,4 @@ class ClientCommand:
         """Print the summary so far to standard error: standard output has the result alone."""
         self.remove_bar()
         self.run.summarize()
-        self.console.print_to_error(*self.lines(self.result(self.run)))
+        self.console.print_to_error(*summary_lines(self.result(self.run)))

@@ -38,7 +38,6 @@ class PingCommand(ClientCommand):
     """The command ``ping``."""
 
     result = staticmethod(report.ping_result)
-    lines = staticmethod(text.ping_lines)
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
         super().__init__(connector, options, console)
@@ -85,7 +84,6 @@ class LoadCommand(ClientCommand):
     """The command ``load``."""
 
     result: Any = staticmethod(report.load_result)
-    lines = staticmethod(text.load_lines)
 
     def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
         super().__init__(connector, options, console)
@@ -115,13 +113,6 @@ class LoadCommand(ClientCommand):
         plan.update(rate=rate, on_interval=self._on_interval, payload=options.payload)
         return Load(self.connector, options.size, **plan)
 
-    def failure(self, result: report.Result) -> str:
-        """Return how many connections are missing, and why."""
-        missing = result["connections"] - result["connections_made"]
-        if missing <= 0:
-            return super().failure(result)
-        return f"{text.plural(missing, 'connection')} could not be made: {result['failure']}"
-
     def finish(self) -> bool:
         """Print the result, write the files, and return whether everything came back right."""
         is_ok = super().finish()
@@ -145,29 +136,24 @@ class FindRateCommand(LoadCommand):
     """The command ``load`` with ``--find-rate``."""
 
     result = staticmethod(find_rate_result)
-    lines = staticmethod(text.find_rate_lines)
 
     def _make_run(self) -> FindRate:
         search = RateSearch(self.options.rate or FIRST)
         return FindRate(self._load, search, self.options.latency, self._on_step)
-
-    def failure(self, result: report.Result) -> str:
-        """Return why a step could not be run."""
-        return str(result["failure"])
 
     def show(self, result: report.Result) -> None:
         """Print the result to standard output."""
         if self.options.json:
             super().show(result)
         elif result["steps"]:
-            self.console.print(*self.lines(result))
+            self.console.print(*text.summary_lines(result))
 
     def show_so_far(self) -> None:
         """Print the summary of the present step so far to standard error."""
         self.remove_bar()
         load = self.run.load
         load.summarize()
-        self.console.print_to_error(*text.load_lines(report.load_result(load)))
+        self.console.print_to_error(*text.summary_lines(report.load_result(load)))
 
     def _on_step(self, step: report.Result) -> None:
         self.emit("step", step)

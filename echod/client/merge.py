@@ -18,12 +18,12 @@ from echod.client.report import (
     latencies,
     to_json,
 )
-from echod.client.text import merge_lines
+from echod.client.text import summary_lines
 
 TIMES: Final = {"load": ("latency", LATENCY_PERCENTILES), "ping": ("round_trip", PERCENTILES)}
 """By command, the name of its times, and their percentiles."""
 
-SAME: Final = ("merged_command", "protocol", "loop", "size_bytes", "timeout_seconds", "clock")
+SAME: Final = ("merged_command", "protocol", "size_bytes", "timeout_seconds", "clock", "loop")
 """Names whose values have to be the same in all runs."""
 
 SUMS: Final = (
@@ -85,7 +85,7 @@ def merge(runs: Sequence[Result]) -> Result:
         "command": "merge",
         "runs": sum(run.get("runs", 1) for run in runs),
         "target": ", ".join(dict.fromkeys(run["target"] for run in runs)),
-        **{name: first[name] for name in SAME if name in first},
+        **{name: first[name] for name in SAME if name in first or name != "loop"},
         "started_at": min(run["started_at"] for run in runs),
         "errors": dict(errors),
         "ok": all(run["ok"] for run in runs),
@@ -112,7 +112,7 @@ def merge_files(names: Iterable[str], is_json: bool, console: Console) -> int:
         why = os_error_line(error) if isinstance(error, OSError) else error
         console.print_error(f"{name}: {why}" if name else str(why))
         return 2
-    console.print(*([to_json(result)] if is_json else merge_lines(result)))
+    console.print(*([to_json(result)] if is_json else summary_lines(result)))
     return 0 if result["ok"] and not console.is_broken else 1
 
 

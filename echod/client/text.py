@@ -1,4 +1,4 @@
-"""Results of ping and load as lines of text."""
+"""Results as lines of text."""
 
 from __future__ import annotations
 
@@ -55,12 +55,13 @@ EVENT_LINES: Final[dict[type, Callable[[Any], str]]] = {
 
 def times_line(times: Result) -> str:
     """Return the line for a summary of times."""
-    return ", ".join(f"{name} {in_ms(value)}" for name, value in times.items()) + " ms"
+    found = (f"{name} {in_ms(each)}" for name, each in times.items() if each is not None)
+    return ", ".join(found) + " ms"
 
 
 def times_lines(title: str, times: Result) -> Iterator[str]:
     """Yield the line for a summary of times and its title, if there are any."""
-    if times["max"] is not None:
+    if times.get("max") is not None:
         yield f"{title}: {times_line(times)}"
 
 
@@ -83,49 +84,59 @@ def counts_line(result: Result) -> str:
     return ", ".join(parts.values())
 
 
-def bottleneck_lines(result: Result) -> Iterator[str]:
-    """Yield the line that says why the client limited the run, if it did."""
-    if result["client_bottleneck"]:
-        yield f"limited by the client: {result['client_bottleneck']}"
-
-
-def errors_lines(errors: dict[str, int]) -> Iterator[str]:
-    """Yield the line for the errors, if there were any."""
-    if errors:
-        each = (f"{word.replace('_', ' ')} {count:,}" for word, count in errors.items())
-        yield "errors: " + ", ".join(each)
-
-
-def ping_lines(result: Result) -> Iterator[str]:
-    """Yield the summary of a ping."""
-    yield ""
-    yield f"--- {short_name(result['target'])} ---"
-    yield counts_line(result)
-    if result["skipped"]:
+def summary_lines(result: Result) -> Iterator[str]:
+    """Yield the summary of a run, a search, or merged runs: a line for each part of the record."""
+    command, value = result["command"], result.get
+    yield from _heading(result).split("\n")
+    if command == "load":
+        yield from _connection_lines(result)
+    if "sent" in result:
+        yield counts_line(result)
+    if value("skipped"):
         yield f"skipped: {plural(result['skipped'], 'message')}, due while this process was stopped"
-    if outages := result["outages"]:
+    if outages := value("outages"):
         seconds = [each["seconds"] for each in outages]
         is_over = "" if outages[-1]["ended"] else "; the last one is not over"
         yield (
             f"outages: {len(outages):,}, {sum(seconds):.3f} s in all, "
             f"the longest {max(seconds):.3f} s{is_over}"
         )
-    times = dict(result["round_trip_seconds"])
-    jitter = times.pop("jitter")
-    if times["max"] is not None:
-        more = "" if jitter is None else f"; jitter {in_ms(jitter)} ms"
-        yield f"round trip: {times_line(times)}{more}; {result['clock']} clock"
-    yield from errors_lines(result["errors"])
-    yield from bottleneck_lines(result)
+    if errors := result["errors"]:
+        each = (f"{word.replace('_', ' ')} {count:,}" for word, count in errors.items())
+        yield "errors: " + ", ".join(each)
+    if value("connections_silent"):
+        yield f"silent: {plural(result['connections_silent'], 'connection')} without any reply"
+    if command == "find-rate":
+        yield from _highest_lines(result)
+    if "messages_per_second" in result and value("duration_seconds") != 0:
+        together = ", if at the same time" if command == "merge" else ""
+        span = f", for {result['duration_seconds']:.1f} s" if command == "load" else ""
+        yield (
+            f"throughput{together}: {result['messages_per_second']:,.1f} messages a second, "
+            f"{result['bytes_per_second'] / 1e6:,.3f} MB/s each way{span}"
+        )
+    if command == "load" and result["duration_seconds"]:
+        yield from _loop_lines(result)
+    for name, title in (("latency_seconds", "latency"), ("round_trip_seconds", "round trip")):
+        for line in times_lines(title, value(name, {})):
+            yield f"{line}; {result['clock']} clock"
+    if result["client_bottleneck"]:
+        yield f"limited by the client: {result['client_bottleneck']}"
 
 
-def load_lines(result: Result) -> Iterator[str]:
-    """Yield the summary of a load."""
-    asked, seconds = result["asked_messages_per_second"], result["duration_seconds"]
-    connections = plural(result["connections"], "connection")
-    name, address = short_name(result["target"]), result["address"]
-    heading = over(result["protocol"], result["size_bytes"])
-    yield f"load on {name} ({address}) {heading}, {connections}"
+def _heading(result: Result) -> str:
+    name, heading = short_name(result["target"]), over(result["protocol"], result["size_bytes"])
+    if result["command"] == "ping":
+        return f"\n--- {name} ---"
+    if result["command"] == "merge":
+        return f"{plural(result['runs'], 'run')} of {result['merged_command']} on {name} {heading}"
+    heading += f", {plural(result['connections'], 'connection')}"
+    if result["command"] == "load":
+        return f"load on {name} ({result['address']}) {heading}"
+    return f"\n--- {name} {heading} ---"
+
+
+def _connection_lines(result: Result) -> Iterator[str]:
     made = f"{result['connections_made']:,} of {result['connections']:,}"
     if result["messages_per_connection"]:
         made = (
@@ -137,17 +148,10 @@ def load_lines(result: Result) -> Iterator[str]:
     if result["warm_up_seconds"]:
         messages = plural(result["warm_up_messages"], "message")
         yield f"warm-up: {result['warm_up_seconds']:g} s, {messages}, not counted"
-    yield counts_line(result)
-    yield from errors_lines(result["errors"])
-    if result["connections_silent"]:
-        yield f"silent: {plural(result['connections_silent'], 'connection')} without any reply"
-    if not seconds:
-        return
-    yield (
-        f"throughput: {result['messages_per_second']:,.1f} messages a second, "
-        f"{result['bytes_per_second'] / 1e6:,.3f} MB/s each way, for {seconds:.1f} s"
-    )
-    if asked is None:
+
+
+def _loop_lines(result: Result) -> Iterator[str]:
+    if result["loop"] == "closed":
         yield (
             "closed loop: each message was sent when the reply to the one before had arrived; "
             "while the service stalled, nothing was sent"
@@ -160,19 +164,29 @@ def load_lines(result: Result) -> Iterator[str]:
     else:
         limits = result["ramp_messages_per_second"]
         ramp = f" (a ramp from {limits[0]:,.1f} to {limits[1]:,.1f})" if limits else ""
-        late = times_line(result["scheduling_error_seconds"])
         yield (
             f"open loop: {result['sent_messages_per_second']:,.1f} messages a second sent, of "
-            f"{asked:,.1f} requested{ramp}; late by {late}"
+            f"{result['asked_messages_per_second']:,.1f} requested{ramp}; "
+            f"late by {times_line(result['scheduling_error_seconds'])}"
         )
     if result["limit_messages_per_second"]:
         yield (
             f"replies stop at {result['limit_messages_per_second']:,.0f} a second: the service "
             "or a router probably limits the rate (echod: --udp-rate)"
         )
-    for line in times_lines("latency", result["latency_seconds"]):
-        yield f"{line}; {result['clock']} clock"
-    yield from bottleneck_lines(result)
+
+
+def _highest_lines(result: Result) -> Iterator[str]:
+    bound = f"with {result['bound_percentile']} up to {in_ms(result['bound_seconds'])} ms"
+    if not result["highest"]:
+        yield f"no rate holds, {bound}"
+    names = {"highest": f"highest rate that holds, {bound}", "failing": "lowest rate that fails"}
+    for name, title in names.items():
+        if rate := result[name]:
+            yield (
+                f"{title}: {rate['messages_per_second']:,.1f} messages a second; "
+                f"held in {rate['held']} of {plural(rate['runs'], 'run')}"
+            )
 
 
 def step_line(step: Result) -> str:
@@ -181,48 +195,3 @@ def step_line(step: Result) -> str:
     rate = f"{step['asked_messages_per_second']:,.1f} messages a second"
     p99 = step["latency_seconds"]["p99"]
     return f"{rate}: {verdict}" + ("" if p99 is None else f"; p99 {in_ms(p99)} ms")
-
-
-def find_rate_lines(result: Result) -> Iterator[str]:
-    """Yield the summary of a search."""
-    over_what = over(result["protocol"], result["size_bytes"])
-    yield ""
-    yield (
-        f"--- {short_name(result['target'])} {over_what}, "
-        f"{plural(result['connections'], 'connection')} ---"
-    )
-    yield from errors_lines(result["errors"])
-    highest, failing = (_runs_text(result[name]) for name in ("highest", "failing"))
-    bound = f"{result['bound_percentile']} up to {in_ms(result['bound_seconds'])} ms"
-    if highest:
-        yield f"highest rate that holds, with {bound}: {highest}"
-    else:
-        yield f"no rate holds, with {bound}"
-    if failing:
-        yield f"lowest rate that fails: {failing}"
-    yield from bottleneck_lines(result)
-
-
-def _runs_text(rate: Result | None) -> str:
-    if rate is None:
-        return ""
-    runs = plural(rate["runs"], "run")
-    return f"{rate['messages_per_second']:,.1f} messages a second; held in {rate['held']} of {runs}"
-
-
-def merge_lines(result: Result) -> Iterator[str]:
-    """Yield the summary of merged runs."""
-    over_what = over(result["protocol"], result["size_bytes"])
-    runs = f"{plural(result['runs'], 'run')} of {result['merged_command']}"
-    yield f"{runs} on {short_name(result['target'])} {over_what}"
-    yield counts_line(result)
-    yield from errors_lines(result["errors"])
-    if "messages_per_second" in result:
-        yield (
-            f"throughput, if at the same time: {result['messages_per_second']:,.1f} messages a "
-            f"second, {result['bytes_per_second'] / 1e6:,.3f} MB/s each way"
-        )
-    for name, title in (("latency_seconds", "latency"), ("round_trip_seconds", "round trip")):
-        if name in result:
-            yield from times_lines(title, result[name])
-    yield from bottleneck_lines(result)

@@ -16,7 +16,7 @@ from echod.client.load import Load
 from echod.client.report import to_json
 from echod.client.search import Bound, RateSearch
 from echod.client.statistics import Usage
-from echod.client.text import find_rate_lines, step_line
+from echod.client.text import step_line, summary_lines
 from echod.testing import MemoryNetwork
 from tests.client.memory import (
     MS,
@@ -75,7 +75,7 @@ class Search:
 
     def _finish(self, _: None) -> None:
         self.done = True
-        self.lines += find_rate_lines(find_rate_result(self.run))
+        self.lines += summary_lines(find_rate_result(self.run))
 
     @property
     def result(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from echod.client.load import Load
 from echod.client.report import load_result, to_json
 from echod.client.statistics import Interval, Usage, process_usage
 from echod.client.streams import StreamChannel
-from echod.client.text import load_lines
+from echod.client.text import summary_lines
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.client.memory import MemoryTarget, Services
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def lines(self) -> str:
-        return "\n".join(load_lines(load_result(self.load)))
+        return "\n".join(summary_lines(load_result(self.load)))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from echod.client.events import Disconnected, Event, Reconnected, Reply, Unanswe
 from echod.client.ping import RETRY, Ping
 from echod.client.report import is_ok, ping_result
 from echod.client.statistics import Usage
-from echod.client.text import ping_lines
+from echod.client.text import summary_lines
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from tests.client.memory import Services, memory_connector
@@ -116,7 +116,7 @@ def test_lost(network: MemoryNetwork) -> None:
     assert run.counts == {"lost": 3}
     assert run.unanswered == [(0, "pending"), (1, "pending"), (2, "lost")]
     assert ping_result(run.ping)["round_trip_seconds"]["min"] is None
-    assert list(ping_lines(ping_result(run.ping))) == [
+    assert list(summary_lines(ping_result(run.ping))) == [
         "",
         "--- memory: ---",
         "3 sent, 0 received, 3 lost (100 %), 0 late, 0 damaged",
@@ -130,7 +130,7 @@ def test_damaged(network: MemoryNetwork) -> None:
     network.advance(3)
     assert run.counts == {"damaged": 3, "damaged_bytes": 6}
     assert [reply.damaged_bytes for reply in run.replies] == [2, 2, 2]
-    assert "3 damaged (6 bytes)" in list(ping_lines(ping_result(run.ping)))[2]
+    assert "3 damaged (6 bytes)" in list(summary_lines(ping_result(run.ping)))[2]
 
 
 def test_unexpected(network: MemoryNetwork) -> None:
@@ -142,7 +142,7 @@ def test_unexpected(network: MemoryNetwork) -> None:
     assert run.ping.tally.unexpected == 1
     network.advance(3)
     assert run.counts == {"received": 2, "unexpected": 1}
-    assert "1 byte unexpected" in list(ping_lines(ping_result(run.ping)))[2]
+    assert "1 byte unexpected" in list(summary_lines(ping_result(run.ping)))[2]
     assert not is_ok(run.ping)
 
 
@@ -181,7 +181,7 @@ def test_restart(network: MemoryNetwork, service: Services, end: str, word: str)
     assert result["errors"] == {word: 1, "refused": 13}  # one attempt each RETRY seconds
     assert result["connect_seconds"] == 0
     assert not result["ok"]
-    printed = list(ping_lines(result))
+    printed = list(summary_lines(result))
     assert "outages: 1, 2.600 s in all, the longest 2.600 s" in printed
     assert f"errors: {word} 1, refused 13" in printed
 
@@ -225,7 +225,7 @@ def test_closed_without_a_reply(network: MemoryNetwork) -> None:
     assert not outage["ended"]
     assert (
         "the longest 12.000 s; the last one is not over"
-        in list(ping_lines(ping_result(run.ping)))[3]
+        in list(summary_lines(ping_result(run.ping)))[3]
     )
 
 
@@ -279,7 +279,7 @@ def test_stop(network: MemoryNetwork) -> None:
     assert run.counts == {"received": 3, "under_way": 2}
     assert run.unanswered == [(number, "pending") for number in range(4)]
     assert is_ok(run.ping)
-    assert "2 in flight" in list(ping_lines(ping_result(run.ping)))[2]
+    assert "2 in flight" in list(summary_lines(ping_result(run.ping)))[2]
 
 
 def test_damaged_after_the_end(network: MemoryNetwork) -> None:
@@ -420,7 +420,7 @@ def test_stopped_process(network: MemoryNetwork) -> None:
     # Six messages were sent before; the last of the sixty is late by half a second only.
     assert run.counts == {"received": 100}
     assert ping_result(run.ping)["skipped"] == 59
-    assert "skipped: 59 messages, due while this process was stopped" in ping_lines(
+    assert "skipped: 59 messages, due while this process was stopped" in summary_lines(
         ping_result(run.ping)
     )
     assert is_ok(run.ping)

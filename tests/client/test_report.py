@@ -32,11 +32,9 @@ from echod.client.target import parse_target
 from echod.client.text import (
     EVENT_LINES,
     counts_line,
-    errors_lines,
-    load_lines,
-    ping_lines,
     plural,
     reply_line,
+    summary_lines,
     times_line,
 )
 
@@ -80,17 +78,13 @@ def counts(run: Ping) -> str:
 
 
 def load_text(run: Load) -> list[str]:
-    return list(load_lines(load_result(run)))
+    return list(summary_lines(load_result(run)))
 
 
 def test_units() -> None:
     """Times are in milliseconds; a count of 1 has a singular noun."""
     assert in_ms(0.0012345) == "1.234"
     assert [plural(count, "byte") for count in (0, 1, 2000)] == ["0 bytes", "1 byte", "2,000 bytes"]
-    assert list(errors_lines({"timed_out": 2000, "refused": 1})) == [
-        "errors: timed out 2,000, refused 1"
-    ]
-    assert not list(errors_lines({}))
 
 
 def test_json_is_rounded() -> None:
@@ -202,7 +196,7 @@ def test_ok() -> None:
 def test_ping_without_replies() -> None:
     """A ping without a reply has no times."""
     result = ping_result(a_ping(sent=2))
-    assert list(ping_lines(result)) == [
+    assert list(summary_lines(result)) == [
         "",
         "--- h:7 ---",
         "2 sent, 0 received, 2 lost (100 %), 0 late, 0 damaged",
@@ -215,13 +209,13 @@ def test_ping_without_replies() -> None:
 def test_ping_with_replies() -> None:
     """The summary of a ping has the round-trip times and the errors."""
     run = a_ping(replies=[0.001], sent=1)
-    run.errors["refused"] += 2
+    run.errors.update({"timed_out": 2000, "refused": 1})
     result = ping_result(run)
-    *_, round_trip, errors = ping_lines(result)
+    *_, errors, round_trip = summary_lines(result)
     assert round_trip.startswith("round trip: min 1.000, mean 1.000, stdev 0.000, p50")
     assert round_trip.endswith("max 1.000 ms; user clock")
-    assert errors == "errors: refused 2"
-    assert (result["round_trip_seconds"]["jitter"], result["errors"]) == (None, {"refused": 2})
+    assert errors == "errors: timed out 2,000, refused 1"
+    assert (result["round_trip_seconds"]["jitter"], result["errors"]) == (None, run.errors)
 
 
 def test_closed_loop() -> None:
@@ -260,6 +254,21 @@ def test_open_loop() -> None:
     assert (second["p99_seconds"], second["max_seconds"]) == (None, None)
 
 
+def test_rate_limit() -> None:
+    """The summary of a load over UDP names the rate limit that its replies suggest."""
+    run = a_load(500.0, sent=1000, received=200)
+    seconds = [Interval(float(start), 1.0, 100, lost=400) for start in range(6)]
+    result = {
+        **load_result(run),
+        "protocol": "udp",
+        "limit_messages_per_second": 100.0,
+        "intervals": [each._asdict() for each in seconds],
+    }
+    assert "replies stop at 100 a second: the service or a router probably limits the rate" in (
+        "\n".join(summary_lines(result))
+    )
+
+
 def test_load_with_errors() -> None:
     """The summary of a load has the errors, and the connections without a reply."""
     run = a_load(sent=2, received=1, late=1)
@@ -288,7 +297,7 @@ def test_nothing_sent() -> None:
 def reason(run: Load | Ping) -> Any:
     """Return why the client limited a run, which the JSON and the last line of text give."""
     result = load_result(run) if isinstance(run, Load) else ping_result(run)
-    lines = list(load_lines(result) if isinstance(run, Load) else ping_lines(result))
+    lines = list(summary_lines(result))
     why = result["client_bottleneck"]
     assert result["client_was_bottleneck"] is (why is not None)
     assert (lines[-1] == f"limited by the client: {why}") is (why is not None)
