@@ -110,6 +110,7 @@ class StreamReplies:
         self._expected = self._next_expected()
         self._at = 0  # bytes of the expected reply that were received
         self._damaged = 0  # wrong ones among these
+        self._transmitted = 0  # up to this message, round trips begin when it was transmitted
         self.finished = 0
 
     @property
@@ -118,10 +119,15 @@ class StreamReplies:
         return self.finished + len(self._since)
 
     def transmitted(self, last_byte: int, moment: float) -> None:
-        """Start the round trip of the last message at ``moment``, if it ends at ``last_byte``."""
-        is_last = last_byte == (self.sent * len(self._expected) - 1) & MASK
-        if is_last and self._since and self._since[-1] <= moment:
+        """Start the round trip of the last message at ``moment``, if it ends at ``last_byte``.
+
+        Only the first such call does: TCP stamps each retransmission, too.
+        """
+        count = self.sent
+        is_last = last_byte == (count * len(self._expected) - 1) & MASK
+        if is_last and count > self._transmitted and self._since and self._since[-1] <= moment:
             self._since[-1] = moment
+            self._transmitted = count
 
     def outstanding(self) -> Reversible[float]:
         """Return the start times of the outstanding messages, in seconds."""

@@ -437,6 +437,17 @@ def test_transmitted_message() -> None:
     assert [since for _, since, _, _ in run.calls] == [1.0, 2.5]
 
 
+def test_retransmitted_message() -> None:
+    """A round trip begins when its message is first transmitted: TCP stamps each retransmission."""
+    run = Run()
+    stream = StreamReplies(run.tally, MESSAGES, run.reply)
+    for end in (3, 7):
+        send(stream, float(end))
+        stream.transmitted(end, end + 0.1)
+        stream.transmitted(end, end + 0.3)
+    assert list(stream.outstanding()) == [3.1, 7.1]
+
+
 def test_transmitted_datagram() -> None:
     """The kernel's stamp starts the round trip of the last datagram, and never earlier."""
     exchange = Exchange()
