@@ -212,7 +212,7 @@ class Load(Measurement):
         count = self.tally.count
 
         def replied(number: int, since: float, now: float, damaged: int) -> None:
-            if damaged or since < self.counted_from:
+            if damaged or since < self.counted_from or self._is_final:
                 self.replied(number, since, now, damaged)
             else:  # as self.replied() does, without the call
                 count(now - since)

@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 
 from echod.client.connector import Connector
 from echod.client.epoll import EpollReader
+from echod.client.histogram import BATCH
 from echod.client.load import Load
 from echod.client.report import load_result, to_json
 from echod.client.statistics import Interval, Usage, process_usage
@@ -406,6 +407,23 @@ def test_reply_while_closing(network: MemoryNetwork) -> None:
     network.advance(1.1)
     assert run.done
     assert run.counts == {"sent": 1, "lost": 1}
+
+
+def test_replies_to_a_stopped_closed_loop(network: MemoryNetwork) -> None:
+    """Replies that arrive while the connections are being closed change no count."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, connections=BATCH)
+    network.advance(0.5)
+    for peer in peers.peers:
+        peer.stall()
+    run.load.stop()
+    network.settle()
+    for peer in peers.peers:
+        peer.send(bytes(peer.received))
+    network.advance(2)
+    assert run.done
+    assert run.counts == {"sent": BATCH, "under_way": BATCH}
 
 
 def test_silent(network: MemoryNetwork) -> None:
