@@ -118,7 +118,9 @@ class EpollReader:
             self._reactor.removeReader(self)
 
     def close(self) -> None:
-        """Close the epoll set, from which all sockets have been removed."""
+        """Close the epoll set; a connection whose handshake was given up may still end later."""
+        for descriptor in list(self._receivers):
+            self.remove(descriptor)
         self._epoll.close()
 
     def logPrefix(self) -> str:

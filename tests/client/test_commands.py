@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from twisted.logger import capturedLogs
 from twisted.internet.defer import Deferred, succeed
 
 from echod.client import main
@@ -339,6 +340,17 @@ def test_service_without_tls(target: str) -> None:
     outcome = echod_client("ping", f"tls:{target}", "-c", 1)
     assert outcome.status == 1
     assert outcome.err.startswith(f"echod-client ping: {target}: TLS fails: ")
+
+
+def test_handshake_in_time(target: str) -> None:
+    """A handshake that is given up ends quietly, also while other targets are measured."""
+    with Mirror("silent") as mirror, capturedLogs() as events:
+        silent = f"127.0.0.1:{mirror.port}"
+        options = ("-c", 2, "-i", 0.3, "-W", 0.1)
+        status, out, err = echod_client("ping", f"tls:{silent}", target, *options)
+    assert (status, err) == (1, f"echod-client ping: {silent}: no answer in time\n")
+    assert "2 sent, 2 received" in out
+    assert not [event for event in events if "log_failure" in event]
 
 
 @pytest.mark.parametrize(
