@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from twisted.logger import capturedLogs
 from twisted.internet.defer import Deferred, succeed
+from twisted.logger import capturedLogs
 
 from echod.client import main
 from echod.client.reactor import PreciseReactor
