@@ -165,6 +165,7 @@ class Load(Measurement):
             self.connect_times, self.handshake_times = Histogram(), Histogram()
         tally.duplicated = tally.reordered = tally.unexpected = 0
         self.counted_from = start
+        self._overdue.clear()  # they would count as sent, and their replies would not count
         if self.plan.count:
             self._allowed = repeat(True, self.plan.count)
         self._end = start + duration

@@ -299,6 +299,25 @@ def test_connection_that_is_due(network: MemoryNetwork) -> None:
     assert result["latency_seconds"]["max"] == pytest.approx(0.9)  # the fourth, after 1.2 s
 
 
+def test_due_in_the_warm_up(network: MemoryNetwork) -> None:
+    """A message of the warm-up that waits for a new connection is not sent after it."""
+    Services(network)
+    run = Run(network, SlowConnector, duration=2.0, rate=10.0, per_connection=3, warm_up=0.75)
+    network.advance(5)
+    assert run.done
+    assert run.counts == {"sent": 20, "received": 20}
+
+
+def test_lost_in_the_warm_up(network: MemoryNetwork) -> None:
+    """A message that is lost in the warm-up is lost in no interval."""
+    Services(network, lambda now: now + 1000)
+    run = Run(network, duration=2.0, rate=10.0, warm_up=1.0, timeout=1.0)
+    network.advance(5)
+    assert run.done
+    assert run.counts == {"sent": 20, "lost": 20}
+    assert sum(each["lost"] for each in run.values["intervals"]) == 20
+
+
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_no_further_connection(network: MemoryNetwork, rate: float | None) -> None:
     """A connection that cannot be made is an error, and without any the run ends."""
