@@ -73,5 +73,5 @@ class ClientCommand:
     def show_so_far(self) -> None:
         """Print the summary so far to standard error: standard output has the result alone."""
         self.remove_bar()
-        self.run.summarize()
+        self.run.summarize_so_far()
         self.console.print_to_error(*summary_lines(self.result(self.run)))

@@ -152,7 +152,7 @@ class FindRateCommand(LoadCommand):
         """Print the summary of the present step so far to standard error."""
         self.remove_bar()
         load = self.run.load
-        load.summarize()
+        load.summarize_so_far()
         self.console.print_to_error(*text.summary_lines(report.load_result(load)))
 
     def _on_step(self, step: report.Result) -> None:

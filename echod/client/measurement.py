@@ -144,6 +144,11 @@ class Measurement:
         # A dropped datagram may also have been a duplicate, or a reply that came after the end.
         tally.dropped_here = min(self.dropped, tally.lost)
 
+    def summarize_so_far(self) -> None:
+        """Bring the figures up to now, unless they are final."""
+        if not self._is_final:
+            self.summarize()
+
     def reply_handler(self, channel: Channel) -> ReplyCallback:  # noqa: ARG002 - for subclasses
         """Return the function that is called with each reply on ``channel``."""
         return self.replied
@@ -234,7 +239,9 @@ class Measurement:
         is_early = self.stopped or not self._is_final
         until = self.clock.seconds() - self.timeout if is_early else inf
         for channel in self.channels:
-            yield from (each for each in channel.outstanding() if each < until or not channel.open)
+            for each in channel.outstanding():
+                if each >= self.counted_from and (each < until or not channel.open):
+                    yield each
 
     def _all_answered(self) -> bool:
         return self.answered + self._unanswerable >= self.tally.sent

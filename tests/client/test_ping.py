@@ -338,6 +338,21 @@ def test_summary_so_far(network: MemoryNetwork) -> None:
     assert run.counts == {"received": 5, "lost": 1}
 
 
+def test_summary_after_the_end(network: MemoryNetwork) -> None:
+    """SIGQUIT changes no figure that is final, while connections or other targets go on."""
+    Services(network, lambda now: now + 1000)
+    run = Run(network, count=None, timeout=1.5)
+    network.advance(4)
+    run.ping.stop()
+    network.settle()
+    assert run.counts == {"lost": 3, "under_way": 2}
+    for _ in range(2):
+        run.ping.summarize_so_far()
+        assert run.counts == {"lost": 3, "under_way": 2}
+        network.advance(2)
+    assert run.done
+
+
 def test_stop_with_lost(network: MemoryNetwork) -> None:
     """Messages older than the timeout at Ctrl-C are lost."""
     Services(network, lambda now: now + 1000)
