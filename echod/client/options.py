@@ -53,7 +53,7 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
     "pipe ping load": (
         ("-W --timeout", "TIME", "how long to wait for a connection, and for a reply", "10s"),
         ("-I --interface", "ADDRESS", "send from this address, or on this interface", ""),
-        ("-v", FLAG, "ignored: each error is printed"),
+        ("-v", FLAG, "no effect: each error is printed anyway"),
     ),
     "pipe ping load merge": (
         ("--json", FLAG, "print the result as JSON: docs/measuring-json.rst"),
@@ -62,10 +62,10 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
         ("-c --count", "N", "messages to send [default: until interrupted]"),
         ("-i --interval", "TIME", "between two messages, 1ms or more", "1s"),
         ("-w --deadline", "TIME", "end after this time, as Ctrl-C does [default: never]"),
-        ("-O --outstanding", FLAG, "print each message that has no answer when the next is due"),
-        ("-D --timestamps", FLAG, "print the UNIX time at the beginning of each line"),
-        ("-q --quiet", FLAG, "print the first lines and the summary alone"),
-        ("-n", FLAG, "ignored: addresses are numbers"),
+        ("-O --outstanding", FLAG, "print each message that has no reply when the next is due"),
+        ("-D --timestamps", FLAG, "print the UNIX time before each line, except the summary"),
+        ("-q --quiet", FLAG, "print only the first lines and the summary"),
+        ("-n", FLAG, "no effect: addresses are always numbers"),
         ("--dont-fragment", FLAG, "over UDP: send no fragments, to find the path MTU"),
     ),
     "load": (
@@ -73,12 +73,12 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
         ("-d --duration", "TIME|0", "how long to send messages, 0: until Ctrl-C [default: 10s]"),
         ("-n --count", "N", "messages after which to stop sending"),
         ("-r --rate", "RATE", "messages a second in all (open loop) [default: closed loop]"),
-        ("--ramp", "FROM:TO", "in place of --rate: from one to another, over --duration"),
+        ("--ramp", "FROM:TO", "change the rate evenly over --duration; in place of --rate"),
         ("--per-connection", "N", "replace a connection after this number of messages"),
-        ("--start-at", "WHEN", "connect, begin at a time: 14:30:00 or 2030-01-31T14:30:00Z"),
-        ("--warm-up", "TIME", "send for this time before, without counting it", 0.0),
+        ("--start-at", "WHEN", "connect, send from a time on: 14:30 or 2030-01-31T14:30:00Z"),
+        ("--warm-up", "TIME", "send for this time first, without counting it", 0.0),
         ("--find-rate", FLAG, "search for the highest rate that keeps --latency for --duration"),
-        ("--latency", "P=TIME", "for --find-rate: the highest latency, as in p99=5ms"),
+        ("--latency", "P=TIME", "for --find-rate: the bound, as in p99=5ms"),
         ("--plot", "PLOT", "draw the result to an .svg or .png file; needs the extra plot"),
         ("--compare", "FILE", "draw an earlier run, too, written by --json; repeatable", []),
         ("--hdr", "FILE", "write the times of each second in HdrHistogram's log format"),
@@ -87,11 +87,11 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
     "ping load": (
         ("-s --size", "BYTES", SIZE, "64"),
         ("-e --payload", "TEXT|@FILE", r"over TCP: the message; \n and \xHH are escapes", b""),
-        ("--clock", "CLOCK", "date replies by the kernel, or by this program: user", "kernel"),
-        ("--json-lines", ("json", JSON_LINES), "print events as JSON when they happen", False),
+        ("--clock", "CLOCK", "take times from the kernel, or in this program: user", "kernel"),
+        ("--json-lines", ("json", JSON_LINES), "print events when they happen, as JSON", False),
     ),
-    "pipe ping": (("-t --ttl", "HOPS", "maximum number of hops there"),),
-    "load ": (("--ttl", "HOPS", "maximum number of hops there"),),
+    "pipe ping": (("-t --ttl", "HOPS", "maximum number of hops to the service"),),
+    "load ": (("--ttl", "HOPS", "maximum number of hops to the service"),),
 }
 """By commands: the names of an option, its value (a key of PARSERS, or a variable and what it is
 set to), its help, and its default as typed, or a list if the option is repeatable."""
@@ -167,7 +167,8 @@ def parser() -> Parser:
             command.add_argument("files", nargs="+", metavar="FILE", help="written by --json")
             continue
         command.epilog = EPILOG
-        command.add_argument("target", metavar="TARGET", help="the service; ping takes several")
+        several = ", or several services" if name == "ping" else ""
+        command.add_argument("target", metavar="TARGET", help=f"the service{several}")
         for rows in EXCLUSIVE:
             group = command.add_mutually_exclusive_group()
             for row in rows:
@@ -240,7 +241,7 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
         try:
             sockets.open(sockets.family or AF_INET, SOCK_DGRAM).close()
         except OSError as error:
-            yield f"-I {options.interface}: {os_error_line(error)}: use one of this machine"
+            yield f"-I {options.interface}: {os_error_line(error)}: use one that this machine has"
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
