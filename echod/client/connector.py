@@ -2,25 +2,118 @@
 
 from __future__ import annotations
 
-import functools
+import errno
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import connectProtocol
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+    IWriteDescriptor,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from echod.client.datagrams import DatagramChannel
 from echod.client.epoll import EpollReader
 from echod.client.sockets import DEFAULTS, SocketOptions, udp_socket
 from echod.client.streams import StreamChannel
 from echod.client.target import Address, Target, address_text, resolve
-from echod.client.tcp import ConnectAttempt
 
-T = TypeVar("T")
+
+@implementer(IWriteDescriptor)
+@dataclass(eq=False)
+class ConnectAttempt:
+    """One attempt to connect a TCP socket, timed from connect(2) until the kernel reports success.
+
+    Twisted's own endpoint calls connect(2) in a later turn of the reactor, and notices success in
+    another turn. On a short path, this takes several times as long as the handshake.
+
+    :ivar reactor: the clock, and the reactor that watches the socket.
+    :ivar family: AF_INET or AF_INET6.
+    :ivar address: as for connect(2).
+    :ivar options: of the socket.
+    :ivar endpoint: an endpoint of Twisted whose TLS the connection has; ``None``: no TLS.
+    :ivar seconds: how long it took.
+    """
+
+    reactor: Any
+    family: int
+    address: Address
+    options: SocketOptions = DEFAULTS
+    endpoint: object = None
+    seconds: float = 0.0
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[None]:
+        """Connect the protocol of ``factory``. This can be cancelled.
+
+        :return: fails with :class:`OSError`.
+        :raises OSError: if no descriptor is left, or the kernel refuses an option.
+        """
+        self._factory = factory if self.endpoint is None else with_tls(self.endpoint, factory)
+        self._done: Deferred[None] = Deferred(lambda _: self._cancel())
+        self._socket = self.options.open(self.family, socket.SOCK_STREAM)
+        self._begun = self.reactor.seconds()
+        number = self._socket.connect_ex(self.address)
+        if number in (0, errno.EINPROGRESS):
+            self.reactor.addWriter(self)
+        else:
+            self._finish(number)
+        return self._done
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """Return the name for log messages."""
+        return "echod-client"
+
+    def doWrite(self) -> None:
+        """Finish: the attempt has succeeded or failed."""
+        self.seconds = self.reactor.seconds() - self._begun
+        self.reactor.removeWriter(self)
+        self._finish(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
+        """Finish: a reactor may report the failure this way (EPOLLERR)."""
+        self.doWrite()
+
+    def _finish(self, number: int) -> None:
+        with self._socket:  # the reactor duplicates it
+            try:
+                if number:
+                    raise OSError(number, os.strerror(number))
+                self.reactor.adoptStreamConnection(self.fileno(), self.family, self._factory)
+            except OSError as error:  # also if out of descriptors, or reset since
+                self._done.errback(error)
+            else:
+                self._done.callback(None)
+
+    def _cancel(self) -> None:
+        self.reactor.removeWriter(self)
+        self._socket.close()
+
+
+def with_tls(endpoint: Any, factory: IProtocolFactory) -> IProtocolFactory:
+    """Return a factory of TLS transports around the protocols of ``factory``.
+
+    :param endpoint: of the type ``tls``.
+    """
+    from twisted.protocols.tls import TLSMemoryBIOProtocol  # noqa: PLC0415 - needs the extra tls
+
+    wrapped: Any = endpoint._wrapperFactory(factory)
+    # Twisted's default, a subclass of this, encrypts in the next turn of the reactor.
+    wrapped.protocol = TLSMemoryBIOProtocol
+    return wrapped  # type: ignore[no-any-return]
 
 
 class Connector:
@@ -70,7 +163,7 @@ class Connector:
         """
         if self.target.host is not None:
             found = resolve(self.reactor, self.target, self.options.family)
-            self._addresses = await self._in_time(found, self.timeout)
+            self._addresses = await found.addTimeout(self.timeout, self.clock)
 
     async def channel(self, reader: EpollReader) -> StreamChannel:
         """Return a connection; over TLS, its handshake is complete.
@@ -93,8 +186,7 @@ class Connector:
         :raises Exception: if there is no connection: see :func:`echod.client.errors.error_word`.
         """
         if self.target.host is None:
-            connect = functools.partial(connectProtocol, self._endpoint)
-            return await self._until_ready(connect, protocol, self.timeout)
+            return await self._connect(self._endpoint, protocol, self.timeout)
         deadline = self.clock.seconds() + self.timeout
         while True:
             attempt = ConnectAttempt(
@@ -102,7 +194,7 @@ class Connector:
             )
             share = max(0.0, deadline - self.clock.seconds()) / len(self._addresses)
             try:
-                await self._until_ready(attempt.connect, protocol, share)
+                await self._connect(attempt, protocol, share)
             except Exception as error:
                 if len(self._addresses) == 1 or isinstance(error, CancelledError):
                     raise
@@ -152,19 +244,14 @@ class Connector:
                 self.address = address_text(address)
                 return sock, address
 
-    async def _until_ready(
-        self, connect: Callable[[Any], Deferred[Any]], protocol: Any, timeout: float
-    ) -> float:
+    async def _connect(self, endpoint: Any, protocol: Any, timeout: float) -> float:
         begun = self.clock.seconds()
-        await self._in_time(connect(protocol), timeout)
+        await connectProtocol(endpoint, protocol).addTimeout(timeout, self.clock)
         seconds = self.clock.seconds() - begun
         self.address = address_text(protocol.transport.getPeer())
         try:
-            await self._in_time(protocol.ready, max(0.0, timeout - seconds))
+            await protocol.ready.addTimeout(max(0.0, timeout - seconds), self.clock)
         except BaseException:
             protocol.transport.abortConnection()
             raise
         return seconds
-
-    def _in_time(self, deferred: Deferred[T], timeout: float) -> Deferred[T]:
-        return deferred.addTimeout(timeout, self.clock)

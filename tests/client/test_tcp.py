@@ -10,9 +10,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 
-from echod.client.connector import Connector
+from echod.client.connector import ConnectAttempt, Connector
 from echod.client.target import parse_target
-from echod.client.tcp import ConnectAttempt
 from tests.client.bench import Bench
 from tests.client.memory import silent_port
 

@@ -59,8 +59,6 @@ CLIENT = [
     "epoll",
     "streams",
     "datagrams",
-    "tls",
-    "tcp",
     "connector",
     "measurement",
     "events",
