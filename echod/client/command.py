@@ -10,8 +10,8 @@ from typing import Any
 
 from echod.client import report
 from echod.client.connector import Connector
-from echod.client.console import Console
 from echod.client.options import JSON_LINES
+from echod.client.terminal import Console
 from echod.client.text import plural, summary_lines
 
 

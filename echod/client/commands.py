@@ -12,7 +12,6 @@ from typing import Any, Final
 from echod.client import report, text
 from echod.client.command import ClientCommand
 from echod.client.connector import Connector
-from echod.client.console import Console
 from echod.client.errors import os_error_line
 from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
@@ -23,7 +22,7 @@ from echod.client.pipe import Pipe
 from echod.client.plan import Plan
 from echod.client.search import FIRST, RateSearch
 from echod.client.statistics import Interval
-from echod.client.terminal import RateLine, bytes_left, progress_bar
+from echod.client.terminal import Console, RateLine, bytes_left, progress_bar
 from echod.durations import LONGEST
 
 SPARE: Final = 64

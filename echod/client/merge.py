@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from echod.client.console import Console
 from echod.client.errors import os_error_line
 from echod.client.histogram import Histogram
 from echod.client.report import (
@@ -18,6 +17,7 @@ from echod.client.report import (
     latencies,
     to_json,
 )
+from echod.client.terminal import Console
 from echod.client.text import summary_lines
 
 TIMES: Final = {"load": ("latency", LATENCY_PERCENTILES), "ping": ("round_trip", PERCENTILES)}

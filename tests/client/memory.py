@@ -16,11 +16,11 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 
 from echod.client.connector import Connector
-from echod.client.console import Console
 from echod.client.options import parse
 from echod.client.reactor import PreciseReactor
 from echod.client.runner import perform
 from echod.client.target import Target
+from echod.client.terminal import Console
 from echod.testing import MemoryNetwork
 from tests.authority import Authority
 from tests.programs.daemon import Daemon

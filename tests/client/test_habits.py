@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from echod.client.habits import ALL, HABITS, OUT, habit
 from echod.client.options import parse, parser
+from echod.client.parser import ALL, HABITS, OUT, habit
 
 Capture = pytest.CaptureFixture[str]
 

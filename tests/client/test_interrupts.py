@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from echod.client.interrupts import handled
+from echod.client.runner import handled
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 

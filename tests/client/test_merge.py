@@ -12,13 +12,13 @@ import pytest
 from twisted.internet.task import Clock
 
 from echod.client.connector import Connector
-from echod.client.console import Console
 from echod.client.load import Load
 from echod.client.main import main
 from echod.client.merge import merge, merge_files, read_runs
 from echod.client.ping import Ping
 from echod.client.report import load_result, ping_result, to_json
 from echod.client.target import parse_target
+from echod.client.terminal import Console
 
 RANDOM = random.Random(862)
 
