@@ -15,11 +15,10 @@ from echod.client.connector import Connector
 from echod.client.errors import os_error_line
 from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
-from echod.client.intervalfiles import HistogramLog, write_csv
 from echod.client.load import Load
+from echod.client.pacing import Plan
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
-from echod.client.plan import Plan
 from echod.client.search import FIRST, RateSearch
 from echod.client.statistics import Interval
 from echod.client.terminal import Console, RateLine, bytes_left, progress_bar
@@ -91,9 +90,9 @@ class LoadCommand(ClientCommand):
             draw, earlier = prepare_plot(options.compare)
             self._files["plot"] = lambda name: draw([*earlier, self.result(self.run)], name)
         if options.hdr:
-            self._files["hdr"] = (log := HistogramLog(connector.started_at)).write
+            self._files["hdr"] = (log := report.HistogramLog(connector.started_at)).write
         if options.csv:
-            self._files["csv"] = lambda name: write_csv(self.run.statistics.intervals, name)
+            self._files["csv"] = lambda name: report.write_csv(self.run.statistics.intervals, name)
         for option in self._files:
             check_writable(option, getattr(options, option))
         # A connection that is replaced ends after the next one is made.

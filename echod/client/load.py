@@ -23,8 +23,7 @@ from echod.client.datagrams import DatagramChannel
 from echod.client.errors import TIMED_OUT
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
-from echod.client.pacing import Pacer, Schedule
-from echod.client.plan import Plan
+from echod.client.pacing import Pacer, Plan, Schedule
 from echod.client.replies import ReplyCallback
 from echod.client.statistics import SECOND, Interval, Statistics, Usage, process_usage
 from echod.client.streams import StreamChannel

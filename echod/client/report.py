@@ -1,4 +1,4 @@
-"""Results of pipe, ping and load: one record of each run, and the record as JSON.
+"""Results of pipe, ping and load: one record of each run, as JSON, and files of its intervals.
 
 A record holds values by their names in JSON, each with its unit. A time that does not exist is
 ``None``: lost messages have no latency.
@@ -6,7 +6,10 @@ A record holds values by their names in JSON, each with its unit. A time that do
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Final
 
 from echod.client.histogram import Histogram
@@ -15,6 +18,7 @@ from echod.client.measurement import Measurement
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.search import rate_limit
+from echod.client.statistics import Interval
 
 PERCENTILES: Final[dict[str, float]] = {"p50": 50, "p90": 90, "p99": 99}
 LATENCY_PERCENTILES: Final[dict[str, float]] = {**PERCENTILES, "p99.9": 99.9, "p99.99": 99.99}
@@ -234,3 +238,46 @@ def rounded(value: Any, name: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(each) for each in value]
     return round(value, DECIMALS.get(name, 9)) if isinstance(value, float) else value
+
+
+class HistogramLog:
+    """HdrHistogram's log, format 1.3: a line for each interval, with all its times.
+
+    Times are in steps of 0.1 microseconds, and ``Interval_Max`` is in milliseconds.
+
+    :param started_at: the time of day from which the intervals count.
+    """
+
+    def __init__(self, started_at: datetime) -> None:
+        self._lines = [
+            "#[Histogram log format version 1.3]",
+            f"#[StartTime: {started_at.timestamp():.3f} (seconds since epoch), {started_at}]",
+            '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
+        ]
+
+    def add(self, start: float, seconds: float, times: Histogram) -> None:
+        """Add an interval.
+
+        :param start: in seconds since the beginning of the run.
+        :param seconds: its length.
+        """
+        self._lines.append(f"{start:.3f},{seconds:.3f},{times.most * 1000:.3f},{times.encode()}")
+
+    def write(self, name: str) -> None:
+        """Write the log to a file.
+
+        :raises OSError: if it cannot be written.
+        """
+        with open(name, "w") as file:
+            file.writelines(f"{line}\n" for line in self._lines)
+
+
+def write_csv(intervals: Iterable[Interval], name: str) -> None:
+    """Write intervals to a file of comma-separated values, with the names of the JSON output.
+
+    :raises OSError: if it cannot be written.
+    """
+    with open(name, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Interval._fields)
+        writer.writerows(rounded(tuple(each)) for each in intervals)
