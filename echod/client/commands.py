@@ -7,6 +7,7 @@ import resource
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any, Final
 
 from echod.client import report, text
@@ -215,15 +216,12 @@ def prepare_plot(compare: Iterable[str]) -> tuple[Callable[..., None], list[Any]
     :raises Unusable: if matplotlib is not installed, or a file to compare with is not the output of
         ``load --json``.
     """
-    try:
-        from echod.client.plot import draw, load_run  # noqa: PLC0415 - needs the extra plot
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        if missing != "matplotlib":
-            raise
+    if find_spec("matplotlib") is None:
         raise Unusable(
-            f"--plot needs {missing}, which is not installed: install echod with its extra plot"
-        ) from error
+            "--plot needs matplotlib, which is not installed: install echod with its extra plot"
+        )
+    from echod.client.plot import draw, load_run  # noqa: PLC0415 - needs the extra plot
+
     earlier = []
     for file in compare:
         try:

@@ -147,7 +147,7 @@ class Load(Measurement):
                 if channel.open:
                     self._begin_next(channel)
         elif self.plan.warm_up:
-            self.pace(self.plan.warm_up_schedule(start), self._send_due)
+            self.pace(self.plan.schedule(start, is_warm_up=True), self._send_due)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         if seconds:

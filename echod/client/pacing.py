@@ -16,61 +16,41 @@ TURN: Final = 0.001
 
 
 class Schedule:
-    """Moments at a fixed interval.
+    """Moments at a fixed interval, or at a rate that changes evenly.
 
     :param start: the first moment, in seconds.
-    :param interval: seconds between two moments.
+    :param interval: seconds between two moments, at the start.
     :param count: the number of moments; by default without limit.
+    :param growth: change of the rate in one second: moments a second.
     :ivar passed: the number of moments that have passed.
     """
 
-    def __init__(self, start: float, interval: float, count: float = inf) -> None:
+    def __init__(
+        self, start: float, interval: float, count: float = inf, growth: float = 0.0
+    ) -> None:
         self._start, self._interval, self._count = start, interval, count
+        self._growth = growth
         self.passed = 0
 
     @property
     def next(self) -> float | None:
         """The first moment that has not passed, in seconds, or ``None`` after the last."""
-        if self.passed >= self._count:
+        passed = self.passed
+        if passed >= self._count:
             return None
-        # A product: the rounding errors of a sum would add up to a drift.
-        return self._start + self.passed * self._interval
+        if not self._growth:
+            # A product: the rounding errors of a sum would add up to a drift.
+            return self._start + passed * self._interval
+        # The integral of the rate is the number of moments that have passed. This root of the
+        # quadratic equation also holds for little growth.
+        first = 1 / self._interval
+        return self._start + 2 * passed / (first + sqrt(first**2 + 2 * self._growth * passed))
 
     def due(self, now: float) -> Iterator[float]:
         """Yield the moments up to ``now``, each once."""
         while (moment := self.next) is not None and moment <= now:
             self.passed += 1
             yield moment
-
-
-class Ramp(Schedule):
-    """Moments at a rate that changes evenly.
-
-    :param start: the first moment, in seconds.
-    :param first: moments a second at the start.
-    :param last: moments a second at the end.
-    :param seconds: from the start to the end.
-    """
-
-    def __init__(self, start: float, first: float, last: float, seconds: float) -> None:
-        super().__init__(start, 1 / first, moments((first + last) / 2, seconds))
-        self._first = first
-        self._growth = 2 * (last - first) / seconds
-
-    @property
-    def next(self) -> float | None:
-        """The first moment that has not passed, in seconds, or ``None`` after the last."""
-        if self.passed >= self._count:
-            return None
-        # The integral of the rate is the number of moments that have passed. This root of the
-        # quadratic equation is exact for a constant rate, too.
-        rate = sqrt(self._first**2 + self._growth * self.passed)
-        return self._start + 2 * self.passed / (self._first + rate)
-
-
-def moments(rate: float, seconds: float) -> float:
-    """Return how many moments at ``rate`` a second there are in ``seconds``, from the first."""
-    return ceil(round(rate * seconds, 6)) if seconds < inf else inf  # 0.1 * 3 is above 0.3
 
 
 @dataclass(frozen=True)
@@ -107,18 +87,19 @@ class Plan:
         rate = self.mean_rate
         return min(self.duration, (self.count or inf) / rate) if rate else self.duration
 
-    def schedule(self, start: float) -> Schedule:
-        """Return the moments of the messages of an open loop that begins at ``start``."""
-        if self.ramp:
-            return Ramp(start, *self.ramp, self.seconds)
-        assert self.rate is not None
-        return Schedule(start, 1 / self.rate, moments(self.rate, self.seconds))
+    def schedule(self, start: float, is_warm_up: bool = False) -> Schedule:
+        """Return the moments of an open loop that begins at ``start``.
 
-    def warm_up_schedule(self, start: float) -> Schedule:
-        """Return the moments of the warm-up, at the rate at which the run begins."""
-        rate = self.ramp[0] if self.ramp else self.rate
-        assert rate is not None
-        return Schedule(start, 1 / rate)
+        :param is_warm_up: return those of the warm-up: at the first rate, without end.
+        """
+        first, last = self.ramp or (self.rate, self.rate)
+        assert first is not None
+        assert last is not None
+        if is_warm_up:
+            return Schedule(start, 1 / first)
+        seconds = self.seconds
+        count = ceil(round((first + last) / 2 * seconds, 6)) if seconds < inf else inf
+        return Schedule(start, 1 / first, count, (last - first) / seconds)
 
 
 class Pacer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import inf
+from math import ceil, inf
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.client.pacing import Pacer, Ramp, Schedule, moments
+from echod.client.pacing import Pacer, Plan, Schedule
 
 
 class ScheduleTests(SynchronousTestCase):
@@ -187,9 +187,9 @@ class PacerTests(SynchronousTestCase):
 @given(st.floats(0.01, 1e5), st.floats(0.01, 1e5), st.floats(0.01, 1e3))
 def test_ramp(first: float, last: float, seconds: float) -> None:
     """The moments of a ramp are in order and in time, and as many as the rate has by then."""
-    ramp = Ramp(10.0, first, last, seconds)
+    ramp = Plan(1, seconds, None, ramp=(first, last)).schedule(10.0)
     assert ramp.next == 10.0
-    count = int(moments((first + last) / 2, seconds))
+    count = ceil(round((first + last) / 2 * seconds, 6))
     ramp.passed = count // 2
     half = ramp.next
     ramp.passed = count - 1
