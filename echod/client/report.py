@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -45,18 +45,9 @@ COUNTS: Final = (
 )
 """Attributes of the tally in JSON."""
 
-DECIMALS: Final = {
-    "time": 6,
-    "sent_messages_per_second": 3,
-    "messages_per_second": 3,
-    "bytes_per_second": 3,
-    "connections_per_second": 3,
-    "limit_messages_per_second": 3,
-    "client_processor_fraction": 4,
-    "client_waited_fraction": 4,
-    "lost_fraction": 6,
-}
-"""Decimals of these in JSON. Other numbers have 9: nanoseconds, the resolution of the clock."""
+DECIMALS: Final = {"second": 3, "fraction": 6, "time": 6}
+"""Decimals in JSON, by the last word of a name: of a rate, a fraction, a time of day. Other numbers
+have 9: nanoseconds, the resolution of the clock."""
 
 Result = dict[str, Any]
 
@@ -75,7 +66,7 @@ def ping_result(run: Ping) -> Result:
         "round_trip_hdrhistogram": run.tally.times.encode(),
         "scheduling_error_seconds": summary(run.scheduling, PERCENTILES),
     }
-    return _with_bottleneck(result, _delayed(result, run))
+    return _with_bottleneck(result, _divide(run.waited, run.tally.times.count))
 
 
 def load_result(run: Load) -> Result:
@@ -112,7 +103,7 @@ def load_result(run: Load) -> Result:
         "intervals": [each._asdict() for each in statistics.intervals],
     }
     result["limit_messages_per_second"] = rate_limit(result)
-    return _with_bottleneck(result, _too_slow(result))
+    return _with_bottleneck(result)
 
 
 def pipe_result(run: Pipe) -> Result:
@@ -149,43 +140,36 @@ def latencies(times: Histogram, percentiles: dict[str, float]) -> Result:
     return {"min": found.pop("min"), "mean": found.pop("mean"), "stdev": deviation, **found}
 
 
-def _with_bottleneck(result: Result, reasons: list[str]) -> Result:
-    """Return the record with the reasons for which the client limited the run."""
-    dropped = result["dropped_here"]
-    if dropped:
+def _with_bottleneck(result: Result, waited: float = 0.0) -> Result:
+    """Return the record with the reasons for which the client limited the run.
+
+    :param waited: seconds a message for which a ping waited for a processor.
+    """
+    why = "; ".join(_bottlenecks(result, waited))
+    return {**result, "client_was_bottleneck": bool(why), "client_bottleneck": why or None}
+
+
+def _bottlenecks(result: Result, waited: float) -> Iterator[str]:
+    if dropped := result["dropped_here"]:
         part = dropped / result["sent"]
-        reasons = [f"this machine dropped {dropped:,} messages or replies ({part:.2%})", *reasons]
-    why = "; ".join(reasons) or None
-    return {**result, "client_was_bottleneck": bool(why), "client_bottleneck": why}
-
-
-def _too_slow(result: Result) -> list[str]:
-    """Return the reasons for which the client was too slow for a load."""
-    asked, sent = result["asked_messages_per_second"], result["sent_messages_per_second"]
+        yield f"this machine dropped {dropped:,} messages or replies ({part:.2%})"
+    if result["command"] == "ping":  # its replies are received late if this process has to wait
+        mean = result["round_trip_seconds"]["mean"] or 0.0
+        if result["clock"] == "user" and waited > max(WAITED, DELAY_PART * mean):
+            yield f"it waited for a processor for {in_ms(waited)} ms a message"
+        return
     if not result["duration_seconds"]:
-        return []
+        return
+    asked, sent = result["asked_messages_per_second"], result["sent_messages_per_second"]
+    slip = result["scheduling_error_seconds"]["p99"] or 0.0
     if asked is None:
         ran, waited = result["client_processor_fraction"], result["client_waited_fraction"]
-        if ran + waited < BUSY:
-            return []
-        return [f"it ran for {ran:.0%} of the time, and waited for a processor for {waited:.0%}"]
-    if sent < SLOW * asked:
-        return [f"only {sent:,.1f} of {asked:,.1f} messages a second could be sent"]
-    slip, latency = result["scheduling_error_seconds"]["p99"], result["latency_seconds"]["p99"]
-    if slip is None or slip <= max(LATE, DELAY_PART * (latency or 0.0)):
-        return []
-    return [f"one message in a hundred was sent {in_ms(slip)} ms late"]
-
-
-def _delayed(result: Result, run: Ping) -> list[str]:
-    """Return the reasons for which this process received the replies to a ping late."""
-    mean = result["round_trip_seconds"]["mean"]
-    if result["clock"] == "kernel" or mean is None:
-        return []
-    waited = run.waited / run.tally.times.count
-    if waited <= max(WAITED, DELAY_PART * mean):
-        return []
-    return [f"it waited for a processor for {in_ms(waited)} ms a message"]
+        if ran + waited >= BUSY:
+            yield f"it ran for {ran:.0%} of the time, and waited for a processor for {waited:.0%}"
+    elif sent < SLOW * asked:
+        yield f"only {sent:,.1f} of {asked:,.1f} messages a second could be sent"
+    elif slip > max(LATE, DELAY_PART * (result["latency_seconds"]["p99"] or 0.0)):
+        yield f"one message in a hundred was sent {in_ms(slip)} ms late"
 
 
 def in_ms(seconds: float) -> str:
@@ -237,7 +221,8 @@ def rounded(value: Any, name: str = "") -> Any:
         return {name: rounded(each, name) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [rounded(each) for each in value]
-    return round(value, DECIMALS.get(name, 9)) if isinstance(value, float) else value
+    decimals = DECIMALS.get(name.rpartition("_")[2], 9)
+    return round(value, decimals) if isinstance(value, float) else value
 
 
 class HistogramLog:
