@@ -468,6 +468,13 @@ ALLOWED = {
     ("daemon/logs.py", "datetime.fromtimestamp"): "the time stamp of a log line",
     ("daemon/listeners/unix.py", "time.sleep"): "waits for a lock, on CLOCK_MONOTONIC (sleep(3))",
     ("client/tcp.py", "reactor.seconds"): "the client's reactor is monotonic",
+    ("client/stamps.py", "time.time_ns"): "the kernel's stamps follow it; a step is recognised",
+    ("client/values.py", "datetime.now"): "the time zone of --start-at",
+    ("client/values.py", "datetime.fromisoformat"): "the time of --start-at",
+    ("client/load.py", "time.time"): "the wait for the time of --start-at",
+    ("client/connector.py", "datetime.now"): "the start of a run, for display",
+    ("client/command.py", "time.time"): "the time stamp of an event",
+    ("client/commands.py", "time.time"): "the time stamp of a line",
 }
 
 SOURCES = ROOT / "echod"
