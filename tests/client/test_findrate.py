@@ -154,7 +154,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echod.client.report.LATE", 60.0)
     with Mirror("plain") as mirror:
         target = f"127.0.0.1:{mirror.port}"
-        arguments = ("load", target, "--find-rate", "--latency", "max=0.001ms", "-d", 0.6, "-r", 2)
+        arguments = ("load", target, "--find-rate", "--latency", "max=0.001ms", "-d", 0.1, "-r", 2)
         outcome = echod_client(*arguments, err=Terminal())
         assert outcome.status == 1
         assert re.fullmatch(
