@@ -18,11 +18,11 @@ from truth_runs import (
     Traffic,
     busy_loop,
     connect_ratio,
+    false_alarms,
     highest_rate,
     ours,
     rate_limit,
     truth,
-    wrong_alarms,
 )
 
 
@@ -177,7 +177,7 @@ CONSTANT: Final = {"delay": 20_000}
 FREEZE: Final = {"freeze": 1_000_000, "freeze_after": 500_000}
 RAMP: Final = {"ramp": 1000, "ramp_count": 100}
 TWO: Final = {"delay": 20_000, "slow": 5, "slow_delay": 80_000}
-LOSSES: Final = ("lost", "unsaid")
+LOSSES: Final = ("lost", "unreported")
 NONE: Final = ()
 
 CASES: Final = {
@@ -266,13 +266,11 @@ CASES: Final = {
         (Row("beside a busy loop: p99", "p99", "ms off", 1.5),),
     ),
     "alarm": Case(
-        alone(wrong_alarms), (Row("200/s beside a busy loop: wrong alarms", "wrong", "off", 0),)
+        alone(false_alarms), (Row("200/s beside a busy loop: false alarms", "wrong", "off", 0),)
     ),
     "connect": Case(
         alone(connect_ratio), (Row("tcp:host:port / host:port: connecting", "ratio", "x", 1.2),)
     ),
-    "hint": Case(alone(rate_limit), (Row("100/s and no more: the hint", "off", "%", 3),)),
-    "find-rate": Case(
-        alone(highest_rate), (Row("5,000/s and no more: --find-rate", "off", "%", 3),)
-    ),
+    "hint": Case(alone(rate_limit), (Row("limit of 100/s: the hint", "off", "%", 3),)),
+    "find-rate": Case(alone(highest_rate), (Row("limit of 5,000/s: --find-rate", "off", "%", 3),)),
 }

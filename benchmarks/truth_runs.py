@@ -192,7 +192,7 @@ def figures_of(result: dict[str, Any]) -> Figures:
     return {
         **{name: times[name] or 0.0 for name in PERCENTILES},
         **{name: result[name] for name in COUNTS},
-        "unsaid": 0 if limited else result.get("dropped_here", 0),
+        "unreported": 0 if limited else result.get("dropped_here", 0),
         "limited": limited,
         "lateness": (delays and delays["p99"]) or 0.0,
         "connect": (connect["p50"] if isinstance(connect, dict) else connect) or 0.0,
@@ -220,7 +220,7 @@ def rate_limit(tools: str, seconds: float) -> Figures:  # noqa: ARG001 - as the 
     return {"off": (limit or 0) - 100}
 
 
-def wrong_alarms(tools: str, seconds: float) -> Figures:
+def false_alarms(tools: str, seconds: float) -> Figures:
     """Return 1 if «limited by the client» is wrong in a run beside a busy loop, otherwise 0.
 
     It is wrong if p99 is within 2 % of the truth; without it, p99 is within 20 %.
