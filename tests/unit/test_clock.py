@@ -467,7 +467,7 @@ ALLOWED = {
     ("daemon/page.py", "datetime.now"): "the start of the daemon, for display",
     ("daemon/logs.py", "datetime.fromtimestamp"): "the time stamp of a log line",
     ("daemon/listeners/unix.py", "time.sleep"): "waits for a lock, on CLOCK_MONOTONIC (sleep(3))",
-    ("client/tcp.py", "reactor.seconds"): "the client's reactor is monotonic",
+    ("client/connector.py", "reactor.seconds"): "the client's reactor is monotonic",
     ("client/stamps.py", "time.time_ns"): "the kernel's stamps follow it; a step is recognised",
     ("client/values.py", "datetime.now"): "the time zone of --start-at",
     ("client/values.py", "datetime.fromisoformat"): "the time of --start-at",
