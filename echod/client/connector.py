@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from echod.client.datagrams import DatagramChannel
 from echod.client.epoll import EpollReader
-from echod.client.sockets import DEFAULTS, SocketOptions, udp_socket
+from echod.client.sockets import DEFAULTS, SocketOptions
 from echod.client.streams import StreamChannel
 from echod.client.target import Address, Target, address_text, resolve
 
@@ -235,7 +235,7 @@ class Connector:
         while True:
             family, address = self._addresses[0]
             try:
-                sock = udp_socket(family, address, self.options)
+                sock = self.options.open(family, socket.SOCK_DGRAM, address)
             except OSError:
                 if len(self._addresses) == 1:
                     raise

@@ -69,6 +69,7 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
         ("--dont-fragment", FLAG, "over UDP: send no fragments, to find the path MTU"),
     ),
     "load": (
+        ("--ttl", "HOPS", "maximum number of hops to the service"),
         ("-C --connections", "SOCKETS", "concurrent connections; over UDP, sockets", "1"),
         ("-d --duration", "TIME|0", "how long to send messages, 0: until Ctrl-C [default: 10s]"),
         ("-n --count", "N", "messages after which to stop sending"),
@@ -91,7 +92,6 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
         ("--json-lines", ("json", JSON_LINES), "print events when they happen, as JSON", False),
     ),
     "pipe ping": (("-t --ttl", "HOPS", "maximum number of hops to the service"),),
-    "load ": (("--ttl", "HOPS", "maximum number of hops to the service"),),
 }
 """By commands: the names of an option, its value (a key of PARSERS, or a variable and what it is
 set to), its help, and its default as typed, or a list if the option is repeatable."""
@@ -109,6 +109,9 @@ EXCLUSIVE: Final[tuple[tuple[tuple[Any, ...], ...], ...]] = (
 """Groups of options for pipe, ping and load, of which one may be given."""
 
 RULES: Final = (
+    ("payload", "udp", True, "--payload is for TCP: each datagram has the client's own"),
+    ("dont_fragment", "udp", False, "--dont-fragment is for udp: targets; TCP finds the path MTU"),
+    ("per_connection", "udp", True, "--per-connection is for connections: leave it out over UDP"),
     ("compare", "plot", False, "--compare is for --plot FILE"),
     ("latency", "find_rate", False, "--latency is for --find-rate"),
     ("find_rate", "latency", False, "--find-rate needs a --latency, such as --latency p99=5ms"),
@@ -120,9 +123,11 @@ RULES: Final = (
     ("ramp", "find_rate", True, "--find-rate chooses the rates itself: leave out --ramp"),
     ("find_rate", "start_at", True, "--start-at is for one load: leave out --find-rate"),
     ("find_rate", "count", True, "--find-rate ends each step after -d: leave out -n"),
+    ("find_rate", "endless", True, "--find-rate needs a --duration above 0"),
+    ("ramp", "endless", True, "--ramp needs a --duration above 0"),
 )
-"""An option, another, whether the two are refused if the other is given or if it is not,
-and the error."""
+"""An option, another (or a UDP target, or a load without an end), whether the two are refused if
+the other is given or if it is not, and the error."""
 
 
 def add_option(place: Any, names: str, value: Any, text: str, default: Any = None) -> None:
@@ -133,6 +138,8 @@ def add_option(place: Any, names: str, value: Any, text: str, default: Any = Non
             return PARSERS[value](typed)
         except ValueError as error:  # argparse would not print its message
             raise ArgumentTypeError(str(error)) from error
+        except OSError as error:
+            raise ArgumentTypeError(f"{typed}: {os_error_line(error)}") from error
 
     rest: dict[str, Any] = {"type": read, "metavar": value, "default": default}
     if value == FLAG:
@@ -218,20 +225,10 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
         yield "a pipe needs every byte, in order, which UDP does not guarantee: use TCP"
     elif target.udp and not MIN_DATAGRAM <= options.size <= MAX_DATAGRAM:
         yield f"--size takes {MIN_DATAGRAM} to {MAX_DATAGRAM} over UDP, not {options.size}"
-    elif target.udp and options.payload:
-        yield "--payload is for TCP: each datagram has the client's own, by which it is recognised"
-    if sockets.dont_fragment and not target.udp:
-        yield "--dont-fragment is for udp: targets; TCP discovers the path MTU by itself"
-    if command == "load":
-        if options.per_connection and target.udp:
-            yield "--per-connection is for connections: leave it out for a udp: target"
-        yield from (
-            why
-            for option, other, is_given, why in RULES
-            if getattr(options, option) and bool(getattr(options, other)) is is_given
-        )
-        if (options.find_rate or options.ramp) and options.duration == inf:
-            yield f"--{'ramp' if options.ramp else 'find-rate'} needs a --duration above 0"
+    given = {"udp": target.udp, "endless": getattr(options, "duration", 0) == inf, **vars(options)}
+    for option, other, is_given, why in RULES:
+        if given.get(option) and bool(given.get(other)) is is_given:
+            yield why
     if target.host is None and sockets != SocketOptions(kernel_clock=sockets.kernel_clock):
         yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
     if {family_of(target.host), sockets.family} == {AF_INET, AF_INET6}:

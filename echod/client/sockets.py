@@ -54,13 +54,15 @@ class SocketOptions:
     dont_fragment: bool = False
     kernel_clock: bool = True
 
-    def open(self, family: int, kind: int) -> socket.socket:
+    def open(self, family: int, kind: int, address: Address | None = None) -> socket.socket:
         """Return a non-blocking socket that has these options.
 
         :param family: AF_INET or AF_INET6.
         :param kind: SOCK_STREAM or SOCK_DGRAM.
-        :raises OSError: if the kernel refuses one: the address or the interface is not on this
-            machine.
+        :param address: connect a UDP socket to it. The receive buffer is then as large as the
+            kernel allows: after a freeze of the service, all replies of that time come at once.
+        :raises OSError: if the kernel refuses an option, as with an address that is not on this
+            machine, or there is no route.
         """
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         try:
@@ -77,6 +79,12 @@ class SocketOptions:
             if self.source:
                 found = socket.getaddrinfo(self.source, 0, family, kind, 0, socket.AI_NUMERICHOST)
                 sock.bind(found[0][4])
+            if address is not None:
+                try:  # above net.core.rmem_max, which needs CAP_NET_ADMIN
+                    sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+                except PermissionError:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+                sock.connect(address)
         except OSError:
             sock.close()
             raise
@@ -84,24 +92,3 @@ class SocketOptions:
 
 
 DEFAULTS: Final = SocketOptions()
-
-
-def udp_socket(family: int, address: Address, options: SocketOptions = DEFAULTS) -> socket.socket:
-    """Return a non-blocking UDP socket that is connected to ``address``.
-
-    Its receive buffer is as large as the kernel allows: after a freeze of the service, all replies
-    of that time come at once.
-
-    :raises OSError: if there is no route, or the kernel refuses one of ``options``.
-    """
-    sock = options.open(family, socket.SOCK_DGRAM)
-    try:
-        try:  # above net.core.rmem_max, which needs CAP_NET_ADMIN
-            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        sock.connect(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock

@@ -12,7 +12,6 @@ from decimal import Decimal
 from math import inf
 from typing import Any, Final
 
-from echod.client.errors import os_error_line
 from echod.client.search import Bound
 from echod.durations import LONGEST, parse_duration
 from echod.numbers import parse_rate, parse_whole_number
@@ -43,29 +42,32 @@ DSCP: Final = {"le": 1, "ef": 46, "va": 44} | {
 }
 """The names of code points (RFC 2474, RFC 2597, RFC 3246, RFC 5865, RFC 8622)."""
 
-TIME_OF_DAY: Final = re.compile(r"[0-9]{2}:[0-9]{2}(:[0-9]{2})?")
+UNITS: Final = {
+    "k": 10**3,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+}
+"""Decimal and binary units of numbers (IEC 80000-13)."""
 
-WITH_UNIT: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([kKMG])((?<!k)i)?")
-"""A number with a unit, decimal or binary (IEC 80000-13)."""
-
-
-def in_units(parse: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``parse``, a parser of numbers, changed to accept a number with one of the units."""
-
-    def read(text: str, **bounds: Any) -> Any:
-        found = WITH_UNIT.fullmatch(text)
-        if found:
-            base = 1024 if found[3] else 1000
-            product = Decimal(found[1]) * base ** ("kMG".index(found[2].replace("K", "k")) + 1)
-            with suppress(ValueError):  # the call below quotes the text as typed
-                return parse(f"{product.normalize():f}", **bounds)
-        return parse(text, **bounds)
-
-    return read
+WITH_UNIT: Final = re.compile(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,6}})?)({'|'.join(UNITS)})")
 
 
-rate = functools.partial(in_units(parse_rate), of="messages", least=SLOWEST, most=HIGHEST)
-whole = functools.partial(functools.partial, in_units(parse_whole_number))
+def in_units(parse: Callable[..., Any], text: str, **bounds: Any) -> Any:
+    """Return the number that ``parse`` finds in ``text``, which may end in a unit."""
+    found = WITH_UNIT.fullmatch(text)
+    if found:
+        product = Decimal(found[1]) * UNITS[found[2]]
+        with suppress(ValueError):  # the call below quotes the text as typed
+            return parse(f"{product.normalize():f}", **bounds)
+    return parse(text, **bounds)
+
+
+rate = functools.partial(in_units, parse_rate, of="messages", least=SLOWEST, most=HIGHEST)
+whole = functools.partial(functools.partial, in_units, parse_whole_number)
 
 
 def tos(text: str) -> int:
@@ -91,7 +93,7 @@ def start_time(text: str) -> float:
     Without an offset from UTC, it is a local time.
     """
     now = datetime.now().astimezone()
-    iso = f"{now:%Y-%m-%d}T{text}" if TIME_OF_DAY.fullmatch(text) else text.replace("Z", "+00:00")
+    iso = f"{now:%Y-%m-%d}T{text}" if "-" not in text else text.replace("Z", "+00:00")
     try:
         seconds = datetime.fromisoformat(iso).timestamp()
     except (ValueError, OverflowError):
@@ -130,14 +132,12 @@ def is_kernel_clock(text: str) -> bool:
 def payload(text: str) -> bytes:
     """Return the bytes that ``TEXT`` or ``@FILE`` stands for.
 
-    :raises ValueError: if there are none or too many, or the file cannot be read.
+    :raises ValueError: if there are none or too many.
+    :raises OSError: if the file cannot be read.
     """
     if text.startswith("@"):
-        try:
-            with open(text[1:], "rb") as file:
-                found = file.read(LARGEST + 1)
-        except OSError as error:
-            raise ValueError(f"{text}: {os_error_line(error)}") from error
+        with open(text[1:], "rb") as file:
+            found = file.read(LARGEST + 1)
     else:
         found = ESCAPE.sub(
             lambda each: bytes.fromhex(each[1].decode()) if each[1] else ESCAPES[each[2]],

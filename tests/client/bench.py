@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from echod.client.epoll import EpollReader
-from echod.client.reactor import PreciseReactor
 from echod.client.replies import MessageTally
+from echod.client.runner import PreciseReactor
 from tests import TIMEOUT
 from tests.reactors import turn
 

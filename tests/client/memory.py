@@ -17,8 +17,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from echod.client.connector import Connector
 from echod.client.options import parse
-from echod.client.reactor import PreciseReactor
-from echod.client.runner import perform
+from echod.client.runner import PreciseReactor, perform
 from echod.client.target import Target
 from echod.client.terminal import Console
 from echod.testing import MemoryNetwork

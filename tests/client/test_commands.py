@@ -23,7 +23,7 @@ from twisted.logger import capturedLogs
 
 from echod.client import main
 from echod.client.measurement import Measurement
-from echod.client.reactor import PreciseReactor
+from echod.client.runner import PreciseReactor
 from tests import TIMEOUT
 from tests.client.memory import (
     FEW,

@@ -18,7 +18,7 @@ from echod.client.datagrams import DatagramChannel
 from echod.client.load import Load
 from echod.client.payloads import MAX_DATAGRAM, DatagramPayloads
 from echod.client.replies import DatagramReplies
-from echod.client.sockets import SocketOptions, udp_socket
+from echod.client.sockets import SocketOptions
 from echod.client.target import parse_target
 from tests import TIMEOUT
 from tests.client.bench import Bench
@@ -32,9 +32,8 @@ class Connected:
         self.peer.bind(("127.0.0.1", 0))
         self.reader = bench.reader(size, transmit_stamps)
         self.errors: Counter[str] = Counter()
-        sock = udp_socket(
-            socket.AF_INET, self.peer.getsockname(), SocketOptions(dont_fragment=True)
-        )
+        options = SocketOptions(dont_fragment=True)
+        sock = options.open(socket.AF_INET, socket.SOCK_DGRAM, self.peer.getsockname())
         self.channel = DatagramChannel(sock, self.reader, self.errors)
         self.channel.use(DatagramReplies(bench.tally, DatagramPayloads(size), bench.reply))
 

@@ -20,8 +20,8 @@ from twisted.internet.testing import StringTransport
 
 from echod.client.connector import Connector
 from echod.client.pipe import WINDOW, Pipe
-from echod.client.reactor import PreciseReactor
 from echod.client.report import pipe_result
+from echod.client.runner import PreciseReactor
 from echod.client.target import parse_target
 from tests import TIMEOUT
 from tests.programs.mirrors import Mirror

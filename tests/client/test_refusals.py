@@ -13,8 +13,8 @@ from twisted.internet.defer import succeed
 from echod.client.connector import Connector
 from echod.client.epoll import EpollReader
 from echod.client.payloads import DatagramPayloads
-from echod.client.reactor import PreciseReactor
 from echod.client.replies import DatagramReplies, MessageTally
+from echod.client.runner import PreciseReactor
 from echod.client.target import parse_target
 from tests import TIMEOUT
 from tests.client.memory import echod_client

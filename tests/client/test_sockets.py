@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from echod.client.sockets import (
+    DEFAULTS,
     MTU_DISCOVER,
     PMTUDISC_DO,
     RECEIVE_BUFFER,
@@ -16,7 +17,6 @@ from echod.client.sockets import (
     TIME_TO_LIVE,
     TYPE_OF_SERVICE,
     SocketOptions,
-    udp_socket,
 )
 
 FAMILIES = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -29,7 +29,9 @@ def test_udp_socket(family: int, dont_fragment: bool) -> None:
     options = SocketOptions(dont_fragment=dont_fragment)
     with socket.socket(family, socket.SOCK_DGRAM) as service:
         service.bind((FAMILIES[family], 0))
-        with contextlib.closing(udp_socket(family, service.getsockname(), options)) as sock:
+        with contextlib.closing(
+            options.open(family, socket.SOCK_DGRAM, service.getsockname())
+        ) as sock:
             assert sock.getpeername() == service.getsockname()
             with pytest.raises(BlockingIOError):
                 sock.recv(1)
@@ -43,7 +45,7 @@ def test_larger_than_the_interface(dont_fragment: bool) -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as service:
         service.bind(("::1", 0))
         with contextlib.closing(
-            udp_socket(socket.AF_INET6, service.getsockname(), options)
+            options.open(socket.AF_INET6, socket.SOCK_DGRAM, service.getsockname())
         ) as sock:
             data = bytes(65_527)  # 65,575 with its headers
             if dont_fragment:
@@ -70,7 +72,7 @@ def test_receive_buffer(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echod.client.sockets.socket.socket", Socket)
     with Socket(socket.AF_INET, socket.SOCK_DGRAM) as usual:
         size = usual.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-    with udp_socket(socket.AF_INET, ("127.0.0.1", 7)) as sock:
+    with DEFAULTS.open(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 7)) as sock:
         assert forced == [RECEIVE_BUFFER]
         assert (sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > size) is not allowed
 
@@ -78,7 +80,9 @@ def test_receive_buffer(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_route() -> None:
     """A failed connect raises its error, and closes the socket (else ResourceWarning)."""
     with pytest.raises(OSError, match=r"denied|not permitted|unreachable"):
-        udp_socket(socket.AF_INET, ("255.255.255.255", 7))  # without SO_BROADCAST
+        DEFAULTS.open(
+            socket.AF_INET, socket.SOCK_DGRAM, ("255.255.255.255", 7)
+        )  # without SO_BROADCAST
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])

@@ -24,7 +24,7 @@ from twisted.internet.task import Clock
 
 from echod.client.endpoint import BadTarget
 from echod.client.errors import UNRESOLVED, error_word
-from echod.client.reactor import PreciseReactor
+from echod.client.runner import PreciseReactor
 from echod.client.target import (
     Target,
     address_text,

@@ -28,7 +28,7 @@ from zope.interface.verify import verifyObject
 
 from echod import clock as clock_module
 from echod.client.protocol import EchoClientFactory
-from echod.client.reactor import PreciseReactor
+from echod.client.runner import PreciseReactor
 from echod.clock import (
     CANCELLED,
     DescriptorTimer,

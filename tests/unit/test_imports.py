@@ -77,7 +77,6 @@ CLIENT = [
     "merge",
     "command",
     "commands",
-    "reactor",
     "runner",
     "main",
 ]
