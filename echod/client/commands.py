@@ -8,15 +8,16 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
+from math import inf
 from typing import Any, Final
 
 from echod.client import report, text
-from echod.client.command import ClientCommand
 from echod.client.connector import Connector
 from echod.client.errors import os_error_line
 from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
 from echod.client.load import Load
+from echod.client.options import JSON_LINES
 from echod.client.pacing import Plan
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
@@ -31,6 +32,73 @@ SPARE: Final = 64
 
 class Unusable(Exception):
     """The options cannot be carried out: one line that says why. The exit status is 2."""
+
+
+class ClientCommand:
+    """One command: its run, the output during the run, and the result.
+
+    :ivar run: measures.
+    :ivar bar: a progress bar in a terminal, made at the first progress. Ctrl-C before that prints
+        nothing.
+    """
+
+    run: Any
+    result: Callable[[Any], report.Result]
+    bar: Any = None
+
+    def __init__(self, connector: Connector, options: Namespace, console: Console) -> None:
+        self.connector, self.options, self.console = connector, options, console
+
+    def finish(self) -> bool:
+        """Print the result, and return whether everything came back right."""
+        result = self.result(self.run)
+        self.remove_bar()
+        self.show(result)
+        if self.run.failure:
+            where = self.connector.address or self.connector.target.name
+            local = self.options.interface  # the service is not to blame for -I
+            where += f" from {local}" if local else ""
+            self.console.print_error(f"{where}: {self.failure(result)}")
+        return bool(result["ok"])
+
+    def emit(self, event: str, values: report.Result) -> None:
+        """Print an event as a line of JSON, with the time and the target, if these are wanted."""
+        if self.options.json == JSON_LINES:
+            record = {"event": event, "time": time.time(), "target": self.connector.target.text}
+            self.console.print(report.to_json({**record, **values}))
+
+    def show(self, result: report.Result) -> None:
+        """Print the result to standard output."""
+        if self.options.json == JSON_LINES:
+            self.emit("summary", result)
+        elif self.options.json:
+            self.console.print(report.to_json(result))
+        elif result.get("sent", result.get("steps")):
+            self.console.print(*text.summary_lines(result))
+            if "sent" in result:
+                self.console.draw(self.run.tally.times)
+
+    def failure(self, result: report.Result) -> str:
+        """Return why the run failed, and for how many connections."""
+        missing = result.get("connections", 0) - result.get("connections_made", inf)
+        why = str(result["failure"])
+        return (
+            why
+            if missing <= 0
+            else f"{text.plural(missing, 'connection')} could not be made: {why}"
+        )
+
+    def remove_bar(self) -> None:
+        """Remove the progress bar; the next progress makes another."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def show_so_far(self) -> None:
+        """Print the summary so far to standard error: standard output has the result alone."""
+        self.remove_bar()
+        self.run.summarize_so_far()
+        self.console.print_to_error(*text.summary_lines(self.result(self.run)))
 
 
 class PingCommand(ClientCommand):
@@ -94,8 +162,11 @@ class LoadCommand(ClientCommand):
             self._files["hdr"] = (log := report.HistogramLog(connector.started_at)).write
         if options.csv:
             self._files["csv"] = lambda name: report.write_csv(self.run.statistics.intervals, name)
-        for option in self._files:
-            check_writable(option, getattr(options, option))
+        for option in self._files:  # if one cannot be written, the run is wasted
+            name = getattr(options, option)
+            place = name if os.path.exists(name) else os.path.dirname(os.path.abspath(name))
+            if os.path.isdir(name) or not os.access(place, os.W_OK):
+                raise Unusable(f"--{option} {name}: no file can be written there")
         # A connection that is replaced ends after the next one is made.
         raise_descriptor_limit(options.connections * (2 if options.per_connection else 1))
         self._is_live = console.err.isatty() and not options.json
@@ -139,13 +210,6 @@ class FindRateCommand(LoadCommand):
     def _make_run(self) -> FindRate:
         search = RateSearch(self.options.rate or FIRST)
         return FindRate(self._load, search, self.options.latency, self._on_step)
-
-    def show(self, result: report.Result) -> None:
-        """Print the result to standard output."""
-        if self.options.json:
-            super().show(result)
-        elif result["steps"]:
-            self.console.print(*text.summary_lines(result))
 
     def show_so_far(self) -> None:
         """Print the summary of the present step so far to standard error."""
@@ -191,23 +255,12 @@ class PipeCommand(ClientCommand):
             self.bar.update(count)
 
 
-def load_command(connector: Connector, options: Namespace, console: Console) -> LoadCommand:
-    """Return the command ``load``."""
-    kind = FindRateCommand if options.find_rate else LoadCommand
-    return kind(connector, options, console)
-
-
-COMMANDS: Final = {"ping": PingCommand, "load": load_command, "pipe": PipeCommand}
-
-
-def check_writable(option: str, name: str) -> None:
-    """Check the file of an option before the run: if it cannot be written, the run is wasted.
-
-    :raises Unusable: if it cannot be written.
-    """
-    place = name if os.path.exists(name) else os.path.dirname(os.path.abspath(name))
-    if os.path.isdir(name) or not os.access(place, os.W_OK):
-        raise Unusable(f"--{option} {name}: no file can be written there")
+COMMANDS: Final = {
+    "ping": PingCommand,
+    "load": LoadCommand,
+    "find-rate": FindRateCommand,
+    "pipe": PipeCommand,
+}
 
 
 def prepare_plot(compare: Iterable[str]) -> tuple[Callable[..., None], list[Any]]:

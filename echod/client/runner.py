@@ -18,8 +18,7 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
-from echod.client.command import ClientCommand
-from echod.client.commands import COMMANDS, Unusable
+from echod.client.commands import COMMANDS, ClientCommand, Unusable
 from echod.client.connector import Connector
 from echod.client.endpoint import BadTarget
 from echod.client.errors import os_error_line
@@ -94,10 +93,11 @@ def perform(reactor: Any, options: Namespace, console: Console) -> int:
     :raises OSError: if no file descriptor is left.
     """
     commands: list[ClientCommand] = []
+    kind = COMMANDS["find-rate" if vars(options).get("find_rate") else options.command]
     try:
         for target in options.targets:
             connector = Connector(reactor, target, options.timeout, options.socket_options)
-            commands.append(COMMANDS[options.command](connector, options, console))
+            commands.append(kind(connector, options, console))
     except (BadTarget, Unusable) as error:
         console.print_error(str(error))
         return WRONG

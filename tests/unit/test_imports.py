@@ -75,7 +75,6 @@ CLIENT = [
     "values",
     "options",
     "merge",
-    "command",
     "commands",
     "runner",
     "main",
