@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from argparse import ArgumentTypeError, Namespace
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from math import inf
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
@@ -22,6 +22,9 @@ from echod.client.values import PARSERS
 
 JSON_LINES: Final = "lines"
 """The value of ``json`` for ``--json-lines``; for ``--json``, it is ``True``."""
+
+FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
+"""Address families by IP version."""
 
 DURATION: Final = 10.0
 """Seconds of a load."""
@@ -53,6 +56,10 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
     "pipe ping load": (
         ("-W --timeout", "TIME", "how long to wait for a connection, and for a reply", "10s"),
         ("-I --interface", "ADDRESS", "send from this address, or on this interface", ""),
+        ("-4", ("family", AF_INET), "use IPv4 only", 0),
+        ("-6", ("family", AF_INET6), "use IPv6 only", 0),
+        ("-Q --tos", "BYTE", "type of service: DSCP and ECN in one byte, such as 0xb8"),
+        ("--dscp", "DSCP", "DSCP: a number, or a name such as ef or cs1"),
         ("-v", FLAG, "no effect: each error is printed anyway"),
     ),
     "pipe ping load merge": (
@@ -96,17 +103,8 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
 """By commands: the names of an option, its value (a key of PARSERS, or a variable and what it is
 set to), its help, and its default as typed, or a list if the option is repeatable."""
 
-EXCLUSIVE: Final[tuple[tuple[tuple[Any, ...], ...], ...]] = (
-    (
-        ("-4", ("family", AF_INET), "use IPv4 only", 0),
-        ("-6", ("family", AF_INET6), "use IPv6 only", 0),
-    ),
-    (
-        ("-Q --tos", "BYTE", "type of service: DSCP and ECN in one byte, such as 0xb8"),
-        ("--dscp", "DSCP", "DSCP: a number, or a name such as ef or cs1"),
-    ),
-)
-"""Groups of options for pipe, ping and load, of which one may be given."""
+ONE_OF: Final = {"-4": "family", "-6": "family", "-Q --tos": "tos", "--dscp": "tos"}
+"""Groups of options, of which one may be given."""
 
 RULES: Final = (
     ("payload", "udp", True, "--payload is for TCP: each datagram has the client's own"),
@@ -167,19 +165,16 @@ def parser() -> Parser:
     for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
         command.commands = commands.choices
+        groups: Any = defaultdict(command.add_mutually_exclusive_group)
         for names, rows in OPTIONS.items():
             for row in rows if name in names.split() else ():
-                add_option(command, *row)
+                add_option(groups[ONE_OF[row[0]]] if row[0] in ONE_OF else command, *row)
         if name == "merge":
             command.add_argument("files", nargs="+", metavar="FILE", help="written by --json")
             continue
         command.epilog = EPILOG
         several = ", or several services" if name == "ping" else ""
         command.add_argument("target", metavar="TARGET", help=f"the service{several}")
-        for rows in EXCLUSIVE:
-            group = command.add_mutually_exclusive_group()
-            for row in rows:
-                add_option(group, *row)
     return top
 
 
@@ -197,10 +192,9 @@ def parse_targets(words: Sequence[str]) -> Iterator[Target]:
 def family_of(text: str | None) -> int:
     """Return the address family of an IP address, or 0 for other text, such as a name."""
     try:
-        is_ipv4 = ipaddress.ip_address(text or "").version == 4
+        return FAMILIES[ipaddress.ip_address(text or "").version]
     except ValueError:
         return 0
-    return AF_INET if is_ipv4 else AF_INET6
 
 
 def socket_options(options: Any) -> SocketOptions:
@@ -231,7 +225,7 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
             yield why
     if target.host is None and sockets != SocketOptions(kernel_clock=sockets.kernel_clock):
         yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
-    if {family_of(target.host), sockets.family} == {AF_INET, AF_INET6}:
+    if {family_of(target.host), sockets.family} == set(FAMILIES.values()):
         asking = f"-I {sockets.source}" if sockets.source else "-4 or -6"
         yield f"{asking} and {target.host} are of different IP versions: change one"
     if options.interface:

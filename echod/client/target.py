@@ -121,9 +121,9 @@ def in_brackets(text: str, place: str) -> str:
     :raises BadTarget: if the last number is perhaps a port.
     """
     address, _, port = place.rpartition(":")
-    has_port = port.isdecimal() and is_ipv6(address)
+    has_port = port.isdecimal() and ipv6(address)
     one, other = f"[{address}]:{port}", f"[{place}]"
-    if not is_ipv6(place):
+    if not ipv6(place):
         return one if has_port else place
     if has_port:
         kind = text.partition(place)[0]
@@ -131,13 +131,12 @@ def in_brackets(text: str, place: str) -> str:
     return other
 
 
-def is_ipv6(text: str) -> bool:
-    """Return whether ``text`` is an IPv6 address, perhaps with its interface."""
+def ipv6(text: str) -> ipaddress.IPv6Address | None:
+    """Return the IPv6 address that is ``text``, perhaps with its interface, or ``None``."""
     try:
-        ipaddress.IPv6Address(text)
+        return ipaddress.IPv6Address(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def port_number(text: str, port: str) -> int:
@@ -159,9 +158,9 @@ def check_address(text: str, address: str) -> None:
 
     :raises BadTarget: for anything else, and for a link-local address without its interface.
     """
-    if not is_ipv6(address):
+    parsed = ipv6(address)
+    if parsed is None:
         raise BadTarget(f"TARGET {text!r}: {address!r} is not an IPv6 address")
-    parsed = ipaddress.IPv6Address(address)
     if parsed.is_link_local and not parsed.scope_id:
         raise BadTarget(
             f"TARGET {text!r}: a link-local address needs its interface, as in [{address}%eth0]"

@@ -16,16 +16,7 @@ from echod.client.search import Bound
 from echod.durations import LONGEST, parse_duration
 from echod.numbers import parse_rate, parse_whole_number
 
-SLOWEST: Final = 0.001
-HIGHEST: Final = 1e9
-"""Messages a second."""
-
 PERCENTILES: Final = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
-
-SHORTEST_BOUND: Final = 1e-6
-"""Seconds."""
-
-CLOCKS: Final = ("kernel", "user")
 
 LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
@@ -66,7 +57,7 @@ def in_units(parse: Callable[..., Any], text: str, **bounds: Any) -> Any:
     return parse(text, **bounds)
 
 
-rate = functools.partial(in_units, parse_rate, of="messages", least=SLOWEST, most=HIGHEST)
+rate = functools.partial(in_units, parse_rate, of="messages", least=0.001, most=1e9)
 whole = functools.partial(functools.partial, in_units, parse_whole_number)
 
 
@@ -119,14 +110,14 @@ def bound(text: str) -> Bound:
     if percentile not in PERCENTILES or not time:
         names = ", ".join(PERCENTILES)
         raise ValueError(f"takes one of {names} and a time, such as p99=5ms, not {text!r}")
-    return Bound(percentile, parse_duration(time, SHORTEST_BOUND))
+    return Bound(percentile, parse_duration(time, least=1e-6))
 
 
 def is_kernel_clock(text: str) -> bool:
     """Return whether ``--clock`` selects the kernel's stamps."""
-    if text not in CLOCKS:
+    if text not in ("kernel", "user"):
         raise ValueError(f"takes kernel or user, not {text!r}")
-    return text == CLOCKS[0]
+    return text == "kernel"
 
 
 def payload(text: str) -> bytes:
