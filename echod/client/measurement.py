@@ -22,9 +22,6 @@ from echod.client.payloads import DatagramPayloads, contents
 from echod.client.replies import DatagramReplies, MessageTally, ReplyCallback, StreamReplies
 from echod.client.streams import StreamChannel
 
-CLOSING: Final = 1.0
-"""Seconds that a connection may take to close, after which it is reset."""
-
 DUPLICATES: Final = 0.02
 ROUND_TRIPS: Final = 3
 """Over UDP, how long the run goes on after the last reply, for a duplicate of it: at least so many
@@ -209,6 +206,11 @@ class Measurement:
         """Return whether a channel is open."""
         return any(channel.open for channel in self.channels)
 
+    def waiting_since(self, moment: float) -> list[Channel]:
+        """Return the channels whose last message began by ``moment``, and has no reply."""
+        starts = ((each, next(reversed(each.replies.outstanding()), inf)) for each in self.channels)
+        return [channel for channel, start in starts if start <= moment]
+
     @property
     def is_sending(self) -> bool:
         """Whether messages are sent."""
@@ -266,15 +268,12 @@ class Measurement:
             self._waiting = None
 
     async def _close(self) -> None:
-        """Close each connection in order; reset those that take longer than :data:`CLOSING`."""
+        """Close each channel, and wait for the ends of the connections."""
         streams = [stream for stream in self.streams if stream.open]
         for channel in self.channels:
             channel.close()
-        timer = self.clock.callLater(CLOSING, _abort, streams)
         for stream in streams:
             await stream.ended
-        if timer.active():
-            timer.cancel()
         self._reader.close()
 
     def _ended(self, kind: str, channel: StreamChannel) -> str:
@@ -284,8 +283,3 @@ class Measurement:
             self.connection_lost(channel, kind)
             self.check_finished()
         return kind
-
-
-def _abort(streams: Sequence[StreamChannel]) -> None:
-    for stream in streams:
-        stream.abort()

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IHalfCloseableProtocol,
     IHandshakeListener,
     IPushProducer,
@@ -57,6 +58,10 @@ WITHOUT_ERROR: Final = {State.CLOSING: "", State.FINISHED: CLOSED}
 """The word for a connection that is lost in one of these states, whatever the reason."""
 
 
+CLOSING: Final = 1.0
+"""Seconds that a connection may take to close, after which it is reset."""
+
+
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
 class StreamChannel(Receiver, Protocol):
     """One connection.
@@ -90,6 +95,7 @@ class StreamChannel(Receiver, Protocol):
         self._state = State.CONNECTING
         self._waiting: deque[float] = deque()  # start times of messages that wait for space
         self._error: OSError | None = None  # of the last send
+        self._timer: IDelayedCall | None = None  # of the reset
         self.ready: Deferred[StreamChannel] = Deferred()
         self.ended: Deferred[str] = Deferred()
 
@@ -157,10 +163,12 @@ class StreamChannel(Receiver, Protocol):
     def close(self) -> None:
         """Finish sending; the connection ends when the service finishes too.
 
-        Over TLS, where Twisted has no half-close, both ends close at once.
+        Over TLS, where Twisted has no half-close, both ends close at once. A connection that takes
+        longer than :data:`CLOSING` is reset.
         """
         if self._state in (State.OPEN, State.FINISHED):
             self._state = State.CLOSING
+            self._timer = self._clock.callLater(CLOSING, self.abort)
             self._waiting.clear()
             self.transport.unregisterProducer()
             if self._is_tls:
@@ -245,6 +253,8 @@ class StreamChannel(Receiver, Protocol):
         state, self._state = self._state, State.ENDED
         self._socket = self._direct = None
         self._reader.remove(self._descriptor)
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
         if not self.ready.called:
             self.ready.errback(reason)
         self.ended.callback(WITHOUT_ERROR.get(state, error_word(reason.value)))

@@ -318,6 +318,24 @@ def test_lost_in_the_warm_up(network: MemoryNetwork) -> None:
     assert sum(each["lost"] for each in run.values["intervals"]) == 20
 
 
+def test_replaced_connection_that_does_not_close(network: MemoryNetwork) -> None:
+    """A replaced connection that the service does not close is reset, also during the run."""
+    peers = Peers()
+    network.server_endpoint().listen(peers)
+    run = Run(network, duration=5.0, per_connection=1)
+    [peer] = peers.peers
+    peer.send(bytes(peer.received))
+    peer.stall()  # so that it does not see the client's half-close
+    network.settle()
+    assert len(run.load.channels) == len(peers.peers) == 2
+    network.advance(1.1)
+    assert len(run.load.channels) == 1
+    run.load.stop()
+    network.advance(1.1)
+    assert run.counts == {"sent": 2, "received": 1, "under_way": 1}
+    assert not network.calls
+
+
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_no_further_connection(network: MemoryNetwork, rate: float | None) -> None:
     """A connection that cannot be made is an error, and without any the run ends."""
@@ -357,6 +375,15 @@ def test_count_beyond_the_duration(network: MemoryNetwork) -> None:
     run = Run(network, duration=0.95, count=15)
     network.advance(4)
     assert run.counts == {"sent": 10, "received": 10}
+
+
+def test_count_of_a_silent_service(network: MemoryNetwork) -> None:
+    """A load of a number of messages ends after a timeout if no connection has a reply."""
+    Services(network, lambda now: now + 0.1 if now < 0.95 else now + 1000)
+    run = Run(network, duration=inf, connections=2, count=100, timeout=2.0)
+    network.advance(6)
+    assert run.done
+    assert run.counts == {"sent": 22, "received": 20, "lost": 2}
 
 
 @pytest.mark.parametrize("rate", [None, 10.0])
