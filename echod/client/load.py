@@ -19,7 +19,6 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall
 
 from echod.client.connector import Connector
-from echod.client.datagrams import DatagramChannel
 from echod.client.errors import TIMED_OUT
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
@@ -62,13 +61,11 @@ class Load(Measurement):
         super().__init__(connector, size, payload)
         self.plan = Plan(**plan)
         self.rate = self.plan.mean_rate
-        self.connect_times = Histogram()
-        self.handshake_times = Histogram()
+        self.connect_times, self.handshake_times = Histogram(), Histogram()
         self.statistics = Statistics(self.tally, on_interval, usage, lambda: self.dropped)
-        self.silent = 0
         self.counted_from = inf
         self._wall_clock = wall_clock
-        self.made = self.warm_up_messages = self._warm_up_dropped = 0
+        self.made = self.silent = self.warm_up_messages = self._warm_up_dropped = 0
         self._retired = 0  # messages of connections that are replaced
         self._last = (self.plan.per_connection or 0) - 1  # number of the last one on a connection
         self._openings: set[Deferred[Any]] = set()
@@ -208,7 +205,6 @@ class Load(Measurement):
         """Return a function that counts a reply; in a closed loop, it sends the next message."""
         if self.rate is not None:
             return self._close_after_last(channel) if self.plan.per_connection else self.replied
-
         count = self.tally.count
 
         def replied(number: int, since: float, now: float, damaged: int) -> None:
@@ -284,12 +280,16 @@ class Load(Measurement):
                 self._send(moment)
 
     def _replace_lost(self, moment: float) -> None:
-        """Send the next datagram on each UDP socket whose last one is lost."""
-        for channel in self.channels:
-            if isinstance(channel, DatagramChannel):
-                last = next(reversed(channel.replies.outstanding()), None)
-                if last is not None and last + self.timeout <= moment < self._end:
-                    self._begin_next(channel)
+        """Send the next datagram on each UDP socket whose last one is lost.
+
+        Connections wait for theirs: if all do, a load that only a count would end has no end.
+        """
+        lost = self.waiting_since(moment - self.timeout) if moment < self._end else []
+        if self.connector.protocol == "udp":
+            for channel in lost:
+                self._begin_next(channel)
+        elif self.plan.ends_by_count and not self._openings and lost == self.channels:
+            self.stop_sending()
 
     def _begin_next(self, channel: Channel) -> None:
         """Send the next message of a closed loop, or end it."""

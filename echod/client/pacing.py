@@ -82,6 +82,11 @@ class Plan:
         return fmean(self.ramp) if self.ramp else self.rate
 
     @property
+    def ends_by_count(self) -> bool:
+        """Whether nothing but the number of messages ends a load."""
+        return self.count is not None and self.duration == inf
+
+    @property
     def seconds(self) -> float:
         """Seconds for which messages are sent, if sending is not stopped before."""
         rate = self.mean_rate
