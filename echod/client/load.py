@@ -60,7 +60,7 @@ class Load(Measurement):
     ) -> None:
         super().__init__(connector, size, payload)
         self.plan = Plan(**plan)
-        self.rate = self.plan.mean_rate
+        self.rate = self.plan.mean_rate()
         self.connect_times, self.handshake_times = Histogram(), Histogram()
         self.statistics = Statistics(self.tally, on_interval, usage, lambda: self.dropped)
         self.counted_from = inf

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
-from statistics import fmean
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -76,10 +75,12 @@ class Plan:
     per_connection: int | None = None
     start_at: float | None = None
 
-    @property
-    def mean_rate(self) -> float | None:
-        """Messages a second in all; ``None`` for a closed loop."""
-        return fmean(self.ramp) if self.ramp else self.rate
+    def mean_rate(self, seconds: float = inf) -> float | None:
+        """Return the messages a second in the first ``seconds``; ``None`` for a closed loop."""
+        if not self.ramp:
+            return self.rate
+        first, last = self.ramp
+        return first + (last - first) * min(seconds / self.duration, 1.0) / 2
 
     @property
     def ends_by_count(self) -> bool:
@@ -89,7 +90,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Seconds for which messages are sent, if sending is not stopped before."""
-        rate = self.mean_rate
+        rate = self.mean_rate()
         return min(self.duration, (self.count or inf) / rate) if rate else self.duration
 
     def schedule(self, start: float, is_warm_up: bool = False) -> Schedule:

@@ -89,7 +89,7 @@ def load_result(run: Load) -> Result:
         "warm_up_seconds": run.plan.warm_up,
         "warm_up_messages": run.warm_up_messages,
         **_counts(run),
-        "asked_messages_per_second": run.rate,
+        "asked_messages_per_second": run.plan.mean_rate(seconds),
         "ramp_messages_per_second": run.plan.ramp,
         "sent_messages_per_second": _divide(statistics.sent, seconds),
         "messages_per_second": rate,

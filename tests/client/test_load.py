@@ -273,6 +273,19 @@ def test_ramp(network: MemoryNetwork) -> None:
     assert "of 30.0 requested (a ramp from 10.0 to 50.0); late by" in run.lines
 
 
+def test_stop_in_a_ramp(network: MemoryNetwork) -> None:
+    """A ramp that is stopped was asked for the lower part of its rates."""
+    Services(network, lambda now: now + 0.01)
+    run = Run(network, duration=4.0, ramp=(10.0, 50.0))
+    network.advance(1.99)
+    run.load.stop()
+    network.advance(1)
+    result = run.values
+    assert result["sent"] == 40
+    assert result["asked_messages_per_second"] == pytest.approx(20, rel=0.01)
+    assert result["client_bottleneck"] is None
+
+
 @pytest.mark.parametrize("rate", [None, 20.0])
 def test_per_connection(network: MemoryNetwork, rate: float | None) -> None:
     """Each connection is closed after its last reply, and another one takes the next messages."""
