@@ -48,7 +48,7 @@ def read_runs(name: str) -> list[Result]:
             run = json.loads(line)
             if run.get("event", "summary") == "summary":
                 runs.append({"merged_command": run["command"], **run, "file": name})
-                _times(runs[-1])
+                merge(runs[-1:])
         merge(runs[:1])
     except (ArithmeticError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ValueError("not the output of ping --json or load --json") from error

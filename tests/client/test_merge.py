@@ -186,6 +186,7 @@ def test_ping_and_load(tmp_path: Path) -> None:
         json.dumps({**ping_result(a_ping([0.1])), "round_trip_seconds": {}}),
         json.dumps({**ping_result(a_ping([0.1])), "errors": 3}),
         json.dumps({**ping_result(a_ping([0.1])), "sent": "x"}),
+        "\n".join(json.dumps({**ping_result(a_ping([0.1])), "sent": each}) for each in (1, "x")),
     ],
 )
 def test_other_files(tmp_path: Path, text: str) -> None:
