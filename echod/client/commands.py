@@ -159,7 +159,7 @@ class LoadCommand(ClientCommand):
             draw, earlier = prepare_plot(options.compare)
             self._files["plot"] = lambda name: draw([*earlier, self.result(self.run)], name)
         if options.hdr:
-            self._files["hdr"] = (log := report.HistogramLog(connector.started_at)).write
+            self._files["hdr"] = (log := report.HistogramLog()).write
         if options.csv:
             self._files["csv"] = lambda name: report.write_csv(self.run.statistics.intervals, name)
         for option in self._files:  # if one cannot be written, the run is wasted

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from echod.client.histogram import Histogram
@@ -230,15 +231,12 @@ class HistogramLog:
 
     Times are in steps of 0.1 microseconds, and ``Interval_Max`` is in milliseconds.
 
-    :param started_at: the time of day from which the intervals count.
+    :param wall_clock: returns the UNIX time.
     """
 
-    def __init__(self, started_at: datetime) -> None:
-        self._lines = [
-            "#[Histogram log format version 1.3]",
-            f"#[StartTime: {started_at.timestamp():.3f} (seconds since epoch), {started_at}]",
-            '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
-        ]
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
+        self._wall_clock = wall_clock
+        self._lines: list[str] = []
 
     def add(self, start: float, seconds: float, times: Histogram) -> None:
         """Add an interval.
@@ -246,6 +244,13 @@ class HistogramLog:
         :param start: in seconds since the beginning of the run.
         :param seconds: its length.
         """
+        if not self._lines:  # the run began some time after this program: --start-at, --warm-up
+            began = datetime.fromtimestamp(self._wall_clock() - start - seconds, timezone.utc)
+            self._lines = [
+                "#[Histogram log format version 1.3]",
+                f"#[StartTime: {began.timestamp():.3f} (seconds since epoch), {began}]",
+                '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
+            ]
         self._lines.append(f"{start:.3f},{seconds:.3f},{times.most * 1000:.3f},{times.encode()}")
 
     def write(self, name: str) -> None:

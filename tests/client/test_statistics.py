@@ -10,8 +10,9 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
-from echod.client.histogram import DIGITS, HIGHEST, STEP
+from echod.client.histogram import DIGITS, HIGHEST, STEP, Histogram
 from echod.client.replies import MessageTally
+from echod.client.report import HistogramLog
 from echod.client.statistics import Interval, Statistics
 from tests.client.memory import Outcome, echod_client
 from tests.programs.mirrors import Mirror
@@ -116,6 +117,17 @@ def test_files(outcome: Outcome, tmp_path: Path) -> None:
     assert [{name: json.loads(value) for name, value in row.items()} for row in rows] == (
         outcome.result["intervals"]
     )
+
+
+def test_beginning_of_the_log(tmp_path: Path) -> None:
+    """The times of the log count from the first message, which --start-at and --warm-up delay."""
+    log = HistogramLog(iter([1_800_000_001.0]).__next__)
+    for start in (0.0, 1.0):
+        log.add(start, 1.0, Histogram())
+    log.write(str(tmp_path / "a.hlog"))
+    lines = (tmp_path / "a.hlog").read_text().splitlines()
+    assert lines[1].startswith("#[StartTime: 1800000000.000 (seconds since epoch), 2027-01-15 08:")
+    assert [line.split(",")[0] for line in lines[3:]] == ["0.000", "1.000"]
 
 
 @pytest.mark.parametrize("option", ["--hdr", "--csv", "--plot"])

@@ -475,6 +475,8 @@ ALLOWED = {
     ("client/connector.py", "datetime.now"): "the start of a run, for display",
     ("client/command.py", "time.time"): "the time stamp of an event",
     ("client/commands.py", "time.time"): "the time stamp of a line",
+    ("client/report.py", "time.time"): "the start of HdrHistogram's log",
+    ("client/report.py", "datetime.fromtimestamp"): "the same, for display",
 }
 
 SOURCES = ROOT / "echod"
