@@ -42,6 +42,7 @@ CLASSES: Final = {
     error.ConnectionDone: CLOSED,
     error.ConnectionAborted: TIMED_OUT,  # only this side aborts, and only after a timeout
     error.ConnectionLost: RESET,
+    error.ConnectionRefusedError: REFUSED,
     error.TimeoutError: TIMED_OUT,
     error.ConnectingCancelledError: TIMED_OUT,  # raised by Twisted's endpoints after addTimeout()
     defer.TimeoutError: TIMED_OUT,
