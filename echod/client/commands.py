@@ -23,7 +23,7 @@ from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.search import FIRST, RateSearch
 from echod.client.statistics import Interval
-from echod.client.terminal import Console, RateLine, bytes_left, progress_bar
+from echod.client.terminal import Console, bytes_left, progress_bar, rate_line, show_interval
 from echod.durations import LONGEST
 
 SPARE: Final = 64
@@ -198,8 +198,8 @@ class LoadCommand(ClientCommand):
     def _on_interval(self, interval: Interval) -> None:
         self.emit("interval", interval._asdict())
         if self._is_live:
-            self.bar = self.bar or RateLine(self.console.err, self.options.duration)
-            self.bar.show(interval)
+            self.bar = self.bar or rate_line(self.console.err, self.options.duration)
+            show_interval(self.bar, interval)
 
 
 class FindRateCommand(LoadCommand):

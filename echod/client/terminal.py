@@ -111,34 +111,20 @@ def progress_bar(file: TextIO, total: int | None) -> tqdm[NoReturn]:
     return bar
 
 
-class RateLine:
-    """A line that shows the rate and the p99 of each second of a load.
+def rate_line(file: TextIO, duration: float) -> tqdm[NoReturn]:
+    """Return a line for the rate and the p99 of each second of a load.
 
     :param duration: seconds of the load; infinity: without a bar.
     """
+    shape = "{n:.0f}/{total:.0f} s {desc} |{bar}|" if duration < inf else "{n:.0f} s {desc}"
+    return tqdm(total=duration, file=file, dynamic_ncols=True, leave=False, bar_format=shape)
 
-    def __init__(self, file: TextIO, duration: float) -> None:
-        self._duration = duration
-        bar_format = "{n:.0f} s {desc}"
-        if duration < inf:
-            bar_format = "{n:.0f}/{total:.0f} s {desc} |{bar}|"
-        self._bar: tqdm[NoReturn] = tqdm(
-            total=duration,
-            file=file,
-            dynamic_ncols=True,
-            leave=False,
-            bar_format=bar_format,
-        )
 
-    def show(self, interval: Interval) -> None:
-        """Show one second."""
-        rate = interval.messages / interval.seconds if interval.seconds else 0.0
-        self._bar.n = min(interval.start_seconds + interval.seconds, self._duration)
-        self._bar.set_description_str(f"{rate:,.0f}/s, p99 {in_ms(interval.p99_seconds or 0)} ms")
-
-    def close(self) -> None:
-        """Remove the line."""
-        self._bar.close()
+def show_interval(line: tqdm[NoReturn], interval: Interval) -> None:
+    """Show one second in a line of :func:`rate_line`."""
+    rate = interval.messages / interval.seconds if interval.seconds else 0.0
+    line.n = min(interval.start_seconds + interval.seconds, line.total or inf)
+    line.set_description_str(f"{rate:,.0f}/s, p99 {in_ms(interval.p99_seconds or 0)} ms")
 
 
 def histogram(buckets: Sequence[tuple[float, int]], width: int, is_ascii: bool) -> Iterator[str]:

@@ -24,11 +24,12 @@ from echod.client.statistics import Interval
 from echod.client.terminal import (
     MIN_COLUMNS,
     ROWS,
-    RateLine,
     bytes_left,
     columns,
     histogram,
     progress_bar,
+    rate_line,
+    show_interval,
 )
 from tests import TIMEOUT
 
@@ -210,12 +211,12 @@ def times(*seconds: float) -> Histogram:
 
 def test_rate_line(terminal: tuple[TextIO, int]) -> None:
     """The line shows the rate of each second, and is removed at the end."""
-    line = RateLine(terminal[0], 2.0)
-    line.show(Interval.of(0.0, 1.0, times(*[0.005] * 1500)))
+    line = rate_line(terminal[0], 2.0)
+    show_interval(line, Interval.of(0.0, 1.0, times(*[0.005] * 1500)))
     shown(terminal[1], r"1/2 s 1,500/s, p99 5\.000 ms")
-    line.show(Interval.of(1.0, 1.5, times(0.001)))  # after the end of the load
+    show_interval(line, Interval.of(1.0, 1.5, times(0.001)))  # after the end of the load
     shown(terminal[1], r"2/2 s 1/s, p99 1\.000 ms")
-    line.show(Interval.of(2.0, 0.0, Histogram()))
+    show_interval(line, Interval.of(2.0, 0.0, Histogram()))
     shown(terminal[1], r"2/2 s 0/s, p99 0\.000 ms")
     line.close()
     assert "\n" not in shown(terminal[1], r"\r +\r\Z")
@@ -223,7 +224,7 @@ def test_rate_line(terminal: tuple[TextIO, int]) -> None:
 
 def test_rate_line_without_an_end(terminal: tuple[TextIO, int]) -> None:
     """A load until Ctrl-C has no bar."""
-    line = RateLine(terminal[0], inf)
-    line.show(Interval.of(0.0, 1.0, times(*[0.005] * 1500)))
+    line = rate_line(terminal[0], inf)
+    show_interval(line, Interval.of(0.0, 1.0, times(*[0.005] * 1500)))
     shown(terminal[1], r"1 s 1,500/s, p99 5\.000 ms")
     line.close()
