@@ -13,12 +13,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import connectProtocol
-from twisted.internet.interfaces import (
-    IProtocolFactory,
-    IReactorTime,
-    IStreamClientEndpoint,
-    IWriteDescriptor,
-)
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime, IWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -147,7 +142,7 @@ class Connector:
         self.includes_lookup = False
         self.on_address_change: Callable[[str, str], None] = lambda *_: None
         self._addresses: list[tuple[int, Address]] = []
-        self._endpoint: IStreamClientEndpoint | None = None
+        self._endpoint: Any = None
         if target.host is None or target.description:
             self._endpoint = target.endpoint(reactor)
             self.protocol = target.text.partition(":")[0].lower()

@@ -61,8 +61,7 @@ def check_port(text: str, port: str) -> None:
 
     :raises BadTarget: for anything but a port number.
     """
-    is_number = port.isascii() and port.isdecimal() and len(port) <= 5
-    if not is_number or not 0 < int(port) < 65536:
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise BadTarget(f"TARGET {text!r}: a port is from 1 to 65535, not {port!r}")
 
 

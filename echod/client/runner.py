@@ -10,7 +10,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -154,7 +153,7 @@ def handled(
     :param call: arranges for the call of an action; called in a signal handler.
     """
 
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
+    def handle(number: int, frame: object) -> None:  # noqa: ARG001 - signal's signature
         if has_begun():
             call(actions[signal.Signals(number)])
         elif number != signal.SIGQUIT:

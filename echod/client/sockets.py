@@ -9,19 +9,13 @@ from typing import Final
 
 from echod.client.target import Address
 
-# IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7): the socket module has no names for them.
-MTU_DISCOVER: Final[dict[int, tuple[int, int]]] = {
-    socket.AF_INET: (socket.IPPROTO_IP, 10),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+# The socket module has no names for IP_MTU_DISCOVER in ip(7), IPV6_MTU_DISCOVER in ipv6(7).
+IP_OPTIONS: Final[dict[int, tuple[int, ...]]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TOS, socket.IP_TTL, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, socket.IPV6_UNICAST_HOPS, 23),
 }
-TYPE_OF_SERVICE: Final[dict[int, tuple[int, int]]] = {
-    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TOS),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
-}
-TIME_TO_LIVE: Final[dict[int, tuple[int, int]]] = {
-    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
-}
+"""By family: the level of the options, and those for type of service, hops and MTU discovery."""
+
 PMTUDISC_DO: Final = 2
 
 SO_RCVBUFFORCE: Final = 33
@@ -66,13 +60,11 @@ class SocketOptions:
         """
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         try:
-            for options, value in (
-                (TYPE_OF_SERVICE, self.tos),
-                (TIME_TO_LIVE, self.ttl),
-                (MTU_DISCOVER, PMTUDISC_DO if self.dont_fragment else None),
-            ):
+            level, *options = IP_OPTIONS[family]
+            values = (self.tos, self.ttl, PMTUDISC_DO if self.dont_fragment else None)
+            for option, value in zip(options, values, strict=True):
                 if value is not None:
-                    sock.setsockopt(*options[family], value)
+                    sock.setsockopt(level, option, value)
             if self.interface:
                 name = os.fsencode(self.interface)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)

@@ -21,8 +21,7 @@ PERCENTILES: Final = ("p50", "p90", "p99", "p99.9", "p99.99", "max")
 LARGEST: Final = 1 << 27
 """Maximum bytes of a message. The client keeps at least two payloads of this size in memory."""
 
-ESCAPES: Final = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\"}
-ESCAPE: Final = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([nrt\\]))")
+ESCAPE: Final = re.compile(rb"\\(?:x[0-9a-fA-F]{2}|[nrt\\])")
 """The escapes of printf(1) in a payload; other text is taken as it is."""
 
 PLOTS: Final = (".svg", ".png")
@@ -131,8 +130,7 @@ def payload(text: str) -> bytes:
             found = file.read(LARGEST + 1)
     else:
         found = ESCAPE.sub(
-            lambda each: bytes.fromhex(each[1].decode()) if each[1] else ESCAPES[each[2]],
-            os.fsencode(text),
+            lambda each: each[0].decode("unicode_escape").encode("latin-1"), os.fsencode(text)
         )
     if not 1 <= len(found) <= LARGEST:
         raise ValueError(f"takes 1 to {LARGEST:,} bytes, not {text!r}")

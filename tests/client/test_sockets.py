@@ -10,12 +10,10 @@ import pytest
 
 from echod.client.sockets import (
     DEFAULTS,
-    MTU_DISCOVER,
+    IP_OPTIONS,
     PMTUDISC_DO,
     RECEIVE_BUFFER,
     SO_RCVBUFFORCE,
-    TIME_TO_LIVE,
-    TYPE_OF_SERVICE,
     SocketOptions,
 )
 
@@ -35,7 +33,8 @@ def test_udp_socket(family: int, dont_fragment: bool) -> None:
             assert sock.getpeername() == service.getsockname()
             with pytest.raises(BlockingIOError):
                 sock.recv(1)
-            assert (sock.getsockopt(*MTU_DISCOVER[family]) == PMTUDISC_DO) is dont_fragment
+            level, *_, option = IP_OPTIONS[family]
+            assert (sock.getsockopt(level, option) == PMTUDISC_DO) is dont_fragment
 
 
 @pytest.mark.parametrize("dont_fragment", [False, True])
@@ -93,8 +92,8 @@ def test_options(family: int, kind: int) -> None:
     with options.open(family, kind) as sock:
         assert sock.getsockname()[0] == FAMILIES[family]
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).startswith(b"lo")
-        assert sock.getsockopt(*TYPE_OF_SERVICE[family]) == 0xB8
-        assert sock.getsockopt(*TIME_TO_LIVE[family]) == 9
+        level, tos, ttl, _ = IP_OPTIONS[family]
+        assert (sock.getsockopt(level, tos), sock.getsockopt(level, ttl)) == (0xB8, 9)
 
 
 def test_refused_option() -> None:
