@@ -68,8 +68,8 @@ class EpollReader:
     :param reactor: polls the epoll set.
     :param clock: the clock of the receive times.
     :param size: bytes of a message.
-    :param kernel_clock: date received data by the kernel's stamps, not when it is received here.
-    :param transmit_stamps: also date messages by the kernel's stamps.
+    :param kernel_clock: take the times of received data from the kernel's time stamps.
+    :param transmit_stamps: take the times of sent messages from the kernel's time stamps, too.
     :ivar stamps: converts the kernel's stamps.
     """
 

@@ -41,7 +41,8 @@ class Load(Measurement):
     :param plan: the fields of a :class:`Plan`.
     :ivar rate: messages a second in all, the mean of a ramp; ``None`` for a closed loop.
     :ivar made: connections made, or sockets over UDP.
-    :ivar connect_times: seconds to connect; if connections are replaced, since messages count.
+    :ivar connect_times: seconds to connect. If connections are replaced, only of those that were
+        made while messages count.
     :ivar handshake_times: seconds that each TLS handshake took after that.
     :ivar warm_up_messages: messages that do not count.
     :ivar silent: connections on which messages were sent, and no complete reply came back.

@@ -24,11 +24,12 @@ from echod.client.streams import StreamChannel
 
 DUPLICATES: Final = 0.02
 ROUND_TRIPS: Final = 3
-"""Over UDP, how long the run goes on after the last reply, for a duplicate of it: at least so many
-seconds, and so many round trips, but not beyond the timeout."""
+"""Over UDP, how long the run goes on after the last reply, to count a duplicate of it: at least
+this many seconds and round trips, but not beyond the timeout."""
 
 PACKET: Final = 1200
-"""Bytes of a message that is one packet on any path (RFC 8200 5): the kernel stamps the last."""
+"""Maximum bytes of a message that is one packet on any path (RFC 8200 5). Of a longer message, the
+kernel would stamp the last packet."""
 
 Channel = StreamChannel | DatagramChannel
 
@@ -38,14 +39,14 @@ class Measurement:
 
     :param connector: connects to the service.
     :param size: bytes of a message.
-    :cvar dates_transmission: whether a round trip begins when the kernel transmits the message. It
-        takes a system call more for each message, which halves the capacity.
+    :cvar dates_transmission: whether a round trip begins when the kernel transmits the message.
+        That takes another system call for each message, which halves the capacity.
     :param payload: of each message, on a connection, in place of ``size`` random bytes.
     :ivar failure: one line that says why there is no connection; "" otherwise.
     :ivar answered: messages that have a reply.
-    :ivar counted_from: seconds: messages that were sent before do not count.
-    :ivar scheduling: seconds by which messages were sent after their time, except the latest, which
-        are pending in :attr:`slips`.
+    :ivar counted_from: the time in seconds before which messages do not count.
+    :ivar scheduling: seconds from when a message was due until it was sent. The latest ones are
+        pending in :attr:`slips`.
     """
 
     dates_transmission = False
@@ -138,7 +139,7 @@ class Measurement:
                 if channel.open
                 for each in channel.outstanding()
             )
-        # A dropped datagram may also have been a duplicate, or a reply that came after the end.
+        # A dropped datagram may also be a duplicate, or a reply that came after the end.
         tally.dropped_here = min(self.dropped, tally.lost)
 
     def summarize_so_far(self) -> None:

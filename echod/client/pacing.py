@@ -60,7 +60,7 @@ class Plan:
     :ivar duration: seconds for which messages are sent; infinity: until :meth:`Load.stop`.
     :ivar rate: messages a second in all; ``None`` for a closed loop.
     :ivar count: messages after which sending ends; ``None``: any number.
-    :ivar warm_up: seconds for which messages are sent before, which do not count.
+    :ivar warm_up: seconds for which messages are sent first, and do not count.
     :ivar start_at: the UNIX time at which sending begins; ``None``: when all are connected.
     :ivar per_connection: messages after which a connection is replaced; ``None``: never.
     :ivar ramp: the rates at the beginning and at the end, in place of a rate.

@@ -86,7 +86,7 @@ class StreamReplies:
     :param tally: counts unexpected bytes.
     :param messages: the messages, which are sent in rotation.
     :param reply: called for each reply.
-    :param seconds: dates a reply whose stamp is before the start of its round trip, and so wrong.
+    :param seconds: the clock for a reply whose stamp is wrong: before the start of its round trip.
     :ivar message: returns the next message to send.
     :ivar begun: counts it as sent; called with the start of its round trip, in seconds.
     :ivar finished: the number of replies.

@@ -27,14 +27,15 @@ WRONG_COUNTS: Final = ("lost", "late", "damaged", "duplicated", "unexpected")
 """The counts of a load's record that have to be 0."""
 
 MIN_INTERVALS: Final = 4
-"""Full seconds, after the first, from which a rate limit is noticed."""
+"""The number of full seconds, after the first, that are needed to notice a rate limit."""
 
 LIMITED: Final = 0.95
-"""Part of the messages: a rate limit is noticed if fewer come back."""
+"""A rate limit is noticed if less than this fraction of the messages comes back."""
 
 STEADY: Final = 0.25
-"""The deviation of the replies a second is at most this part of that of losses at random. Those are
-binomial: of four seconds, one such run in fifty is as steady."""
+"""A limited rate is steady: the standard deviation of the replies a second is at most this fraction
+of the one that random losses have (binomial). Over four seconds, one run in fifty with random
+losses is as steady."""
 
 
 class Bound(NamedTuple):
@@ -112,7 +113,7 @@ def rate_limit(record: dict[str, Any]) -> float | None:
     """Return the steady rate of the replies in an open loop over UDP that loses the others.
 
     A rate limit lets the same number of replies through each second. The first second does not
-    count: many limits save up replies.
+    count: many limits save up what was not used.
 
     :return: replies a second; ``None`` if they are not steady, or nothing much is lost.
     """

@@ -32,13 +32,13 @@ EXTENDED_ERROR: Final = struct.Struct("=L4BLL")
 """struct sock_extended_err; its last field is the identifier of the packet."""
 
 TOLERANCE: Final = 1e-6
-"""Seconds. A step of the time of day that is smaller remains unnoticed, and bends no time more."""
+"""Seconds. A smaller step of the time of day is not noticed, and changes no time by more."""
 
 TRIES: Final = 5
 """Readings of both clocks, of which the shortest counts: this process may lose the CPU in one."""
 
 LONGEST: Final = 10.0
-"""Seconds after a step for which stamps can be wrong: none waits longer in a receive queue."""
+"""Seconds after a step for which stamps can be wrong: no packet waits longer in a receive queue."""
 
 
 def enable_stamps(sock: socket.socket, option: int, value: int = 1) -> bool:

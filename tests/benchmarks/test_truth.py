@@ -55,7 +55,7 @@ def test_output(part: int, truth_cases: ModuleType, truth_runs: ModuleType) -> N
 
 @needs_cc
 def test_without_peers(tmp_path: Path) -> None:
-    """Programs that are not installed are named, and have no figures."""
+    """A program that is not installed is named, and its column is empty."""
     for name in ("cc", "as", "ld"):
         (tmp_path / name).symlink_to(shutil.which(name) or name)
     output = short_run("truth.py", "replies", "closed", "constant-tls", PATH=str(tmp_path))
@@ -167,7 +167,7 @@ COUNTS = ("dropped_requests", "dropped_replies", "duplicated", "damaged", "reord
 def test_datagrams(
     program: Path, options: dict[str, int], expected: list[int], counts: dict[str, int]
 ) -> None:
-    """The service does what its options say, directly and as a relay, and logs it."""
+    """The service drops, repeats and delays as its options say, also as a relay, and logs it."""
     for upstream in (False, True):
         with Service(program, "udp") as server:
             relayed = {"upstream": server.port} if upstream else {}
@@ -195,7 +195,7 @@ def test_damage(program: Path, tmp_path: Path, where: str) -> None:
 @needs_cc
 @pytest.mark.parametrize("where", ["tcp", "udp", "unix"])
 def test_delays(program: Path, tmp_path: Path, where: str) -> None:
-    """Delays are as long as asked, and the log has what a client sees, without its own part."""
+    """Delays are as long as asked, and the log has the delays of the service alone."""
     place = f"unix:{tmp_path}/socket" if where == "unix" else where
     with Service(program, place, delay=5000, ramp=1000, ramp_count=2) as service:
         seen = []
@@ -267,7 +267,7 @@ def test_figures_of_sockperf(truth_peers: ModuleType) -> None:
 def test_verdict(
     truth: ModuleType, unit: str, beside: str, mine: list[float], expected: str
 ) -> None:
-    """A verdict is that of the median of the rounds, for a count that of the worst round."""
+    """The aim is met by the median of the rounds; a count meets it in every round."""
     row = truth.Row("a title", "p50", unit, 1.0, beside)
     log = {"p50": 1.0}
     rounds = [{"echod-client": ({"p50": each}, log), "C": ({"p50": 0.5}, log)} for each in mine]

@@ -118,7 +118,7 @@ def test_ping(target: str) -> None:
 
 @pytest.mark.parametrize(("options", "count"), [((), 0), (("-O",), 2), (("-O", "-q"), 0)])
 def test_outstanding(options: tuple[str, ...], count: int) -> None:
-    """With ``-O``, there is a line for each message without an answer."""
+    """With ``-O``, there is a line for each message that has no reply when the next one is due."""
     with Mirror("silent", "--udp") as mirror:
         command = ("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 2, "-i", 0.01, "-W", 0.05)
         printed = echod_client(*command, *options).out.splitlines()
@@ -127,7 +127,7 @@ def test_outstanding(options: tuple[str, ...], count: int) -> None:
 
 
 def test_quiet(target: str) -> None:
-    """With ``-q``, the first lines and the summary are printed."""
+    """With ``-q``, only the first lines and the summary are printed."""
     printed = lines("ping", target, "-c", 2, "-i", 0.01, "-q")
     assert printed[1].startswith("connected in ")
     assert printed[2:4] == ["", f"--- {target} ---"]
@@ -157,7 +157,7 @@ def test_connected_again(kind: str, word: str, at_reply: AtReply) -> None:
 
 
 def test_several_targets(target: str) -> None:
-    """Each line of a ping with several targets names its own; the summaries are the end."""
+    """Each line of a ping with several targets names its target; the summaries are the last."""
     other = target.replace("127.0.0.1", "localhost")
     printed = lines("ping", target, other, "-c", 2, "-i", 0.01, "-4")
     for each in (target, other):
@@ -169,7 +169,7 @@ def test_several_targets(target: str) -> None:
 
 
 def test_several_results(target: str) -> None:
-    """Each target has a result; the status is that of the worst."""
+    """Each target has a result; the exit status is 1 if one of them failed."""
     outcome = echod_client("ping", target, "unix:/nonexistent", "-c", 1, "--json")
     assert outcome.status == 1
     results = [json.loads(line) for line in outcome.out.splitlines()]
@@ -651,8 +651,8 @@ def test_socket_options(over: str, tls: str, target: str) -> None:
             assert "1 sent, 1 received" in out
 
 
-def test_connected_by_twisted(target: str) -> None:
-    """Where Twisted resolves the name, the line says so."""
+def test_time_includes_name_lookup(target: str) -> None:
+    """If Twisted resolves the name, the line says that the time to connect includes it."""
     host, port = target.split(":")
     printed = lines("ping", f"tcp:host={host}:port={port}", "-c", 1)
     assert re.fullmatch(rf"connected in {MS} ms with the name lookup", printed[1])

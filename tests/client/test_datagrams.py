@@ -81,7 +81,7 @@ def test_start_of_the_round_trip(bench: Bench, connected: Connected) -> None:
 
 
 def test_transmit_stamp(bench: Bench) -> None:
-    """The kernel's stamp of a datagram starts its round trip, also if it comes later."""
+    """A round trip starts at the kernel's stamp of the datagram, also if it is read later."""
     connected = Connected(bench, transmit_stamps=True)
     channel = connected.channel
     before = bench.reactor.seconds()
@@ -97,7 +97,7 @@ def test_transmit_stamp(bench: Bench) -> None:
 
 
 def test_unused_transmit_stamp(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stamp that cannot be used leaves the start of the round trip as it is."""
+    """A stamp that cannot be used does not change the start of the round trip."""
     connected = Connected(bench, transmit_stamps=True)
     monkeypatch.setattr(connected.reader.stamps, "date", lambda _, now: now)
     connected.channel.begin(5.0)
@@ -150,7 +150,7 @@ def test_dropped_replies(bench: Bench, connected: Connected) -> None:
 
 
 def test_not_sent(bench: Bench, connected: Connected) -> None:
-    """A datagram that the kernel does not send is an error, and dropped on this machine."""
+    """A datagram that the kernel does not send is an error, and counts as dropped here."""
     real = connected.channel._socket
 
     class Full(socket.socket):

@@ -75,7 +75,7 @@ LINES = [
 
 
 def test_count() -> None:
-    """There are 46 command lines, each once."""
+    """The table has 46 command lines, each once."""
     assert len({line for line, _ in LINES}) == len(LINES) == 46
 
 
@@ -101,7 +101,7 @@ OPTION = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 
 @pytest.mark.parametrize("command", HABITS)
 def test_what_to_type_exists(command: str) -> None:
-    """Each option that a hint names is one of the command; none that it replaces is."""
+    """A hint names an option that the command has, in place of one that it does not have."""
     commands: Any = parser()
     options = commands.commands[command]._option_string_actions
     for table in (HABITS[command], ALL):
@@ -114,7 +114,7 @@ def test_what_to_type_exists(command: str) -> None:
 
 
 def test_own_row_first() -> None:
-    """The row of a command precedes that of all."""
+    """The hint of a command is preferred to the hint for all commands."""
     assert habit("ping", "-l") == "type -s for a size, or use load"
     assert habit("load", "-l") == "type -s"
     assert habit("ping", "--size") == ""

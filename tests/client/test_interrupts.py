@@ -27,7 +27,7 @@ NONE = each(lambda: pytest.fail("was called"))
 
 @contextmanager
 def answered_by(handler: signal.Handlers) -> Iterator[None]:
-    """Install ``handler`` for all signals for a while.
+    """Install ``handler`` for all signals, until the end of the context.
 
     This cannot be a fixture: pytest-twisted may start its reactor, which installs handlers, after
     a fixture.

@@ -175,7 +175,7 @@ def test_closed_loop(network: MemoryNetwork) -> None:
 
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_warm_up(network: MemoryNetwork, rate: float | None) -> None:
-    """The messages of the warm-up do not count, nor do their times, whenever their replies come."""
+    """Messages of the warm-up and their times do not count, even if the replies come after it."""
     Services(network, lambda now: max(now + 0.1, 0.95))
     run = Run(network, duration=2.0, rate=rate, warm_up=1.0)
     network.advance(0.5)
@@ -195,7 +195,7 @@ def test_warm_up(network: MemoryNetwork, rate: float | None) -> None:
 
 
 def test_count_after_the_warm_up(network: MemoryNetwork) -> None:
-    """A number of messages is that of the messages which count."""
+    """``-n`` counts only messages that are sent after the warm-up."""
     Services(network, lambda now: now + 0.1)
     run = Run(network, duration=inf, warm_up=1.05, count=5)
     network.advance(3)
@@ -228,7 +228,7 @@ def test_end_in_the_warm_up(network: MemoryNetwork) -> None:
 
 
 def test_start(network: MemoryNetwork) -> None:
-    """The connections are made at once, and wait for the time of the start."""
+    """With ``--start-at``, connections are made at once, and messages are sent from then on."""
     services = Services(network)
     run = Run(network, rate=10.0, duration=1.0, start_at=1003.0, wall_clock=lambda: 1000.5)
     network.advance(2.45)
@@ -302,7 +302,7 @@ def test_per_connection(network: MemoryNetwork, rate: float | None) -> None:
     assert re.search(r"connected: 1\d, [345]\.\d a second, 5 messages each: min 0.000", run.lines)
 
 
-def test_connection_that_is_due(network: MemoryNetwork) -> None:
+def test_latency_includes_connecting(network: MemoryNetwork) -> None:
     """In an open loop, the latency of a message includes its wait for a new connection."""
     Services(network)
     run = Run(network, SlowConnector, duration=2.0, rate=10.0, per_connection=3)
@@ -322,7 +322,7 @@ def test_due_in_the_warm_up(network: MemoryNetwork) -> None:
 
 
 def test_lost_in_the_warm_up(network: MemoryNetwork) -> None:
-    """A message that is lost in the warm-up is lost in no interval."""
+    """A message of the warm-up that is lost counts in no interval."""
     Services(network, lambda now: now + 1000)
     run = Run(network, duration=2.0, rate=10.0, warm_up=1.0, timeout=1.0)
     network.advance(5)
@@ -351,7 +351,7 @@ def test_replaced_connection_that_does_not_close(network: MemoryNetwork) -> None
 
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_no_further_connection(network: MemoryNetwork, rate: float | None) -> None:
-    """A connection that cannot be made is an error, and without any the run ends."""
+    """A connection that cannot be made is an error; the run ends when none is left."""
     EchoFactoryAt(network, max_connections=1)
     run = Run(network, RefusedConnector, rate=rate, per_connection=3)
     network.advance(5)
@@ -373,7 +373,7 @@ def test_end_while_connecting(network: MemoryNetwork) -> None:
 
 @pytest.mark.parametrize("rate", [None, 10.0])
 def test_count(network: MemoryNetwork, rate: float | None) -> None:
-    """A load ends when its number of messages is sent, and its replies have come."""
+    """With ``-n``, a load ends when that number of messages is sent and the replies have come."""
     Services(network, lambda now: now + 0.1)
     run = Run(network, duration=inf, connections=2, rate=rate, count=15)
     network.advance(4)

@@ -106,7 +106,7 @@ def test_merged_again(tmp_path: Path) -> None:
 
 
 def test_pings(tmp_path: Path) -> None:
-    """Pings are added as loads are; a file may have several targets, or events before the end."""
+    """Pings can be merged; a file may hold the results of several targets, and events."""
     first, second = (ping_result(a_ping([each])) for each in (0.001, 0.003))
     events = {"event": "reply", "number": 0}
     file = tmp_path / "a.json"
@@ -156,7 +156,7 @@ def test_without_replies(tmp_path: Path) -> None:
     ],
 )
 def test_different_runs(tmp_path: Path, change: dict[str, Any], why: str) -> None:
-    """Runs with other messages, or another kind of time, are refused in one line."""
+    """Runs whose times cannot be compared are refused in one line."""
     record = load_result(a_load([0.001]))
     names = [
         written(tmp_path, "a.json", record),

@@ -151,7 +151,7 @@ def test_compare() -> None:
 
 @pytest.mark.parametrize("command", ["ping", "load"])
 def test_clock(command: str) -> None:
-    """Replies are dated by the kernel's clock, unless ``--clock user`` is given."""
+    """The times are the kernel's, unless ``--clock user`` is given."""
     for clock, is_kernel in (("kernel", True), ("user", False)):
         options = parse([command, "h:7", "--clock", clock])
         assert options.socket_options == SocketOptions(kernel_clock=is_kernel)
@@ -187,7 +187,7 @@ def test_socket_options(command: str, arguments: str, expected: SocketOptions) -
 
 
 def test_clock_of_a_unix_socket() -> None:
-    """The clock is no option of TCP and UDP alone."""
+    """``--clock`` is accepted for a UNIX socket, too."""
     assert not parse(["ping", "unix:/x", "--clock", "user"]).socket_options.kernel_clock
 
 
@@ -201,12 +201,12 @@ def test_units(number: int, unit: str) -> None:
 
 @pytest.mark.parametrize("words", ["a b --json", "a --json b", "--json a b", "a --json -- b"])
 def test_files_to_merge(words: str) -> None:
-    """The files of merge may stand around its option."""
+    """The files of ``merge`` may precede and follow its option."""
     assert parse(["merge", *words.split()]).files == ["a", "b"]
 
 
 def test_ttl_as_in_ping() -> None:
-    """``-t`` is the TTL, as in ping(8); in load it would look like the time of other tools."""
+    """``-t`` is the TTL, as in ping(8); ``load`` refuses it, because other tools mean a time."""
     assert parse(["ping", "h:7", "-t", "3"]).socket_options == SocketOptions(ttl=3)
 
 
@@ -235,7 +235,7 @@ def refused(capsys: Capture, *arguments: str) -> str:
     [("", None, 10.0), ("-n 10k", 10_000, inf), ("-n 1 -d 5", 1, 5.0), ("-d 0", None, inf)],
 )
 def test_ends_of_a_load(arguments: str, count: int | None, duration: float) -> None:
-    """A load takes 10 s; with a count of messages, it takes as long as these."""
+    """By default a load lasts 10 s; with ``-n``, until that number of messages is sent."""
     options = parse(["load", "h:7", *arguments.split()])
     assert (options.count, options.duration) == (count, duration)
 
@@ -512,5 +512,5 @@ def test_wrong_payload(capsys: Capture, text: str, error: str) -> None:
 
 
 def test_payload_over_udp(capsys: Capture) -> None:
-    """A datagram cannot have a payload of the user's: its reply would not be recognised."""
+    """Over UDP, ``-e`` is refused: the reply would not be recognised."""
     assert "--payload is for TCP" in refused(capsys, "load", "udp:h:7", "-e", "hello")

@@ -186,7 +186,7 @@ class PacerTests(SynchronousTestCase):
 
 @given(st.floats(0.01, 1e5), st.floats(0.01, 1e5), st.floats(0.01, 1e3))
 def test_ramp(first: float, last: float, seconds: float) -> None:
-    """The moments of a ramp are in order and in time, and as many as the rate has by then."""
+    """The moments of a ramp are in order, and as many as the integral of the rate."""
     ramp = Plan(1, seconds, None, ramp=(first, last)).schedule(10.0)
     assert ramp.next == 10.0
     count = ceil(round((first + last) / 2 * seconds, 6))

@@ -155,7 +155,7 @@ def service(network: MemoryNetwork) -> Services:
     ("end", "word"), [("loseConnection", "closed"), ("abortConnection", "reset")]
 )
 def test_restart(network: MemoryNetwork, service: Services, end: str, word: str) -> None:
-    """After a restart of the service, the run goes on; messages due without it are lost."""
+    """After a restart of the service, the run goes on; messages that were due in it are lost."""
     run = Run(network, count=7)
     network.advance(1.5)
     service.stop(end)
@@ -187,7 +187,7 @@ def test_restart(network: MemoryNetwork, service: Services, end: str, word: str)
 
 
 def test_reconnected_at_once(network: MemoryNetwork, service: Services) -> None:
-    """A service that closes a connection, and accepts the next one, causes no loss."""
+    """If the service accepts the next connection at once, no message is lost."""
     run = Run(network)
     network.advance(1.5)
     service.end()
@@ -316,7 +316,7 @@ def test_end_before_the_deadline(network: MemoryNetwork) -> None:
 
 
 def test_deadline_while_connecting(network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a connection at the deadline, there is no answer in time."""
+    """A deadline that passes before the connection is made is reported as a timeout."""
     monkeypatch.setattr("echod.client.connector.connectProtocol", lambda *_: Deferred())
     run = Run(network, deadline=1.5)
     network.advance(1.5)
@@ -326,7 +326,7 @@ def test_deadline_while_connecting(network: MemoryNetwork, monkeypatch: pytest.M
 
 
 def test_summary_so_far(network: MemoryNetwork) -> None:
-    """The figures can be read during the run, and the run goes on."""
+    """The figures can be read during the run, which then goes on."""
     Services(network, lambda now: now + 1.5 if now < 5 else now + 1000)
     run = Run(network, count=6, timeout=3.0)
     network.advance(4)
@@ -339,7 +339,7 @@ def test_summary_so_far(network: MemoryNetwork) -> None:
 
 
 def test_summary_after_the_end(network: MemoryNetwork) -> None:
-    """SIGQUIT changes no figure that is final, while connections or other targets go on."""
+    """SIGQUIT after the end of a run, while connections close, does not change its figures."""
     Services(network, lambda now: now + 1000)
     run = Run(network, count=None, timeout=1.5)
     network.advance(4)

@@ -74,7 +74,7 @@ def test_svg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("replies", "shown"), [(999, False), (1000, True)])
 def test_percentiles_of_few_replies(tmp_path: Path, replies: int, shown: bool) -> None:
-    """A percentile that fewer than a reply exceeds is not on the axis."""
+    """The axis ends at the highest percentile that at least one reply exceeds."""
     file = tmp_path / "a.svg"
     draw([{**RUN, "latency_histogram": [[0.001, replies]]}], str(file))
     assert ("99.9 %" in comments(file)) is shown
@@ -150,7 +150,7 @@ def test_label() -> None:
 
 
 def test_earlier_version() -> None:
-    """The output of an earlier version has no date, no lost part and no losses over time."""
+    """The output of an earlier version, without dates and losses, can be drawn."""
     new = ("started_at", "lost_fraction", "intervals")
     run = {name: value for name, value in RUN.items() if name not in new}
     assert label(run) == "echo.example:7, 2 x 64 B, closed loop"

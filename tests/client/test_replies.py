@@ -420,7 +420,7 @@ def test_datagram_of_the_future() -> None:
 
 
 def test_transmitted_message() -> None:
-    """The kernel's stamp starts the round trip of the last message, and never earlier."""
+    """A transmit stamp starts the round trip of the last message later, and never earlier."""
     run = Run()
     stream = StreamReplies(run.tally, MESSAGES, run.reply)
     stream.transmitted(MASK, 9.0)  # nothing is sent
@@ -438,7 +438,7 @@ def test_transmitted_message() -> None:
 
 
 def test_retransmitted_message() -> None:
-    """A round trip begins when its message is first transmitted: TCP stamps each retransmission."""
+    """A round trip begins at the first transmission: TCP stamps each retransmission, too."""
     run = Run()
     stream = StreamReplies(run.tally, MESSAGES, run.reply)
     for end in (3, 7):
@@ -449,7 +449,7 @@ def test_retransmitted_message() -> None:
 
 
 def test_transmitted_datagram() -> None:
-    """The kernel's stamp starts the round trip of the last datagram, and never earlier."""
+    """A transmit stamp starts the round trip of the last datagram later, and never earlier."""
     exchange = Exchange()
     exchange.replies.transmitted(MASK, 9.0)  # nothing is sent
     sent = [send(exchange.replies, since) for since in (1.0, 2.0)]
@@ -464,7 +464,7 @@ def test_transmitted_datagram() -> None:
 
 
 def test_stamp_before_the_start() -> None:
-    """A reply whose stamp is before its message was sent is dated when it is received."""
+    """A reply has the time at which it is received, if its stamp is before its message."""
     run = Run()
     stream = StreamReplies(run.tally, MESSAGES, run.reply, lambda: 5.5)
     for _ in range(2):

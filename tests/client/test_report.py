@@ -335,7 +335,7 @@ def test_late_beside_a_long_latency() -> None:
 
 
 def test_bottleneck_of_a_ping() -> None:
-    """A ping that waited for a processor is limited by the client, unless the kernel times it."""
+    """With the user clock, a ping that waited for a processor is limited by the client."""
     run = a_ping(replies=[0.002, 0.002], sent=2)
     run.answered = 2
     run.scheduling.record([0.003])  # changes no round trip
@@ -350,7 +350,7 @@ def test_bottleneck_of_a_ping() -> None:
 
 
 def test_dropped_here() -> None:
-    """Messages that this machine dropped are not lost, and the run is not right."""
+    """Messages that this machine dropped do not count as lost; the run has failed."""
     run = a_load(500.0, sent=1000, received=992, dropped_here=5)
     run.scheduling.record([0.0001])
     result = load_result(run)
@@ -366,7 +366,7 @@ def test_dropped_here() -> None:
 
 
 def test_lost_fraction() -> None:
-    """The lost part of the messages has no value if there is no message."""
+    """Without a message, the lost fraction is ``None``."""
     assert ping_result(a_ping(sent=3, received=2))["lost_fraction"] == pytest.approx(1 / 3)
     assert ping_result(a_ping())["lost_fraction"] is None
 

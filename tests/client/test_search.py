@@ -1,4 +1,4 @@
-"""The search for the highest rate, against a token bucket that is computed exactly."""
+"""The search for the highest rate, against a token bucket whose runs are computed exactly."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def searched(holds: Callable[[float], bool], first: float = 1000.0) -> RateSearc
 
 
 def test_exact_rate() -> None:
-    """A token bucket of 5,000 a second is found, and the boundary is proved by several runs."""
+    """The rate of a token bucket is found; the two rates at the boundary have several runs."""
     search = searched(TokenBucket(5000).holds)
     assert search.holding == pytest.approx(5000, rel=0.01)
     assert search.failing == pytest.approx(5000, rel=0.02)
@@ -51,7 +51,7 @@ def test_exact_rate() -> None:
 
 
 def test_burst() -> None:
-    """A bucket that saves up a second's answers is found within 3 %: the runs drain it."""
+    """The rate of a bucket that holds a second's tokens is found within 3 %: the runs drain it."""
     search = searched(TokenBucket(5000, burst=1.0).holds)
     assert search.holding == pytest.approx(5000, rel=0.03)
 
@@ -160,7 +160,7 @@ def test_rate_limit(found: dict[str, Any], rate: float | None) -> None:
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_random_losses(part: float) -> None:
-    """Losses at random are not taken for a rate limit."""
+    """Random losses are not reported as a rate limit."""
     source = random.Random(1)
     runs = [
         [sum(source.random() < part for _ in range(1000)) for _ in range(10)] for _ in range(50)

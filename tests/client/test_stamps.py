@@ -56,7 +56,7 @@ def close(moment: float, right: float) -> bool:
 
 
 def test_date() -> None:
-    """A stamp is the moment at which the packet arrived, however long it waited since."""
+    """The time is that of the arrival of the packet, however long the packet then waited."""
     clocks = Clocks()
     stamps = StampClock(clocks.seconds, clocks.real)
     assert not stamps.used
@@ -103,7 +103,7 @@ def test_after_a_step(step: float) -> None:
 
 @given(st.data())
 def test_steps(data: st.DataObject) -> None:
-    """Whenever the time of day is set, a stamp is right, or the time of receiving is used."""
+    """Whenever the time of day is set, a stamp is right, or is not used."""
     clocks = Clocks(data.draw(st.floats(1.0, 1e7)))
     stamps = StampClock(clocks.seconds, clocks.real)
     waiting: list[tuple[float, Ancillary]] = []
@@ -127,7 +127,7 @@ def test_steps(data: st.DataObject) -> None:
 
 
 def test_other_sockets() -> None:
-    """A UNIX socket is not stamped, nor one whose kernel has no such option."""
+    """A UNIX socket has no stamps, nor does a socket whose kernel lacks the option."""
 
     class Refusing(socket.socket):
         def setsockopt(self, *_: Any) -> None:  # type: ignore[override]

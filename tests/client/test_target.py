@@ -99,7 +99,7 @@ def test_endpoint(text: str, description: str) -> None:
     ],
 )
 def test_tls(text: str, host: str, description: str) -> None:
-    """With a host and a port, the endpoint of Twisted gives only the TLS."""
+    """With a host and a port, the client connects, and Twisted's endpoint only adds TLS."""
     assert parse_target(text) == Target(text, False, host, 7, description)
 
 
@@ -175,7 +175,7 @@ def test_no_target(text: str) -> None:
     ],
 )
 def test_what_to_type(text: str, why: str) -> None:
-    """The message for what is almost a TARGET says what to type."""
+    """The error for a wrong TARGET says what to type."""
     assert refused(text) == f"TARGET {text!r}{why}"
 
 
@@ -402,7 +402,7 @@ def test_no_such_name(host: str) -> None:
 
 
 def test_other_ip_version() -> None:
-    """A name without an address of the IP version is reported with the options that ask for it."""
+    """If a name has no address of the IP version, the error names the options that ask for it."""
     error = resolved("127.0.0.1:7", socket.AF_INET6)
     assert error_word(error) == UNRESOLVED
     assert error.strerror.endswith(" that was asked for: leave out -4, -6, -I")

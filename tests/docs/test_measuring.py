@@ -418,7 +418,7 @@ def test_json_of_tls(place: Place) -> None:
 
 
 def test_json_of_a_search(place: Place) -> None:
-    """The table agrees with the output of --find-rate, here of one whose bound is too low."""
+    """The table agrees with the output of --find-rate, with a bound that no rate meets."""
     options = ("--find-rate", "--latency", "max=0.001ms", "-d", 0.6, "-r", 2, "--json")
     outcome = echod_client("load", f"127.0.0.1:{place.ports['tcp']}", *options)
     assert outcome.status == 1
@@ -479,7 +479,7 @@ def test_plugin(place: Place) -> None:
 
 
 def test_lines_of_an_outage() -> None:
-    """The lines about an outage are those that ping prints."""
+    """The manual shows the lines that ping prints about an outage."""
     events = Disconnected("closed"), Reconnected(3.417, 3)
     printed = "\n".join(EVENT_LINES[type(each)](each) for each in events)
     assert blocks(DOCUMENT, "text") == [printed]
