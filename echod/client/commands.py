@@ -37,9 +37,9 @@ class Unusable(Exception):
 class ClientCommand:
     """One command: its run, the output during the run, and the result.
 
-    :ivar run: measures.
-    :ivar bar: a progress bar in a terminal, made at the first progress. Ctrl-C before that prints
-        nothing.
+    :ivar run: the measurement.
+    :ivar bar: a progress bar in a terminal. It is made at the first progress, so that Ctrl-C before
+        that prints nothing.
     """
 
     run: Any

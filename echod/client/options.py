@@ -124,8 +124,8 @@ RULES: Final = (
     ("find_rate", "endless", True, "--find-rate needs a --duration above 0"),
     ("ramp", "endless", True, "--ramp needs a --duration above 0"),
 )
-"""An option, another (or a UDP target, or a load without an end), whether the two are refused if
-the other is given or if it is not, and the error."""
+"""An option, another one (or a UDP target, or a load without an end), and an error: it is reported
+if the first is given, and the other is given (``True``) or is not (``False``)."""
 
 
 def add_option(place: Any, names: str, value: Any, text: str, default: Any = None) -> None:
