@@ -81,12 +81,8 @@ class ClientCommand:
     def failure(self, result: report.Result) -> str:
         """Return why the run failed, and for how many connections."""
         missing = result.get("connections", 0) - result.get("connections_made", inf)
-        why = str(result["failure"])
-        return (
-            why
-            if missing <= 0
-            else f"{text.plural(missing, 'connection')} could not be made: {why}"
-        )
+        some = f"{text.plural(missing, 'connection')} could not be made: " if missing > 0 else ""
+        return f"{some}{result['failure']}"
 
     def remove_bar(self) -> None:
         """Remove the progress bar; the next progress makes another."""
