@@ -24,6 +24,7 @@ from twisted.logger import capturedLogs
 from echod.client import main
 from echod.client.measurement import Measurement
 from echod.client.runner import PreciseReactor
+from echod.client.terminal import Console
 from tests import TIMEOUT
 from tests.client.memory import (
     FEW,
@@ -441,6 +442,17 @@ def test_no_reader(target: str) -> None:
     assert (status, err) == (1, "echod-client ping: standard output: broken pipe\n")
 
 
+def test_output_that_fails() -> None:
+    """After standard output has failed, nothing more is printed, and the error once."""
+    err = io.StringIO()
+    with open("/dev/full", "w") as out:
+        console = Console("ping", out, err)
+        console.print("one")
+        console.print("two")
+    assert err.getvalue() == "echod-client ping: standard output: no space left on device\n"
+    assert console.is_broken
+
+
 def test_no_reader_at_all(target: str) -> None:
     """Where the reader of both outputs is gone, the command ends silently."""
     reading, writing = os.pipe()
@@ -459,6 +471,16 @@ def test_no_answer(kind: str) -> None:
     assert time.monotonic() - began < TIMEOUT
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.endswith("1,000 connections could not be made: no answer in time\n")
+
+
+def test_end_before_messages_count() -> None:
+    """A load whose connections end in the warm-up says so; no connection is missing."""
+    with Mirror("close", "--after", "64") as mirror:
+        target = f"127.0.0.1:{mirror.port}"
+        outcome = echod_client("load", target, "-r", 20, "--warm-up", 30, "-W", 1)
+    assert (outcome.status, outcome.out) == (1, "")
+    why = "all connections ended before messages counted"
+    assert outcome.err == f"echod-client load: {target}: {why}\n"
 
 
 def test_second_address_for_all(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
