@@ -18,7 +18,7 @@ from echod.client.load import Load
 from echod.client.measurement import Measurement
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
-from echod.client.search import rate_limit
+from echod.client.search import WRONG_COUNTS, rate_limit
 from echod.client.statistics import Interval
 
 PERCENTILES: Final[dict[str, float]] = {"p50": 50, "p90": 90, "p99": 99}
@@ -121,8 +121,7 @@ def pipe_result(run: Pipe) -> Result:
 def is_ok(run: Measurement) -> bool:
     """Return whether all messages came back right and in time; ``False`` without any reply."""
     tally = run.tally
-    names = ("lost", "dropped_here", "late", "damaged", "duplicated", "unexpected")
-    wrong = any(getattr(tally, name) for name in names)
+    wrong = any(getattr(tally, name) for name in (*WRONG_COUNTS, "dropped_here"))
     return bool(tally.received) and not wrong and not run.errors
 
 
