@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from math import ceil, sqrt
 from typing import Final
@@ -125,9 +125,11 @@ class Histogram:
         return encoded.decode()
 
     @classmethod
-    def decode(cls, encoded: str) -> Histogram:
-        """Return the histogram that :meth:`encode` has encoded, with the figures of the buckets.
+    def decode(cls, encoded: str, figures: Mapping[str, float]) -> Histogram:
+        """Return the histogram that :meth:`encode` has encoded.
 
+        :param figures: what the buckets do not tell: ``min``, ``mean``, ``stdev`` and ``max`` in
+            seconds, if there are durations.
         :raises ValueError: for any other text, and for other steps.
         """
         try:
@@ -138,12 +140,13 @@ class Histogram:
             raise ValueError("is an HdrHistogram with other steps")
         self = cls()
         for each in full.get_recorded_iterator():
-            seconds, count = each.value_iterated_to * STEP, each.count_at_value_iterated_to
-            self._counts[full.get_lowest_equivalent_value(each.value_iterated_to)] = count
-            self.count += count
-            self.total += seconds * count
-            self.squares += seconds * seconds * count
-            self.least, self.most = min(self.least, seconds), max(self.most, seconds)
+            steps = full.get_lowest_equivalent_value(each.value_iterated_to)
+            self._counts[steps] = each.count_at_value_iterated_to
+        self.count = self._counts.total()
+        if self.count:
+            self.least, self.most = figures["min"], figures["max"]
+            self.total = figures["mean"] * self.count
+            self.squares = (figures["stdev"] ** 2 + figures["mean"] ** 2) * self.count
         return self
 
     def _ranked(self) -> tuple[list[int], list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from echod.client.errors import os_error_line
 from echod.client.histogram import Histogram
@@ -117,12 +117,5 @@ def merge_files(names: Iterable[str], is_json: bool, console: Console) -> int:
 
 
 def _times(run: Result) -> Histogram:
-    """Return the times of a run: percentiles from its buckets, the rest from its summary."""
     name, _ = TIMES[run["merged_command"]]
-    summary: dict[str, Any] = run[f"{name}_seconds"]
-    times = Histogram.decode(run[f"{name}_hdrhistogram"])
-    if times.count:
-        times.least, times.most = summary["min"], summary["max"]
-        times.total = summary["mean"] * times.count
-        times.squares = (summary["stdev"] ** 2 + summary["mean"] ** 2) * times.count
-    return times
+    return Histogram.decode(run[f"{name}_hdrhistogram"], run[f"{name}_seconds"])

@@ -199,9 +199,16 @@ def test_deviation(samples: list[float]) -> None:
 def test_encoding(samples: list[float]) -> None:
     """The encoding is read back with all buckets, by the library and by decode()."""
     times = of(samples)
-    found = Histogram.decode(times.encode())
+    figures = {
+        "min": times.least,
+        "mean": times.mean,
+        "stdev": times.deviation,
+        "max": times.most,
+    }
+    found = Histogram.decode(times.encode(), figures)
     assert found.buckets() == times.buckets()
     assert found.count == times.count
+    assert found.mean == pytest.approx(times.mean)
     for percent in (50, 99, 100):
         expected = times.percentile(percent)
         assert found.percentile(percent) == pytest.approx(expected, rel=0.001, abs=STEP)
@@ -225,7 +232,7 @@ def test_encoding(samples: list[float]) -> None:
 def test_other_encoding(text: str, why: str) -> None:
     """Text that is no histogram, or one with other steps, is refused."""
     with pytest.raises(ValueError, match=why):
-        Histogram.decode(text)
+        Histogram.decode(text, {})
 
 
 def test_batch() -> None:

@@ -231,7 +231,7 @@ def test_closed_loop() -> None:
     assert (result["loop"], result["asked_messages_per_second"]) == ("closed", None)
     assert (result["messages_per_second"], result["bytes_per_second"]) == (500.0, 50000.0)
     assert result["latency_histogram"] == [(pytest.approx(0.001, rel=0.001), 1)]
-    encoded = Histogram.decode(result["latency_hdrhistogram"])
+    encoded = Histogram.decode(result["latency_hdrhistogram"], result["latency_seconds"])
     assert encoded.buckets() == result["latency_histogram"]
 
 
