@@ -50,6 +50,8 @@ COMMANDS: Final = {
 """The commands, and what they do."""
 
 FLAG: Final = ""
+"""The value of an option that takes none."""
+
 SIZE: Final = f"of a message; over UDP {MIN_DATAGRAM} to {MAX_DATAGRAM}"
 
 OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
@@ -100,8 +102,8 @@ OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
     ),
     "pipe ping": (("-t --ttl", "HOPS", "maximum number of hops to the service"),),
 }
-"""By commands: the names of an option, its value (a key of PARSERS, or a variable and what it is
-set to), its help, and its default as typed, or a list if the option is repeatable."""
+"""By commands, a row for each option: its names; its value, which is a key of PARSERS, or a
+variable and what it is set to; its help; its default as typed, or a list if it is repeatable."""
 
 ONE_OF: Final = {"-4": "family", "-6": "family", "-Q --tos": "tos", "--dscp": "tos"}
 """Groups of options, of which one may be given."""

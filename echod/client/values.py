@@ -32,15 +32,7 @@ DSCP: Final = {"le": 1, "ef": 46, "va": 44} | {
 }
 """The names of code points (RFC 2474, RFC 2597, RFC 3246, RFC 5865, RFC 8622)."""
 
-UNITS: Final = {
-    "k": 10**3,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-}
+UNITS: Final = {"k": 1000, "K": 1000, "M": 10**6, "G": 10**9, "Ki": 1024, "Mi": 2**20, "Gi": 2**30}
 """Decimal and binary units of numbers (IEC 80000-13)."""
 
 WITH_UNIT: Final = re.compile(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,6}})?)({'|'.join(UNITS)})")
@@ -58,6 +50,7 @@ def in_units(parse: Callable[..., Any], text: str, **bounds: Any) -> Any:
 
 rate = functools.partial(in_units, parse_rate, of="messages", least=0.001, most=1e9)
 whole = functools.partial(functools.partial, in_units, parse_whole_number)
+"""Returns a parser of whole numbers for the bounds ``least`` and ``most``."""
 
 
 def tos(text: str) -> int:
