@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from echod.client.epoll import EpollReader, Receiver
 from echod.client.errors import NOT_SENT, REFUSED, UNREACHABLE, error_word
 from echod.client.replies import DatagramReplies
+from echod.client.stamps import SO_TIMESTAMPING, TRANSMIT, enable_stamps
 from echod.udp import kernel_drop_counter
 
 
@@ -89,6 +90,16 @@ class DatagramChannel(Receiver):
         """Move to the next address, or count the error."""
         self._handle_error(error)
 
+    def _number_stamps(self) -> None:
+        """Have the kernel number the stamps again, from the next datagram on.
+
+        It depends on the kernel and the error whether a send that failed has a number.
+        """
+        if self.has_transmit_stamps:
+            for value in (0, TRANSMIT):
+                enable_stamps(self._socket, SO_TIMESTAMPING, value)
+            self.replies.first_stamped = self.replies.sent
+
     def _receive_on(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reader.add(self, sock)
@@ -111,7 +122,9 @@ class DatagramChannel(Receiver):
         if self._handle_error(error):
             return False
         # A refusal is about an earlier datagram (udp(7)): send this one again.
-        return self._send(data) if isinstance(error, ConnectionRefusedError) else True
+        is_kept = self._send(data) if isinstance(error, ConnectionRefusedError) else True
+        self._number_stamps()
+        return is_kept
 
     def _handle_error(self, error: OSError) -> bool:
         """Move to the next address if this one refuses; otherwise count the error.
@@ -129,4 +142,5 @@ class DatagramChannel(Receiver):
         for data in self.replies.again(self._reader.seconds()):
             if not self._send(data):
                 break
+        self._number_stamps()
         return True

@@ -176,6 +176,7 @@ class DatagramReplies:
     :param payloads: the contents of the datagrams.
     :param reply: called for the first reply to each datagram.
     :param seconds: as for :class:`StreamReplies`.
+    :ivar first_stamped: the datagram whose transmit stamp has the number 0.
     """
 
     def __init__(
@@ -192,6 +193,7 @@ class DatagramReplies:
         self._since: dict[int, float] = {}
         self._answered = array("q")  # the last WINDOW numbers; grows to a megabyte
         self._last_answered = -1  # the highest number
+        self.first_stamped = 0
         self.sent = 0
 
     def message(self) -> bytes:
@@ -209,9 +211,15 @@ class DatagramReplies:
             del self._since[next(iter(self._since))]
 
     def transmitted(self, number: int, moment: float) -> None:
-        """Start the round trip of the last datagram at ``moment``, if it has this number."""
+        """Start the round trip of the last datagram at ``moment``, if it has this number.
+
+        :param number: counted from :attr:`first_stamped` on.
+        """
         last = self.sent - 1
-        if number == last & MASK and self._since.get(last, moment + 1.0) <= moment:
+        if (
+            number == last - self.first_stamped & MASK
+            and self._since.get(last, moment + 1.0) <= moment
+        ):
             self._since[last] = moment
 
     def again(self, now: float) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 from collections import Counter
@@ -96,6 +97,29 @@ def test_transmit_stamp(bench: Bench) -> None:
     connected.close()
 
 
+class Full(socket.socket):
+    """A socket whose send queue is full."""
+
+    def send(self, *_: object) -> int:
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+
+def test_transmit_stamp_after_an_error(bench: Bench) -> None:
+    """After a datagram that could not be sent, stamps start round trips again."""
+    connected = Connected(bench, transmit_stamps=True)
+    channel = connected.channel
+    real = channel._socket
+    channel.begin()
+    with Full(fileno=os.dup(real.fileno())) as channel._socket:
+        channel.begin(0.0)
+    channel._socket = real
+    before = bench.reactor.seconds()
+    for _ in range(2):
+        channel.begin(0.0)
+    assert all(before < each < bench.reactor.seconds() for each in list(channel.outstanding())[2:])
+    connected.close()
+
+
 def test_unused_transmit_stamp(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stamp that cannot be used does not change the start of the round trip."""
     connected = Connected(bench, transmit_stamps=True)
@@ -151,13 +175,7 @@ def test_dropped_replies(bench: Bench, connected: Connected) -> None:
 
 def test_not_sent(bench: Bench, connected: Connected) -> None:
     """A datagram that the kernel does not send is an error, and counts as dropped here."""
-    real = connected.channel._socket
-
-    class Full(socket.socket):
-        def send(self, *_: object) -> int:
-            raise OSError(errno.ENOBUFS, "No buffer space available")
-
-    connected.channel._socket = Full(fileno=real.detach())
+    connected.channel._socket = Full(fileno=connected.channel._socket.detach())
     connected.channel.begin()
     assert (connected.channel.sent, connected.channel.dropped) == (1, 1)
     assert connected.errors == {"not_sent": 1}
