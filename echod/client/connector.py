@@ -143,12 +143,11 @@ class Connector:
         self.on_address_change: Callable[[str, str], None] = lambda *_: None
         self._addresses: list[tuple[int, Address]] = []
         self._endpoint: Any = None
+        self.protocol = "udp" if target.udp else "tcp"
         if target.host is None or target.description:
             self._endpoint = target.endpoint(reactor)
             self.protocol = target.text.partition(":")[0].lower()
             self.includes_lookup = target.host is None and self.protocol != "unix"
-        else:
-            self.protocol = "udp" if target.udp else "tcp"
 
     async def resolve(self) -> None:
         """Resolve the target's name, if it has one and that is not done.
