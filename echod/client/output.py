@@ -47,6 +47,5 @@ def printable(text: str) -> str:
 
 def discard(file: TextIO) -> None:
     """Redirect a file to /dev/null: its buffer would fail to flush again at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, file.fileno())
-    os.close(nowhere)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), file.fileno())
