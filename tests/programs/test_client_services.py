@@ -85,22 +85,23 @@ def test_datagrams(kind: str, name: str, count: str) -> None:
 
 def test_late_datagrams() -> None:
     """Late datagrams are not lost; those that others overtake are also reordered."""
-    with Mirror("late", "--udp", "--every", 20, "--seconds", 0.2) as mirror:
+    with Mirror("late", "--udp", "--every", 5, "--seconds", 1.1) as mirror:
         outcome = echod_client(
-            *("ping", target_of(mirror, udp=True), "-c", 79, "-i", 0.01, "-W", 0.15, "--json")
+            # A busy machine delays the other replies, too: by less than a second.
+            *("ping", target_of(mirror, udp=True), "-c", 19, "-i", 0.15, "-W", 1, "--json")
         )
         counted = mirror.stop()
     result = outcome.result
     assert outcome.status == 1
     assert wrong(result) == {"late": 3, "reordered": result["reordered"]}
     assert counted["late"] == 3
-    assert result["round_trip_seconds"]["max"] == pytest.approx(0.2, abs=0.05)
+    assert 1.1 <= result["round_trip_seconds"]["max"] < 1.6
 
 
 def test_late_messages() -> None:
     """Late messages on a connection are counted, though later ones wait for them."""
-    with Mirror("late", "--every", 2, "--size", 64, "--seconds", 0.4) as mirror:
-        outcome = echod_client("ping", target_of(mirror), "-c", 3, "-i", 0.5, "-W", 0.25, "--json")
+    with Mirror("late", "--every", 2, "--size", 64, "--seconds", 1) as mirror:
+        outcome = echod_client("ping", target_of(mirror), "-c", 3, "-i", 1.2, "-W", 0.6, "--json")
         counted = mirror.stop()
     assert outcome.status == 1
     assert wrong(outcome.result) == {"late": 1}
@@ -139,7 +140,7 @@ def test_silent() -> None:
 def test_silent_over_udp() -> None:
     """Over UDP a closed loop continues after a datagram is given up."""
     with Mirror("silent", "--udp") as mirror:
-        outcome = echod_client("load", target_of(mirror, udp=True), "-d", 0.35, "-W", 0.1, "--json")
+        outcome = echod_client("load", target_of(mirror, udp=True), "-d", 0.8, "-W", 0.1, "--json")
         counted = mirror.stop()
     assert outcome.status == 1
     assert counted["datagrams"] == outcome.result["lost"] == outcome.result["sent"] >= 3
@@ -158,7 +159,7 @@ def test_extra() -> None:
 def test_swallow() -> None:
     """A missing byte damages the replies after it, and the last one stays incomplete."""
     with Mirror("swallow", "--after", 64 * 3) as mirror:
-        outcome = echod_client("ping", target_of(mirror), "-c", 5, "-i", 0.01, "-W", 0.3, "--json")
+        outcome = echod_client("ping", target_of(mirror), "-c", 5, "-i", 0.01, "-W", 1, "--json")
         assert mirror.stop() == {"swallowed": 1}
     assert outcome.status == 1
     assert outcome.result["received"] == 3
