@@ -23,6 +23,14 @@ from echod.client.text import summary_lines
 TIMES: Final = {"load": ("latency", LATENCY_PERCENTILES), "ping": ("round_trip", PERCENTILES)}
 """By command, the name of its times, and their percentiles."""
 
+LONGEST_LINE: Final = 1 << 27
+"""Maximum bytes of a run. Other files, such as /dev/zero, may have no lines."""
+
+NOT_A_RUN: Final = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError),
+)
+"""The errors that follow from other contents of a file."""
+
 SAME: Final = ("merged_command", "protocol", "size_bytes", "timeout_seconds", "clock", "loop")
 """Names whose values have to be the same in all runs."""
 
@@ -40,17 +48,17 @@ def read_runs(name: str) -> list[Result]:
     :raises OSError: if the file cannot be read.
     :raises ValueError: for any other contents.
     """
-    with open(name, "rb") as file:
-        lines = file.read().splitlines()
     runs = []
     try:
-        for line in lines:
-            run = json.loads(line)
-            if run.get("event", "summary") == "summary":
-                runs.append({"merged_command": run["command"], **run, "file": name})
-                merge(runs[-1:])
-        merge(runs[:1])
-    except (ArithmeticError, LookupError, AttributeError, TypeError, ValueError) as error:
+        with open(name, "rb") as file:
+            for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+                run = json.loads(line, parse_constant=int)  # int() refuses NaN and Infinity
+                if run.get("event", "summary") == "summary":
+                    runs.append({"merged_command": run["command"], **run, "file": name})
+                    "".join((run["target"], run["started_at"], *run["errors"]))
+                    list(summary_lines(merge(runs[-1:])))
+        _ = runs[0]
+    except NOT_A_RUN as error:
         raise ValueError("not the output of ping --json or load --json") from error
     return runs
 

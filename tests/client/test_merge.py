@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,10 @@ def test_ping_and_load(tmp_path: Path) -> None:
         json.dumps({**ping_result(a_ping([0.1])), "errors": 3}),
         json.dumps({**ping_result(a_ping([0.1])), "sent": "x"}),
         "\n".join(json.dumps({**ping_result(a_ping([0.1])), "sent": each}) for each in (1, "x")),
+        json.dumps({**ping_result(a_ping([0.1])), "sent": nan}),
+        json.dumps({**ping_result(a_ping([0.1])), "errors": {"reset": "x"}}),
+        json.dumps({**ping_result(a_ping([0.1])), "started_at": 3}),
+        "[" * 100_000,
     ],
 )
 def test_other_files(tmp_path: Path, text: str) -> None:
