@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from argparse import ArgumentTypeError, Namespace
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -225,6 +226,9 @@ def conflicts(options: Any, target: Target) -> Iterator[str]:
     for option, other, is_given, why in RULES:
         if given.get(option) and bool(given.get(other)) is is_given:
             yield why
+    files = [each for each in map(given.get, ("plot", "hdr", "csv")) if each]
+    if len(set(map(os.path.realpath, files))) < len(files):
+        yield "--plot, --hdr and --csv write to different files: change a name"
     if target.host is None and sockets != SocketOptions(kernel_clock=sockets.kernel_clock):
         yield "-4, -6, -I, -Q, --dscp and --ttl are for targets with a host and UDP or TCP"
     if {family_of(target.host), sockets.family} == set(FAMILIES.values()):

@@ -65,6 +65,10 @@ ALL: Final = {
 """The same, for each command."""
 
 
+DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+"""The dashes, hyphens and minus signs that a text editor puts in place of an ASCII hyphen."""
+
+
 class Parser(ArgumentParser):
     """A parser that reports an error in one line, without the usage.
 
@@ -103,6 +107,10 @@ class Parser(ArgumentParser):
             if name in options:
                 if name == each and options[name].nargs != 0:
                     next(rest, None)  # its value
+            elif each[:1] in DASHES and each:
+                plain = f"-{name[1:]}"
+                full = plain if plain in options else f"-{plain}"
+                yield f"{name} (type {full if full in options else plain})"
             elif each.startswith("-") and each != "-":
                 hint = next(filter(None, self._hints(name)), "")
                 if hint or each[:2] not in options:

@@ -167,9 +167,6 @@ def check_address(text: str, address: str) -> None:
         )
 
 
-OTHER_FAMILY: Final = (socket.EAI_ADDRFAMILY, socket.EAI_NODATA)
-"""Errors for a name that has addresses, but none of the family."""
-
 NO_NAME: Final = "no such name: each part of a name has 1 to 63 characters"
 ONLY_LOCAL: Final = "an interface after the address is for link-local addresses only: leave it out"
 
@@ -181,7 +178,7 @@ def look_up(target: Target, family: int) -> Addresses | Failure:
         found = socket.getaddrinfo(target.host, target.port, family, kind)
     except (OSError, UnicodeError) as error:  # UnicodeError: Python's own IDNA codec
         interface = str(target.host).partition("%")[2]
-        if family and isinstance(error, OSError) and error.errno in OTHER_FAMILY:
+        if family and isinstance(error, OSError) and isinstance(look_up(target, 0), list):
             error.strerror = "no address of the IP version that was asked for: leave out -4, -6, -I"
         if isinstance(error, OSError) and not interface:
             return Failure(error)

@@ -92,7 +92,9 @@ def start_time(text: str) -> float:
 
 def ramp(text: str) -> tuple[float, float]:
     """Return the two rates that ``100:10k`` stands for."""
-    first, _, last = text.partition(":")
+    first, colon, last = text.partition(":")
+    if not colon:
+        raise ValueError(f"takes two rates, such as 100:10k, not {text!r}")
     return rate(first), rate(last)
 
 
@@ -132,11 +134,19 @@ def payload(text: str) -> bytes:
 
 def plot_file(name: str) -> str:
     """Return the name of a plot's file, which ends in .svg or .png; by default in .svg."""
-    if name and not os.path.splitext(name)[1] and name.lower() not in PLOTS:
+    base = os.path.basename(name).lower()
+    if base and not os.path.splitext(base)[1] and base not in PLOTS:
         return f"{name}.svg"
     if not name.lower().endswith(PLOTS):
         raise ValueError(f"takes a file that ends in .svg or .png, not {name!r}")
     return name
+
+
+def not_empty(text: str) -> str:
+    """Return ``text``: empty, it comes from a variable of the shell that is not set."""
+    if not text:
+        raise ValueError("takes a value that is not empty")
+    return text
 
 
 PARSERS: Final[dict[str, Callable[[str], Any]]] = {
@@ -156,7 +166,7 @@ PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "CLOCK": is_kernel_clock,
     "TEXT|@FILE": payload,
     "PLOT": plot_file,
-    "FILE": str,
+    "FILE": not_empty,
 }
 """The parsers of values, by the placeholder in the help. The message of their ValueError follows
 the name of the option."""

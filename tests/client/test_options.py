@@ -299,7 +299,12 @@ RATES = (
         ("ping", "-Q/--tos", "a whole number from 0 to 255", ("256", "0x", "0x100", "ef", "")),
         ("ping", "--dscp", "a whole number from 0 to 63", ("64", "0x10", "af44", "cs8", "")),
         ("ping", "-t/--ttl", "a whole number from 1 to 255", ("0", "256", "10s")),
-        ("load", "--plot", "a file that ends in .svg or .png", ("", "a.pdf", "a.svg.gz")),
+        (
+            "load",
+            "--plot",
+            "a file that ends in .svg or .png",
+            ("", "a.pdf", "a.svg.gz", "/", "/tmp/"),
+        ),
     ],
 )
 def test_bad_values(
@@ -351,7 +356,12 @@ def test_bad_values(
         ("load h:7 --ramp 1:2 -r 1", "load: --ramp takes the place of --rate: leave one out"),
         ("load h:7 --ramp 1:2 -n 1", "load: --ramp ends after --duration: leave out --count"),
         ("load h:7 --ramp 1:2 -d 0", "load: --ramp needs a --duration above 0"),
-        ("load h:7 --ramp 1", "load: argument --ramp: takes a number of messages a second"),
+        ("load h:7 --ramp 1", "load: argument --ramp: takes two rates, such as 100:10k, not '1'"),
+        ("ping h:7 \u2014c 3", "ping: there is no option \u2014c (type -c); see"),
+        ("ping h:7 \u2014count=3", "ping: there is no option \u2014count (type --count); see"),
+        ("ping h:7 \u2212x", "ping: there is no option \u2212x (type -x); see"),
+        ("load h:7 --csv x --hdr ./x", "load: --plot, --hdr and --csv write to different files"),
+        ("load h:7 --csv=", "load: argument --csv: takes a value that is not empty"),
         ("load h:7 --ramp 1:2:3", "load: argument --ramp: takes a number of messages a second"),
         ("load udp:h:7 --per-connection 1", "load: --per-connection is for connections"),
         ("load h:7 --start-at soon", "load: argument --start-at: takes a time such as 14:30"),
