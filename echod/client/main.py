@@ -40,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = str(error.name).partition(".")[0]
         if missing not in EXTRA:
             raise
-        print(
-            f"echod-client {options.command} needs {EXTRA[missing]}, which is not installed: "
-            "install echod with its extra client",
-            file=sys.stderr,
-        )
+        why = f"echod-client {options.command} needs {EXTRA[missing]}, which is not installed"
+        print(f"{why}: install echod with its extra client", file=sys.stderr)
         return 2
     return run(options)
