@@ -473,8 +473,7 @@ ALLOWED = {
     ("client/values.py", "datetime.fromisoformat"): "the time of --start-at",
     ("client/load.py", "time.time"): "the wait for the time of --start-at",
     ("client/connector.py", "datetime.now"): "the start of a run, for display",
-    ("client/command.py", "time.time"): "the time stamp of an event",
-    ("client/commands.py", "time.time"): "the time stamp of a line",
+    ("client/commands.py", "time.time"): "the time stamps of lines and events",
     ("client/report.py", "time.time"): "the start of HdrHistogram's log",
     ("client/report.py", "datetime.fromtimestamp"): "the same, for display",
 }
