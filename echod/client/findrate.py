@@ -87,8 +87,9 @@ class FindRate:
 def find_rate_result(run: FindRate) -> Result:
     """Return the record of a search."""
     search, load = run.search, run.load
+    is_over = search.next is None  # no step was stopped, failed, or limited by the client
     return {
-        **common("find-rate", run, bool(search.holding) and not run.limited),
+        **common("find-rate", run, is_over and bool(search.holding)),
         "size_bytes": load.size,
         "connections": load.plan.connections,
         "bound_percentile": run.bound.percentile,

@@ -138,6 +138,19 @@ def test_errors_of_each_step() -> None:
     assert "errors: reset 1" in search.lines
 
 
+def test_refused_after_a_step() -> None:
+    """A search that cannot go on has not found the highest rate."""
+    network = MemoryNetwork()
+    services = Services(network)
+    search = Search(network, 10.0, Bound("p99", 0.1))
+    search.on_step = services.stop
+    network.advance(15)
+    assert search.done
+    assert search.result["highest"]["messages_per_second"] == 10.0
+    assert search.result["failure"] == "connection refused"
+    assert not search.result["ok"]
+
+
 def test_refused() -> None:
     """Without a connection there is no step."""
     search = Search(MemoryNetwork(), 10.0, Bound("p99", 0.1))
