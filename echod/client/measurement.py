@@ -229,7 +229,7 @@ class Measurement:
 
     @property
     def stamps(self) -> str:
-        """The clock that dated the replies, as in JSON: ``kernel`` or ``user``."""
+        """The clock of the replies' times, as in JSON: ``kernel`` or ``user``."""
         return "kernel" if self._reader.stamps.used else "user"
 
     @property

@@ -37,7 +37,7 @@ class SocketOptions:
     :ivar tos: the byte of DSCP and ECN (RFC 2474): IP_TOS in ip(7), IPV6_TCLASS.
     :ivar ttl: the maximum number of hops.
     :ivar dont_fragment: set the Don't Fragment bit of datagrams (IP_MTU_DISCOVER in ip(7)).
-    :ivar kernel_clock: date messages by the kernel's stamps (SO_TIMESTAMPNS in socket(7)).
+    :ivar kernel_clock: take times from the kernel's time stamps (SO_TIMESTAMPNS in socket(7)).
     """
 
     family: int = socket.AF_UNSPEC

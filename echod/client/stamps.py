@@ -35,7 +35,7 @@ TOLERANCE: Final = 1e-6
 """Seconds. A smaller step of the time of day is not noticed, and changes no time by more."""
 
 TRIES: Final = 5
-"""Readings of both clocks, of which the shortest counts: this process may lose the CPU in one."""
+"""Number of readings of both clocks. The shortest is used: this process may lose the CPU in one."""
 
 LONGEST: Final = 10.0
 """Seconds after a step for which stamps can be wrong: no packet waits longer in a receive queue."""

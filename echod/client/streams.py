@@ -1,8 +1,8 @@
 """The client's end of one connection: send messages at once, and time the replies.
 
-A message goes to the kernel when it is begun, and a reply is dated by the kernel's stamp, or when
-it is received: no queue of Twisted is part of the round trip. Over TLS, Twisted encrypts, and this
-module receives. In memory, messages pass through the transport.
+A message goes to the kernel when it is begun. The time of a reply is the kernel's stamp, or the
+time at which it is received: no queue of Twisted is part of the round trip. Over TLS, Twisted
+encrypts, and this module receives. In memory, messages pass through the transport.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ def test_close(bench: Bench, connect: Any) -> None:
 
 
 def test_tls(bench: Bench) -> None:
-    """Over TLS, a message reaches the kernel at once, and the kernel dates its reply."""
+    """Over TLS, a message reaches the kernel at once, and its reply has the kernel's time."""
     with tls_target() as target:
         reader = bench.reader(100, transmit_stamps=True)
         connector = Connector(bench.reactor, parse_target(target), 10.0)
