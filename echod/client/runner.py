@@ -84,6 +84,9 @@ def run(options: Namespace) -> int:
     except OSError as error:  # RLIMIT_NOFILE is too low for the first few descriptors
         console.print_error(f"{os_error_line(error)}: raise the limit (ulimit -n)")
         return WRONG
+    except MemoryError:  # for the payloads
+        console.print_error("out of memory: use a smaller --size, or raise the limit (ulimit -v)")
+        return WRONG
 
 
 def perform(reactor: Any, options: Namespace, console: Console) -> int:

@@ -560,19 +560,31 @@ def no_descriptor(*_: object) -> NoReturn:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
+def no_memory(*_: object) -> NoReturn:
+    raise MemoryError
+
+
 @pytest.mark.parametrize(
-    "name", ["echod.client.runner.PreciseReactor", "echod.client.epoll.select.epoll"]
+    ("name", "fail", "why"),
+    [
+        ("runner.PreciseReactor", no_descriptor, "too many open files: raise the limit"),
+        ("epoll.select.epoll", no_descriptor, "too many open files: raise the limit (ulimit -n)"),
+        ("measurement.contents", no_memory, "out of memory: use a smaller --size, or raise"),
+    ],
 )
-def test_no_descriptors(name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no file descriptor is left for the reactor, one line says which limit to raise."""
+def test_no_resources(
+    name: str, fail: Any, why: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no file descriptor or memory is left, one line says which limit to raise."""
     reactor = PreciseReactor()
     monkeypatch.setattr("echod.client.runner.PreciseReactor", lambda: reactor)
     monkeypatch.setattr("echod.client.runner.installReactor", lambda _: None)
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    monkeypatch.setattr(name, no_descriptor)
+    monkeypatch.setattr(f"echod.client.{name}", fail)
     assert main.main(["ping", "127.0.0.1:7"]) == 2
-    expected = "echod-client ping: too many open files: raise the limit (ulimit -n)\n"
-    assert capsys.readouterr().err == expected
+    err = capsys.readouterr().err
+    assert err.startswith(f"echod-client ping: {why}")
+    assert err.count("\n") == 1
 
 
 def test_second_stop(target: str, at_reply: AtReply) -> None:
