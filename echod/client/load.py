@@ -41,8 +41,7 @@ class Load(Measurement):
     :param plan: the fields of a :class:`Plan`.
     :ivar rate: messages a second in all, the mean of a ramp; ``None`` for a closed loop.
     :ivar made: connections made, or sockets over UDP.
-    :ivar connect_times: seconds to connect. If connections are replaced, only of those that were
-        made while messages count.
+    :ivar connect_times: seconds to connect. If connections are replaced, only while messages count.
     :ivar handshake_times: seconds that each TLS handshake took after that.
     :ivar warm_up_messages: messages that do not count.
     :ivar silent: connections on which messages were sent, and no complete reply came back.
@@ -71,8 +70,7 @@ class Load(Measurement):
         self._last = (self.plan.per_connection or 0) - 1  # number of the last one on a connection
         self._openings: set[Deferred[Any]] = set()
         self._overdue: list[float] = []  # moments at which no connection could take a message
-        self._end = 0.0  # of sending
-        self._turn = -1
+        self._end, self._turn = 0.0, -1  # of sending, and the channel that has sent last
         self._allowed: Iterator[bool] = repeat(True)  # to send each message of a closed loop
         self._timer: IDelayedCall | None = None  # of the next phase
 
@@ -168,13 +166,19 @@ class Load(Measurement):
         self._end = start + duration
         self.statistics.begin(start)
         if duration < inf:
-            self._later(duration, self.stop_sending)
+            self._later(duration, self._time_is_over)
         schedule = Schedule(start + SECOND, SECOND)
         self._intervals = Pacer(self.clock, schedule, self.statistics.add_interval)
         self._intervals.run()
         if self.rate is not None:
             super().end_sending()  # of the warm-up
             self.pace(self.plan.schedule(start), self._send_due)
+
+    def _time_is_over(self) -> None:
+        if self.plan.ends_by_count and self._pacer is not None:  # its last message may be overdue
+            self._pacer.done.addCallback(lambda _: self.stop_sending())
+        else:
+            self.stop_sending()
 
     def end_sending(self) -> None:
         """Stop sending, and record the figures; the intervals continue until the last reply."""
@@ -196,8 +200,8 @@ class Load(Measurement):
             self.statistics.add_interval(now)
             if self._is_final:
                 self._intervals.stop()
-        if self.is_counting and self.is_sending:
-            self.statistics.end(now, self.sent, self.answered)
+            if self.is_sending:
+                self.statistics.end(now, self.sent, self.answered)
         super().summarize()
         self.statistics.count_lost(self.unanswered())
         self.silent = sum(each.sent > 0 and not each.replies.finished for each in self.streams)
@@ -251,7 +255,6 @@ class Load(Measurement):
         self._overdue.append(moment)
 
     def _retire(self, channel: Channel) -> None:
-        """Close a connection whose messages are all answered."""
         assert isinstance(channel, StreamChannel)
         channel.ended.addCallback(self._forget, channel)
         channel.close()
@@ -281,10 +284,7 @@ class Load(Measurement):
                 self._send(moment)
 
     def _replace_lost(self, moment: float) -> None:
-        """Send the next datagram on each UDP socket whose last one is lost.
-
-        Connections wait for theirs: if all do, a load that only a count would end has no end.
-        """
+        """Replace lost datagrams; if all connections wait, end a load that only a count ends."""
         lost = self.waiting_since(moment - self.timeout) if moment < self._end else []
         if self.connector.protocol == "udp":
             for channel in lost:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 
 from echod.client.connector import Connector
 from echod.client.epoll import EpollReader
@@ -380,6 +380,17 @@ def test_count(network: MemoryNetwork, rate: float | None) -> None:
     assert run.done
     assert run.counts == {"sent": 15, "received": 15}
     assert run.values["duration_seconds"] == pytest.approx(1.5 if rate else 0.7)
+
+
+def test_count_of_a_late_client(network: MemoryNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``-n``, an open loop also sends the messages that are overdue at its end."""
+    monkeypatch.setattr("echod.client.pacing.TURN", -1.0)  # one message in each turn
+    Services(network)
+    run = Run(network, duration=inf, rate=10.0, count=15)
+    Clock.advance(network, 2)  # at once: the timers of 1.5 s run before the overdue messages
+    network.advance(1)
+    assert run.done
+    assert run.counts == {"sent": 15, "received": 15}
 
 
 def test_count_beyond_the_duration(network: MemoryNetwork) -> None:
