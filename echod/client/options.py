@@ -58,7 +58,7 @@ SIZE: Final = f"of a message; over UDP {MIN_DATAGRAM} to {MAX_DATAGRAM}"
 OPTIONS: Final[dict[str, tuple[tuple[Any, ...], ...]]] = {
     "pipe ping load": (
         ("-W --timeout", "TIME", "how long to wait for a connection, and for a reply", "10s"),
-        ("-I --interface", "ADDRESS", "send from this address, or on this interface", ""),
+        ("-I --interface", "ADDRESS", "send from this address, or on this interface"),
         ("-4", ("family", AF_INET), "use IPv4 only", 0),
         ("-6", ("family", AF_INET6), "use IPv6 only", 0),
         ("-Q --tos", "BYTE", "type of service: DSCP and ECN in one byte, such as 0xb8"),
@@ -202,7 +202,7 @@ def family_of(text: str | None) -> int:
 
 def socket_options(options: Any) -> SocketOptions:
     """Return the options for all sockets."""
-    local = options.interface
+    local = options.interface or ""
     family = family_of(local)
     return SocketOptions(
         family=options.family or family,

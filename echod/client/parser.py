@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any, Final, NoReturn
 
 from echod.client.errors import os_error_line
 from echod.client.output import discard, printable
+
+NEGATIVE: Final = re.compile(r"-\.?[0-9]")
 
 WRONG: Final = 2
 """Exit status for a command line that is wrong."""
@@ -96,7 +99,18 @@ class Parser(ArgumentParser):
         if self.is_first and arguments[0] not in self.commands and arguments[0][:1] != "-":
             choice = " | ".join(self.commands)
             self.error(f"{arguments[0]!r} is not a command: type {choice} before TARGET")
-        return super().parse_known_args(arguments, namespace)
+        return super().parse_known_args(self._joined(arguments), namespace)
+
+    def _joined(self, arguments: Sequence[str]) -> list[str]:
+        """Join each negative number to its option: argparse would take it for an option."""
+        joined = [""]
+        for each in arguments:
+            action = self._option_string_actions.get(joined[-1])
+            if action is not None and action.nargs != 0 and NEGATIVE.match(each):
+                joined[-1] += f"={each}" if joined[-1].startswith("--") else each
+            else:
+                joined.append(each)
+        return joined[1:]
 
     def _unknown(self, arguments: Sequence[str]) -> Iterator[str]:
         options, rest = self._option_string_actions, iter(arguments)

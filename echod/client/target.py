@@ -111,6 +111,8 @@ def split_kind(text: str) -> tuple[str, str]:
         if kind not in (*USAGES, "udp"):
             raise BadTarget(f"TARGET {text!r}: use tcp://, udp:// or tls://")
         return kind, place[2:] if kind == "unix" else place[2:].removesuffix("/")
+    if place.startswith("/") and kind in ("tcp", "udp", "tls", "ssl"):
+        raise BadTarget(f"TARGET {text!r}: type {kind}:/{place}, with two slashes")
     is_port = place.isdecimal()  # of a host that is called tcp, or udp
     return ("", text) if is_port or kind not in (*USAGES, "udp") else (kind, place)
 

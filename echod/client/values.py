@@ -160,7 +160,7 @@ PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "P=TIME": bound,
     "BYTE": tos,
     "DSCP": dscp,
-    "ADDRESS": str,
+    "ADDRESS": not_empty,
     "CLOCK": is_kernel_clock,
     "TEXT|@FILE": payload,
     "PLOT": plot_file,

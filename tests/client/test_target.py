@@ -170,6 +170,7 @@ def test_no_target(text: str) -> None:
         ("udp:2001:db8::1:7", " is ambiguous: type udp:[2001:db8::1]:7 or udp:[2001:db8::1:7]"),
         ("fe80::1", ": a link-local address needs its interface, as in [fe80::1%eth0]"),
         ("http://h:7", ": use tcp://, udp:// or tls://"),
+        ("tcp:/h:7", ": type tcp://h:7, with two slashes"),
         ("udp:h:nosuch", ": 'nosuch' is neither a port nor a service"),
         ("tcp://h:é", ": 'é' is neither a port nor a service"),
     ],
