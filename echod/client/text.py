@@ -12,8 +12,11 @@ from echod.client.report import Result, in_ms
 PROTOCOLS: Final = {"unix": "a UNIX socket"}
 """Names of protocols in headings. Other protocols are written in capitals."""
 
-
-STATES: Final = {"pending": "no answer yet", "lost": "lost", "not_sent": "not sent: no connection"}
+STATES: Final = {
+    events.PENDING: "no answer yet",
+    events.LOST: "lost",
+    events.NOT_SENT: "not sent: no connection",
+}
 """Words for the states of a message without an answer."""
 
 
