@@ -263,15 +263,17 @@ class SilentConnector:
         """Connect at once."""
 
 
+def fake(source: int, sink: int, client: SilentClient) -> tuple[Any, Clock]:
+    """Return a pipe with ``client``, which needs no service, and the clock of both."""
+    pipe: Any = Run("127.0.0.1:7", source, sink).pipe
+    pipe.clock, pipe._client, pipe.connector = clock, _, _ = Clock(), client, SilentConnector()
+    return pipe, clock
+
+
 def test_idle_input() -> None:
     """The timeout begins with the first byte in flight: an idle standard input does not count."""
     feed, source = pair("pipe")
-    pipe: Any = Run("127.0.0.1:7", source, source).pipe
-    pipe.clock, pipe._client, pipe.connector = clock, _, _ = (
-        Clock(),
-        SilentClient(),
-        SilentConnector(),
-    )
+    pipe, clock = fake(source, source, SilentClient())
     run = Deferred.fromCoroutine(pipe.run())
     clock.pump([1] * 20 + [0.9])
     os.write(feed, b"hello")
@@ -305,12 +307,8 @@ def test_idle_input_that_ends() -> None:
 
     feed, source = pair("pipe")
     sink, drain = pair("socket")
-    pipe: Any = Run("127.0.0.1:7", source, sink).pipe
-    pipe.clock, pipe._client, pipe.connector = clock, client, _ = (
-        Clock(),
-        OpenClient(),
-        SilentConnector(),
-    )
+    client = OpenClient()
+    pipe, clock = fake(source, sink, client)
     run = Deferred.fromCoroutine(pipe.run())
     clock.pump([1] * 10 + [0.9])
     os.close(feed)
@@ -339,12 +337,7 @@ def test_slow_output_after_the_end() -> None:
     sink, drain = pair("pipe")
     data = noise(200_000)
     with file_with(data) as source:
-        pipe: Any = Run("127.0.0.1:7", source.fileno(), sink, timeout=8.0).pipe
-        pipe.clock, pipe._client, pipe.connector = clock, _, _ = (
-            Clock(),
-            FinishedClient(),
-            SilentConnector(),
-        )
+        pipe, clock = fake(source.fileno(), sink, FinishedClient())
         run = Deferred.fromCoroutine(pipe.run())
         while not pipe._at_end:
             pipe._input.doRead()
