@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -66,14 +67,18 @@ class Round(NamedTuple):
     late: float
 
 
+def output_of(command: Sequence[object], statuses: Sequence[int] = (0,)) -> str:
+    """Return the standard output of a command; raise if its status is not one of ``statuses``."""
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if run.returncode not in statuses:
+        lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
+        raise RuntimeError(f"{command[0]}: {lines[-1] if lines else f'status {run.returncode}'}")
+    return run.stdout
+
+
 def result_of(*arguments: object) -> Any:
     """Run the client, and return its JSON."""
-    run = subprocess.run(
-        [CLIENT, *map(str, arguments), "--json"], capture_output=True, text=True, check=False
-    )
-    if run.returncode:
-        raise RuntimeError(run.stderr.strip() or f"the client says: {run.stdout}")
-    return json.loads(run.stdout)
+    return json.loads(output_of([CLIENT, *arguments, "--json"]))
 
 
 def load_of_c(tools: str, port: int, seconds: float) -> float:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
+from client import output_of
 from losses import HOST
 from truth_runs import (
     IRTT,
@@ -20,7 +21,6 @@ from truth_runs import (
     Figures,
     Traffic,
     free_port,
-    output_of,
     running,
     wait_until_bound,
 )

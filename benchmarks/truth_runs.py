@@ -7,20 +7,19 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from client import CLIENT, output_of
 from losses import HOST
 from servers import LISTENS, LOAD_CORE, SERVER_CORE, TWISTD, build
 from tls import CERTIFICATE, KEY, write_files
 
 OURS, IN_C, IRTT, SOCKPERF, STUNNEL = "echod-client", "C", "irtt", "sockperf", "stunnel4"
 CLIENTS: Final = (OURS, IN_C, IRTT, SOCKPERF)
-CLIENT: Final = str(Path(sys.executable).with_name("echod-client"))
 SIZE: Final = 64  # bytes of a message
 LIMIT: Final = 10.0  # seconds for a process to start
 WAIT: Final = 0.5  # seconds for the last replies
@@ -152,15 +151,6 @@ def stunnel(tools: str, port: int) -> Iterator[str]:
 
 
 # The clients.
-
-
-def output_of(command: Sequence[object], statuses: Sequence[int] = (0,)) -> str:
-    """Return the standard output of a command; raise if its status is not one of ``statuses``."""
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    if run.returncode not in statuses:
-        lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
-        raise RuntimeError(f"{command[0]}: {lines[-1] if lines else f'status {run.returncode}'}")
-    return run.stdout
 
 
 def json_of(*arguments: object) -> dict[str, Any]:
