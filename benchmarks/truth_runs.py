@@ -178,11 +178,11 @@ def figures_of(result: dict[str, Any]) -> Figures:
     times = result.get("latency_seconds") or result["round_trip_seconds"]
     delays = result["scheduling_error_seconds"]
     connect = result["connect_seconds"]
-    limited = result.get("client_was_bottleneck", False)
+    limited = result["client_was_bottleneck"]
     return {
         **{name: times[name] or 0.0 for name in PERCENTILES},
         **{name: result[name] for name in COUNTS},
-        "unreported": 0 if limited else result.get("dropped_here", 0),
+        "unreported": 0 if limited else result["dropped_here"],
         "limited": limited,
         "lateness": (delays and delays["p99"]) or 0.0,
         "connect": (connect["p50"] if isinstance(connect, dict) else connect) or 0.0,
