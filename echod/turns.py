@@ -13,9 +13,10 @@ from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
-BUDGET: Final = 0.002
-"""Seconds of work in one turn; the last step may exceed it. Including the other work of a turn,
-a client on another connection waits well below 10 ms."""
+TURN: Final = 0.0005
+"""Seconds of work in one turn of the reactor, for each of its parts: all TLS connections, all
+connections on the fast path, and each UDP port. The last step may exceed it. Including the other
+work of a turn, a client on another connection waits well below 10 ms."""
 
 
 class Worker(Protocol):
@@ -33,7 +34,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._left = BUDGET
+        self._left = TURN
         self._waiting: deque[Worker] = deque()
         self._scheduled = False
 
@@ -50,7 +51,7 @@ class Turns:
         if more:
             self._waiting.append(worker)
         # Do not schedule a turn after every call: a small piece of work would take a tenth longer.
-        if more or self._left < BUDGET / 2:
+        if more or self._left < TURN / 2:
             self._schedule(clock)
 
     def _step(self, worker: Worker, clock: IReactorTime) -> bool:
@@ -62,7 +63,7 @@ class Turns:
     def _run(self, clock: IReactorTime) -> None:
         """Do the waiting workers' steps in a new turn."""
         self._scheduled = False
-        self._left = BUDGET
+        self._left = TURN
         try:
             while self._waiting and self._left > 0:
                 worker = self._waiting.popleft()

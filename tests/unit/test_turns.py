@@ -7,7 +7,7 @@ from typing import Any, cast
 from twisted.internet.interfaces import IReactorTime
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.turns import BUDGET, Turns
+from echod.turns import TURN, Turns
 
 
 class ManualTurns:
@@ -54,7 +54,7 @@ class TurnsTests(SynchronousTestCase):
 
     def steps(self, name: str, count: int, share: float) -> None:
         """Begin a worker of ``count`` steps that take that share of the budget each."""
-        self.begin(Steps(self, name, count, BUDGET * share))
+        self.begin(Steps(self, name, count, TURN * share))
 
     def test_within_the_budget(self) -> None:
         """Steps within the budget run at once; a turn is scheduled when half of it is used."""
