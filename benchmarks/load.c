@@ -8,6 +8,7 @@
    idle   each connection exchanges one message, and stays open
    flood  all connections except the first send without end, and read; the first sends a
           message every 5 ms, or as soon as the reply to the last one has come
+   udp    as echo, over UDP: a lost datagram ends the program
 
    The program prints a line when it is ready. Then each line of input starts a run: of
    MILLISECONDS, or of MOST messages or connections (0: any number). Each run prints a line:
@@ -56,6 +57,7 @@ struct connection {
 };
 
 static enum { ECHO, SHORT, IDLE, FLOODED } how;
+static int type = SOCK_STREAM;
 static struct sockaddr_in address = {.sin_family = AF_INET};
 static size_t size;
 static unsigned char pool[PERIOD + LONGEST], buffer[256 * 1024];
@@ -132,7 +134,7 @@ static void open_one(struct connection *c) {
     int on = 1;
     static uint64_t opened;
     *c = (struct connection){.base = 4099 * ++opened};
-    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    c->fd = socket(AF_INET, type, 0);
     if (c->fd < 0) die("socket: %m");
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
@@ -254,7 +256,9 @@ int main(int argc, char **argv) {
     alarm(WHOLE);
     address.sin_port = htons(atoi(argv[1]));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    while (how < 4 && strcmp(argv[2], names[how])) how++;
+    bool udp = !strcmp(argv[2], "udp");
+    if (udp) type = SOCK_DGRAM;
+    while (how < 4 && strcmp(udp ? "echo" : argv[2], names[how])) how++;
     count = atoi(argv[3]);
     size = atoi(argv[4]);
     uint64_t milliseconds = atoi(argv[5]), of_a_run = atoi(argv[6]);

@@ -17,7 +17,7 @@ Round = dict[str, dict[str, Figures]]  # by scenario and server
 
 SATURATED: Final = 95  # per cent of a core; a server below this is not always busy
 # Scenarios in which the load keeps the server busy all the time.
-LOADED: Final = ("message-50", "message-500", "bulk", "short")
+LOADED: Final = ("message-50", "message-500", "bulk", "short", "udp")
 DISTURBED: Final = 0.05  # share of the time in which other processes used the cores
 
 
@@ -41,6 +41,7 @@ SCENARIOS: Final = {
     "short": ("connect, 64 B, close; 10 at once", ("cpu", "rate", "p50", "p99")),
     "idle": ("idle connections, after 64 B each", ("kib",)),
     "flood": ("64 B every 5 ms, beside a flood", ("p50", "p99")),
+    "udp": ("64 B datagrams, 50 sockets", ("cpu", "rate", "p50", "p99")),
 }
 
 # The columns of the first table, and the panels of the chart.
@@ -59,13 +60,14 @@ IN_MILLISECONDS: Final = ("message-500", "bulk", "flood")
 
 
 class Aim(NamedTuple):
-    """A bound on a figure of echod, or on its ratio to that of another server."""
+    """A bound on a figure of a server, or on its ratio to that of another server."""
 
     scenario: str
     figure: str
     other: str
     least: float | None = None
     most: float | None = None
+    server: str = "echod"
 
 
 AIMS: Final = (
@@ -80,6 +82,7 @@ AIMS: Final = (
     Aim("short", "cpu", "twisted", most=1.2),
     Aim("idle", "kib", "", most=1.5),
     Aim("flood", "p99", "", most=5000),  # microseconds
+    Aim("udp", "cpu", "c-udp", most=1.6, server="echod-udp"),
 )
 
 
@@ -142,8 +145,9 @@ def middle(values: Sequence[float]) -> str:
 
 
 def in_all(rounds: Sequence[Round]) -> list[str]:
-    """Return the servers that took part in each scenario."""
-    return [name for name in PEERS if all(name in servers for servers in rounds[0].values())]
+    """Return the servers that took part in each scenario of the first table."""
+    some = [rounds[0][column[0]] for column in COLUMNS if column[0] in rounds[0]]
+    return [name for name in PEERS if all(name in servers for servers in some)]
 
 
 def summary(rounds: Sequence[Round]) -> str:
@@ -167,14 +171,14 @@ def aims(rounds: Sequence[Round]) -> str:
     rows = []
     for aim in AIMS:
         servers = rounds[0].get(aim.scenario, {})
-        if "echod" not in servers or (aim.other and aim.other not in servers):
+        if aim.server not in servers or (aim.other and aim.other not in servers):
             continue
-        values = of(rounds, aim.scenario, "echod", aim.figure)
-        (factor, suffix), subject = unit(aim.scenario, aim.figure), "echod"
+        values = of(rounds, aim.scenario, aim.server, aim.figure)
+        (factor, suffix), subject = unit(aim.scenario, aim.figure), PEERS[aim.server].title
         if aim.other:
             others = of(rounds, aim.scenario, aim.other, aim.figure)
             values = [mine / other for mine, other in zip(values, others, strict=True)]
-            factor, suffix, subject = 1, "", f"echod / {PEERS[aim.other].title}"
+            factor, suffix, subject = 1, "", f"{subject} / {PEERS[aim.other].title}"
         if aim.most is not None:
             bound, how = aim.most * factor, "at most"
             met = median(values) <= bound

@@ -29,6 +29,11 @@ LOAD_CORE: Final = CORES[:1]
 TWISTD: Final = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=")
 ECHOD: Final = (*TWISTD, "echod", "--port", "0")
 ECHOES: Final = (sys.executable, str(HERE / "echoes.py"))
+# The rates of UDP are above the load, and all rules apply.
+ECHOD_UDP: Final = (
+    *(*TWISTD, "echod", "--listen", f"udp:0:interface={HOST}"),
+    *("--udp-rate", "1e9", "--udp-total-rate", "1e9"),
+)
 # socat prints its port only with -d -d. With blocks above a page (pipe(7)), it deadlocks in its own
 # pipe when a peer sends more than the pipe holds.
 SOCAT: Final = (
@@ -44,7 +49,7 @@ class Peer(NamedTuple):
     command: tuple[str, ...]  # {tools} is the directory of compiled programs
     needs: str = ""  # a Python package, or the name of a command with a slash before it
     source: str = ""  # the source file to compile
-    only: str = ""  # its only scenario; empty: all
+    only: str = ""  # its only scenario; empty: all but those of FEW
     forks: bool = False  # a process for each connection
 
 
@@ -58,11 +63,17 @@ PEERS: Final = {
     "uvloop": Peer("uvloop Protocol", (*ECHOES, "uvloop"), "uvloop"),
     "gevent": Peer("gevent StreamServer", (*ECHOES, "gevent"), "gevent"),
     "c": Peer("C, epoll", ("{tools}/echo-c",), "/cc", "echo.c"),
+    "c-splice": Peer("C, splice", ("{tools}/echo-c-splice",), "/cc", "echo-splice.c"),
     "go": Peer("Go, io.Copy", ("{tools}/echo-go",), "/go", "echo.go"),
     "socat": Peer("socat, fork", SOCAT, "/socat", forks=True),
+    "echod-udp": Peer("echod, UDP", ECHOD_UDP, only="udp"),
+    "asyncio-udp": Peer("asyncio, UDP", (*ECHOES, "asyncio-udp"), only="udp"),
+    "c-udp": Peer("C, UDP", ("{tools}/echo-c-udp",), "/cc", "echo-udp.c", only="udp"),
     "liar": Peer("one that changes a byte", (*ECHOES, "liar")),
 }
 USUAL: Final = [name for name in PEERS if name != "liar"]
+# Scenarios in which only a few servers take part.
+FEW: Final = {"udp": ("echod-udp", "asyncio-udp", "c-udp")}
 
 
 def missing(name: str) -> str:
@@ -76,7 +87,7 @@ def missing(name: str) -> str:
 
 
 def takes_part(name: str, scenario: str) -> bool:
-    return PEERS[name].only in ("", scenario)
+    return name in FEW.get(scenario, (name,)) and PEERS[name].only in ("", scenario)
 
 
 def build(source: str, target: str) -> None:

@@ -75,6 +75,7 @@ SCENARIOS: Final = {
     "idle": Scenario("idle", 5050, runs=1),
     # The first connection is measured, and the second one floods.
     "flood": Scenario("flood", 2, milliseconds=1500, runs=1),
+    "udp": Scenario("udp", 50),
 }
 SHORT: Final = {
     "message-1": Scenario("echo", 1, milliseconds=20, runs=1),
@@ -84,6 +85,7 @@ SHORT: Final = {
     "short": Scenario("short", 10, most=50, runs=1),
     "idle": Scenario("idle", 150, runs=1),
     "flood": Scenario("flood", 2, milliseconds=100, runs=1),
+    "udp": Scenario("udp", 50, milliseconds=20, runs=1),
 }
 # Connections of a server with a process for each: a hundred show its memory use as well.
 FORKS: Final = {"idle": 150}

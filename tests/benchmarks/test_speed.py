@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +25,8 @@ import pytest
 from tests import ROOT, TIMEOUT
 from tests.benchmarks.running import benchmark, needs_cc
 
+HOST = "127.0.0.1"
+MIB = 1 << 20
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "speed.py")]
 
 
@@ -118,6 +123,62 @@ def test_log() -> None:
 
 
 @needs_cc
+def test_datagrams() -> None:
+    """Over UDP there are servers of its own, and an aim for echod's CPU time beside C's."""
+    ended = bench("--servers", "echod,echod-udp,asyncio-udp,c-udp", "--scenarios", "udp")
+    assert ended.returncode == 0
+    names = ["echod, UDP", "asyncio, UDP", "C, UDP"]
+    assert list(rows(ended.stdout, "64 B datagrams, 50 sockets")) == names
+    assert re.search(r"echod, UDP / C, UDP +[\d.]+ +at most 1\.60 +(met|missed)\n", ended.stdout)
+
+
+@needs_cc
+@pytest.mark.parametrize("name", ["c", "c-splice"])
+def test_c_loses_nothing(servers: ModuleType, cores: set[int], tmp_path: Path, name: str) -> None:
+    """The servers in C return every byte to a peer that reads late, in messages of any size."""
+    assert servers.lack_of(name, str(tmp_path)) == ""
+    data = random.Random(862).randbytes(32 * MIB)
+    with closing(servers.Server(name, str(tmp_path))) as server:
+        server.ready()
+        for _ in range(3):  # these peers reset while the server has bytes for them
+            with socket.create_connection((HOST, server.port)) as peer:
+                fill(peer, data)
+        with socket.create_connection((HOST, server.port)) as peer:
+            peer.settimeout(TIMEOUT)
+            for size in (1, 200_000, MIB, 64, 3 * MIB, MIB, 70_000, 70_000, 1):
+                exchange(peer, data[-size:])
+            begun = fill(peer, data)
+            peer.settimeout(TIMEOUT)
+            exchange(peer, data, begun)
+            exchange(peer, data[:MIB])
+            peer.shutdown(socket.SHUT_WR)
+            assert peer.recv(1) == b""
+
+
+def fill(peer: socket.socket, data: bytes) -> int:
+    """Send until the kernel accepts no more, and return the number of bytes."""
+    peer.setblocking(False)
+    sent = 0
+    with suppress(BlockingIOError):
+        while sent < len(data):
+            sent += peer.send(data[sent : sent + MIB])
+    return sent
+
+
+def exchange(peer: socket.socket, data: bytes, sent: int = 0) -> None:
+    """Send what follows the first ``sent`` bytes, and compare all that comes back."""
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(peer.sendall, data[sent:])
+        received = bytearray()
+        while len(received) < len(data):
+            part = peer.recv(len(data) - len(received))
+            assert part
+            received += part
+        assert received == data
+        sending.result()
+
+
+@needs_cc
 def test_left_out(bare: Path) -> None:
     """A server that cannot run is left out, and a line gives the reason."""
     ended = bench("--servers", "go,socat,c", "--scenarios", "message-1", PATH=str(bare))
@@ -209,13 +270,13 @@ def marked(mark: str) -> list[int]:
 
 @pytest.mark.soak
 @needs_cc
-def test_short(servers: ModuleType, report: ModuleType) -> None:
+def test_short(servers: ModuleType, report: ModuleType, speed: ModuleType) -> None:
     """The short form runs every scenario on every server that this machine can run."""
     ended = bench()
     assert ended.returncode == 0
     there = [name for name in servers.USUAL if not servers.missing(name)]
     assert len(there) >= 6  # the servers that need no further package
-    assert len(report.SCENARIOS) == 7
+    assert list(report.SCENARIOS) == list(speed.SCENARIOS) == list(speed.SHORT)
     for scenario, (title, _) in report.SCENARIOS.items():
         assert list(rows(ended.stdout, title)) == [
             servers.PEERS[name].title for name in there if servers.takes_part(name, scenario)
