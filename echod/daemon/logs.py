@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Final, TextIO
 
@@ -17,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import FileLogObserver, LogEvent, Logger, LogLevel, eventAsText
 
 from echod.addresses import name_of, on_one_line
+from echod.daemon.summary import RateLimitedSummary, Reasons
 from echod.events import (
     Accepted,
     Closed,
@@ -28,9 +27,6 @@ from echod.events import (
     HeaderRead,
     Refused,
 )
-
-INTERVAL: Final = 1.0
-"""Seconds between two lines of a :class:`RateLimitedSummary`."""
 
 PRIORITIES: Final = {
     LogLevel.debug: 7,
@@ -147,48 +143,6 @@ def log_dropped(total: int, reasons: Reasons, peer: str) -> None:
         total=total,
         reasons=reasons,
     )
-
-
-class RateLimitedSummary:
-    """Events of one kind in at most one line per :data:`INTERVAL`, so that a flood of clients
-    does not become a flood of lines.
-
-    The first event is logged at once. Further events within the interval are counted, and logged
-    together at its end.
-
-    :param clock: schedules the end of the interval.
-    :param write: logs one line, given the number of events, the number of events for each reason,
-        and the peer of the last event.
-    """
-
-    def __init__(self, clock: IReactorTime, write: Callable[[int, Reasons, str], None]) -> None:
-        self._clock = clock
-        self._write = write
-        self._reasons = Reasons()
-        self._last = ""
-        self._pending = False
-
-    def add(self, reason: str, peer: str) -> None:
-        """Log one event, or count it for the next line."""
-        self._reasons[reason] += 1
-        self._last = peer
-        if not self._pending:
-            self.flush()
-
-    def flush(self) -> None:
-        """Log the counted events now, and begin a new interval if there were any."""
-        self._pending = bool(self._reasons)
-        if self._pending:
-            reasons, self._reasons = self._reasons, Reasons()
-            self._write(reasons.total(), reasons, self._last)
-            self._clock.callLater(INTERVAL, self.flush)
-
-
-class Reasons(Counter[str]):
-    """The number of events for each reason; as text, «draining 1, max-connections 2»."""
-
-    def __str__(self) -> str:
-        return ", ".join(f"{reason} {count}" for reason, count in self.items())
 
 
 def journal(file: TextIO | None = None) -> FileLogObserver:

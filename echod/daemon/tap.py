@@ -19,10 +19,11 @@ from echod.daemon.listeners.group import Ports
 from echod.daemon.listeners.kinds import echo_listener, import_extra, metrics_listener
 from echod.daemon.listeners.systemd import METRICS, TLS, PassedListener, PassedSocket, adopt
 from echod.daemon.listeners.tcp import TCPListener
-from echod.daemon.logs import ConnectionLog, RateLimitedSummary
+from echod.daemon.logs import ConnectionLog
 from echod.daemon.options import Options
 from echod.daemon.service import EchoService
 from echod.daemon.signals import Signals
+from echod.daemon.summary import RateLimitedSummary
 from echod.events import Observer, broadcast
 from echod.factory import EchoFactory
 from echod.limits import descriptors_left

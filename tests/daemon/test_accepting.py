@@ -26,7 +26,7 @@ from echod.daemon.listeners.accepting import PAUSE, ListeningSocket, log_not_acc
 from echod.daemon.listeners.group import Ports
 from echod.daemon.listeners.systemd import PassedListener
 from echod.daemon.listeners.unix import UNIXListener
-from echod.daemon.logs import RateLimitedSummary
+from echod.daemon.summary import RateLimitedSummary
 from echod.factory import EchoFactory
 from tests import TIMEOUT
 from tests.coroutines import now

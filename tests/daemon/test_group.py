@@ -23,7 +23,7 @@ from echod.daemon.listeners import group as module
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.group import Ports
 from echod.daemon.listeners.kinds import make_listener
-from echod.daemon.logs import RateLimitedSummary
+from echod.daemon.summary import RateLimitedSummary
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork
 from tests.coroutines import now

@@ -17,8 +17,8 @@ from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import group as ports
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.group import Ports
-from echod.daemon.logs import RateLimitedSummary
 from echod.daemon.service import EchoService
+from echod.daemon.summary import RateLimitedSummary
 from echod.events import Ending
 from echod.factory import EchoFactory
 from echod.testing import MemoryNetwork

@@ -82,6 +82,7 @@ CLIENT = [
 
 DAEMON = [
     "listeners.interfaces",
+    "summary",
     "logs",
     "errors",
     "logfile",

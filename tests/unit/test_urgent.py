@@ -11,7 +11,7 @@ import pytest_twisted
 
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.group import Ports
-from echod.daemon.logs import RateLimitedSummary
+from echod.daemon.summary import RateLimitedSummary
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
 from echod.transport import receive_urgent_inline

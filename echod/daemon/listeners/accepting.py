@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.tcp import Port
 from twisted.logger import Logger
 
-from echod.daemon.logs import RateLimitedSummary, Reasons
+from echod.daemon.summary import RateLimitedSummary, Reasons
 
 PAUSE: Final = 0.25
 """Seconds until a listener tries again after accept(2) failed. Connections that the kernel

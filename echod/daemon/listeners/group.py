@@ -17,7 +17,7 @@ from echod.daemon.errors import AddressInUse, CannotServe
 from echod.daemon.listeners.accepting import ListeningSocket
 from echod.daemon.listeners.base import BACKLOG, Listener
 from echod.daemon.listeners.interfaces import overlap
-from echod.daemon.logs import RateLimitedSummary
+from echod.daemon.summary import RateLimitedSummary
 from echod.transport import receive_urgent_inline, refuse_descriptors
 
 log = Logger(namespace="echod")
