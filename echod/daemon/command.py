@@ -12,6 +12,7 @@ from twisted.python.reflect import namedAny
 from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
 
 from echod.daemon.errors import CannotServe
+from echod.daemon.logfile import TEXT
 from echod.daemon.options import Options
 from echod.daemon.optiontable import GENERAL, TOPICS, Option
 
@@ -46,10 +47,10 @@ def run(arguments: Sequence[str]) -> None:
         options = Command()
         options.parseOptions(arguments)
         install_reactor(options["reactor"])
-        logger = log_observer(options["logger"])
+        logger = log_observer(TEXT if options["logger"] is None else options["logger"])
         config: Any = ServerOptions()
         config.parseOptions(["--nodaemon", "--no_save", "--pidfile="])
-        config["logger"] = logger and (lambda: logger)
+        config["logger"] = lambda: logger
         config.subCommand, config.subOptions, options.parent = "echod", options, config
         config.loadedPlugins = {"echod": ServiceMaker("echod", "echod.daemon", "", "echod")}
         runApp(config)
@@ -73,13 +74,11 @@ def install_reactor(name: str | None) -> None:
         ) from error
 
 
-def log_observer(name: str | None) -> ILogObserver | None:
+def log_observer(name: str) -> ILogObserver:
     """Return the log observer that the function ``name`` makes.
 
     :raises CannotServe: if the name cannot be imported, or makes no log observer.
     """
-    if name is None:
-        return None
     try:
         observer = namedAny(name)()
     except Exception:

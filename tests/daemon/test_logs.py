@@ -8,15 +8,35 @@ import sys
 from datetime import datetime, timezone
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import (
+    LogEvent,
+    Logger,
+    LogLevel,
+    eventAsText,
+    formatEvent,
+    globalLogPublisher,
+    textFileLogObserver,
+)
 from twisted.python import log as legacy
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod import events
 from echod.daemon import logs
-from echod.daemon.logs import ConnectionLog, journal, json_lines
+from echod.daemon.logs import (
+    CLOSED,
+    CUT_SHORT,
+    ConnectionLog,
+    UncheckedLogger,
+    journal,
+    json_lines,
+    text_lines,
+    text_of,
+)
 from echod.events import (
     Accepted,
     Closed,
@@ -273,3 +293,57 @@ class FormatTests(SynchronousTestCase):
                 {"level": "info", "event": "message", "message": "old words"},
             ],
         )
+
+
+LOG_EVENTS = st.fixed_dictionaries(
+    {
+        "log_format": st.sampled_from(
+            (CLOSED, CUT_SHORT, "{peer}\n{peer!r}", "{peer()}", "{", "{none}", "{}", "", None, b"x")
+        ),
+        "log_namespace": st.sampled_from(("echod", "twisted")),
+        "log_level": st.sampled_from(list(LogLevel.iterconstants())),
+        # Whole milliseconds: Twisted rounds the last half microsecond of a second up.
+        "log_time": st.integers(0, 2**42).map(lambda milliseconds: milliseconds / 1000),
+        "peer": st.text(),
+        "ending": st.sampled_from([each.value for each in Ending]),
+        "bytes": st.integers(0),
+        "seconds": st.floats(0, 1e9),
+        "unsent": st.integers(0),
+    },
+    optional={"log_failure": st.just(Failure(ValueError("wrong")))},
+)
+
+
+class TextTests(SynchronousTestCase):
+    """Text is byte for byte that of Twisted."""
+
+    @given(st.lists(LOG_EVENTS, min_size=1, max_size=3))
+    def test_as_twisted(self, events: list[LogEvent]) -> None:
+        """A line is the same as that of Twisted's observer, and so is its text alone."""
+        ours, twisted = io.StringIO(newline=""), io.StringIO(newline="")
+        observe, expect = text_lines(ours), textFileLogObserver(twisted)
+        for event in events:
+            observe(event)
+            expect(event)
+            self.assertEqual(
+                text_of(event), eventAsText(event, includeTimestamp=False, includeSystem=False)
+            )
+        self.assertEqual(ours.getvalue(), twisted.getvalue())
+
+    def test_standard_output(self) -> None:
+        """Without a file, the lines are on standard output."""
+        out = io.StringIO()
+        self.patch(sys, "stdout", out)
+        Logger("twisted", observer=text_lines()).info("hello")
+        self.assertRegex(out.getvalue(), r"^\d{4}-.* \[twisted#info\] hello\n$")
+
+    def test_logger(self) -> None:
+        """The logger emits the events of Twisted's."""
+        events: list[LogEvent] = []
+        for kind in (Logger, UncheckedLogger):
+            logger = kind("echod", source=self, observer=events.append)
+            logger.warn("{number}", number=1)
+            event = events[-1]
+            self.assertIs(event.pop("log_logger"), logger)
+            self.assertLess(abs(event.pop("log_time") - datetime.now().timestamp()), 60)
+        self.assertEqual(*events)

@@ -21,6 +21,7 @@ import echod
 from echod.__main__ import main
 from echod.daemon import command, makeService
 from echod.daemon.errors import CannotServe
+from echod.daemon.logs import json_line, text_line
 from tests import ROOT, TIMEOUT
 from tests.programs.activation import socket_activation
 from tests.programs.daemon import Daemon
@@ -51,15 +52,20 @@ def started(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 def test_runs_twistd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twistd's runner stays in the foreground, writes no pid file, and makes the service."""
     config = started(monkeypatch, "--port", "7", "--quiet")
-    assert (config["nodaemon"], config["pidfile"], config["logger"]) == (True, "", None)
+    assert (config["nodaemon"], config["pidfile"]) == (True, "")
     assert config.loadedPlugins[config.subCommand].makeService is makeService
     assert (config.subOptions["port"], config.subOptions["quiet"]) == (7, True)
 
 
 def test_logger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--logger names a function, whose log observer is used."""
-    config = started(monkeypatch, "--logger", "echod.daemon.logs.json_lines")
-    assert ILogObserver.providedBy(config["logger"]())
+    """--logger names a function, whose log observer is used; by default, it writes text."""
+    for arguments, line in (
+        (("--logger", "echod.daemon.logs.json_lines"), json_line),
+        ((), text_line),
+    ):
+        observer = started(monkeypatch, *arguments)["logger"]()
+        assert ILogObserver.providedBy(observer)
+        assert observer.formatEvent is line
 
 
 def test_reactor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
 from echod.daemon import logfile
 from echod.daemon.errors import CannotServe
-from echod.daemon.logfile import LogFile, log_file
+from echod.daemon.logfile import TEXT, LogFile, log_file
 from echod.daemon.logs import json_lines
 from echod.daemon.options import Options
 from tests import ROOT, TIMEOUT
@@ -50,7 +50,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("logger", [None, JSON, JOURNAL])
+@pytest.mark.parametrize("logger", [None, TEXT, JSON, JOURNAL])
 def test_which_file(directory: Path, logger: str | None) -> None:
     """The log file is --logfile, or in the background twistd.log by default."""
     for given, name in (
@@ -66,7 +66,7 @@ def test_which_file(directory: Path, logger: str | None) -> None:
         file = log_file(options)
         assert [path.name for path in directory.iterdir()] == ([name] if name else [])
         assert (file is None) is (name is None)
-        assert options["logger"] == (None if file else logger)
+        assert options["logger"] == (None if file else logger or TEXT)
         if file is not None:
             Logger("echod", observer=file.observer).info("hello", event="greeting")
             file.file.close()
