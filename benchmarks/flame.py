@@ -34,10 +34,12 @@ from typing import Any, Final
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
+from loads import Load, figures, measured
 from losses import exit_in_one_line, give_up_after, table
-from report import number, quiet
+from report import quiet
 from servers import LOAD_CORE, SERVER_CORE, Server, build, end_children
-from speed import SCENARIOS, Load, figures, machine, measured, target, versions, whole
+from speed import SCENARIOS, machine, target, versions, whole
+from units import number
 
 LOAD: Final = "message-50"
 SECONDS: Final = 10  # of sampling

@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import floor, log10
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 from textwrap import wrap
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from aims import aims
 from losses import table
-from servers import PEERS
+from servers import BLOCKS, PEERS
+from units import (
+    LOADED,
+    SCENARIOS,
+    TITLES,
+    Round,
+    bound,
+    cell,
+    middle,
+    number,
+    of,
+    unit,
+)
 
-Figures = dict[str, float]
-Round = dict[str, dict[str, Figures]]  # by scenario and server
-
-SATURATED: Final = 95  # per cent of a core; a server below this is not always busy
-# Scenarios in which the load keeps the server busy all the time.
-LOADED: Final = ("message-50", "message-500", "bulk", "short", "udp")
 DISTURBED: Final = 0.05  # share of the time in which other processes used the cores
-
-
-TITLES: Final = {
-    "cpu": "CPU time",
-    "rate": "a second",
-    "mb": "MB/s",
-    "p50": "p50",
-    "p99": "p99",
-    "kib": "memory",
-    "busy": "server's core",
-    "load": "load's core",
-}
-
-# For each scenario: its title, and the figures that are meaningful.
-SCENARIOS: Final = {
-    "message-1": ("64 B messages, 1 connection", ("cpu", "rate", "p50", "p99")),
-    "message-50": ("64 B messages, 50 connections", ("cpu", "rate", "p50", "p99")),
-    "message-500": ("64 B messages, 500 connections", ("cpu", "rate", "p50", "p99")),
-    "bulk": ("1 MB messages, 10 connections", ("cpu", "mb", "p50", "p99")),
-    "short": ("connect, 64 B, close; 10 at once", ("cpu", "rate", "p50", "p99")),
-    "idle": ("idle connections, after 64 B each", ("kib",)),
-    "flood": ("64 B every 5 ms, beside a flood", ("p50", "p99")),
-    "udp": ("64 B datagrams, 50 sockets", ("cpu", "rate", "p50", "p99")),
-}
 
 # The columns of the first table, and the panels of the chart.
 COLUMNS: Final = (
@@ -54,94 +36,6 @@ COLUMNS: Final = (
     ("idle", "kib", "an idle", "connection"),
     ("flood", "p99", "p99,", "beside a flood"),
 )
-
-
-IN_MILLISECONDS: Final = ("message-500", "bulk", "flood")
-
-
-class Aim(NamedTuple):
-    """A bound on a figure of a server, or on its ratio to that of another server."""
-
-    scenario: str
-    figure: str
-    other: str
-    least: float | None = None
-    most: float | None = None
-    server: str = "echod"
-
-
-AIMS: Final = (
-    Aim("message-50", "cpu", "uvloop", most=1.05),
-    Aim("message-50", "cpu", "c", most=1.25),
-    Aim("message-50", "cpu", "twisted", most=0.5),
-    Aim("message-500", "cpu", "uvloop", most=1.05),
-    Aim("message-500", "cpu", "c", most=1.25),
-    Aim("message-500", "cpu", "twisted", most=0.5),
-    Aim("bulk", "mb", "uvloop", least=1.0),
-    Aim("message-1", "p50", "uvloop", most=1.05),
-    Aim("short", "cpu", "twisted", most=1.2),
-    Aim("idle", "kib", "", most=1.5),
-    Aim("flood", "p99", "", most=5000),  # microseconds
-    Aim("udp", "cpu", "c-udp", most=1.6, server="echod-udp"),
-)
-
-
-def number(value: float) -> str:
-    """Return a number with three significant digits, and with all digits before the point."""
-    digits = 2 - floor(log10(abs(value))) if value else 0
-    return f"{value:,.{max(0, digits)}f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return the median, and the least and the greatest of several values."""
-    if len(values) == 1:
-        return number(values[0])
-    return f"{number(median(values))} ({number(min(values))}..{number(max(values))})"
-
-
-def unit(scenario: str, figure: str) -> tuple[float, str]:
-    """Return the factor that converts a figure to the unit shown, and that unit."""
-    if figure in ("busy", "load"):
-        return 100, " %"
-    if figure in ("p50", "p99") and scenario in IN_MILLISECONDS:
-        return 0.001, " ms"
-    return 1, {"kib": " KiB", "rate": "", "mb": ""}.get(figure, " µs")
-
-
-def of(rounds: Sequence[Round], scenario: str, server: str, figure: str) -> list[float]:
-    """Return a figure of each round, in the unit shown."""
-    factor, _ = unit(scenario, figure)
-    return [each[scenario][server][figure] * factor for each in rounds]
-
-
-def bound(rounds: Sequence[Round], scenario: str, server: str, figure: str) -> str:
-    """Return "≥ " or "≤ " if a figure is only a bound, or else an empty string.
-
-    A server that is not always busy could have done more, and spends some of its CPU time on
-    sleeping and waking. Beside a flood, latency includes a delay in the load, if the load is
-    always busy.
-    """
-    if scenario in LOADED and median(of(rounds, scenario, server, "busy")) < SATURATED:
-        return {"rate": "≥ ", "mb": "≥ ", "cpu": "≤ ", "p50": "≤ ", "p99": "≤ "}.get(figure, "")
-    if scenario == "flood" and figure in ("p50", "p99"):
-        return "≤ " if median(of(rounds, scenario, server, "load")) > SATURATED else ""
-    return ""
-
-
-def cell(
-    rounds: Sequence[Round],
-    scenario: str,
-    server: str,
-    figure: str,
-    write: Callable[[Sequence[float]], str] = spread,
-) -> str:
-    """Return a figure without its unit."""
-    mark = bound(rounds, scenario, server, figure)
-    return mark + write(of(rounds, scenario, server, figure))
-
-
-def middle(values: Sequence[float]) -> str:
-    return number(median(values))
 
 
 def in_all(rounds: Sequence[Round]) -> list[str]:
@@ -166,30 +60,18 @@ def summary(rounds: Sequence[Round]) -> str:
     return table(head, rows)
 
 
-def aims(rounds: Sequence[Round]) -> str:
-    """Return the table of the aims, and of the figures that meet or miss them."""
-    rows = []
-    for aim in AIMS:
-        servers = rounds[0].get(aim.scenario, {})
-        if aim.server not in servers or (aim.other and aim.other not in servers):
-            continue
-        values = of(rounds, aim.scenario, aim.server, aim.figure)
-        (factor, suffix), subject = unit(aim.scenario, aim.figure), PEERS[aim.server].title
-        if aim.other:
-            others = of(rounds, aim.scenario, aim.other, aim.figure)
-            values = [mine / other for mine, other in zip(values, others, strict=True)]
-            factor, suffix, subject = 1, "", f"{subject} / {PEERS[aim.other].title}"
-        if aim.most is not None:
-            bound, how = aim.most * factor, "at most"
-            met = median(values) <= bound
-        else:
-            assert aim.least is not None
-            bound, how = aim.least * factor, "at least"
-            met = median(values) >= bound
-        title = f"{TITLES[aim.figure]}: {SCENARIOS[aim.scenario][0]}"
-        aimed = f"{how} {number(bound)}{suffix}"
-        rows.append([title, subject, spread(values) + suffix, aimed, "met" if met else "missed"])
-    return table([["figure", "", "median (least..most)", "aim", ""]], rows) if rows else ""
+def blocks(rounds: Sequence[Round]) -> str:
+    """Return the table of the times of blocks of all sizes."""
+    names = [name for name in BLOCKS if name in rounds[0]]
+    if not names:
+        return ""
+    head = ["blocks, 1 connection: p50", *(f"{BLOCKS[name]} KiB" for name in names)]
+    rows = [
+        [PEERS[server].title, *(cell(rounds, name, server, "p50") + " µs" for name in names)]
+        for server in PEERS
+        if server in rounds[0][names[0]]
+    ]
+    return table([head], rows)
 
 
 def details(rounds: Sequence[Round], scenario: str) -> str:
@@ -248,6 +130,14 @@ def log(rounds: Sequence[Round]) -> list[str]:
     return ["With short connections, echod runs with ``--quiet``; of the others, only socat logs."]
 
 
+def fast(rounds: Sequence[Round]) -> list[str]:
+    """Return how fast the machine is: what one message takes that only C handles."""
+    if "c" not in rounds[0].get("message-1", {}):
+        return []
+    p50 = number(median(of(rounds, "message-1", "c", "p50")))
+    return [f"How fast the machine is: with one connection, p50 of the server in C is {p50} µs."]
+
+
 def notes(result: dict[str, Any]) -> list[str]:
     """Return the notes below the tables: the method, the machine and the versions."""
     rounds = result["rounds"]
@@ -259,6 +149,7 @@ def notes(result: dict[str, Any]) -> list[str]:
         *marks(rounds),
         *log(rounds),
         *result["left_out"],
+        *fast(rounds),
         *filter(None, [quiet(rounds)]),
         f"{result['machine']}.",
         f"{result['versions']}.",
@@ -269,7 +160,8 @@ def notes(result: dict[str, Any]) -> list[str]:
 def tables(result: dict[str, Any]) -> str:
     """Return the whole output: all tables, and the notes."""
     rounds = result["rounds"]
-    parts = [summary(rounds), aims(rounds), *(details(rounds, name) for name in rounds[0])]
+    others = (details(rounds, name) for name in rounds[0] if name not in BLOCKS)
+    parts = [summary(rounds), aims(rounds), *others, blocks(rounds)]
     return "\n\n".join([*filter(None, parts), "\n".join(notes(result))])
 
 

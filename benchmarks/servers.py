@@ -34,6 +34,10 @@ ECHOD_UDP: Final = (
     *(*TWISTD, "echod", "--listen", f"udp:0:interface={HOST}"),
     *("--udp-rate", "1e9", "--udp-total-rate", "1e9"),
 )
+ECHOD_TLS: Final = (
+    *(*TWISTD, "echod", "--listen", f"tcp:0:interface={HOST}", "--listen"),
+    f"ssl:0:privateKey={{tools}}/key.pem:certKey={{tools}}/certificate.pem:interface={HOST}",
+)
 # socat prints its port only with -d -d. With blocks above a page (pipe(7)), it deadlocks in its own
 # pipe when a peer sends more than the pipe holds.
 SOCAT: Final = (
@@ -69,11 +73,18 @@ PEERS: Final = {
     "echod-udp": Peer("echod, UDP", ECHOD_UDP, only="udp"),
     "asyncio-udp": Peer("asyncio, UDP", (*ECHOES, "asyncio-udp"), only="udp"),
     "c-udp": Peer("C, UDP", ("{tools}/echo-c-udp",), "/cc", "echo-udp.c", only="udp"),
+    "echod-tls": Peer("echod, TCP and TLS", ECHOD_TLS, "OpenSSL", only="tls"),
     "liar": Peer("one that changes a byte", (*ECHOES, "liar")),
 }
 USUAL: Final = [name for name in PEERS if name != "liar"]
+# The scenarios of one connection with blocks, and the size of a block in KiB.
+BLOCKS: Final = {f"block-{kib}": kib for kib in (1, 16, 64, 256, 1024)}
 # Scenarios in which only a few servers take part.
-FEW: Final = {"udp": ("echod-udp", "asyncio-udp", "c-udp")}
+FEW: Final = {
+    "udp": ("echod-udp", "asyncio-udp", "c-udp"),
+    "tls": ("echod-tls",),
+    **dict.fromkeys(BLOCKS, ("echod", "uvloop", "c", "c-splice")),
+}
 
 
 def missing(name: str) -> str:
@@ -164,6 +175,8 @@ class Server:
         self._reader = threading.Thread(target=self._read)
         self._listens = threading.Event()
         self._line = "no output"
+        self._listeners = max(1, PEERS[name].command.count("--listen"))
+        self.ports: list[int] = []
         self.port = 0
 
     def ready(self) -> None:
@@ -171,10 +184,9 @@ class Server:
         self._clock = cpu_clock(self.process.pid)
         self._reader.start()
         self._listens.wait()
-        found = LISTENS.search(self._line)
-        if not found:
+        if len(self.ports) < self._listeners:
             raise RuntimeError(f"{self.name} does not listen: {self._line.rstrip()}")
-        self.port = int(found[1])
+        self.port = self.ports[0]
 
     def close(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -226,7 +238,9 @@ class Server:
         for line in self.process.stdout:
             if not self._listens.is_set():
                 self._line = line
-                if LISTENS.search(line):
+                if found := LISTENS.search(line):
+                    self.ports.append(int(found[1]))
+                if len(self.ports) == self._listeners:
                     self._listens.set()
         self._listens.set()
 

@@ -80,6 +80,7 @@ def figures() -> Any:
     return json.loads(FIGURES.read_text())
 
 
+aims = benchmark("aims")
 report = benchmark("report")
 speed = benchmark("speed")
 flame = benchmark("flame")
@@ -105,19 +106,20 @@ def test_whole(figures: Any, speed: ModuleType) -> None:
             assert sorted(servers) == sorted(expected)
 
 
-def test_aims(figures: Any, report: ModuleType) -> None:
+def test_aims(figures: Any, aims: ModuleType) -> None:
     """Each aim has a row, whose verdict follows from the figures."""
     rows = dict(BLOCK.findall(PATH.read_text()))["figure"].splitlines()[3:-1]
-    assert len(rows) == len(report.AIMS)
-    for row, aim in zip(rows, report.AIMS, strict=True):
+    assert len(rows) == len(aims.AIMS)
+    for row, aim in zip(rows, aims.AIMS, strict=True):
         values = [
-            each[aim.scenario]["echod"][aim.figure]
+            each[aim.scenario][aim.server][aim.figure]
             / (each[aim.scenario][aim.other][aim.figure] if aim.other else 1)
             for each in figures["rounds"]
         ]
         least = median(values) >= aim.least if aim.least is not None else True
         most = median(values) <= aim.most if aim.most is not None else True
-        assert row.endswith("  met" if least and most else "  missed")
+        unknown = row.endswith(("  the machine is too slow", "  the load is the limit"))
+        assert unknown or row.endswith("  met" if least and most else "  missed")
 
 
 def annotations(path: Path) -> list[str]:
