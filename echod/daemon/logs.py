@@ -54,28 +54,24 @@ CLOSED: Final = "closed {peer}: {ending}, {bytes} bytes in {seconds:.3f} s"
 CUT_SHORT: Final = CLOSED + ", {unsent} of them not sent back"
 
 
-class UncheckedLogger(Logger):
-    """A logger that does not check the level: in Twisted's, the check takes most of the time."""
+class ConnectionLogger(Logger):
+    """A logger with a faster :meth:`info`, for the line of each connection.
 
-    def emit(
-        self,
-        level: LogLevel,
-        format: str | None = None,  # noqa: A002 - Twisted's name
-        **kwargs: object,
-    ) -> None:
-        """Emit the same event as Twisted's logger, which checks ``level`` first."""
-        kwargs.update(
-            log_logger=self,
-            log_level=level,
-            log_namespace=self.namespace,
-            log_source=self.source,
-            log_format=format,
-            log_time=time.time(),
-        )
+    Twisted's checks that the level exists, which takes most of its time.
+    """
+
+    def info(self, format: str | None = None, **kwargs: object) -> None:  # noqa: A002 - as Twisted's
+        """Emit the event that Twisted's ``info`` emits."""
+        kwargs["log_logger"] = self
+        kwargs["log_level"] = LogLevel.info
+        kwargs["log_namespace"] = self.namespace
+        kwargs["log_source"] = self.source
+        kwargs["log_format"] = format
+        kwargs["log_time"] = time.time()
         self.observer(kwargs)
 
 
-log = UncheckedLogger(namespace="echod")
+log = ConnectionLogger(namespace="echod")
 
 
 class ConnectionLog:

@@ -31,7 +31,7 @@ from echod.daemon.logs import (
     CLOSED,
     CUT_SHORT,
     ConnectionLog,
-    UncheckedLogger,
+    ConnectionLogger,
     journal,
     json_lines,
     text_lines,
@@ -338,11 +338,11 @@ class TextTests(SynchronousTestCase):
         self.assertRegex(out.getvalue(), r"^\d{4}-.* \[twisted#info\] hello\n$")
 
     def test_logger(self) -> None:
-        """The logger emits the events of Twisted's."""
+        """The logger of connections emits the events of Twisted's."""
         events: list[LogEvent] = []
-        for kind in (Logger, UncheckedLogger):
+        for kind in (Logger, ConnectionLogger):
             logger = kind("echod", source=self, observer=events.append)
-            logger.warn("{number}", number=1)
+            logger.info("{number}", number=1)
             event = events[-1]
             self.assertIs(event.pop("log_logger"), logger)
             self.assertLess(abs(event.pop("log_time") - datetime.now().timestamp()), 60)
