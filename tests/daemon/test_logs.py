@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tempfile
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -187,7 +188,18 @@ class ConnectionLogTests(SynchronousTestCase):
 
 
 class FormatTests(SynchronousTestCase):
-    """The two log observers for ``twistd --logger``."""
+    """The log observers for ``twistd --logger``."""
+
+    def test_written_at_once(self) -> None:
+        """Each line is in the file before the next event, so a killed process loses none."""
+        for observer in (text_lines, journal, json_lines):
+            with tempfile.NamedTemporaryFile("w") as file:
+                self.patch(logs.log, "observer", observer(cast(TextIO, file)))
+                log = ConnectionLog(Clock())
+                for count in (1, 2):
+                    log(Closed(Ending.FINISHED, 5, 0.0421, 0, PEER))
+                    with open(file.name) as written:
+                        self.assertEqual(written.read().count("\n"), count)
 
     def written(self, observer: Any) -> list[str]:
         """Return the lines that the observer writes for one event of each kind."""
