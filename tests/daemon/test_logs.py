@@ -34,6 +34,7 @@ from echod.daemon.logs import (
     ConnectionLog,
     ConnectionLogger,
     journal,
+    json_line,
     json_lines,
     text_lines,
     text_of,
@@ -324,6 +325,20 @@ LOG_EVENTS = st.fixed_dictionaries(
     },
     optional={"log_failure": st.just(Failure(ValueError("wrong")))},
 )
+
+
+class JSONTests(SynchronousTestCase):
+    """A JSON line is that of :mod:`json`, with the time of :mod:`datetime`."""
+
+    # Multiples of 1/64 s are whole microseconds, and exact as floats.
+    @given(LOG_EVENTS, st.integers(0, 2**38).map(lambda ticks: ticks / 64))
+    def test_as_json(self, event: LogEvent, seconds: float) -> None:
+        """A line is one object with the time, the level, the event, and its fields."""
+        event |= {"event": "closed", "log_namespace": "echod", "log_time": seconds}
+        time = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
+        head = {"time": time, "level": event["log_level"].name}
+        fields = {name: value for name, value in event.items() if not name.startswith("log_")}
+        self.assertEqual(json_line(event), json.dumps(head | fields) + "\n")
 
 
 class TextTests(SynchronousTestCase):
