@@ -1,4 +1,4 @@
-/* The load of speed.py: load PORT HOW CONNECTIONS SIZE MILLISECONDS MOST
+/* The load of speed.py and growth.py: load PORT HOW CONNECTIONS SIZE MILLISECONDS MOST
 
    Connects to 127.0.0.1, and compares every byte that comes back. HOW is
 
@@ -6,6 +6,8 @@
    short  each connection connects, sends one message, receives its reply, half-closes, waits
           until the server closes, closes, and repeats
    idle   each connection exchanges one message, and stays open
+   silent each connection stays open without a byte
+   stall  each connection sends SIZE bytes, or as many as the kernel accepts, and does not read
    flood  all connections except the first send without end, and read; the first sends a
           message every 5 ms, or as soon as the reply to the last one has come
    udp    as echo, over UDP: a lost datagram ends the program
@@ -39,7 +41,10 @@ enum {
                           /* that is lost or sent twice shows as a wrong byte */
     LONGEST = 1 << 20,    /* bytes passed to the kernel at once */
     HELLO = 64,           /* bytes of the first message of each connection */
-    FIRST = 50,           /* connections of `idle` that are open before the run */
+    FIRST = 50,           /* connections that are open before a run of `idle` or the like */
+    QUIET = 200,          /* milliseconds without a byte sent after which `stall` has ended */
+    PAUSE = 100,          /* microseconds between connections that send nothing at first */
+    SMALL = 64 * 1024,    /* bytes of the kernel's buffers of a connection that stalls */
     FLOOD = 64 * 1024,    /* bytes of one send of the flood: short, so that the first can send */
     WARM = 100,           /* milliseconds of the warm-up, which does not count */
     SAMPLES = 1 << 22,    /* times that are kept */
@@ -56,7 +61,7 @@ struct connection {
     uint64_t begun;    /* the time at which the message was due */
 };
 
-static enum { ECHO, SHORT, IDLE, FLOODED } how;
+static enum { ECHO, SHORT, IDLE, SILENT, STALL, FLOODED } how;
 static int type = SOCK_STREAM;
 static struct sockaddr_in address = {.sin_family = AF_INET};
 static size_t size;
@@ -131,7 +136,7 @@ static void begin(struct connection *c, uint64_t when) {
 static void open_one(struct connection *c) {
     struct timeval limit = {.tv_sec = LIMIT};
     struct linger reset = {.l_onoff = 1, .l_linger = 0};
-    int on = 1;
+    int on = 1, small = SMALL;
     static uint64_t opened;
     *c = (struct connection){.base = 4099 * ++opened};
     c->fd = socket(AF_INET, type, 0);
@@ -141,8 +146,12 @@ static void open_one(struct connection *c) {
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     /* Reset permanent connections at the end, so that thousands do not stay in TIME-WAIT. */
     if (how != SHORT) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    if (how == STALL) {
+        setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+        setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    }
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address)) die("connect: %m");
-    listen_to(c, EPOLL_CTL_ADD, EPOLLIN);
+    listen_to(c, EPOLL_CTL_ADD, how == STALL ? EPOLLOUT : EPOLLIN);
 }
 
 static void greet(struct connection *c) {
@@ -151,6 +160,35 @@ static void greet(struct connection *c) {
     c->sent = HELLO;
     while (c->received < c->goal)
         if (!receive(c, 0)) die("the server closed a connection");
+}
+
+/* Send on all connections that stall, until the server reads from none of them. */
+static void stall(void) {
+    struct epoll_event events[512];
+    int n;
+    while ((n = epoll_wait(epoll, events, sizeof events / sizeof *events, QUIET)) > 0) {
+        for (int i = 0; i < n; i++) {
+            struct connection *c = events[i].data.ptr;
+            size_t left = size - c->sent;
+            ssize_t m = send(c->fd, pool + (c->base + c->sent) % PERIOD,
+                             left < LONGEST ? left : LONGEST, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (m < 0 && errno != EAGAIN) die("send: %m");
+            if (m > 0) c->sent += m;
+            if (c->sent == size) listen_to(c, EPOLL_CTL_DEL, 0);
+        }
+    }
+    if (n) die("epoll_wait: %m");
+}
+
+/* Open connections that stay open, from one number to another. */
+static void hold(int from, int to) {
+    for (int i = from; i < to; i++) {
+        open_one(&connections[i]);
+        /* Without a reply to wait for, the connections would overflow the server's backlog. */
+        if (how == SILENT || how == STALL) usleep(PAUSE);
+        else greet(&connections[i]);
+    }
+    if (how == STALL) stall();
 }
 
 static void begin_short(struct connection *c, uint64_t when) {
@@ -250,7 +288,8 @@ static int compare(const void *left, const void *right) {
 }
 
 int main(int argc, char **argv) {
-    static const char *names[] = {"echo", "short", "idle", "flood"};
+    static const char *names[] = {"echo", "short", "idle", "silent", "stall", "flood"};
+    enum { NAMES = sizeof names / sizeof *names };
     char line[16];
     if (argc != 7) die("usage: load PORT HOW CONNECTIONS SIZE MILLISECONDS MOST");
     alarm(WHOLE);
@@ -258,11 +297,12 @@ int main(int argc, char **argv) {
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     bool udp = !strcmp(argv[2], "udp");
     if (udp) type = SOCK_DGRAM;
-    while (how < 4 && strcmp(udp ? "echo" : argv[2], names[how])) how++;
+    while ((int)how < NAMES && strcmp(udp ? "echo" : argv[2], names[how])) how++;
+    bool holds = how == IDLE || how == SILENT || how == STALL;
     count = atoi(argv[3]);
     size = atoi(argv[4]);
     uint64_t milliseconds = atoi(argv[5]), of_a_run = atoi(argv[6]);
-    if (how == 4 || count < 1 || !size) die("no such load");
+    if ((int)how == NAMES || count < 1 || !size) die("no such load");
     connections = calloc(count, sizeof *connections);
     samples = malloc(SAMPLES * sizeof *samples);
     epoll = epoll_create1(0);
@@ -270,17 +310,14 @@ int main(int argc, char **argv) {
     srandom(862);
     for (size_t i = 0; i < sizeof pool; i++) pool[i] = i < PERIOD ? random() : pool[i - PERIOD];
 
-    int opened = how == SHORT ? 0 : how == IDLE && count > FIRST ? FIRST : count;
-    for (int i = 0; i < opened; i++) {
-        open_one(&connections[i]);
-        greet(&connections[i]);
-    }
+    int opened = how == SHORT ? 0 : holds && count > FIRST ? FIRST : count;
+    hold(0, opened);
     if (how == FLOODED) {
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
         timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
         if (timer < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event)) die("timerfd: %m");
     }
-    if (how != IDLE) {
+    if (!holds) {
         most = of_a_run / 10;
         run(WARM * SECOND / 1000);
         sampled = 0;
@@ -291,11 +328,10 @@ int main(int argc, char **argv) {
 
     while (fgets(line, sizeof line, stdin)) {
         uint64_t wall = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
-        if (how == IDLE) {
-            for (done = 0; opened < count; opened++, done++) {
-                open_one(&connections[opened]);
-                greet(&connections[opened]);
-            }
+        if (holds) {
+            hold(opened, count);
+            done = count - opened;
+            opened = count;
         } else {
             run(milliseconds * SECOND / 1000);
         }

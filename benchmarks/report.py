@@ -143,13 +143,21 @@ def notes(result: dict[str, Any]) -> list[str]:
     rounds = result["rounds"]
     return [
         "CPU time is the server's, for one message or connection.",
+        *marks(rounds),
+        *log(rounds),
+        *fast(rounds),
+        *origin(result),
+    ]
+
+
+def origin(result: dict[str, Any]) -> list[str]:
+    """Return the notes on where the figures come from: rounds, servers, machine and command."""
+    rounds = result["rounds"]
+    return [
         f"Medians of {len(rounds)} rounds; (least..most) is the range of the rounds."
         if rounds[1:]
         else "One round.",
-        *marks(rounds),
-        *log(rounds),
         *result["left_out"],
-        *fast(rounds),
         *filter(None, [quiet(rounds)]),
         f"{result['machine']}.",
         f"{result['versions']}.",
@@ -165,8 +173,8 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join([*filter(None, parts), "\n".join(notes(result))])
 
 
-def chart(result: dict[str, Any], path: Path) -> None:
-    """Draw the columns of the first table: medians, and lines from the least to the greatest."""
+def drawing() -> Any:
+    """Return the module that draws charts."""
     import matplotlib as mpl  # noqa: PLC0415 - needed only for a chart
 
     mpl.use("svg")
@@ -174,6 +182,12 @@ def chart(result: dict[str, Any], path: Path) -> None:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "echod", "font.size": 9})
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is set
 
+    return plt
+
+
+def chart(result: dict[str, Any], path: Path) -> None:
+    """Draw the columns of the first table: medians, and lines from the least to the greatest."""
+    plt = drawing()
     rounds = result["rounds"]
     columns = [column for column in COLUMNS if column[0] in rounds[0]]
     servers = in_all(rounds)[::-1]

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -227,13 +227,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         rounds = list(rounds_of(number, scenarios, servers, tools))
     return {
         "rounds": rounds,
-        "left_out": [
-            f"Left out: {PEERS[name].title}: {lacks[name]}." for name in lacks if lacks[name]
-        ],
+        "left_out": left_out(lacks),
         "versions": versions(servers),
         "machine": machine(),
         "command": " ".join(["python benchmarks/speed.py", *sys.argv[1:]]),
     }
+
+
+def left_out(lacks: dict[str, str]) -> list[str]:
+    """Return the notes on the servers that cannot run here."""
+    return [f"Left out: {PEERS[name].title}: {lack}." for name, lack in lacks.items() if lack]
 
 
 def names(known: Sequence[str]) -> Any:
@@ -274,21 +277,49 @@ def picture(text: str) -> Path:
     return target(text)
 
 
-def read(path: Path) -> tuple[dict[str, Any], str]:
+def read(path: Path, tables: Callable[[Any], str]) -> tuple[dict[str, Any], str]:
     """Return the figures of a file, and their tables."""
     try:
         result = json.loads(path.read_text())
-        return result, report.tables(result)
+        return result, tables(result)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        raise RuntimeError(f"{path} was not written by speed.py") from None
+        raise RuntimeError(f"{path} was not written by {Path(sys.argv[0]).name}") from None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--short", action="store_true", help="run briefly, for CI: imprecise")
+    parser.add_argument("--rounds", type=whole, metavar="N", help="7 by default")
+    parser.add_argument("--json", type=target, metavar="FILE", help="write all figures to it")
+    parser.add_argument("--chart", type=picture, metavar="FILE", help="draw a chart, in SVG")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="read figures, measure nothing")
+
+
+def show(
+    arguments: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], dict[str, Any]],
+    tables: Callable[[Any], str],
+    chart: Callable[[Any, Path], None],
+) -> None:
+    """Measure or read, print the tables, and write the files that the options name."""
+    with exit_in_one_line(), ExitStack() as stack:
+        stack.callback(end_children)
+        if arguments.read:
+            result, output = read(arguments.read, tables)
+        else:
+            result = measure(arguments)
+            output = tables(result)
+        print(output, flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        if arguments.chart:
+            chart(result, arguments.chart)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Measure the speed of echo servers on 127.0.0.1, print reST tables."
     )
-    parser.add_argument("--short", action="store_true", help="run briefly, for CI: imprecise")
-    parser.add_argument("--rounds", type=whole, metavar="N", help="7 by default")
+    add_options(parser)
     parser.add_argument("--servers", type=names(list(PEERS)), metavar="A,B", help=", ".join(USUAL))
     parser.add_argument(
         "--scenarios",
@@ -296,25 +327,11 @@ def main() -> None:
         metavar="A,B",
         help=", ".join(SCENARIOS),
     )
-    parser.add_argument("--json", type=target, metavar="FILE", help="write all figures to it")
-    parser.add_argument("--chart", type=picture, metavar="FILE", help="draw a chart, in SVG")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="read figures, measure nothing")
     arguments = parser.parse_args()
     if arguments.read and (arguments.servers or arguments.scenarios or arguments.rounds):
         parser.error("--read measures nothing: no --servers, --scenarios or --rounds")
     give_up_after(WHOLE_SHORT if arguments.short else WHOLE)
-    with exit_in_one_line(), ExitStack() as stack:
-        stack.callback(end_children)
-        if arguments.read:
-            result, output = read(arguments.read)
-        else:
-            result = measure(arguments)
-            output = report.tables(result)
-        print(output, flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-        if arguments.chart:
-            report.chart(result, arguments.chart)
+    show(arguments, measure, report.tables, report.chart)
 
 
 if __name__ == "__main__":
