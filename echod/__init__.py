@@ -8,7 +8,7 @@ The core is the modules of this package, and takes an evening to read, in this o
    socket).
 3. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
    ``tls``, ``proxy``.
-4. UDP: ``udprules``, ``udp``.
+4. UDP: ``udprules``, ``udpsocket``, ``udp``.
 5. Helpers for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
 
 ``testing`` is an in-memory network for tests. ``daemon`` is the service that ``twistd echod`` runs,

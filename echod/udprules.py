@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections import Counter, OrderedDict
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from echod.addresses import network_of
 from echod.arguments import check_number
@@ -72,6 +72,29 @@ def source_of(host: str) -> tuple[str, Drop | None]:
     return network_of(host), drop
 
 
+class Sender(NamedTuple):
+    """A source address and port, as the rules see it.
+
+    :ivar source: the network that counts as one source.
+    :ivar port: the source port.
+    :ivar drop: why no datagram from there gets a reply; ``None``: it depends on the rates.
+    """
+
+    source: str
+    port: int
+    drop: Drop | None
+
+
+def sender_of(host: str, port: int) -> Sender:
+    """Return the sender of a datagram.
+
+    :param host: the source IP address.
+    :param port: the source port.
+    """
+    source, drop = source_of(host)
+    return Sender(source, port, UNSAFE_PORTS.get(port, drop))
+
+
 class GCRA:
     """A rate limit by virtual scheduling (GCRA, ITU-T I.371): a token bucket without a timer.
 
@@ -83,20 +106,21 @@ class GCRA:
     :ivar burst: seconds by which the due time may be in the future.
     """
 
-    __slots__ = ("_interval", "burst")
+    __slots__ = ("_interval", "_most", "burst")
 
     def __init__(self, rate: float) -> None:
         self._interval = 1 / rate
         self.burst = max(BURST, self._interval)
-
-    def exceeded(self, due: float, now: float) -> bool:
-        """Return whether one more event at ``now`` would be above the rate."""
         # Due times are sums of fractions: half an interval is the tolerance for rounding.
-        return due - now > self.burst - self._interval / 2
+        self._most = self.burst - self._interval / 2
 
-    def charge(self, due: float, now: float) -> float:
-        """Return the new due time after one event at ``now``."""
-        return max(due, now) + self._interval
+    def charge(self, due: float, now: float) -> float | None:
+        """Return the new due time after one more event at ``now``; ``None``: above the rate."""
+        if due < now:
+            return now + self._interval
+        if due - now > self._most:
+            return None
+        return due + self._interval
 
 
 class Flow:
@@ -143,7 +167,7 @@ class Rules:
         self._longest = longest
         self._total_due = 0.0
         self._due: OrderedDict[str, float] = OrderedDict()  # by source
-        self._flows: OrderedDict[tuple[str, int], Flow] = OrderedDict()  # by source and port
+        self._flows: OrderedDict[Sender, Flow] = OrderedDict()
         self.own_ports: Counter[int] = Counter()
 
     def drop(self, host: str, port: int, now: float) -> Drop | None:
@@ -153,40 +177,46 @@ class Rules:
         :param port: the source port.
         :param now: seconds, by any monotonic clock.
         """
-        if self.own_ports.get(port):
-            return Drop.OWN_PORT
-        drop = UNSAFE_PORTS.get(port)
-        if drop is None:
-            source, drop = source_of(host)
-            if drop is None:
-                drop = self._check_rates(source, port, now)
-        return drop
+        return self.drop_from(sender_of(host, port), now)
 
-    def _check_rates(self, source: str, port: int, now: float) -> Drop | None:
+    def drop_from(self, sender: Sender, now: float) -> Drop | None:
+        """Do the same as :meth:`drop`, in less time, for a sender that the caller keeps."""
+        source, port, drop = sender
+        if self.own_ports.get(port):
+            drop = Drop.OWN_PORT
+        if drop is not None:
+            return drop
         due = self._due.get(source)
-        if due is None:
-            if self._total_due - now > self._total_limit.burst / 2:
-                return Drop.TOTAL_RATE
+        if due is not None:
+            self._due.move_to_end(source)
+        elif self._total_due - now > self._total_limit.burst / 2:
+            return Drop.TOTAL_RATE
+        else:
             due = now
-        remember(self._due, source, due)
-        if self._limit.exceeded(due, now):
+            remember(self._due, source, due)
+        charged = self._limit.charge(due, now)
+        if charged is None:
             return Drop.SOURCE_RATE
-        if self._total_limit.exceeded(self._total_due, now):
+        total_charged = self._total_limit.charge(self._total_due, now)
+        if total_charged is None:
             return Drop.TOTAL_RATE
         # By port: a loop has one port, but several clients may share one address. A datagram that
         # is dropped above has ended its loop already.
-        flow = self._flows.get((source, port)) or Flow(now)
-        remember(self._flows, (source, port), flow)
+        flow = self._flows.get(sender)
+        if flow is not None:
+            self._flows.move_to_end(sender)
+        else:
+            flow = Flow(now)
+            remember(self._flows, sender, flow)
         if flow.duration(now) > self._longest:
             return Drop.NO_PAUSE
-        self._due[source] = self._limit.charge(due, now)
-        self._total_due = self._total_limit.charge(self._total_due, now)
+        self._due[source] = charged
+        self._total_due = total_charged
         return None
 
 
 def remember(table: OrderedDict[Any, Any], key: object, value: object) -> None:
-    """Make ``key`` the most recent of ``table``, which keeps :data:`MAX_SOURCES` keys."""
+    """Add ``key`` to ``table``, which keeps the :data:`MAX_SOURCES` most recent keys."""
     table[key] = value
-    table.move_to_end(key)
     if len(table) > MAX_SOURCES:
         table.popitem(last=False)

@@ -38,6 +38,7 @@ CORE = [
     "tls",
     "proxy",
     "udprules",
+    "udpsocket",
     "udp",
     "testing",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -12,16 +13,12 @@ from twisted.internet.interfaces import IListeningPort, IReadDescriptor
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
+from echod import udp
 from echod.events import Drop, Dropped
-from echod.udp import (
-    BATCH,
-    DatagramEcho,
-    DatagramPort,
-    EchoDatagrams,
-    reply_source,
-    udp_address,
-)
+from echod.turns import TURN
+from echod.udp import FEW, DatagramEcho, DatagramPort, EchoDatagrams, udp_address
 from echod.udprules import Rules
+from echod.udpsocket import BATCH
 from tests import TIMEOUT
 from tests.reactors import REACTORS, reactor_of_kind, turn
 from tests.recorder import Recorder
@@ -45,6 +42,7 @@ class EchoPort:
         self.sock.bind((host, 0))
         self.port = DatagramPort(self.reactor, self.sock, self.datagrams)
         self.port.startListening()
+        self.port.doRead()
         self.number = self.port.getHost().port
         self.clients: list[socket.socket] = []
 
@@ -73,6 +71,12 @@ class EchoPort:
     @property
     def drops(self) -> list[Drop]:
         return [event.drop for event in self.events if isinstance(event, Dropped)]
+
+
+@pytest.fixture(params=["one by one", "in batches"], autouse=True)
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receive all datagrams in one way: turns have few of them, or many, even if there are none."""
+    monkeypatch.setattr(udp, "FEW", sys.maxsize if request.param == "one by one" else -1)
 
 
 @pytest.fixture(params=REACTORS)
@@ -184,19 +188,31 @@ def test_timestamping(listens: str, asks: str) -> None:
             assert client.recv(9) == b"?"
 
 
-def test_batches() -> None:
-    """One turn of the reactor echoes a bounded number of datagrams, and none is lost."""
+class SlowClock(Clock):
+    """A clock on which each look takes 0.6 of a turn's time."""
+
+    def seconds(self) -> float:
+        self.rightNow += TURN * 0.6
+        return self.rightNow
+
+
+def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many datagrams are echoed in order, in batches, until the time of a turn is used up."""
+    monkeypatch.setattr(udp, "FEW", FEW)
     with EchoPort() as echo:
         client = echo.client()
-        for number in range(3 * BATCH):
-            client.send(b"%d" % number)
+        sent = [b"%d" % number for number in range(4 * BATCH)]
+        for datagram in sent[: FEW + 1]:
+            client.send(datagram)
         echo.port.doRead()
-        assert echo.datagrams.answered == BATCH
+        for datagram in sent[FEW + 1 :]:
+            client.send(datagram)
+        echo.datagrams.clock = SlowClock()
+        echo.port.doRead()
+        assert echo.datagrams.answered == FEW + 1 + 2 * BATCH
         echo.turn()
-        assert [client.recv(9) for _ in range(3 * BATCH)] == [
-            b"%d" % number for number in range(3 * BATCH)
-        ]
-        assert echo.datagrams.bytes == sum(len(str(each)) for each in range(3 * BATCH))
+        assert [client.recv(9) for _ in sent] == sent
+        assert echo.datagrams.bytes == sum(map(len, sent))
 
 
 def test_dropped_event() -> None:
@@ -272,28 +288,9 @@ def test_send_fails(number: int, drop: Drop) -> None:
     events = Recorder()
     sock: Any = FailingSocket(number)
     port = DatagramPort(Any, sock, EchoDatagrams(Clock(), events))  # type: ignore[arg-type]
-    port.doRead()
+    for _ in range(2):
+        port.doRead()
     assert [event.drop for event in events if isinstance(event, Dropped)] == [drop]
-
-
-IP, IP6 = socket.IPPROTO_IP, socket.IPPROTO_IPV6
-ADDRESS, BROADCAST, INTERFACE = b"\xc0\0\2\1", b"\xc0\0\2\xff", b"\7\0\0\0"
-LINK, GLOBAL, GROUP = b"\xfe\x80" + bytes(14), b"\x20\1" + bytes(14), b"\xff\2" + bytes(14)
-
-
-@pytest.mark.parametrize(
-    ("received", "sent"),
-    [
-        ((IP, 8, INTERFACE + ADDRESS + ADDRESS), (IP, 8, bytes(4) + ADDRESS + bytes(4))),
-        ((IP, 8, INTERFACE + ADDRESS + BROADCAST), None),
-        ((IP6, 50, GLOBAL + INTERFACE), (IP6, 50, GLOBAL + bytes(4))),
-        ((IP6, 50, LINK + INTERFACE), (IP6, 50, LINK + INTERFACE)),
-        ((IP6, 50, GROUP + INTERFACE), None),
-    ],
-)
-def test_reply_source(received: Any, sent: Any) -> None:
-    """A unicast destination becomes the reply's source address; a multicast one gets no reply."""
-    assert reply_source([received]) == (None if sent is None else [sent])
 
 
 def test_interfaces() -> None:
@@ -367,6 +364,18 @@ def test_observer_fails() -> None:
         other.send(b"?")
         echo.turn()
         assert other.recv(9) == b"?"
+
+
+def test_observer_closes_the_port() -> None:
+    """A port that an observer closes between two datagrams fails without a traceback."""
+    with EchoPort(rate=1) as echo:
+        client, other = echo.client(), echo.client("127.0.0.9", "127.0.0.1")
+        echo.datagrams.observer = lambda _: echo.port.stopListening()
+        for sender in (client, client, other):
+            sender.send(b"?")
+        echo.turn()
+        assert client.recv(9) == b"?"
+        assert echo.sock.fileno() == -1
 
 
 class FakeTransport:
