@@ -49,7 +49,7 @@ WHOLE: Final = 120  # seconds after which the benchmark gives up
 
 # The rows of the table.
 SEND, RECEIVE, EPOLL = "kernel, send", "kernel, recv", "kernel, epoll_wait"
-MODULES, PYTHON = "socket and select, in C", "the interpreter in doRead"
+MODULES, PYTHON = "socket and select, in C", "the interpreter in echod"
 REACTOR, OTHER = "the reactor's turn", "other"
 COLOURS: Final = {
     SEND: "#d8433f",
@@ -62,9 +62,8 @@ COLOURS: Final = {
 }
 
 # The C library has several names for each call.
-CALLS: Final = re.compile(r"(?:__)?(?:libc_)?(send|recv|epoll_wait) \(libc\)")
-KERNEL: Final = {"send": SEND, "recv": RECEIVE, "epoll_wait": EPOLL}
-FAST: Final = "FastPath.doRead (echod/fastpath.py)"
+CALLS: Final = re.compile(r"(?:__)?(?:libc_)?(send|recv|epoll_wait|poll) \(libc\)")
+KERNEL: Final = {"send": SEND, "recv": RECEIVE, "epoll_wait": EPOLL, "poll": EPOLL}
 TURN: Final = "ReactorBase.mainLoop (twisted/internet/base.py)"
 
 
@@ -105,7 +104,7 @@ def part_of(stack: str) -> str:
     call = CALLS.fullmatch(frames[-1])
     if call:
         return KERNEL[call[1]]
-    if FAST in frames:
+    if "(echod/" in stack:
         return PYTHON if frames[-1].endswith(".py)") else MODULES
     return REACTOR if TURN in frames else OTHER
 

@@ -1,7 +1,8 @@
 """docs/speed.rst: its tables have the recorded figures, and the figures support its claims.
 
 ``python -m tests.docs.test_speed`` writes the tables into the document, from docs/speed.json by
-``benchmarks/speed.py``, and from docs/speed-flame.svg by ``benchmarks/flame.py``.
+``benchmarks/speed.py``, from docs/speed-flame.svg by ``benchmarks/flame.py``, and from
+docs/growth.json by ``benchmarks/growth.py``.
 
 The output of a command is between the comments ``begin: TITLE`` and ``end``, where TITLE is the
 first cell of a table. The ``sh`` block has the commands.
@@ -34,6 +35,8 @@ README = ROOT / "README.rst"
 FIGURES = ROOT / "docs" / "speed.json"
 CHART = ROOT / "docs" / "speed.svg"
 FLAME = ROOT / "docs" / "speed-flame.svg"
+GROWTH = ROOT / "docs" / "growth.json"
+GROWTH_CHART = ROOT / "docs" / "growth.svg"
 
 BLOCK = re.compile(r"(?ms)(?<=^\.\. begin: )([^\n]+)\n\n(?:(.*?)\n\n)??\.\. end$")
 FLAME_TITLE = "Where the last microsecond goes"
@@ -66,13 +69,20 @@ def parts(name: str, figures: Path, notes: str) -> dict[str, str]:
 
 
 def printed() -> dict[str, str]:
-    return parts("speed.py", FIGURES, "notes") | parts("flame.py", FLAME, "flame notes")
+    return (
+        parts("speed.py", FIGURES, "notes")
+        | parts("flame.py", FLAME, "flame notes")
+        | parts("growth.py", GROWTH, "growth notes")
+    )
 
 
 def with_figures(document: str) -> str:
-    """Return the document with the tables and notes of the benchmarks."""
-    texts = printed()
-    return BLOCK.sub(lambda found: f"{found[1]}\n\n{texts[found[1]]}\n\n.. end", document)
+    """Return the document with the tables and notes of the benchmarks.
+
+    A block stays empty until its table is recorded.
+    """
+    texts = {title: f"{text}\n\n" for title, text in printed().items()}
+    return BLOCK.sub(lambda found: f"{found[1]}\n\n{texts.get(found[1], '')}.. end", document)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +94,7 @@ aims = benchmark("aims")
 report = benchmark("report")
 speed = benchmark("speed")
 flame = benchmark("flame")
+growth = benchmark("growth")
 servers = benchmark("servers")
 echoes = benchmark("echoes")
 
@@ -139,15 +150,19 @@ def test_chart(figures: Any, report: ModuleType) -> None:
 
 
 @pytest.mark.soak
-def test_chart_again(tmp_path: Path) -> None:
-    """The chart is the benchmark's for the recorded figures."""
+@pytest.mark.parametrize(
+    ("name", "recorded", "drawn"),
+    [("speed.py", FIGURES, CHART), ("growth.py", GROWTH, GROWTH_CHART)],
+)
+def test_chart_again(name: str, recorded: Path, drawn: Path, tmp_path: Path) -> None:
+    """The charts are the benchmarks' for the recorded figures."""
     pytest.importorskip("matplotlib")
     again = tmp_path / "again.svg"
-    ended = run("speed.py", "--read", FIGURES, "--chart", again)
+    ended = run(name, "--read", recorded, "--chart", again)
     assert (ended.returncode, ended.stderr) == (0, "")
-    if f"Matplotlib v{version('matplotlib')}," in CHART.read_text():
-        assert again.read_bytes() == CHART.read_bytes()
-    assert annotations(again) == annotations(CHART)
+    if f"Matplotlib v{version('matplotlib')}," in drawn.read_text():
+        assert again.read_bytes() == drawn.read_bytes()
+    assert annotations(again) == annotations(drawn)
 
 
 def test_readme(figures: Any) -> None:
@@ -186,11 +201,21 @@ def test_equal_conditions(servers: ModuleType, echoes: ModuleType) -> None:
 def test_commands(figures: Any, flame: ModuleType) -> None:
     """The commands are those of the figures, and the one that writes the tables."""
     [commands] = blocks(tree(PATH), "sh")
-    assert commands.splitlines()[-3:] == [
+    assert commands.splitlines()[-4:] == [
         figures["command"],
         flame.drawn_from(FLAME)["command"],
+        json.loads(GROWTH.read_text())["command"],
         "python -m tests.docs.test_speed",
     ]
+
+
+def test_growth(growth: ModuleType) -> None:
+    """The figures of many connections are complete: every server with every number of them."""
+    for each in json.loads(GROWTH.read_text())["rounds"]:
+        for share in growth.SHARES:
+            for count in growth.COUNTS:
+                assert sorted(each[f"{share} {count}"]) == sorted(growth.SERVERS)
+        assert len([name for name in each if name.endswith(" connections")]) == 3
 
 
 def test_flame_graph(flame: ModuleType, tmp_path: Path) -> None:
@@ -229,6 +254,8 @@ READ = f"{LOOP};FastPath.doRead (echod/fastpath.py)"
         (f"{READ};sock_recv_into (socketmodule.c);pthread_mutex_lock (libc)", "MODULES"),
         (READ, "PYTHON"),
         (f"{READ};send_now (echod/fastpath.py)", "PYTHON"),
+        (f"{LOOP};turn (echod/engine.py)", "PYTHON"),
+        (f"{LOOP};turn (echod/engine.py);select_poll_poll (selectmodule.c.h);poll (libc)", "EPOLL"),
         (f"{LOOP};ReactorBase.runUntilCurrent (twisted/internet/base.py)", "REACTOR"),
         ("<module> (twistd)", "OTHER"),
     ],
@@ -291,7 +318,7 @@ def test_measures(profiler: Callable[[str], dict[str, str]], tmp_path: Path) -> 
     assert (ended.returncode, ended.stderr) == (0, "")
     rows = dict(re.split(" {2,}", line, maxsplit=1) for line in ended.stdout.splitlines()[3:11])
     assert re.fullmatch(r"75\.0 % +[\d,]+ ns", rows["kernel, send"])
-    assert re.fullmatch(r"25\.0 % +[\d,]+ ns", rows["the interpreter in doRead"])
+    assert re.fullmatch(r"25\.0 % +[\d,]+ ns", rows["the interpreter in echod"])
     assert re.fullmatch(r"100 % +[1-9][\d,]* ns", rows["a message"])
     assert "py-spy 1.2.3.\n" in ended.stdout
     assert run("flame.py", "--read", svg).stdout == ended.stdout
