@@ -6,8 +6,9 @@ import typing
 from contextlib import suppress
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime, ITransport
 
+from echod.timeouts import Watched
 from echod.transport import cut_off
 
 
@@ -23,6 +24,21 @@ class Draining(typing.Protocol):
 
     def forget(self) -> None:
         """Stop counting the connection: its transport cannot reset it."""
+
+
+class Served(Watched, Draining, typing.Protocol):
+    """A connection that a factory serves, with or without a transport."""
+
+    @property
+    def peer(self) -> IAddress:
+        """The peer's address."""
+
+    @property
+    def received(self) -> int:
+        """Bytes received so far."""
+
+    def abort(self) -> None:
+        """Reset the connection."""
 
 
 class Drain:

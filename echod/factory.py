@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress, IReactorFDSet, IReactorTime, ITransport
+from twisted.internet.interfaces import IAddress, IReactorTime, ITransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
@@ -22,15 +23,15 @@ from echod.arguments import (
     unless_none,
 )
 from echod.clock import clock_of
-from echod.drain import Drain
+from echod.drain import Drain, Served
 from echod.durations import LONGEST, SHORTEST
 from echod.events import Accepted, Closed, Event, Observer, Opened, Reason, Refused, ignore, notify
-from echod.fastpath import UNCHECKED, FastPath
+from echod.fastpath import FastPath
+from echod.fastset import UNCHECKED
 from echod.handshake import PendingConnection, Refusal, refuse_failed
 from echod.limits import ConnectionLimits, descriptors_left
 from echod.protocol import Echo
 from echod.timeouts import Timeouts
-from echod.transport import encrypted
 from echod.turns import Turns
 
 log = Logger(namespace="echod")
@@ -101,7 +102,7 @@ class EchoFactory(Factory):
         self.verbose = verbose
         self.draining = False
         self.turns = Turns()
-        self.connections: set[Echo] = set()
+        self.connections: set[Served] = set()
         self.pending: set[PendingConnection] = set()
         total = descriptors_left() if max_connections is None else max_connections
         opened = (self.connections, self.pending)
@@ -124,7 +125,7 @@ class EchoFactory(Factory):
             refusal = self.refusal(addr)
             if refusal is None and self.verbose:
                 notify(self.observer, Accepted(addr))
-            return self._make_echo() if refusal is None else refusal
+            return self.make_echo() if refusal is None else refusal
         except BaseException:
             return refuse_failed()
 
@@ -137,16 +138,22 @@ class EchoFactory(Factory):
             applies to clients.
         :param tls: whether the connection is encrypted, or going to be.
         """
-        reason = self.limits.exceeded(addr if is_peer else None)
-        if self.draining:
-            reason = Reason.DRAINING
+        reason = self.refusal_reason(addr if is_peer else None)
         return None if reason is None else self._refuse(reason, addr, tls=tls)
+
+    def refusal_reason(self, peer: IAddress | None) -> Reason | None:
+        """Return why a new connection is refused, or ``None`` to admit it.
+
+        :param peer: its address; ``None``: not known, and under no limit per peer.
+        """
+        return Reason.DRAINING if self.draining else self.limits.exceeded(peer)
 
     def _refuse(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> Refusal:
         self.report(Refused(reason, peer, tls))
         return Refusal()
 
-    def _make_echo(self) -> Echo:
+    def make_echo(self) -> Echo:
+        """Return a protocol for one connection."""
         echo = self.protocol()
         echo.factory = self
         return echo
@@ -180,7 +187,7 @@ class EchoFactory(Factory):
         reason = self.limits.exceeded(peer)
         if reason is not None:
             return self._refuse(reason, peer, tls=tls)
-        echo = self._make_echo()
+        echo = self.make_echo()
         if draining:
             self._drain.connections.add(echo)
         return echo
@@ -249,36 +256,62 @@ class EchoFactory(Factory):
             self.use_reactor(reactor)
         return self.clock.seconds()
 
+    def fast_path_on(self, reactor: object) -> FastPath | None:
+        """Return the fast path for connections on ``reactor``.
+
+        ``None``: it is turned off, or the kernel has no descriptor for it.
+
+        :raises ValueError: if the factory is bound to another reactor.
+        """
+        self.use_reactor(reactor)
+        if self._fast_path is None and self._fast_path_allowed and hasattr(select, "epoll"):
+            schedule = partial(self.timeouts.schedule, self.clock)
+            with suppress(OSError):
+                self._fast_path = FastPath(cast(Any, reactor), clock_of(reactor), schedule)
+                self.timeouts.find_busy = self._fast_path.busy
+        return self._fast_path
+
     def fast_path_for(self, echo: Echo, sock: socket.socket) -> FastPath | None:
         """Move ``echo`` to the fast path, and return the fast path.
 
         ``None``: it is turned off, or the kernel has no descriptor or no memory for it.
         """
-        with suppress(OSError):
-            if self._fast_path is None and self._fast_path_allowed:
-                reactor = cast(IReactorFDSet, self._reactor)
-                self._fast_path = FastPath(reactor, partial(self.timeouts.schedule, self.clock))
-                self.timeouts.find_busy = self._fast_path.busy
-            if self._fast_path is not None:
-                if echo.received > UNCHECKED:
-                    echo.watch()
-                self._fast_path.add(echo, sock)
-                return self._fast_path
+        fast_path = self.fast_path_on(self._reactor)
+        if fast_path is not None:
+            if echo.received > UNCHECKED:
+                echo.watch()
+            if fast_path.add(echo, sock, echo.received):
+                cast(Any, echo.transport).stopReading()
+                return fast_path
         echo.watch()
         return None
 
-    def connection_opened(self, echo: Echo) -> None:
-        """Count ``echo``, and notify the observer. :class:`Echo` calls this."""
-        if self.timeouts.idle is not None or echo in self._drain.connections:
-            echo.watch()
-        peer = echo.peer
+    def connection_opened(self, connection: Served, peer: IAddress, *, tls: bool) -> None:
+        """Count ``connection``, and notify the observer."""
+        self._watch_if_needed(connection)
         if self.limits.per_peer is not None:
-            self.limits.admit(echo, peer)
-        self.connections.add(echo)
-        notify(self.observer, Opened(peer, encrypted(echo.transport)))
+            self.limits.admit(connection, peer)
+        self.connections.add(connection)
+        notify(self.observer, Opened(peer, tls))
 
-    def connection_closed(self, echo: Echo, closed: Closed | None) -> None:
-        """Stop counting ``echo``, and notify the observer. :class:`Echo` calls this.
+    def _watch_if_needed(self, connection: Served) -> None:
+        if self.timeouts.idle is not None or connection in self._drain.connections:
+            self.timeouts.watch(connection, self.clock)
+
+    def connection_replaced(self, connection: Served, successor: Served) -> None:
+        """Count ``successor`` in place of ``connection``, whose state it has taken over."""
+        for each in (self.connections, self._drain.connections):
+            if connection in each:
+                each.discard(connection)
+                each.add(successor)
+        watched = self.timeouts.watched
+        if connection in watched:
+            watched[successor] = watched.pop(connection)
+        self._watch_if_needed(successor)
+        self.limits.replace(connection, successor)
+
+    def connection_closed(self, echo: Served, closed: Closed | None) -> None:
+        """Stop counting ``echo``, and notify the observer.
 
         :param closed: the event; ``None`` if it could not be made.
         """

@@ -60,6 +60,11 @@ class ConnectionLimits:
             self._keys[connection] = key
             self._counts[key] += 1
 
+    def replace(self, connection: object, successor: object) -> None:
+        """Count ``successor`` in place of ``connection``."""
+        if connection in self._keys:
+            self._keys[successor] = self._keys.pop(connection)
+
     def release(self, connection: object) -> None:
         """Stop counting ``connection``; ignore one that is not counted."""
         key = self._keys.pop(connection, None)

@@ -24,7 +24,8 @@ from zope.interface import implementer
 
 from echod.closing import MAX_ORPHANED, Delivery, outcome, reset_if_incomplete
 from echod.events import Closed, Ending, HalfClosed, notify
-from echod.fastpath import UNCHECKED, FastPath
+from echod.fastpath import FastPath
+from echod.fastset import UNCHECKED
 from echod.timeouts import FIRST_BYTE, Progress
 from echod.transport import (
     IStreamTransport,
@@ -85,7 +86,8 @@ class Echo(Protocol):
         """Bytes received so far."""
         if self.fast_path is None:
             return self._received
-        return self._received + self.fast_path.received(self)
+        transport: Any = self.transport
+        return self._received + self.fast_path.received(transport.fileno())
 
     def connectionMade(self) -> None:
         """Set the socket's options, register for back-pressure, and report to the factory."""
@@ -96,9 +98,21 @@ class Echo(Protocol):
             self._opened = self.factory.now(self.transport)
             set_options(self.transport)
             self.transport.registerProducer(self, True)
-            self.factory.connection_opened(self)
+            self.factory.connection_opened(self, self.peer, tls=encrypted(self.transport))
         except BaseException:
             fail(self.transport)
+
+    @resets_on_error
+    def adopt(self, transport: IStreamTransport, opened: float, received: int) -> None:
+        """Serve a connection that has been open without a transport.
+
+        :param opened: seconds, by the factory's clock.
+        :param received: bytes.
+        """
+        self._received, self._opened = received, opened
+        self.transport = transport
+        self.connected = True
+        transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
         """Send ``data`` back. The second message moves a connection to the fast path."""
@@ -117,6 +131,7 @@ class Echo(Protocol):
 
     def send(self, data: bytes) -> None:
         """Send ``data``, buffered until the kernel accepts it."""
+        self.leave_fast_path()
         self.transport.write(data)
         if self not in self.factory.timeouts.watched:
             self.watch()
@@ -216,13 +231,22 @@ class Echo(Protocol):
         """Stop counting the connection: its transport cannot reset it."""
         self.factory.connection_closed(self, None)
 
+    def input_ended(self) -> None:
+        """Let the transport find the end of the stream, which the fast path has found."""
+        self.leave_fast_path()
+
+    def input_failed(self) -> None:
+        """End the connection, which the kernel has reported as broken to the fast path."""
+        lose(self.transport)
+
     def leave_fast_path(self) -> None:
         """Let the transport read again, if the connection is on the fast path."""
         fast_path = self.fast_path
         if fast_path is not None:
-            self._received = self.received
-            self.fast_path = None  # before give_back, so that it is called only once if it fails
-            fast_path.give_back(self)
+            self.fast_path = None  # first, so that this runs only once if it fails
+            transport: Any = self.transport
+            self._received += fast_path.remove(transport.fileno())
+            transport.startReading()
 
     def _close(self, ending: Ending) -> None:
         if self.fast_path is not None:

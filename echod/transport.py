@@ -124,7 +124,7 @@ def buffered(transport: ITransport) -> int:
     return unsent(transport) if count is None else count
 
 
-def kernel_send_queue(transport: ITransport) -> int:
+def kernel_send_queue(transport: ITransport | socket.socket) -> int:
     """Return the size of the kernel's send queue: SIOCOUTQ in tcp(7) and unix(7).
 
     For TCP, the bytes that the peer has not acknowledged, a FIN included; for UNIX sockets, the
@@ -147,7 +147,7 @@ def is_broken(transport: ITransport) -> bool:
     return handle is not None and handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
-def has_unread_input(transport: ITransport) -> bool:
+def has_unread_input(transport: ITransport | socket.socket) -> bool:
     """Return whether bytes have arrived that Twisted has not read yet.
 
     Closing such a socket resets the connection, which can destroy bytes in flight (RFC 2525 2.17).
@@ -184,8 +184,13 @@ def cut_off(transport: ITransport) -> None:
     if handle is not None and isinstance(below, FileDescriptor):
         below.stopReading()
         below.stopWriting()
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        handle.close()
+        reset_socket(handle)
+
+
+def reset_socket(sock: socket.socket) -> None:
+    """Close a socket with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
 
 
 def lose(transport: ITransport) -> None:
@@ -232,10 +237,7 @@ def set_options(transport: IStreamTransport) -> None:
     """
     if isinstance(transport, Connection) and not isinstance(transport, UNIX):
         # Most connections: the methods of the transport take longer than the system calls.
-        set_option = transport.socket.setsockopt
-        set_option(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        set_tcp_options(transport.socket)
         return
     receive_urgent_inline(transport)
     if isinstance(transport, Connection):
@@ -247,6 +249,27 @@ def set_options(transport: IStreamTransport) -> None:
         # Not by the peer's address, which may be of another family behind a proxy.
         transport.setTcpNoDelay(True)
         transport.setTcpKeepAlive(True)
+
+
+def set_socket_options(sock: socket.socket) -> None:
+    """Set the same options on a socket without a transport, or on a listening socket.
+
+    Accepted TCP sockets inherit all of them from the listening socket, and UNIX sockets only the
+    refusal of file descriptors.
+    """
+    if sock.family == socket.AF_UNIX:
+        receive_urgent_inline(sock)
+        refuse_descriptors(sock)
+    else:
+        set_tcp_options(sock)
+
+
+def set_tcp_options(sock: socket.socket) -> None:
+    """Set the options of a TCP socket."""
+    set_option = sock.setsockopt
+    set_option(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def receive_urgent_inline(descriptor: object) -> None:
@@ -292,7 +315,9 @@ def _socket_of(descriptor: object) -> socket.socket | None:
     return sock if isinstance(sock, socket.socket) else None
 
 
-def _handle(transport: ITransport) -> socket.socket | None:
+def _handle(transport: ITransport | socket.socket) -> socket.socket | None:
+    if isinstance(transport, socket.socket):
+        return transport
     transport = beneath(transport)
     if isinstance(transport, FileDescriptor) and ISystemHandle.providedBy(transport):
         return cast(socket.socket, transport.getHandle())

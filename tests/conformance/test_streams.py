@@ -47,6 +47,8 @@ KINDS = [
         for ends in (TCP6Endpoints, UNIXEndpoints)
         for fast in (True, False)
     ),
+    *((TCP4Endpoints, {"kind": kind, "deferred": True}) for kind in REACTORS),
+    *((ends, {"deferred": True}) for ends in (TCP6Endpoints, UNIXEndpoints)),
     *((TLSEndpoints, {"kind": kind}) for kind in REACTORS),
     (TLSEndpoints, {"kind": "epoll", "version": SSL.TLS1_2_VERSION}),
     *(

@@ -43,11 +43,11 @@ class Accepting:
         self.clock = Clock()
         self.attempts = 0
         self.error: BaseException | None = None
-        self._accept = socket.socket.accept
+        self._accept = socket.socket._accept  # type: ignore[attr-defined]
         self.reactor: Any = reactor_of_kind("epoll")
         monkeypatch.setattr(accepting.log, "observer", self.log.append)
         monkeypatch.setattr(self.reactor, "callLater", self.clock.callLater)
-        monkeypatch.setattr(socket.socket, "accept", self.accept)
+        monkeypatch.setattr(socket.socket, "_accept", self.accept)
         self.factory = EchoFactory(clock=self.clock)
         self.port: Any = Port(0, self.factory, 5, "127.0.0.1", self.reactor)
         self.port.startListening()

@@ -21,6 +21,7 @@ from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import base
 from echod.daemon.listeners import group as module
 from echod.daemon.listeners.accepting import log_not_accepted
+from echod.daemon.listeners.deferring import BATCH
 from echod.daemon.listeners.group import Ports
 from echod.daemon.listeners.kinds import make_listener
 from echod.daemon.summary import RateLimitedSummary
@@ -106,7 +107,7 @@ class PortsTests(SynchronousTestCase):
         self.patch(module, "BACKLOG", 1)
         port, _ = self.clients(150)
         self.opened(port).accept_waiting()
-        self.assertEqual(len(self.factory.connections), 100)  # what Twisted accepts at once
+        self.assertEqual(len(self.factory.connections), BATCH)
         for echo in list(self.factory.connections):
             echo.transport.connectionLost(Failure(ConnectionDone()))  # type: ignore[attr-defined]
 
@@ -120,7 +121,7 @@ class PortsTests(SynchronousTestCase):
         """If accept(2) fails, the stop continues."""
         port, _ = self.clients(2)
         ports = self.opened(port)
-        with mock.patch("socket.socket.accept", side_effect=OSError(errno.ENFILE, "")) as accept:
+        with mock.patch("socket.socket._accept", side_effect=OSError(errno.ENFILE, "")) as accept:
             ports.accept_waiting()
         self.assertEqual(accept.call_count, 1)
         self.assertTrue(port.socket.failed)

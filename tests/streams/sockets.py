@@ -20,6 +20,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock
 
+from echod.daemon.listeners.deferring import accept_deferred
 from tests import TIMEOUT
 from tests.reactors import reactor_of_kind, turn
 from tests.streams.base import Endpoints
@@ -28,10 +29,14 @@ T = TypeVar("T")
 
 
 class SocketEndpoints(Endpoints, ABC):
-    """Endpoints on real sockets and a real reactor; only the time is a task.Clock."""
+    """Endpoints on real sockets and a real reactor; only the time is a task.Clock.
 
-    def __init__(self, kind: str = "epoll", **options: Any) -> None:
+    :param deferred: whether connections have no transport at first, as on the daemon's ports.
+    """
+
+    def __init__(self, kind: str = "epoll", *, deferred: bool = False, **options: Any) -> None:
         self.reactor = reactor_of_kind(kind)
+        self.deferred = deferred
         self.options = options
         self.clock = Clock()
         self.ports: list[Any] = []
@@ -46,6 +51,8 @@ class SocketEndpoints(Endpoints, ABC):
 
     async def listen(self, factory: IProtocolFactory) -> None:
         self.ports.append(await self.server_endpoint().listen(factory))
+        if self.deferred:
+            accept_deferred(self.ports[-1])
 
     async def connect(self, factory: IProtocolFactory) -> Any:
         return await self.until(self.client_endpoint().connect(factory))
@@ -94,8 +101,8 @@ class UNIXEndpoints(SocketEndpoints):
     knows_reset = False
     knows_addresses = False
 
-    def __init__(self, kind: str = "epoll", **options: Any) -> None:
-        super().__init__(kind, **options)
+    def __init__(self, kind: str = "epoll", *, deferred: bool = False, **options: Any) -> None:
+        super().__init__(kind, deferred=deferred, **options)
         self.directory = tempfile.TemporaryDirectory()
         self.path = os.path.join(self.directory.name, "echo")
 

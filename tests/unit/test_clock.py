@@ -460,6 +460,7 @@ def test_datagrams() -> None:
 
 # Each use of the time of day, or of a reactor's time that may follow it, and why it is allowed.
 ALLOWED = {
+    ("linger.py", "ReactorBase.callLater"): "recognises a reactor that has its own timers",
     ("clock.py", "ReactorBase.seconds"): "recognises a reactor that follows the time of day",
     ("clock.py", "reactor.seconds"): "recognises one, too",
     ("clock.py", "reactor.callLater"): "the timer without timerfd",

@@ -364,7 +364,7 @@ async def test_second_message() -> None:
     echo.watch = fail
     peer.send(b"?")
     await failing.is_reset()
-    assert list(path._served.values()) == [neighbour]
+    assert list(path._connections.values()) == [neighbour]
     failing.neighbour.abort()
     await served.settled(lambda: not served.factory.connections)
     await ends.stop()

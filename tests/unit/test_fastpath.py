@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,24 +15,16 @@ import pytest
 import pytest_twisted
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from echod.events import Closed, Ending
-from echod.fastpath import (
-    BATCH,
-    CROWD,
-    FEW,
-    LINGER,
-    MAX_ECHOED,
-    PATIENCE,
-    ROUNDS,
-    SIZE,
-    FastPath,
-)
+from echod.fastpath import BATCH, ROUNDS, SIZE, STEP, FastPath
 from echod.protocol import MAX_BUFFERED
 from echod.transport import kernel_socket, send_now
+from echod.turns import TURN
 from tests.streams.memory import MemoryEndpoints
 from tests.streams.server import EchoServer
 from tests.streams.sockets import TCP4Endpoints
@@ -222,8 +214,10 @@ async def test_removed_before_the_close(served: EchoServer, how: str) -> None:
 
 
 class FakeReactor:
-    def __init__(self, *others: Any) -> None:
-        self.readers = list(others)
+    """A reactor that only knows its readers."""
+
+    def __init__(self) -> None:
+        self.readers: list[Any] = []
 
     def addReader(self, reader: Any) -> None:
         self.readers.append(reader)
@@ -231,18 +225,14 @@ class FakeReactor:
     def removeReader(self, reader: Any) -> None:
         self.readers.remove(reader)
 
-    def getReaders(self) -> list[Any]:
-        return self.readers
-
-    def getWriters(self) -> list[Any]:
-        return []
-
 
 class Endless:
-    """A socket that can always be read and written."""
+    """A socket that can always be read and written; each receive takes ``seconds``."""
 
-    def __init__(self, number: int, spurious: bool) -> None:
+    def __init__(self, number: int, clock: Clock, seconds: float, spurious: bool) -> None:
         self.number = number
+        self.clock = clock
+        self.seconds = seconds
         self.spurious = spurious
         self.asked = 0
 
@@ -251,6 +241,7 @@ class Endless:
 
     def recv_into(self, buffer: memoryview) -> int:
         self.asked += 1
+        self.clock.advance(self.seconds)
         if self.spurious:
             raise BlockingIOError
         return len(buffer)
@@ -260,52 +251,93 @@ class Endless:
 
 
 class FakeEpoll:
-    """An epoll set that reports all descriptors as ready, in rotation."""
+    """An epoll set that reports all descriptors as ready, always in the same order."""
 
     def __init__(self) -> None:
         self.ready: list[int] = []
 
-    def register(self, sock: Endless, events: int) -> None:
-        self.ready.append(sock.fileno())
+    def register(self, descriptor: int, events: int) -> None:
+        self.ready.append(descriptor)
 
     def poll(self, seconds: float, most: int) -> list[tuple[int, int]]:
-        turn, self.ready = self.ready[:most], self.ready[most:] + self.ready[:most]
-        return [(descriptor, select.EPOLLIN) for descriptor in turn]
+        return [(descriptor, select.EPOLLIN) for descriptor in self.ready[:most]]
 
 
-class FakeEcho:
-    received = 0
-
-    def __init__(self) -> None:
-        self.transport = self
-
-    def stopReading(self) -> None:
-        pass
+def fast_path(clock: Clock | None = None) -> Any:
+    return FastPath(FakeReactor(), clock or Clock(), Mock())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.0001, 0.002])
 @pytest.mark.parametrize("spurious", [False, True])
-def test_one_turn_is_bounded(spurious: bool) -> None:
-    """A turn of the reactor is bounded, and connections share it equally."""
-    fast: Any = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
+def test_one_turn_is_bounded(seconds: float, spurious: bool) -> None:
+    """A turn is bounded in time and in rounds, and connections share the turns equally."""
+    clock = Clock()
+    fast = fast_path(clock)
     fast._epoll = FakeEpoll()
-    sockets = [Endless(number, spurious) for number in range(1000, 1000 + 3 * BATCH)]
+    sockets = [Endless(number, clock, seconds, spurious) for number in range(1000, 1000 + BATCH)]
     for sock in sockets:
-        fast.add(FakeEcho(), sock)
-    for _ in range(30):
+        fast.add(Mock(), sock)
+    for _ in range(3 * BATCH):
+        before = clock.seconds(), sum(sock.asked for sock in sockets)
         fast.doRead()
-    asked = [sock.asked for sock in sockets]
-    assert max(asked) - min(asked) <= 1
-    if spurious:
-        assert sum(asked) == 30 * ROUNDS * BATCH
-    else:
-        assert sum(asked) * SIZE <= 30 * (MAX_ECHOED + BATCH * SIZE)
+        took, asked = clock.seconds() - before[0], sum(sock.asked for sock in sockets) - before[1]
+        assert 0 < asked <= ROUNDS * BATCH
+        # Without bytes, the time is checked once a round.
+        most = BATCH if spurious else math.ceil(STEP / SIZE)
+        assert took < TURN + most * seconds + 1e-9
+    asks = [sock.asked for sock in sockets]
+    assert max(asks) - min(asks) <= 1
 
 
 def test_is_a_reader() -> None:
     """The fast path is a reader of the reactor."""
-    fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
+    fast = fast_path()
     assert verifyObject(IReadDescriptor, fast)
     assert fast.logPrefix() == "echod"
+
+
+class Listener:
+    """A listening port that counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.fileno = self.socket.fileno
+        self.asked = 0
+        self.lost = 0
+
+    def doRead(self) -> None:
+        self.asked += 1
+        self.socket.accept()[0].close()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.lost += 1
+
+
+def test_listener() -> None:
+    """A listener in the set is asked to accept, until it is removed."""
+    fast, listener = fast_path(), Listener()
+    assert fast.listen(listener)
+    assert fast._reactor.readers == [fast]
+    client = socket.create_connection(listener.socket.getsockname())
+    fast.doRead()
+    assert listener.asked == 1
+    fast.connectionLost(Failure(ConnectionLost()))
+    assert listener.lost == 1
+    fast.stop_listening(listener)
+    fast.stop_listening(listener)
+    assert fast._reactor.readers == []
+    for each in (client, listener.socket):
+        each.close()
+
+
+def test_no_memory_in_the_kernel() -> None:
+    """Without memory for another entry of the set, neither a connection nor a listener is added."""
+    fast = fast_path()
+    fast._epoll = Mock()
+    fast._epoll.register.side_effect = OSError(errno.ENOSPC, "")
+    assert not fast.add(Mock(), Endless(9, Clock(), 0, spurious=True))
+    assert not fast.listen(Mock(fileno=lambda: 9))
+    assert fast._reactor.readers == []
 
 
 @run
@@ -341,88 +373,3 @@ def test_send_now() -> None:
     far.close()
     assert send_now(near, b"hello") == 0
     near.close()
-
-
-class Talkers:
-    """Connections on the fast path of a reactor."""
-
-    def __init__(self, reactor: FakeReactor, count: int) -> None:
-        self.fast: Any = FastPath(reactor, Mock())  # type: ignore[arg-type]
-        self.pairs = [socket.socketpair() for _ in range(count)]
-        for near, _ in self.pairs:
-            near.setblocking(False)
-            self.fast.add(FakeEcho(), near)
-
-    def __enter__(self) -> Talkers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pair in self.pairs:
-            for sock in pair:
-                sock.close()
-
-
-@pytest.mark.parametrize(
-    ("talking", "others", "lingers"),
-    [(1, 0, True), (FEW, 0, True), (FEW + 1, 0, False), (1, CROWD - 1, True), (1, CROWD, False)],
-)
-def test_lingers(talking: int, others: int, lingers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With few connections and few descriptors, a turn waits for the next message."""
-    waits: list[float] = []
-    monkeypatch.setattr(select, "select", lambda *lists: waits.append(lists[-1]))
-    with Talkers(FakeReactor(*[Endless(9, spurious=True)] * others), talking) as talkers:
-        talkers.fast.doRead()
-    assert waits == ([LINGER] if lingers else [])
-
-
-def test_does_not_linger_without_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without connections, a turn does not wait."""
-    monkeypatch.setattr(select, "select", Mock(side_effect=AssertionError))
-    fast = FastPath(FakeReactor(), Mock())  # type: ignore[arg-type]
-    fast.doRead()
-
-
-def test_linger_ends_with_other_events() -> None:
-    """Any other event for the reactor ends the wait."""
-    near, far = socket.socketpair()
-    with Talkers(FakeReactor(near), 1) as talkers, patched_select() as waits:
-        far.send(b"?")
-        talkers.fast.doRead()
-    assert waits == [([near.fileno()], [], [])]
-    near.close()
-    far.close()
-
-
-@contextmanager
-def patched_select() -> Iterator[list[Any]]:
-    """Record what select(2) returns, with a timeout of a minute."""
-    real, found = select.select, []
-
-    def wait(readers: Any, writers: Any, others: Any, _: float) -> Any:
-        found.append(real(readers, writers, others, 60))
-        return found[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "select", wait)
-        yield found
-
-
-def test_lingers_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that always replies in time does not block the reactor's timers."""
-    with Talkers(FakeReactor(), 1) as talkers:
-        [(_, far)] = talkers.pairs
-        monkeypatch.setattr(select, "select", lambda *_: far.send(b"?"))
-        talkers.fast.doRead()
-        assert far.recv(100) == b"?" * (ROUNDS - 1)
-
-
-def test_cannot_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If select(2) cannot watch a descriptor, lingering is tried again later."""
-    wait = Mock(side_effect=ValueError("filedescriptor out of range in select()"))
-    monkeypatch.setattr(select, "select", wait)
-    with Talkers(FakeReactor(), 1) as talkers:
-        for _ in range(PATIENCE + 1):
-            talkers.fast.doRead()
-        assert wait.call_count == 1
-        talkers.fast.doRead()
-        assert wait.call_count == 2

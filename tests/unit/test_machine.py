@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from echod.daemon.listeners.deferring import accept_deferred
 from echod.events import Closed, Ending
 from echod.factory import EchoFactory
 from echod.protocol import MAX_BUFFERED
@@ -51,13 +52,16 @@ class Caller:
 class SocketNetwork(Clock):
     """The loopback interface, with a fake clock."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, deferred: bool) -> None:
         super().__init__()
         self.reactor = reactor_of_kind(kind)
+        self.deferred = deferred
 
     def serve(self, factory: IProtocolFactory) -> None:
         self.port: Any = TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
         self.port.listen(factory).addCallback(lambda port: setattr(self, "port", port))
+        if self.deferred:
+            accept_deferred(self.port)
 
     def client_endpoint(self) -> Any:
         return TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.port.getHost().port)
@@ -258,14 +262,21 @@ class OnSockets(EchoMachine):
     """The same over kernel sockets."""
 
     kind = "epoll"
+    deferred = False
 
     def make_network(self, capacity: int) -> Any:
-        return SocketNetwork(self.kind)
+        return SocketNetwork(self.kind, deferred=self.deferred)
 
+
+PATHS = {
+    "FastPath": {"fast_path": True},
+    "OrdinaryPath": {"fast_path": False},
+    "WithoutTransport": {"deferred": True},
+}
 
 for kind in REACTORS:
-    for path in (True, False):
-        name = f"{kind.capitalize()}{'FastPath' if path else 'OrdinaryPath'}"
-        machine: Any = type(name, (OnSockets,), {"kind": kind, "fast_path": path})
+    for path, options in PATHS.items():
+        name = f"{kind.capitalize()}{path}"
+        machine: Any = type(name, (OnSockets,), {"kind": kind, **options})
         machine.TestCase.settings = settings(stateful_step_count=30, max_examples=30, deadline=None)
         globals()[f"{name}Tests"] = machine.TestCase

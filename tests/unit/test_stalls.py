@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.closing import MAX_ORPHANED
 from echod.events import Ending
 from echod.factory import EchoFactory
-from echod.fastpath import UNCHECKED
+from echod.fastset import UNCHECKED
 from echod.protocol import Echo
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import kernel_send_queue, unsent

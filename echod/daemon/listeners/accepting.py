@@ -34,6 +34,8 @@ OF_ONE_CONNECTION: Final = frozenset(
 """Errors of one connection, not of the listener: accept(2), «Error handling», and EPERM from a
 firewall. The next accept may succeed at once."""
 
+STREAM: Final = int(socket.SOCK_STREAM)
+
 log = Logger(namespace="echod")
 
 
@@ -55,6 +57,7 @@ class ListeningSocket(socket.socket):
         self.setblocking(False)
         port.socket, port.fileno = self, self.fileno  # type: ignore[method-assign]
         self.failed = False
+        self._family = int(self.family)
         self._port: Any = port
         self._name = name
         self._failures = failures
@@ -67,7 +70,9 @@ class ListeningSocket(socket.socket):
         """
         self.failed = False
         try:
-            return super().accept()
+            # As socket.accept(), which looks up two enumerations for each connection.
+            descriptor, client = self._accept()  # type: ignore[attr-defined]
+            return socket.socket(self._family, STREAM, 0, descriptor), client
         except BlockingIOError:
             raise
         except (OSError, MemoryError) as error:

@@ -16,6 +16,7 @@ from echod.addresses import name_of
 from echod.daemon.errors import AddressInUse, CannotServe
 from echod.daemon.listeners.accepting import ListeningSocket
 from echod.daemon.listeners.base import BACKLOG, Listener
+from echod.daemon.listeners.deferring import accept_deferred
 from echod.daemon.listeners.interfaces import overlap
 from echod.daemon.summary import RateLimitedSummary
 from echod.transport import receive_urgent_inline, refuse_descriptors
@@ -71,6 +72,7 @@ class Ports:
                 address = self.addresses[-1]
                 if isinstance(port, Port):
                     ListeningSocket(port, address, self.failures)
+                    accept_deferred(port)
                 log.info("{event} on {endpoint}", event=self.name, endpoint=address)
 
     def accept_waiting(self) -> None:
