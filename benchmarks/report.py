@@ -131,7 +131,7 @@ def log(rounds: Sequence[Round]) -> list[str]:
 
 
 def fast(rounds: Sequence[Round]) -> list[str]:
-    """Return how fast the machine is: what one message takes that only C handles."""
+    """Return how fast the machine is: p50 of the server in C."""
     if "c" not in rounds[0].get("message-1", {}):
         return []
     p50 = number(median(of(rounds, "message-1", "c", "p50")))

@@ -53,7 +53,7 @@ class Peer(NamedTuple):
     command: tuple[str, ...]  # {tools} is the directory of compiled programs
     needs: str = ""  # a Python package, or the name of a command with a slash before it
     source: str = ""  # the source file to compile
-    only: str = ""  # its only scenario; empty: all but those of FEW
+    only: str = ""  # its only scenario; empty: all, except as FEW says
     forks: bool = False  # a process for each connection
 
 

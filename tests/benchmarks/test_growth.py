@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,15 @@ from tests import ROOT
 from tests.benchmarks.running import benchmark, needs_cc
 
 growth = benchmark("growth")
+servers = benchmark("servers")
+
+
+@pytest.fixture
+def cores() -> Iterator[None]:
+    """Restore the affinity that starting a server changes."""
+    usable = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, usable)
 
 
 def bench(*options: str | Path) -> subprocess.CompletedProcess[str]:
@@ -52,6 +63,29 @@ def test_short(tmp_path: Path) -> None:
     [times] = [row for name, row in rows(ended.stdout, "a check of the timeouts").items()][1:]
     assert all(float(cell.removesuffix(" µs").replace(",", "")) > 0 for cell in times)
     assert (bench("--read", file).returncode, bench("--read", file).stdout) == (0, ended.stdout)
+
+
+@needs_cc
+def test_stalled(growth: ModuleType, servers: ModuleType, tmp_path: Path, cores: None) -> None:
+    """A stalled connection takes the memory of its unsent bytes; a silent one takes hardly any."""
+    servers.build("load.c", str(tmp_path / "load"))
+    assert servers.lack_of("c", str(tmp_path)) == ""
+    silent, idle, stalled = (
+        growth.memory(str(tmp_path), "c", one, growth.SHORT)["kib"] for one in growth.MEMORY
+    )
+    assert max(silent, idle) < 2
+    assert 10 < stalled < 300  # KiB; the server buffers at most 192
+
+
+@needs_cc
+def test_few_talk(growth: ModuleType, servers: ModuleType, tmp_path: Path, cores: None) -> None:
+    """Only messages of the connections that talk are counted."""
+    servers.build("load.c", str(tmp_path / "load"))
+    assert servers.lack_of("c", str(tmp_path)) == ""
+    with growth.running(str(tmp_path), "c") as server:
+        figures = growth.message(str(tmp_path), server, 100, 1, growth.SHORT)
+    assert figures["cpu"] > 0
+    assert figures["rate"] > 0
 
 
 def result(growth: ModuleType, *rounds: dict[str, tuple[float, float]]) -> dict[str, Any]:
