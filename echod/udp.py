@@ -238,13 +238,13 @@ class DatagramPort:
                 break
             count = len(origins)
             first = 0  # of those that are not sent yet
-            for index, (sender, peer, source) in enumerate(origins):
-                drop = drop_from(sender, now)
-                if drop is None and source is None:
+            for index, origin in enumerate(origins):
+                drop = drop_from(origin.sender, now)
+                if drop is None and origin.source is None:
                     drop = Drop.SENT_TO_MANY
                 if drop is not None:
                     self._reply(exchange, origins, sizes, first, index)
-                    datagrams.dropped(drop, peer)
+                    datagrams.dropped(drop, origin.peer)
                     first = index + 1
             self._reply(exchange, origins, sizes, first, count)
             total += count

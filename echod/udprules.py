@@ -17,7 +17,8 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections import Counter, OrderedDict
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 from echod.addresses import network_of
 from echod.arguments import check_number
@@ -54,7 +55,6 @@ UNSAFE_PORTS: Final = {
 """Source ports that get no reply, and why."""
 
 
-@functools.lru_cache(MAX_SOURCES)
 def source_of(host: str) -> tuple[str, Drop | None]:
     """Return the network that counts as one source, and why it gets no reply, if it gets none.
 
@@ -72,19 +72,23 @@ def source_of(host: str) -> tuple[str, Drop | None]:
     return network_of(host), drop
 
 
-class Sender(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sender:
     """A source address and port, as the rules see it.
 
-    :ivar source: the network that counts as one source.
     :ivar port: the source port.
+    :ivar source: the network that counts as one source.
+    :ivar flow: source and port, which have a time without a pause.
     :ivar drop: why no datagram from there gets a reply; ``None``: it depends on the rates.
     """
 
-    source: str
     port: int
+    source: str
+    flow: tuple[str, int]
     drop: Drop | None
 
 
+@functools.lru_cache(MAX_SOURCES)
 def sender_of(host: str, port: int) -> Sender:
     """Return the sender of a datagram.
 
@@ -92,7 +96,7 @@ def sender_of(host: str, port: int) -> Sender:
     :param port: the source port.
     """
     source, drop = source_of(host)
-    return Sender(source, port, UNSAFE_PORTS.get(port, drop))
+    return Sender(port, source, (source, port), UNSAFE_PORTS.get(port, drop))
 
 
 class GCRA:
@@ -167,7 +171,7 @@ class Rules:
         self._longest = longest
         self._total_due = 0.0
         self._due: OrderedDict[str, float] = OrderedDict()  # by source
-        self._flows: OrderedDict[Sender, Flow] = OrderedDict()
+        self._flows: OrderedDict[tuple[str, int], Flow] = OrderedDict()  # by source and port
         self.own_ports: Counter[int] = Counter()
 
     def drop(self, host: str, port: int, now: float) -> Drop | None:
@@ -181,11 +185,10 @@ class Rules:
 
     def drop_from(self, sender: Sender, now: float) -> Drop | None:
         """Do the same as :meth:`drop`, in less time, for a sender that the caller keeps."""
-        source, port, drop = sender
-        if self.own_ports.get(port):
-            drop = Drop.OWN_PORT
+        drop = Drop.OWN_PORT if self.own_ports.get(sender.port) else sender.drop
         if drop is not None:
             return drop
+        source = sender.source
         due = self._due.get(source)
         if due is not None:
             self._due.move_to_end(source)
@@ -202,12 +205,12 @@ class Rules:
             return Drop.TOTAL_RATE
         # By port: a loop has one port, but several clients may share one address. A datagram that
         # is dropped above has ended its loop already.
-        flow = self._flows.get(sender)
+        flow = self._flows.get(sender.flow)
         if flow is not None:
-            self._flows.move_to_end(sender)
+            self._flows.move_to_end(sender.flow)
         else:
             flow = Flow(now)
-            remember(self._flows, sender, flow)
+            remember(self._flows, sender.flow, flow)
         if flow.duration(now) > self._longest:
             return Drop.NO_PAUSE
         self._due[source] = charged

@@ -15,7 +15,8 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from echod.udprules import Sender, sender_of
 
@@ -64,8 +65,8 @@ before, as systemd does for Timestamping=."""
 REPLY_SPACE: Final = socket.CMSG_SPACE(IN6_PKTINFO.size)
 """Bytes for the ancillary data of a reply. Over IPv4 it is shorter, and zeros follow."""
 
-ROW: Final = struct.Struct(f"{NAME_SPACE + ANCILLARY_SPACE}s")
-"""A socket address and ancillary data, with zeros after each."""
+ROW: Final = NAME_SPACE + ANCILLARY_SPACE
+"""Bytes of a row: a socket address and ancillary data, with zeros after each."""
 
 MAX_ORIGINS: Final = 2048
 """Origins that are parsed only once: the most recent ones. Each takes about 1 KiB."""
@@ -74,7 +75,8 @@ Ancillary = list[tuple[int, int, bytes]]
 """Level, type and data of each item, as in :meth:`socket.socket.recvmsg`."""
 
 
-class Origin(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Origin:
     """Where a datagram came from, and where its reply comes from.
 
     :ivar sender: the source, as the rules see it.
@@ -168,7 +170,7 @@ class BatchExchange:
 
         self._buffers, buffers = allocate(BATCH * SIZE)
         # The socket address and ancillary data of each datagram, and the ancillary data of replies.
-        self._rows, rows = allocate(BATCH * ROW.size)
+        self._rows, rows = allocate(BATCH * ROW)
         self._controls, controls = allocate(BATCH * REPLY_SPACE)
         # One half of these receives, the other sends.
         iovecs, iovec = allocate(2 * BATCH * IOVEC.size)
@@ -176,7 +178,7 @@ class BatchExchange:
         self._send_headers = self._receive_headers + BATCH * MMSGHDR.size
         name_size = (SOCKADDR_IN if sock.family == socket.AF_INET else SOCKADDR_IN6).size
         for index in range(BATCH):
-            row = rows + index * ROW.size
+            row = rows + index * ROW
             received = NAME_SPACE, row + NAME_SPACE, ANCILLARY_SPACE
             sent = name_size, controls + index * REPLY_SPACE, REPLY_SPACE
             for at, (name, *control) in ((index, received), (BATCH + index, sent)):
@@ -196,15 +198,15 @@ class BatchExchange:
     def receive(self) -> tuple[Sequence[Origin], Sequence[int]]:
         """Receive the datagrams that have arrived (:class:`Exchange`)."""
         self._headers[: self._used * MMSGHDR.size] = self._new_headers[: self._used * MMSGHDR.size]
-        self._rows[: self._used * ROW.size] = self._new_rows[: self._used * ROW.size]
+        self._rows[: self._used * ROW] = self._new_rows[: self._used * ROW]
         self._used = 0
         self._used = count = self._check(
             self._recvmmsg(self._fileno(), self._receive_headers, BATCH, socket.MSG_DONTWAIT, None)
         )
         sizes = self._sizes[:count].tolist()
         self._lengths[:count] = array("L", sizes)
-        rows = ROW.iter_unpack(self._rows[: count * ROW.size])
-        return [origin_of(row) for (row,) in rows], sizes
+        rows = struct.unpack_from(f"{ROW}s" * count, self._rows)
+        return list(map(origin_of, rows)), sizes
 
     def send_back(self, first: int, sources: Sequence[Any]) -> int:
         """Send back datagrams (:class:`Exchange`)."""

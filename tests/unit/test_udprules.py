@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod import udprules
 from echod.events import Drop
-from echod.udprules import Rules, source_of
+from echod.udprules import Rules, sender_of
 
 CLIENT = "192.0.2.1"
 HOUR = 3600.0
@@ -132,7 +132,7 @@ class RateTests(SynchronousTestCase):
 
     def test_bounded_state(self) -> None:
         """The number of remembered sources is bounded, and the latest are kept."""
-        self.assertEqual(source_of.cache_info().maxsize, udprules.MAX_SOURCES)
+        self.assertEqual(sender_of.cache_info().maxsize, udprules.MAX_SOURCES)
         self.patch(udprules, "MAX_SOURCES", 100)
         rules = Rules(rate=1, total_rate=1e6)
         for number in range(200):

@@ -48,7 +48,8 @@ def received_and_sent_back(exchange: Any) -> list[tuple[Any, ...]]:
             assert len(origins) == len(sizes) <= exchange.limit
             sent = exchange.send_back(0, [origin.source for origin in origins])
             assert sent == len(origins)
-            found += [(*origin[:2], size) for origin, size in zip(origins, sizes, strict=True)]
+            for origin, size in zip(origins, sizes, strict=True):
+                found.append((origin.sender, origin.peer, size))
     return found
 
 
