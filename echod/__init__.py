@@ -3,13 +3,14 @@
 The core is the modules of this package, and takes an evening to read, in this order:
 
 1. Vocabulary: ``events``, ``addresses``.
-2. TCP and UNIX sockets: ``transport``, ``limits``, ``timeouts``, ``drain``, ``closing``,
-   ``protocol`` (one connection), ``factory`` (all connections), ``fastpath`` (bytes from socket to
-   socket).
-3. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
+2. TCP and UNIX sockets: ``transport``, ``socketoptions``, ``limits``, ``timeouts``, ``drain``,
+   ``closing``, ``protocol`` (one connection), ``factory`` (all connections).
+3. The fast path: ``linger``, ``fastset``, ``fastpath`` (bytes from socket to socket), ``deferred``
+   (connections without a transport).
+4. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
    ``tls``, ``proxy``.
-4. UDP: ``udprules``, ``udpsocket``, ``udp``.
-5. Helpers for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
+5. UDP: ``udprules``, ``udpsocket``, ``udp``.
+6. Helpers for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
 
 ``testing`` is an in-memory network for tests. ``daemon`` is the service that ``twistd echod`` runs,
 and ``client`` is ``EchoClient`` and the command ``echod-client``; the core imports neither.

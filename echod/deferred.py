@@ -24,8 +24,9 @@ from echod.factory import EchoFactory
 from echod.fastpath import FastPath
 from echod.fastset import UNCHECKED
 from echod.protocol import Echo
+from echod.socketoptions import set_socket_options
 from echod.timeouts import Progress
-from echod.transport import kernel_send_queue, reset_socket, set_socket_options
+from echod.transport import kernel_send_queue, reset_socket
 
 log = Logger(namespace="echod")
 

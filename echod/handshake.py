@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.events import Accepted, Closed, Ending, Event, Observer, Opened, Reason, Refused, notify
+from echod.socketoptions import set_options
 from echod.timeouts import CHECKS_PER_TIMEOUT, FIRST_BYTE, QUIET
 from echod.transport import (
     IStreamTransport,
@@ -26,7 +27,6 @@ from echod.transport import (
     lose,
     reset,
     resets_on_error,
-    set_options,
 )
 
 log = Logger(namespace="echod")

@@ -26,6 +26,7 @@ from echod.closing import MAX_ORPHANED, Delivery, outcome, reset_if_incomplete
 from echod.events import Closed, Ending, HalfClosed, notify
 from echod.fastpath import FastPath
 from echod.fastset import UNCHECKED
+from echod.socketoptions import set_options
 from echod.timeouts import FIRST_BYTE, Progress
 from echod.transport import (
     IStreamTransport,
@@ -40,7 +41,6 @@ from echod.transport import (
     reset,
     resets_on_error,
     send_now,
-    set_options,
     unsent,
 )
 

@@ -4,16 +4,18 @@ A transport reports only that its buffer is full, or empty again: not whether a 
 reads, or whether closing makes the kernel reset the connection. These functions ask the transport
 below any wrapper (TLS). Without a kernel socket (a test double), they find no bytes.
 
-All use of the private or undocumented state of Twisted's transports is in this module:
+The core uses this private or undocumented state of Twisted's, here and in the files that are named:
 
 - ``FileDescriptor.dataBuffer``, ``offset`` and ``_tempDataLen``: the bytes not sent.
 - ``FileDescriptor.connectionLost``: end a connection now, not in the reactor's next turn.
 - ``Connection.socket`` and ``Connection.TLS``: the plain socket, and whether it is encrypted.
-- ``Server.server``: the listening port of an accepted UNIX connection.
+- ``Server.server``: the listening port of an accepted UNIX connection, in ``socketoptions.py``.
+- ``ReactorBase.timeout``: the seconds until the reactor's next timer, in ``linger.py``.
 
-The daemon uses the private state of Twisted's ports: ``Port.socket`` in ``accepting.py``,
+The daemon uses that of Twisted's ports: ``Port.socket`` in ``accepting.py`` (and Python's
+``socket._accept``), ``doRead``, ``transport`` and ``sessionno`` in ``deferring.py``,
 ``_shouldShutdown`` and ``numberAccepts`` in ``unix.py``, ``tcp._reservedFD`` in ``chroot.py``. The
-client takes TLS from ``_WrapperEndpoint._wrapperFactory``, in ``client/tls.py``.
+client takes TLS from ``_WrapperEndpoint._wrapperFactory``, in ``client/connector.py``.
 """
 
 from __future__ import annotations
@@ -28,9 +30,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
-from twisted.internet import unix
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionLost
 from twisted.internet.interfaces import (
     IConsumer,
@@ -47,12 +47,6 @@ from twisted.python.failure import Failure
 
 RESET: Final = struct.pack("ii", 1, 0)
 """The value of SO_LINGER that makes close(2) send RST."""
-
-SO_PASSRIGHTS: Final = 83
-"""A socket option of Linux 6.16 (asm-generic/socket.h) that Python's socket module lacks."""
-
-UNIX: Final = (unix.Server, unix.Client)
-"""UNIX transports subclass TCP's, but are not TCP."""
 
 Method = TypeVar("Method", bound=Callable[..., None])
 log = Logger(namespace="echod")
@@ -226,93 +220,6 @@ def resets_on_error(method: Method) -> Method:
             fail(self.transport)
 
     return cast(Method, call)
-
-
-def set_options(transport: IStreamTransport) -> None:
-    """Set the options of a socket, before its first byte is read.
-
-    All sockets: receive urgent data in order. TCP: send small replies at once (TCP_NODELAY), and
-    detect a peer that vanished (SO_KEEPALIVE). UNIX: refuse file descriptors, also on the
-    listening socket. Later connections inherit the option from it, and have it before accept(2).
-    """
-    if isinstance(transport, Connection) and not isinstance(transport, UNIX):
-        # Most connections: the methods of the transport take longer than the system calls.
-        set_tcp_options(transport.socket)
-        return
-    receive_urgent_inline(transport)
-    if isinstance(transport, Connection):
-        refuse_descriptors(transport)
-        refuse_descriptors(getattr(transport, "server", None))
-    elif ITCPTransport.providedBy(transport) and isinstance(
-        transport.getHost(), IPv4Address | IPv6Address
-    ):
-        # Not by the peer's address, which may be of another family behind a proxy.
-        transport.setTcpNoDelay(True)
-        transport.setTcpKeepAlive(True)
-
-
-def set_socket_options(sock: socket.socket) -> None:
-    """Set the same options on a socket without a transport, or on a listening socket.
-
-    Accepted TCP sockets inherit all of them from the listening socket, and UNIX sockets only the
-    refusal of file descriptors.
-    """
-    if sock.family == socket.AF_UNIX:
-        receive_urgent_inline(sock)
-        refuse_descriptors(sock)
-    else:
-        set_tcp_options(sock)
-
-
-def set_tcp_options(sock: socket.socket) -> None:
-    """Set the options of a TCP socket."""
-    set_option = sock.setsockopt
-    set_option(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-    set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def receive_urgent_inline(descriptor: object) -> None:
-    """Receive urgent data in order, as any other byte (SO_OOBINLINE in socket(7)).
-
-    Without it, the kernel takes the last byte sent with MSG_OOB out of the stream, over TCP (RFC
-    6093) and over UNIX sockets: the echo is a byte short, and ends as if it were complete. The
-    option also applies to bytes that have arrived before, except that TCP drops an unread urgent
-    byte when another arrives. So it is set on TCP listeners, too, and accepted sockets inherit it.
-
-    :param descriptor: a transport, or a listening port.
-    """
-    sock = _socket_of(descriptor)
-    if sock is not None:
-        with suppress(OSError):  # not every kind of socket has it on every kernel
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-
-def refuse_descriptors(descriptor: object) -> bool:
-    """Have the kernel refuse file descriptors sent over a UNIX socket (SCM_RIGHTS in unix(7)).
-
-    A received descriptor has to be closed, and close(2) can block: a TCP socket with SO_LINGER and
-    a full send queue stops the process for its linger time. With a plain recv(2), the kernel closes
-    it, in the same thread. With SO_PASSRIGHTS off, sendmsg(2) fails with EPERM at the sender.
-    Accepted sockets inherit it from the listener.
-
-    :param descriptor: a socket, a transport, or a listening port.
-    :return: whether no descriptor can arrive: ``False`` for a UNIX socket on Linux before 6.16.
-    """
-    sock = _socket_of(descriptor)
-    if sock is None or sock.family != socket.AF_UNIX:
-        return True
-    with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
-        return True
-    return False
-
-
-def _socket_of(descriptor: object) -> socket.socket | None:
-    if isinstance(descriptor, socket.socket):
-        return descriptor
-    sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
-    return sock if isinstance(sock, socket.socket) else None
 
 
 def _handle(transport: ITransport | socket.socket) -> socket.socket | None:

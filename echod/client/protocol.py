@@ -22,7 +22,8 @@ from zope.interface import implementer
 from echod.arguments import check_number, check_provider, check_type, unless_none
 from echod.clock import clock_of
 from echod.durations import LONGEST
-from echod.transport import IStreamTransport, set_options
+from echod.socketoptions import set_options
+from echod.transport import IStreamTransport
 
 CHUNK: Final = 64 * 1024
 """Bytes of one write to the transport: the size at which Twisted calls its buffer full."""

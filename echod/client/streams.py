@@ -30,7 +30,8 @@ from zope.interface import implementer
 from echod.client.epoll import EpollReader, Receiver
 from echod.client.errors import CLOSED, error_word
 from echod.client.replies import StreamReplies
-from echod.transport import beneath, kernel_socket, set_options, unsent
+from echod.socketoptions import set_options
+from echod.transport import beneath, kernel_socket, unsent
 
 
 class State(Enum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from echod.transport import refuse_descriptors
+from echod.socketoptions import refuse_descriptors
 
 with socket.socket(socket.AF_UNIX) as unix_socket:
     REFUSES_DESCRIPTORS = refuse_descriptors(unix_socket)

@@ -20,7 +20,7 @@ from twisted.internet.task import Clock
 from twisted.internet.tcp import Port
 from twisted.logger import LogEvent, formatEvent
 
-from echod import transport as kernel
+from echod import socketoptions
 from echod.daemon.listeners import accepting
 from echod.daemon.listeners.accepting import PAUSE, ListeningSocket, log_not_accepted
 from echod.daemon.listeners.group import Ports
@@ -269,7 +269,7 @@ def test_older_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[LogEvent], fast_path: bool
 ) -> None:
     """Before Linux 6.16, descriptors from a peer are closed; by default only the owner connects."""
-    monkeypatch.setattr(kernel, "SO_PASSRIGHTS", 9999)
+    monkeypatch.setattr(socketoptions, "SO_PASSRIGHTS", 9999)
     path, reactor = str(tmp_path / "socket"), reactor_of_kind("epoll")
     factory = EchoFactory(fast_path=fast_path)
     ports = opened(UNIXListener("--listen", reactor, str(path)), factory)
@@ -293,7 +293,7 @@ def test_older_kernel_with_a_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[LogEvent]
 ) -> None:
     """A given mode is used on any kernel."""
-    monkeypatch.setattr(kernel, "SO_PASSRIGHTS", 9999)
+    monkeypatch.setattr(socketoptions, "SO_PASSRIGHTS", 9999)
     path, factory = str(tmp_path / "socket"), EchoFactory()
     ports = opened(UNIXListener("--listen", reactor_of_kind("epoll"), path, mode=0o660), factory)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o660

@@ -24,6 +24,7 @@ CORE = [
     "turns",
     "events",
     "transport",
+    "socketoptions",
     "closing",
     "limits",
     "timeouts",

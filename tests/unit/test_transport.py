@@ -12,13 +12,12 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.socketoptions import SO_PASSRIGHTS, refuse_descriptors
 from echod.transport import (
-    SO_PASSRIGHTS,
     cut_off,
     encrypted,
     has_unread_input,
     kernel_send_queue,
-    refuse_descriptors,
     unsent,
 )
 

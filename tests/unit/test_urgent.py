@@ -14,7 +14,7 @@ from echod.daemon.listeners.group import Ports
 from echod.daemon.summary import RateLimitedSummary
 from echod.factory import EchoFactory
 from echod.proxy import ProxyFactory
-from echod.transport import receive_urgent_inline
+from echod.socketoptions import receive_urgent_inline
 from tests.streams.proxy import proxy_header
 from tests.streams.sockets import SocketEndpoints, TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
 

@@ -13,7 +13,7 @@ from echod.deferred import serve
 from echod.factory import EchoFactory
 from echod.fastpath import FastPath
 from echod.protocol import Echo
-from echod.transport import set_socket_options
+from echod.socketoptions import set_socket_options
 
 BATCH: Final = 32
 """The maximum number of connections that are accepted at once: less than half a millisecond."""

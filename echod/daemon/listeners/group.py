@@ -19,7 +19,7 @@ from echod.daemon.listeners.base import BACKLOG, Listener
 from echod.daemon.listeners.deferring import accept_deferred
 from echod.daemon.listeners.interfaces import overlap
 from echod.daemon.summary import RateLimitedSummary
-from echod.transport import receive_urgent_inline, refuse_descriptors
+from echod.socketoptions import receive_urgent_inline, refuse_descriptors
 
 log = Logger(namespace="echod")
 

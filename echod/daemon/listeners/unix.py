@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 from twisted.python.lockfile import FilesystemLock
 
 from echod.daemon.listeners.base import BACKLOG, Listener
-from echod.transport import refuse_descriptors
+from echod.socketoptions import refuse_descriptors
 
 LOCK_ATTEMPTS: Final = 100
 LOCK_INTERVAL: Final = 0.05
