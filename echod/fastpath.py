@@ -70,8 +70,8 @@ class FastPath(FastSet):
         view, poll, now = self._view, self._epoll.poll, self._clock.seconds
         size, part, left = SIZE, view, STEP
         linger, descriptor, batch = self._linger, -1, self._batch
-        lingers = linger.begin() if len(connections) <= FEW else 0.0
-        ends = now() + (lingers or TURN)
+        seconds = linger.begin() if len(connections) <= FEW else 0.0
+        lingers, ends = False, now() + (seconds or TURN)
         try:
             for _ in range(ROUNDS):
                 for descriptor, _ in batch:
@@ -108,11 +108,15 @@ class FastPath(FastSet):
                         left = STEP
                         if now() >= ends:
                             return
-                # Poll: get a batch of ready descriptors, or linger for one.
+                # Poll: get a batch of ready descriptors. Linger for one, but not before the first
+                # round: another event, such as a flood on another port, might end each wait.
                 descriptor = -1
                 if now() >= ends:
                     return
-                ready = linger.wait() if lingers and not linger.stale else poll(0, BATCH)
+                if lingers and not linger.stale:
+                    ready = linger.wait()
+                else:
+                    ready, lingers = poll(0, BATCH), seconds > 0
                 if not ready:
                     return
                 batch = iter(ready)
@@ -132,12 +136,15 @@ class FastPath(FastSet):
         listener = self._listeners.get(descriptor)
         if listener is None:
             return 0
+        self._linger.stale = True  # as in _isolated
         listener.doRead()
         return STEP + 1  # check the time
 
     def _isolated(self, descriptor: int, method: str, *arguments: object) -> None:
         """Call a method of one connection: an exception ends it, and no other."""
         connection = self._connections[descriptor]
+        # It may add a timer or another reader to the reactor, for which no wait would end.
+        self._linger.stale = True
         try:
             getattr(connection, method)(*arguments)
         except BaseException:  # Twisted's reactors catch the same

@@ -289,6 +289,23 @@ def test_one_turn_is_bounded(seconds: float, spurious: bool) -> None:
     assert max(asks) - min(asks) <= 1
 
 
+@run
+async def test_flood_beside_it(served: EchoServer) -> None:
+    """A descriptor of the reactor that is always ready does not starve the fast path."""
+    peer, echo = await talk(served)
+    near, far = socket.socketpair()
+    far.send(b"never read")
+    reader = Mock(fileno=near.fileno, doRead=lambda: None)
+    served.ends.reactor.addReader(reader)
+    for count in range(3, 9):
+        peer.send(b"?")
+        await served.ends.until(peer.when_received(count))
+    assert echo.fast_path is not None
+    served.ends.reactor.removeReader(reader)
+    near.close()
+    far.close()
+
+
 def test_is_a_reader() -> None:
     """The fast path is a reader of the reactor."""
     fast = fast_path()
