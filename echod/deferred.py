@@ -126,7 +126,7 @@ class DeferredConnection:
             transport = port.make_transport(self._socket, echo, self.peer)
             self._echo = echo
             echo.adopt(transport, self._opened, received)
-            port.factory.connection_replaced(self, echo)
+            port.factory.registry.replaced(self, echo, port.factory.clock)
         return self._echo
 
     def send(self, data: bytes) -> None:

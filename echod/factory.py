@@ -23,15 +23,15 @@ from echod.arguments import (
     unless_none,
 )
 from echod.clock import clock_of
-from echod.drain import Drain, Served
+from echod.drain import Served
 from echod.durations import LONGEST, SHORTEST
 from echod.events import Accepted, Closed, Event, Observer, Opened, Reason, Refused, ignore, notify
 from echod.fastpath import FastPath
 from echod.fastset import UNCHECKED
-from echod.handshake import PendingConnection, Refusal, refuse_failed
-from echod.limits import ConnectionLimits, descriptors_left
+from echod.handshake import Refusal, refuse_failed
+from echod.limits import descriptors_left
 from echod.protocol import Echo
-from echod.timeouts import Timeouts
+from echod.registry import Registry
 from echod.turns import Turns
 
 log = Logger(namespace="echod")
@@ -65,6 +65,7 @@ class EchoFactory(Factory):
     :ivar draining: whether :meth:`drain` was called since listening began.
     :ivar limits: the limits on connections.
     :ivar timeouts: the idle and the stall timeout.
+    :ivar registry: the connections, the limits and the timeouts.
     :ivar turns: the time budget that all TLS connections share.
     """
 
@@ -102,15 +103,11 @@ class EchoFactory(Factory):
         self.verbose = verbose
         self.draining = False
         self.turns = Turns()
-        self.connections: set[Served] = set()
-        self.pending: set[PendingConnection] = set()
         total = descriptors_left() if max_connections is None else max_connections
-        opened = (self.connections, self.pending)
-        self.limits = ConnectionLimits(total, max_connections_per_peer, opened)
-        self._drain = Drain()
-        self.timeouts = Timeouts(
-            idle_timeout, stall_timeout, self.connections, self._drain.connections
-        )
+        registry = Registry(total, max_connections_per_peer, idle_timeout, stall_timeout)
+        self.registry = registry
+        self.connections, self.pending = registry.served, registry.pending
+        self.limits, self.timeouts = registry.limits, registry.timeouts
         self._fast_path_allowed = fast_path
         self._fast_path: FastPath | None = None
         self._reactor: object = None
@@ -164,20 +161,7 @@ class EchoFactory(Factory):
             for event in events:
                 notify(self.observer, event)
         finally:
-            self._drain.finish()
-
-    def handshake_begun(self, pending: PendingConnection, peer: IAddress | None) -> None:
-        """Count ``pending`` against the limits; also per peer, if ``peer`` is the client."""
-        self.pending.add(pending)
-        self.limits.admit(pending, peer)
-
-    def handshake_ended(self, pending: PendingConnection) -> bool:
-        """Stop counting ``pending``, and return whether a drain was ending it."""
-        self.pending.discard(pending)
-        self.limits.release(pending)
-        draining = pending in self._drain.connections
-        self._drain.connections.discard(pending)
-        return draining
+            self.registry.drain.finish()
 
     def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
         """Serve a connection whose handshake is done, or refuse it.
@@ -189,7 +173,7 @@ class EchoFactory(Factory):
             return self._refuse(reason, peer, tls=tls)
         echo = self.make_echo()
         if draining:
-            self._drain.connections.add(echo)
+            self.registry.drain.connections.add(echo)
         return echo
 
     def drain(self, deadline: float) -> Deferred[None]:
@@ -211,24 +195,7 @@ class EchoFactory(Factory):
         self.draining = True
         if not self.connections and not self.pending:
             return succeed(None)
-        # Set the deadline first: it ends the drain even if the rest fails for lack of memory.
-        drained = self._drain.wait(deadline, self.clock)
-        try:
-            self._begin_drain()
-        except Exception:
-            with suppress(Exception):
-                log.failure("the start of a drain fails")
-        return drained
-
-    def _begin_drain(self) -> None:
-        added = self.connections - self._drain.connections
-        pending = self.pending - self._drain.connections
-        self._drain.connections.update(added, pending)
-        for each in pending:
-            each.drain()
-        if added:  # check all of them now, and often from now on
-            self.timeouts.check(self.clock, added)
-        self._drain.finish()
+        return self.registry.begin_drain(deadline, self.clock)
 
     def use_reactor(self, reactor: object) -> None:
         """Bind the factory's timers and its fast path to ``reactor``.
@@ -288,46 +255,19 @@ class EchoFactory(Factory):
 
     def connection_opened(self, connection: Served, peer: IAddress, *, tls: bool) -> None:
         """Count ``connection``, and notify the observer."""
-        self._watch_if_needed(connection)
-        if self.limits.per_peer is not None:
-            self.limits.admit(connection, peer)
-        self.connections.add(connection)
+        self.registry.opened(connection, peer, self.clock)
         notify(self.observer, Opened(peer, tls))
 
-    def _watch_if_needed(self, connection: Served) -> None:
-        if self.timeouts.idle is not None or connection in self._drain.connections:
-            self.timeouts.watch(connection, self.clock)
-
-    def connection_replaced(self, connection: Served, successor: Served) -> None:
-        """Count ``successor`` in place of ``connection``, whose state it has taken over."""
-        for each in (self.connections, self._drain.connections):
-            if connection in each:
-                each.discard(connection)
-                each.add(successor)
-        watched = self.timeouts.watched
-        if connection in watched:
-            watched[successor] = watched.pop(connection)
-        self._watch_if_needed(successor)
-        self.limits.replace(connection, successor)
-
-    def connection_closed(self, echo: Served, closed: Closed | None) -> None:
-        """Stop counting ``echo``, and notify the observer.
+    def connection_closed(self, connection: Served, closed: Closed | None) -> None:
+        """Stop counting ``connection``, and notify the observer.
 
         :param closed: the event; ``None`` if it could not be made.
         """
-        opened = echo in self.connections
-        self.connections.discard(echo)
-        self._drain.connections.discard(echo)
-        self.timeouts.watched.pop(echo, None)
-        if self.limits.per_peer is not None:
-            self.limits.release(echo)
+        counted = self.registry.closed(connection)
         try:
-            if opened and closed is not None:
+            if counted and closed is not None:
                 notify(self.observer, closed)
         except BaseException:  # such as SystemExit; a drain may wait for this connection
             with suppress(BaseException):
                 log.failure("a connection fails")
-        if not self.connections:
-            self.timeouts.cancel()
-        if self._drain.waiting:
-            self._drain.finish()
+        self.registry.finish()

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from echod.events import Accepted, Closed, Ending, Event, Observer, Opened, Reason, Refused, notify
+from echod.registry import Registry
 from echod.socketoptions import set_options
 from echod.timeouts import CHECKS_PER_TIMEOUT, FIRST_BYTE, QUIET
 from echod.transport import (
@@ -39,15 +40,10 @@ class Server(typing.Protocol):
     observer: Observer
     verbose: bool
     handshake_timeout: float | None
+    registry: Registry
 
     def now(self, transport: IStreamTransport) -> float:
         """Return the time, in seconds."""
-
-    def handshake_begun(self, pending: PendingConnection, peer: IAddress | None) -> None:
-        """Count a connection against the limits: in total, and for ``peer`` unless ``None``."""
-
-    def handshake_ended(self, pending: PendingConnection) -> bool:
-        """Stop counting it, and return whether a drain was ending it."""
 
     def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
         """Return the protocol that serves a connection from ``peer`` from now on, or refuses it."""
@@ -85,7 +81,7 @@ class PendingConnection(Protocol):
     def connectionMade(self) -> None:
         """Set the socket's options, and start the handshake timeout."""
         factory = self._factory
-        factory.handshake_begun(self, self._peer if self.tls else None)
+        factory.registry.handshake_begun(self, self._peer if self.tls else None)
         self._accepted = factory.now(self.transport)
         set_options(self.transport)
         if factory.verbose:
@@ -166,7 +162,7 @@ class PendingConnection(Protocol):
 
     def forget(self) -> None:
         """Stop counting the connection: its transport cannot reset it."""
-        self._factory.handshake_ended(self)
+        self._factory.registry.handshake_ended(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - any reason
         """Report a connection that the peer ended: refused, or unused if no byte was received."""
@@ -191,7 +187,7 @@ class PendingConnection(Protocol):
         """End the wait for the handshake, and return whether a drain was ending the connection."""
         self._waiting = False
         self._cancel_timers()
-        return self._factory.handshake_ended(self)
+        return self._factory.registry.handshake_ended(self)
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:

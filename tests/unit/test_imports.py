@@ -29,6 +29,7 @@ CORE = [
     "limits",
     "timeouts",
     "drain",
+    "registry",
     "linger",
     "fastset",
     "fastpath",

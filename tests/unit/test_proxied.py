@@ -333,7 +333,7 @@ class DrainTests(ProxyTestCase):
         for peer in peers[20:]:
             peer.send(HEADER)
         self.network.settle()
-        self.assertEqual(len(self.factory._drain.connections), 40)
+        self.assertEqual(len(self.factory.registry.drain.connections), 40)
         self.assertLess(checks, 3 * 40)
         self.network.advance(FIRST_BYTE + 0.41)
         self.successResultOf(drained)
