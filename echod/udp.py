@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -29,8 +28,9 @@ from echod.arguments import check_callable, check_provider, check_type, unless_n
 from echod.clock import clock_of
 from echod.events import Drop, Dropped, Observer, ignore, notify
 from echod.turns import TURN
+from echod.udporigin import IP_PKTINFO, Origin, ancillary_space
 from echod.udprules import Rules
-from echod.udpsocket import IP_PKTINFO, SIZE, BatchExchange, Exchange, Origin, SingleExchange
+from echod.udpsocket import SIZE, BatchExchange, Exchange, SingleExchange, kernel_drop_counter
 
 FEW: Final = 4
 """Datagrams in a turn of the reactor up to which the next turn receives them one by one. A lone
@@ -38,10 +38,6 @@ datagram takes 10 µs less than in a batch."""
 
 RECEIVE_BUFFER: Final = 1024 * 1024
 """Bytes of SO_RCVBUF, unless it is larger already. The kernel caps it at net.core.rmem_max."""
-
-SO_MEMINFO: Final = 55
-SK_MEMINFO_DROPS: Final = 8
-"""The socket option and the index in its array (socket(7)), for which Python has no name."""
 
 
 class EchoDatagrams:
@@ -167,7 +163,8 @@ class DatagramPort:
         host, _ = socket.getnameinfo(name, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         self._host = udp_address((host, *name[1:]))  # with the zone of a link-local address
         self._dropped_before = 0
-        self._singles = SingleExchange(sock)
+        self._space = ancillary_space(sock)
+        self._singles = SingleExchange(sock, self._space)
         self._batches: Exchange = self._singles
         self._exchange: Exchange = self._singles
         self.fileno = sock.fileno
@@ -182,15 +179,16 @@ class DatagramPort:
         # Never shrink a buffer that systemd's ReceiveBuffer= has made larger than rmem_max.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < RECEIVE_BUFFER:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        if sock.family == socket.AF_INET6:
+        if self._space and sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         # On IPv6 sockets, too: IPv4 datagrams arrive there as well, and only IP_PKTINFO shows which
         # of them were broadcast.
-        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        if self._space:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # A systemd socket outlives the process, and so does the kernel's count of its drops.
         self._dropped_before = kernel_drop_counter(sock)
         with suppress(ImportError, AttributeError, OSError):
-            self._batches = BatchExchange(sock)
+            self._batches = BatchExchange(sock, self._space)
         self._datagrams.opened(self)
         self._reactor.addReader(self)
 
@@ -272,15 +270,6 @@ class DatagramPort:
                 datagrams.answered += sent
                 datagrams.bytes += sum(sizes[first : first + sent])
             first += sent
-
-
-def kernel_drop_counter(sock: socket.socket) -> int:
-    """Return how many datagrams the kernel has dropped for ``sock``, modulo 2**32."""
-    try:
-        meminfo = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_MEMINFO_DROPS + 1))
-    except OSError:  # some container runtimes do not have the option
-        return 0
-    return int(struct.unpack("9I", meminfo)[SK_MEMINFO_DROPS])
 
 
 def udp_address(peer: Any) -> IPv4Address | IPv6Address:

@@ -10,7 +10,7 @@ from echod.client.epoll import EpollReader, Receiver
 from echod.client.errors import NOT_SENT, REFUSED, UNREACHABLE, error_word
 from echod.client.replies import DatagramReplies
 from echod.client.stamps import SO_TIMESTAMPING, TRANSMIT, enable_stamps
-from echod.udp import kernel_drop_counter
+from echod.udpsocket import kernel_drop_counter
 
 
 class DatagramChannel(Receiver):

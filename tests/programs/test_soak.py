@@ -20,7 +20,8 @@ from urllib.request import urlopen
 import pytest
 
 from echod.events import Drop
-from echod.udp import RECEIVE_BUFFER, SO_MEMINFO
+from echod.udp import RECEIVE_BUFFER
+from echod.udpsocket import SO_MEMINFO
 from tests import TIMEOUT
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all

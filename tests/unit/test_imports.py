@@ -43,6 +43,7 @@ CORE = [
     "tls",
     "proxy",
     "udprules",
+    "udporigin",
     "udpsocket",
     "udp",
     "testing",

@@ -121,12 +121,12 @@ def test_source_address_of_replies(kind: str, listens: str, asks: list[str]) -> 
 # As numbers, because the socket module lacks some: SO_TIMESTAMP, SO_TIMESTAMPNS and
 # SO_RXQ_OVFL of socket(7), IP_RECVTOS and IP_RECVTTL of ip(7).
 @pytest.mark.parametrize("option", [(1, 29), (1, 35), (1, 40), (0, 13), (0, 12)])
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "127.0.0.1"])
 def test_other_ancillary_data(option: tuple[int, int], host: str) -> None:
     """Other ancillary data, as Timestamping= in a socket unit enables, is ignored."""
     with EchoPort(host=host) as echo:
         echo.sock.setsockopt(*option, 1)
-        client = echo.client(host)
+        client = echo.client("::1" if ":" in host else "127.0.0.1")
         client.send(b"?")
         echo.turn()
         assert client.recv(9) == b"?"

@@ -16,7 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod import udp
 from echod.events import Drop
-from echod.udpsocket import BATCH, BatchExchange, SingleExchange, parse_ancillary, reply_source
+from echod.udporigin import ancillary_space, parse_ancillary, reply_source
+from echod.udpsocket import BATCH, BatchExchange, SingleExchange
 from tests.unit.test_udp import EchoPort
 
 IP, IP6 = socket.IPPROTO_IP, socket.IPPROTO_IPV6
@@ -75,7 +76,8 @@ class ExchangeTests(SynchronousTestCase):
         with EchoPort(host=listens) as echo:
             clients = [echo.client("::1" if ":" in asks else "127.0.0.1", asks) for _ in range(3)]
             found = []
-            for exchange in SingleExchange(echo.sock), BatchExchange(echo.sock):
+            space = ancillary_space(echo.sock)
+            for exchange in SingleExchange(echo.sock, space), BatchExchange(echo.sock, space):
                 for number, datagram in sent:
                     clients[number].send(datagram)
                 found.append(received_and_sent_back(exchange))
@@ -83,6 +85,36 @@ class ExchangeTests(SynchronousTestCase):
                 self.assertEqual(replies, [datagram for _, datagram in sent])
             self.assertEqual(found[0], found[1])
             self.assertEqual([size for *_, size in found[0]], [len(each) for _, each in sent])
+
+
+@pytest.mark.parametrize(
+    ("host", "needed"),
+    [
+        ("127.0.0.1", False),
+        ("127.0.0.2", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("127.255.255.255", True),
+        ("224.0.0.1", True),
+    ],
+)
+def test_ancillary_space(host: str, needed: bool) -> None:
+    """A socket bound to the address of one host replies from it, without ancillary data."""
+    with EchoPort(host=host) as echo:
+        assert bool(ancillary_space(echo.sock)) is needed
+        if not needed:
+            asker = echo.client(
+                "::1" if host == "::1" else "127.0.0.1", host.removeprefix("::ffff:")
+            )
+            asker.send(b"?")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                sock.sendto(b"?", ("127.255.255.255", echo.number))
+            echo.turn()
+            assert asker.recv(9) == b"?"
+            assert (echo.datagrams.answered, echo.drops) == (1, [])
 
 
 def test_refused_reply_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
