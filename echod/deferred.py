@@ -113,6 +113,11 @@ class DeferredConnection:
         return self._port.fast_path.received(self._socket.fileno())
 
     @property
+    def buffered(self) -> int:
+        """Bytes received that the kernel has not accepted for sending."""
+        return 0 if self._echo is None else self._echo.buffered
+
+    @property
     def transport(self) -> Any:
         """A transport, which the connection has from now on."""
         return self.promote().transport

@@ -37,6 +37,10 @@ class Served(Watched, Draining, typing.Protocol):
     def received(self) -> int:
         """Bytes received so far."""
 
+    @property
+    def buffered(self) -> int:
+        """Bytes received that the kernel has not accepted for sending."""
+
     def abort(self) -> None:
         """Reset the connection."""
 

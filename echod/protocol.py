@@ -31,6 +31,7 @@ from echod.timeouts import FIRST_BYTE, Progress
 from echod.transport import (
     IStreamTransport,
     beneath,
+    buffered,
     encrypted,
     fail,
     half_closes,
@@ -88,6 +89,11 @@ class Echo(Protocol):
             return self._received
         transport: Any = self.transport
         return self._received + self.fast_path.received(transport.fileno())
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received that the kernel has not accepted for sending."""
+        return buffered(self.transport)
 
     def connectionMade(self) -> None:
         """Set the socket's options, register for back-pressure, and report to the factory."""

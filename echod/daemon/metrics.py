@@ -26,7 +26,6 @@ import twisted
 from echod import __version__
 from echod.events import Closed, Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
-from echod.transport import buffered
 from echod.udp import EchoDatagrams
 
 MINUTE: Final = 60.0
@@ -112,7 +111,7 @@ def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
     received, unsent = tally.received, tally.unsent
     for echo in factory.connections:
         received += echo.received
-        unsent += buffered(echo.transport)
+        unsent += echo.buffered
     # Over Twisted's own TLS, unsent bytes are encrypted, and can outnumber those received.
     tally.sent = max(tally.sent, received - unsent)
     return received, tally.sent
