@@ -8,12 +8,13 @@ these values, :meth:`Timeouts.expired` decides whether the connection ends.
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any, Final, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from echod.events import Ending
+from echod.turns import TURN
 
 CHECKS_PER_TIMEOUT: Final = 8
 """Checks within a timeout. A timeout begins at the first check without progress, and ends at a
@@ -115,16 +116,28 @@ class Timeouts:
     def check(self, clock: IReactorTime, added: Iterable[Watched] = ()) -> None:
         """Check each connection, and end those whose timeout has expired.
 
+        With thousands of connections, this takes several turns of the reactor.
+
         :param added: connections to watch from now on.
         """
-        self.cancel()
         for connection in (*added, *self.find_busy()):
             self.watched.setdefault(connection)
-        for connection in list(self.watched):
+        self._check_some(clock, iter(list(self.watched)))
+
+    def _check_some(self, clock: IReactorTime, connections: Iterator[Watched]) -> None:
+        """Check connections for one turn of the reactor, and the rest in later turns."""
+        self.cancel()
+        ends = clock.seconds() + TURN
+        for connection in connections:
+            now = clock.seconds()
             try:
-                self._check(connection, clock.seconds())
+                self._check(connection, now)
             except BaseException:  # one connection's failure must not delay the others' timeouts
                 connection.fail()
+            if now >= ends:
+                self.cancel()
+                self._next_check = clock.callLater(0, self._check_some, clock, connections)
+                return
         if self.watched:
             self.schedule(clock)
 

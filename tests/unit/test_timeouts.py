@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Ending
 from echod.timeouts import CHECKS_PER_TIMEOUT, QUIET, Progress, Timeouts
+from echod.turns import TURN
 
 
 class ExpiredTests(SynchronousTestCase):
@@ -89,6 +93,28 @@ class TimeoutsTests(SynchronousTestCase):
 
     def timeouts(self, idle: float | None = None, stall: float | None = None) -> Timeouts:
         return Timeouts(idle, stall, self.connections, self.draining)
+
+    def test_many(self) -> None:
+        """A check of many connections takes several turns of the reactor, and misses none."""
+
+        class SlowClock(Clock):
+            def seconds(self) -> float:
+                self.rightNow += TURN / 10
+                return super().seconds()
+
+            def callLater(self, delay: float, *call: Any, **named: Any) -> Any:
+                checks.append(sum(each.checks for each in many))
+                return super().callLater(delay, *call, **named)
+
+        checks: list[int] = []
+        clock = SlowClock()
+        many = [FakeConnection() for _ in range(100)]
+        self.connections.update(many)
+        self.timeouts(idle=8).check(clock, many)
+        clock.advance(0)
+        self.assertEqual({each.checks for each in many}, {1})
+        turns = [after - before for before, after in pairwise([0, *checks])]
+        self.assertLessEqual(max(turns), 11)  # the last one may exceed the turn
 
     def test_never_early(self) -> None:
         """A timeout is never early, and late by a quarter at most."""
