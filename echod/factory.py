@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import select
-import socket
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IReactorTime, ITransport
@@ -27,7 +26,6 @@ from echod.drain import Served
 from echod.durations import LONGEST, SHORTEST
 from echod.events import Accepted, Closed, Event, Observer, Opened, Reason, Refused, ignore, notify
 from echod.fastpath import FastPath
-from echod.fastset import UNCHECKED
 from echod.handshake import Refusal, refuse_failed
 from echod.limits import descriptors_left
 from echod.protocol import Echo
@@ -110,7 +108,7 @@ class EchoFactory(Factory):
         self.limits, self.timeouts = registry.limits, registry.timeouts
         self._fast_path_allowed = fast_path
         self._fast_path: FastPath | None = None
-        self._reactor: object = None
+        self._reactor: Any = None
 
     def startFactory(self) -> None:
         """Admit connections, also after a drain: the first port begins to listen."""
@@ -223,35 +221,17 @@ class EchoFactory(Factory):
             self.use_reactor(reactor)
         return self.clock.seconds()
 
-    def fast_path_on(self, reactor: object) -> FastPath | None:
-        """Return the fast path for connections on ``reactor``.
+    def fast_path(self) -> FastPath | None:
+        """Return the fast path on the factory's reactor (:meth:`use_reactor`).
 
         ``None``: it is turned off, or the kernel has no descriptor for it.
-
-        :raises ValueError: if the factory is bound to another reactor.
         """
-        self.use_reactor(reactor)
         if self._fast_path is None and self._fast_path_allowed and hasattr(select, "epoll"):
             schedule = partial(self.timeouts.schedule, self.clock)
             with suppress(OSError):
-                self._fast_path = FastPath(cast(Any, reactor), clock_of(reactor), schedule)
+                self._fast_path = FastPath(self._reactor, clock_of(self._reactor), schedule)
                 self.timeouts.find_busy = self._fast_path.busy
         return self._fast_path
-
-    def fast_path_for(self, echo: Echo, sock: socket.socket) -> FastPath | None:
-        """Move ``echo`` to the fast path, and return the fast path.
-
-        ``None``: it is turned off, or the kernel has no descriptor or no memory for it.
-        """
-        fast_path = self.fast_path_on(self._reactor)
-        if fast_path is not None:
-            if echo.received > UNCHECKED:
-                echo.watch()
-            if fast_path.add(echo, sock, echo.received):
-                cast(Any, echo.transport).stopReading()
-                return fast_path
-        echo.watch()
-        return None
 
     def connection_opened(self, connection: Served, peer: IAddress, *, tls: bool) -> None:
         """Count ``connection``, and notify the observer."""

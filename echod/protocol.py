@@ -12,26 +12,26 @@ The rules that this file keeps:
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPushProducer
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.closing import MAX_ORPHANED, Delivery, outcome, reset_if_incomplete
 from echod.events import Closed, Ending, HalfClosed, notify
-from echod.fastpath import FastPath
+from echod.fastprotocol import FastProtocol
 from echod.fastset import UNCHECKED
 from echod.socketoptions import set_options
 from echod.timeouts import FIRST_BYTE, Progress
 from echod.transport import (
     IStreamTransport,
     beneath,
-    buffered,
     encrypted,
     fail,
     half_closes,
@@ -56,19 +56,16 @@ log = Logger(namespace="echod")
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
-class Echo(Protocol):
+class Echo(FastProtocol):
     """Echo one connection (RFC 862). :class:`EchoFactory` makes these.
 
     It is registered as its transport's producer: pausing it stops reading.
 
     :ivar named: the client's address from a PROXY header, if there was one.
-    :ivar fast_path: the fast path, while it serves the connection in place of the transport.
     """
 
     named: IAddress | None = None
-    fast_path: FastPath | None = None
     factory: EchoFactory
-    transport: IStreamTransport
 
     # Defaults on the class: most connections never need their own.
     _ending = Ending.FINISHED
@@ -82,23 +79,10 @@ class Echo(Protocol):
         """The peer's address."""
         return self.transport.getPeer() if self.named is None else self.named
 
-    @property
-    def received(self) -> int:
-        """Bytes received so far."""
-        if self.fast_path is None:
-            return self._received
-        transport: Any = self.transport
-        return self._received + self.fast_path.received(transport.fileno())
-
-    @property
-    def buffered(self) -> int:
-        """Bytes received that the kernel has not accepted for sending."""
-        return buffered(self.transport)
-
     def connectionMade(self) -> None:
         """Set the socket's options, register for back-pressure, and report to the factory."""
         # Set here, and not one by one later, so that CPython stores the attributes compactly.
-        self._received = 0  # without the bytes that the fast path counts
+        self._received = 0
         self._opened = 0.0
         try:  # as resets_on_error does, but without another call for each connection
             self._opened = self.factory.now(self.transport)
@@ -131,20 +115,22 @@ class Echo(Protocol):
             if sent < count:
                 self.send(data[sent:])
             elif not is_first and sock is not None:
-                self.fast_path = self.factory.fast_path_for(self, sock)
+                self._leave_transport(sock)
         except BaseException:
             fail(self.transport)
 
-    def send(self, data: bytes) -> None:
-        """Send ``data``, buffered until the kernel accepts it."""
-        self.leave_fast_path()
-        self.transport.write(data)
-        if self not in self.factory.timeouts.watched:
+    def _leave_transport(self, sock: socket.socket) -> None:
+        """Move to the fast path. Without it, or after many bytes, have the timeouts checked."""
+        fast_path = self.factory.fast_path()
+        joined = fast_path is not None and self.join_fast_path(fast_path, sock)
+        if not joined or self._received > UNCHECKED:
             self.watch()
 
     def watch(self) -> None:
         """Have the timeouts checked until the peer has received everything."""
-        self.factory.timeouts.watch(self, self.factory.clock)
+        timeouts = self.factory.timeouts
+        if self not in timeouts.watched:
+            timeouts.watch(self, self.factory.clock)
 
     def readConnectionLost(self) -> None:
         """Close when everything is sent: the peer has finished sending (an empty receive)."""
@@ -221,10 +207,6 @@ class Echo(Protocol):
         if reset_if_incomplete(self.transport):
             self._ending = Ending.LOST
 
-    def fail(self) -> None:
-        """Log the exception that is being handled, and reset the connection."""
-        fail(self.transport)
-
     def abort(self) -> None:
         """Reset the connection."""
         self.transport.abortConnection()
@@ -236,23 +218,6 @@ class Echo(Protocol):
     def forget(self) -> None:
         """Stop counting the connection: its transport cannot reset it."""
         self.factory.connection_closed(self, None)
-
-    def input_ended(self) -> None:
-        """Let the transport find the end of the stream, which the fast path has found."""
-        self.leave_fast_path()
-
-    def input_failed(self) -> None:
-        """End the connection, which the kernel has reported as broken to the fast path."""
-        lose(self.transport)
-
-    def leave_fast_path(self) -> None:
-        """Let the transport read again, if the connection is on the fast path."""
-        fast_path = self.fast_path
-        if fast_path is not None:
-            self.fast_path = None  # first, so that this runs only once if it fails
-            transport: Any = self.transport
-            self._received += fast_path.remove(transport.fileno())
-            transport.startReading()
 
     def _close(self, ending: Ending) -> None:
         if self.fast_path is not None:

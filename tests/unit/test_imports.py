@@ -33,6 +33,7 @@ CORE = [
     "linger",
     "fastset",
     "fastpath",
+    "fastprotocol",
     "handshake",
     "protocol",
     "factory",

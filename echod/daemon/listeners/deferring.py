@@ -27,7 +27,8 @@ def accept_deferred(port: Port) -> None:
     """
     factory: Any = port.factory
     if isinstance(factory, EchoFactory) and factory.protocol is Echo:
-        fast_path = factory.fast_path_on(port.reactor)
+        factory.use_reactor(port.reactor)
+        fast_path = factory.fast_path()
         if fast_path is not None:
             Acceptor(port, factory, fast_path)
 
