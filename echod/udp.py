@@ -179,11 +179,11 @@ class DatagramPort:
         # Never shrink a buffer that systemd's ReceiveBuffer= has made larger than rmem_max.
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < RECEIVE_BUFFER:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        if self._space and sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        # On IPv6 sockets, too: IPv4 datagrams arrive there as well, and only IP_PKTINFO shows which
-        # of them were broadcast.
         if self._space:
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            # On IPv6 sockets, too: IPv4 datagrams arrive there as well, and only IP_PKTINFO shows
+            # which of them were broadcast.
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # A systemd socket outlives the process, and so does the kernel's count of its drops.
         self._dropped_before = kernel_drop_counter(sock)

@@ -36,6 +36,7 @@ SOCKADDR_IN6: Final = struct.Struct("!2xHI16s4s")
 
 CMSGHDR: Final = struct.Struct("Nii")
 """cmsghdr in cmsg(3): length including this header, level, type."""
+
 NAME_SPACE: Final = 32
 """Bytes for a socket address."""
 
