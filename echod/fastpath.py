@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from echod.fastset import UNCHECKED, FastSet
+from echod.splice import Splicer
 from echod.turns import TURN
 
 SEGMENT: Final = 65_483
@@ -27,6 +28,17 @@ SIZE: Final = 3 * SEGMENT
 """Bytes of the shared buffer, and so the most that a connection has to buffer when it leaves the
 fast path. A multiple of the segment: with 64 KiB, each send ends in a segment of 53 bytes, and
 1 MB messages take a third longer."""
+
+SPLICED: Final = 2 * SEGMENT
+"""Bytes that one splice moves: less than :data:`SIZE`, because the peer reads meanwhile. With one
+segment, messages of 64 KiB take a tenth longer, and with three, 1 MB messages a third more CPU time
+on ten connections."""
+
+BULK: Final = 32 * 1024
+"""Bytes of one receive that begin to splice a connection."""
+
+SHORT: Final = 8 * 1024
+"""A spliced connection is received and sent again if one splice moves fewer bytes than this."""
 
 BATCH: Final = 64
 """Descriptors in one round. The kernel lists every ready one before it repeats one."""
@@ -58,6 +70,7 @@ class FastPath(FastSet):
         self._clock = clock
         self._on_traffic = on_traffic
         self._view = memoryview(bytearray(SIZE))
+        self._splicer = Splicer(SPLICED)
         self._batch: Iterator[tuple[int, int]] = iter(())  # the rest of the last turn's batch
 
     def logPrefix(self) -> str:
@@ -68,7 +81,7 @@ class FastPath(FastSet):
         """Echo the connections that are ready."""
         sockets, received, connections = self._sockets, self._received, self._connections
         view, poll, now = self._view, self._epoll.poll, self._clock.seconds
-        size, part, left = SIZE, view, STEP
+        size, part, left = -1, view, STEP
         linger, descriptor, batch = self._linger, -1, self._batch
         seconds = linger.begin() if len(connections) <= FEW else 0.0
         lingers, ends = False, now() + (seconds or TURN)
@@ -77,7 +90,7 @@ class FastPath(FastSet):
                 for descriptor, _ in batch:
                     sock = sockets[descriptor]
                     if sock is None:
-                        left -= self._accept(descriptor)
+                        left -= self._other(descriptor)
                     else:
                         # Receive: the connection handles the end of the stream and errors.
                         try:
@@ -92,6 +105,9 @@ class FastPath(FastSet):
                                 self._isolated(descriptor, "input_ended")
                                 continue
                             size, part = count, view[:count]
+                            if count >= BULK and self._splicer.open():
+                                self._spliced[descriptor], sockets[descriptor] = sock, None
+                                size = -1  # look at the next receive of this size, too
                         # Account, before the send: received bytes count even if it fails.
                         received[descriptor] += count
                         left -= count
@@ -131,14 +147,35 @@ class FastPath(FastSet):
                 self._echoed = -math.inf
                 self._on_traffic()
 
-    def _accept(self, descriptor: int) -> int:
-        """Have a listener accept; ignore a connection that an observer has just ended."""
+    def _other(self, descriptor: int) -> int:
+        """Splice a connection, or have a listener accept, and return the bytes to account for.
+
+        Ignore a connection that an observer has just ended.
+        """
+        sock = self._spliced.get(descriptor)
+        if sock is not None:
+            return self._splice(descriptor, sock)
         listener = self._listeners.get(descriptor)
         if listener is None:
             return 0
         self._linger.stale = True  # as in _isolated
         listener.doRead()
         return STEP + 1  # check the time
+
+    def _splice(self, descriptor: int, sock: Any) -> int:
+        """Echo the bytes of one splice, and return their number."""
+        count, rest = 0, b""
+        try:
+            count, rest = self._splicer.move(descriptor, self._received)
+        except OSError:
+            self._isolated(descriptor, "input_failed")
+        else:
+            if count < SHORT:  # if it is the end of the stream, the next poll reports it again
+                del self._spliced[descriptor]
+                self._sockets[descriptor] = sock
+            if rest:
+                self._isolated(descriptor, "send", rest)
+        return count
 
     def _isolated(self, descriptor: int, method: str, *arguments: object) -> None:
         """Call a method of one connection: an exception ends it, and no other."""

@@ -64,9 +64,10 @@ class FastSet:
         self._connections: dict[int, FastConnection] = {}
         self._listeners: dict[int, FastListener] = {}
         self._linger = Linger(reactor, self)
+        self._spliced: dict[int, Any] = {}  # sockets, of the connections that are spliced
         # By descriptor, in few objects: with many connections, an object for each would not fit
         # into the CPU's caches.
-        self._sockets: list[Any] = []
+        self._sockets: list[Any] = []  # None: a listener, or spliced
         self._received: array[int] = array("q")
         # The value in _received when busy() last returned the connection. At first it is minus the
         # bytes received before the connection was added, so that these count as new.
@@ -100,6 +101,7 @@ class FastSet:
             return 0
         received = self._received[descriptor]
         self._sockets[descriptor] = None
+        self._spliced.pop(descriptor, None)
         self._received[descriptor] = 0
         if not self._connections:
             self._echoed = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import select
 import socket
@@ -21,7 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from echod.events import Closed, Ending
-from echod.fastpath import BATCH, ROUNDS, SIZE, STEP, FastPath
+from echod.fastpath import BATCH, BULK, ROUNDS, STEP, FastPath
 from echod.protocol import MAX_BUFFERED
 from echod.transport import kernel_socket, send_now
 from echod.turns import TURN
@@ -229,25 +228,29 @@ class FakeReactor:
 class Endless:
     """A socket that can always be read and written; each receive takes ``seconds``."""
 
-    def __init__(self, number: int, clock: Clock, seconds: float, spurious: bool) -> None:
+    def __init__(self, number: int, clock: Clock, seconds: float, count: int) -> None:
         self.number = number
         self.clock = clock
         self.seconds = seconds
-        self.spurious = spurious
+        self.count = count
         self.asked = 0
 
     def fileno(self) -> int:
         return self.number
 
     def recv_into(self, buffer: memoryview) -> int:
-        self.asked += 1
-        self.clock.advance(self.seconds)
-        if self.spurious:
+        count, _ = self.move()
+        if not count:
             raise BlockingIOError
-        return len(buffer)
+        return count
 
     def send(self, data: memoryview) -> int:
         return len(data)
+
+    def move(self) -> tuple[int, bytes]:
+        self.asked += 1
+        self.clock.advance(self.seconds)
+        return self.count, b""
 
 
 class FakeEpoll:
@@ -268,23 +271,28 @@ def fast_path(clock: Clock | None = None) -> Any:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.0001, 0.002])
-@pytest.mark.parametrize("spurious", [False, True])
-def test_one_turn_is_bounded(seconds: float, spurious: bool) -> None:
-    """A turn is bounded in time and in rounds, and connections share the turns equally."""
+@pytest.mark.parametrize("count", [0, BULK - 1, BULK])
+def test_one_turn_is_bounded(seconds: float, count: int) -> None:
+    """A turn is bounded in time and in rounds, and connections share the turns equally.
+
+    None of them has bytes after all, or all receive and send, or all are spliced.
+    """
     clock = Clock()
     fast = fast_path(clock)
     fast._epoll = FakeEpoll()
-    sockets = [Endless(number, clock, seconds, spurious) for number in range(1000, 1000 + BATCH)]
+    sockets = [Endless(number, clock, seconds, count) for number in range(1000, 1000 + BATCH)]
     for sock in sockets:
         fast.add(Mock(), sock)
-    for _ in range(3 * BATCH):
+    fast._splicer.move = lambda descriptor, received: sockets[descriptor - 1000].move()
+    for _ in range(3 * BATCH if seconds else 3):
         before = clock.seconds(), sum(sock.asked for sock in sockets)
         fast.doRead()
         took, asked = clock.seconds() - before[0], sum(sock.asked for sock in sockets) - before[1]
         assert 0 < asked <= ROUNDS * BATCH
         # Without bytes, the time is checked once a round.
-        most = BATCH if spurious else math.ceil(STEP / SIZE)
+        most = STEP // count + 1 if count else BATCH
         assert took < TURN + most * seconds + 1e-9
+    assert len(fast._spliced) == (BATCH if count == BULK else 0)
     asks = [sock.asked for sock in sockets]
     assert max(asks) - min(asks) <= 1
 
@@ -352,7 +360,7 @@ def test_no_memory_in_the_kernel() -> None:
     fast = fast_path()
     fast._epoll = Mock()
     fast._epoll.register.side_effect = OSError(errno.ENOSPC, "")
-    assert not fast.add(Mock(), Endless(9, Clock(), 0, spurious=True))
+    assert not fast.add(Mock(), Endless(9, Clock(), 0, 0))
     assert not fast.listen(Mock(fileno=lambda: 9))
     assert fast._reactor.readers == []
 

@@ -32,6 +32,7 @@ CORE = [
     "registry",
     "linger",
     "fastset",
+    "splice",
     "fastpath",
     "fastprotocol",
     "handshake",
