@@ -26,7 +26,7 @@ from echod.fastset import UNCHECKED
 from echod.protocol import Echo
 from echod.socketoptions import set_socket_options
 from echod.timeouts import Progress
-from echod.transport import kernel_send_queue, reset_socket
+from echod.transport import kernel_send_queue, reset_socket, with_methods
 
 log = Logger(namespace="echod")
 
@@ -52,7 +52,7 @@ class AcceptingPort(typing.Protocol):
         """Return a transport for ``protocol``, which reads."""
 
 
-def serve(port: AcceptingPort, sock: socket.socket, client: Any) -> None:
+def serve(port: AcceptingPort, sock: socket.SocketType, client: Any) -> None:
     """Serve an accepted connection, or refuse it with RST.
 
     :param client: the peer's address, as socket.accept() returns it.
@@ -97,7 +97,7 @@ class DeferredConnection:
     __slots__ = ("_echo", "_opened", "_port", "_socket", "peer")
 
     def __init__(
-        self, port: AcceptingPort, sock: socket.socket, peer: IAddress, opened: float
+        self, port: AcceptingPort, sock: socket.SocketType, peer: IAddress, opened: float
     ) -> None:
         self._port = port
         self._socket = sock
@@ -128,7 +128,8 @@ class DeferredConnection:
             port = self._port
             echo = port.factory.make_echo()
             received = port.fast_path.remove(self._socket.fileno())
-            transport = port.make_transport(self._socket, echo, self.peer)
+            self._socket = sock = with_methods(self._socket)
+            transport = port.make_transport(sock, echo, self.peer)
             self._echo = echo
             echo.adopt(transport, self._opened, received)
             port.factory.registry.replaced(self, echo, port.factory.clock)
@@ -187,7 +188,7 @@ class DeferredConnection:
         self._port.factory.connection_closed(self, None)
 
     def _close(
-        self, ending: Ending, close: Callable[[socket.socket], None] = socket.socket.close
+        self, ending: Ending, close: Callable[[socket.SocketType], None] = socket.SocketType.close
     ) -> None:
         port, sock = self._port, self._socket
         if sock.fileno() == -1:  # closed already

@@ -47,7 +47,7 @@ def set_options(transport: IStreamTransport) -> None:
         transport.setTcpKeepAlive(True)
 
 
-def set_socket_options(sock: socket.socket) -> None:
+def set_socket_options(sock: socket.SocketType) -> None:
     """Set the same options on a socket without a transport, or on a listening socket.
 
     Accepted TCP sockets inherit all of them from the listening socket, and UNIX sockets only the
@@ -60,7 +60,7 @@ def set_socket_options(sock: socket.socket) -> None:
         set_tcp_options(sock)
 
 
-def set_tcp_options(sock: socket.socket) -> None:
+def set_tcp_options(sock: socket.SocketType) -> None:
     """Set the options of a TCP socket."""
     set_option = sock.setsockopt
     set_option(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -104,8 +104,8 @@ def refuse_descriptors(descriptor: object) -> bool:
     return False
 
 
-def _socket_of(descriptor: object) -> socket.socket | None:
-    if isinstance(descriptor, socket.socket):
+def _socket_of(descriptor: object) -> socket.SocketType | None:
+    if isinstance(descriptor, socket.SocketType):
         return descriptor
     sock = getattr(beneath(cast(ITransport, descriptor)), "socket", None)
     return sock if isinstance(sock, socket.socket) else None

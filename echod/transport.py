@@ -118,14 +118,14 @@ def buffered(transport: ITransport) -> int:
     return unsent(transport) if count is None else count
 
 
-def kernel_send_queue(transport: ITransport | socket.socket) -> int:
+def kernel_send_queue(transport: ITransport | socket.SocketType) -> int:
     """Return the size of the kernel's send queue: SIOCOUTQ in tcp(7) and unix(7).
 
     For TCP, the bytes that the peer has not acknowledged, a FIN included; for UNIX sockets, the
     memory of the bytes that the peer has not read. Either shrinks as the peer reads.
     """
     handle = _handle(transport)
-    if not isinstance(handle, socket.socket):
+    if not isinstance(handle, socket.SocketType):
         return getattr(handle, "kernel_send_queue", 0)
     with suppress(OSError):  # not every kernel supports it for every kind of socket
         return int(struct.unpack("i", fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)))[0])
@@ -181,10 +181,21 @@ def cut_off(transport: ITransport) -> None:
         reset_socket(handle)
 
 
-def reset_socket(sock: socket.socket) -> None:
+def reset_socket(sock: socket.SocketType) -> None:
     """Close a socket with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
+
+
+def with_methods(sock: socket.SocketType) -> socket.socket:
+    """Return ``sock``, whose class is the one in C, as an object of its subclass in Python.
+
+    Twisted's transports need the subclass. An object of the class in C is made and closed 0.4 µs
+    faster, and takes 56 bytes less, with the garbage collector's header.
+    """
+    whole = socket.socket(sock.family, sock.type, 0, sock.fileno())
+    sock.detach()
+    return whole
 
 
 def lose(transport: ITransport) -> None:
@@ -222,8 +233,8 @@ def resets_on_error(method: Method) -> Method:
     return cast(Method, call)
 
 
-def _handle(transport: ITransport | socket.socket) -> socket.socket | None:
-    if isinstance(transport, socket.socket):
+def _handle(transport: ITransport | socket.SocketType) -> socket.SocketType | None:
+    if isinstance(transport, socket.SocketType):
         return transport
     transport = beneath(transport)
     if isinstance(transport, FileDescriptor) and ISystemHandle.providedBy(transport):

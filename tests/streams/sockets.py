@@ -7,6 +7,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
+from unittest.mock import Mock
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import (
@@ -20,6 +21,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock
 
+from echod.daemon.listeners.accepting import ListeningSocket
 from echod.daemon.listeners.deferring import accept_deferred
 from tests import TIMEOUT
 from tests.reactors import reactor_of_kind, turn
@@ -52,7 +54,8 @@ class SocketEndpoints(Endpoints, ABC):
     async def listen(self, factory: IProtocolFactory) -> None:
         self.ports.append(await self.server_endpoint().listen(factory))
         if self.deferred:
-            accept_deferred(self.ports[-1])
+            sock = ListeningSocket(self.ports[-1], "", Mock())
+            accept_deferred(self.ports[-1], sock)
 
     async def connect(self, factory: IProtocolFactory) -> Any:
         return await self.until(self.client_endpoint().connect(factory))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from twisted.internet.interfaces import IAddress, IProtocolFactory
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from echod.daemon.listeners.accepting import ListeningSocket
 from echod.daemon.listeners.deferring import accept_deferred
 from echod.events import Closed, Ending
 from echod.factory import EchoFactory
@@ -61,7 +63,7 @@ class SocketNetwork(Clock):
         self.port: Any = TCP4ServerEndpoint(self.reactor, 0, interface="127.0.0.1")
         self.port.listen(factory).addCallback(lambda port: setattr(self, "port", port))
         if self.deferred:
-            accept_deferred(self.port)
+            accept_deferred(self.port, ListeningSocket(self.port, "", Mock()))
 
     def client_endpoint(self) -> Any:
         return TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.port.getHost().port)

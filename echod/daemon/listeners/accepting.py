@@ -12,6 +12,7 @@ from twisted.internet.tcp import Port
 from twisted.logger import Logger
 
 from echod.daemon.summary import RateLimitedSummary, Reasons
+from echod.transport import with_methods
 
 PAUSE: Final = 0.25
 """Seconds until a listener tries again after accept(2) failed. Connections that the kernel
@@ -64,6 +65,11 @@ class ListeningSocket(socket.socket):
         self._pause: IDelayedCall | None = None
 
     def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection, as :meth:`accept_basic` does, with the socket that Twisted needs."""
+        sock, client = self.accept_basic()
+        return with_methods(sock), client
+
+    def accept_basic(self) -> tuple[socket.SocketType, Any]:
         """Accept a connection.
 
         :raises BlockingIOError: if no connection waits, or accept(2) failed.
@@ -72,7 +78,7 @@ class ListeningSocket(socket.socket):
         try:
             # As socket.accept(), which looks up two enumerations for each connection.
             descriptor, client = self._accept()  # type: ignore[attr-defined]
-            return socket.socket(self._family, STREAM, 0, descriptor), client
+            return socket.SocketType(self._family, STREAM, 0, descriptor), client
         except BlockingIOError:
             raise
         except (OSError, MemoryError) as error:

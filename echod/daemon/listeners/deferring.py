@@ -9,6 +9,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 from twisted.internet.tcp import Port
 
+from echod.daemon.listeners.accepting import ListeningSocket
 from echod.deferred import serve
 from echod.factory import EchoFactory
 from echod.fastpath import FastPath
@@ -19,7 +20,7 @@ BATCH: Final = 32
 """The maximum number of connections that are accepted at once: less than half a millisecond."""
 
 
-def accept_deferred(port: Port) -> None:
+def accept_deferred(port: Port, sock: ListeningSocket) -> None:
     """Let the fast path accept the connections of ``port``, if it serves plain echo.
 
     It does not with TLS or PROXY headers, with a protocol of an application, or without a fast
@@ -30,7 +31,7 @@ def accept_deferred(port: Port) -> None:
         factory.use_reactor(port.reactor)
         fast_path = factory.fast_path()
         if fast_path is not None:
-            Acceptor(port, factory, fast_path)
+            Acceptor(port, sock, factory, fast_path)
 
 
 class Acceptor:
@@ -42,16 +43,18 @@ class Acceptor:
 
     inherits_options = False
 
-    def __init__(self, port: Any, factory: EchoFactory, fast_path: FastPath) -> None:
+    def __init__(
+        self, port: Any, sock: ListeningSocket, factory: EchoFactory, fast_path: FastPath
+    ) -> None:
         self.factory = factory
         self.fast_path = fast_path
         self.fileno = port.fileno
         self.connectionLost = port.connectionLost
         self._port = port
-        self._accept = port.socket.accept
+        self._accept = sock.accept_basic
         self._resume, self._pause = port.startReading, port.stopReading
         self._pause()
-        set_socket_options(port.socket)
+        set_socket_options(sock)
         port.startReading, port.stopReading, port.doRead = self.resume, self.pause, self.doRead
         self.resume()
 

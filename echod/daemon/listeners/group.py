@@ -71,8 +71,8 @@ class Ports:
                 refuse_descriptors(port)
                 address = self.addresses[-1]
                 if isinstance(port, Port):
-                    ListeningSocket(port, address, self.failures)
-                    accept_deferred(port)
+                    sock = ListeningSocket(port, address, self.failures)
+                    accept_deferred(port, sock)
                 log.info("{event} on {endpoint}", event=self.name, endpoint=address)
 
     def accept_waiting(self) -> None:
