@@ -233,9 +233,9 @@ def calls_of(lines: Sequence[str], *, unknown: str) -> list[tuple[str, ...]]:
             sockets[number] = "listening"
             if not error:
                 sockets[result], result = "connection", ""
-        elif '"...' in arguments:
+        elif '"...' in arguments or name == "splice":
             result = "MANY"
-        what = sockets.get(number, unknown) if number else ""
+        what = sockets.get(number, unknown) if number and name != "splice" else ""
         kept = re.findall(r'"[^"]*"|\b[A-Z][A-Z_]+\b', arguments)
         calls.append((name, what, *kept, result + error))
         if name == "close":
