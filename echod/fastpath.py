@@ -129,10 +129,9 @@ class FastPath(FastSet):
                 descriptor = -1
                 if now() >= ends:
                     return
-                if lingers and not linger.stale:
-                    ready = linger.wait()
-                else:
-                    ready, lingers = poll(0, BATCH), seconds > 0
+                if seconds and linger.stale:  # the poll object is not usable: do not linger
+                    seconds, lingers, ends = 0.0, False, min(ends, now() + TURN)
+                ready, lingers = linger.wait() if lingers else poll(0, BATCH), seconds > 0
                 if not ready:
                     return
                 batch = iter(ready)

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 import pytest_twisted
+from twisted.internet.base import ReactorBase
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
@@ -353,6 +354,32 @@ def test_listener() -> None:
     assert fast._reactor.readers == []
     for each in (client, listener.socket):
         each.close()
+
+
+class LingeringReactor(FakeReactor):
+    """A reactor without timers, whose events a wait of the fast path includes."""
+
+    callLater = ReactorBase.callLater
+
+    def getReaders(self) -> list[Any]:
+        return self.readers
+
+    def getWriters(self) -> list[Any]:
+        return []
+
+    def timeout(self) -> None:
+        return None
+
+
+def test_storm_on_an_idle_port() -> None:
+    """A turn that could wait for hours is bounded as any other, as soon as a connection comes."""
+    clock, listener = Clock(), Mock(fileno=lambda: 1000)
+    fast = FastPath(LingeringReactor(), clock, Mock())  # type: ignore[arg-type]
+    fast._epoll = FakeEpoll()  # type: ignore[assignment]
+    listener.doRead = Mock(side_effect=lambda: clock.advance(TURN))
+    fast.listen(listener)
+    fast.doRead()
+    assert listener.doRead.call_count == 2
 
 
 def test_no_memory_in_the_kernel() -> None:
