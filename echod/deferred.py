@@ -74,12 +74,13 @@ def serve(port: AcceptingPort, sock: socket.SocketType, client: Any) -> None:
     except BaseException:
         with suppress(BaseException):
             log.failure("a connection fails")
-        reset_socket(sock)
+        if sock.fileno() != -1:  # it has not been refused
+            reset_socket(sock)
         return
     try:
         is_fast = port.fast_path.add(connection, sock)
         factory.connection_opened(connection, peer, tls=False)
-        if not is_fast:
+        if not is_fast and sock.fileno() != -1:  # the observer has not ended it
             connection.promote()
     except BaseException:
         connection.fail()
@@ -123,14 +124,17 @@ class DeferredConnection:
         return self.promote().transport
 
     def promote(self) -> Echo:
-        """Give the connection a transport, and return the :class:`Echo` that serves it."""
+        """Give the connection a transport, and return the :class:`Echo` that serves it.
+
+        The caller calls :meth:`fail` after an exception, such as MemoryError.
+        """
         if self._echo is None:
             port = self._port
             echo = port.factory.make_echo()
-            received = port.fast_path.remove(self._socket.fileno())
             self._socket = sock = with_methods(self._socket)
             transport = port.make_transport(sock, echo, self.peer)
-            self._echo = echo
+            received = port.fast_path.remove(sock.fileno())
+            self._echo = echo  # from here on, the transport closes the socket
             echo.adopt(transport, self._opened, received)
             port.factory.registry.replaced(self, echo, port.factory.clock)
         return self._echo
@@ -162,8 +166,12 @@ class DeferredConnection:
         return Progress(waits, received - queued if waits else received, False, 0.0)
 
     def end(self, ending: Ending) -> bool:
-        """Reset a stalled connection, or close an idle or drained one without unread input."""
-        return self.promote().end(ending)
+        """Reset a stalled connection, or close an idle or drained one without unread input.
+
+        :return: ``True``: if the connection does not end, its successor is watched instead.
+        """
+        self.promote().end(ending)
+        return True
 
     def fail(self) -> None:
         """Log the exception that is being handled, and reset the connection."""
@@ -179,9 +187,11 @@ class DeferredConnection:
         """Reset the connection now."""
         if self._echo is None:
             self._close(Ending.ABORTED, reset_socket)
-        else:
+            return
+        try:
             self._echo.cut_short()
-            self.forget()  # in case that promote() has failed
+        finally:  # still counted, if promote() has failed
+            self._report(Ending.ABORTED, self._echo.received)
 
     def forget(self) -> None:
         """Stop counting the connection."""
@@ -191,10 +201,19 @@ class DeferredConnection:
         self, ending: Ending, close: Callable[[socket.SocketType], None] = socket.SocketType.close
     ) -> None:
         port, sock = self._port, self._socket
-        if sock.fileno() == -1:  # closed already
+        # The observer of HalfClosed may have given it a transport, or have ended it.
+        if self._echo is not None or sock.fileno() == -1:
             return
         received = port.fast_path.remove(sock.fileno())
         close(sock)
-        factory = port.factory
-        seconds = factory.clock.seconds() - self._opened
-        factory.connection_closed(self, Closed(ending, received, seconds, 0, self.peer))
+        self._report(ending, received)
+
+    def _report(self, ending: Ending, received: int) -> None:
+        """Stop counting the connection, and notify the observer unless its successor has."""
+        factory = self._port.factory
+        closed = None
+        try:
+            seconds = factory.clock.seconds() - self._opened
+            closed = Closed(ending, received, seconds, 0, self.peer)
+        finally:
+            factory.connection_closed(self, closed)

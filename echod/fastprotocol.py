@@ -42,9 +42,9 @@ class FastProtocol(Protocol):
         """
         if not fast_path.add(self, sock, self._received):
             return False
+        self.fast_path = fast_path
         transport: Any = self.transport
         transport.stopReading()
-        self.fast_path = fast_path
         return True
 
     def leave_fast_path(self) -> None:

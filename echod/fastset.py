@@ -84,9 +84,9 @@ class FastSet:
         descriptor: int = sock.fileno()
         if not self._register(descriptor):
             return False
+        self._connections[descriptor] = connection  # first: it may lack memory, the rest does not
         self._checked[descriptor] = -received
         self._sockets[descriptor] = sock
-        self._connections[descriptor] = connection
         return True
 
     def remove(self, descriptor: int) -> int:

@@ -92,7 +92,6 @@ class Echo(FastProtocol):
         except BaseException:
             fail(self.transport)
 
-    @resets_on_error
     def adopt(self, transport: IStreamTransport, opened: float, received: int) -> None:
         """Serve a connection that has been open without a transport.
 

@@ -69,8 +69,8 @@ class Registry:
         """Count ``successor`` in place of ``connection``, whose state it has taken over."""
         for each in (self.served, self.drain.connections):
             if connection in each:
+                each.add(successor)  # first: if it fails, the connection stays counted
                 each.discard(connection)
-                each.add(successor)
         watched = self.timeouts.watched
         if connection in watched:
             watched[successor] = watched.pop(connection)
