@@ -61,18 +61,21 @@ class Splicer:
                 count: int = self._splice(descriptor, writing, self._size)
             except BlockingIOError:
                 return 0, b""
+            except OSError as error:
+                if error.errno not in REFUSED:
+                    raise
+                self._splice = None
+                self.close()
+                return 0, b""
             received[descriptor] += count
             try:
                 sent = self._splice(reading, descriptor, count) if count else 0
             except OSError:  # the connection sends again, and handles the error
                 sent = 0
             return count, os.read(reading, count - sent) if sent != count else b""
-        except BaseException as error:
+        except BaseException:
             self.close()  # with the bytes in it: the next call is another connection's
-            if not isinstance(error, OSError) or error.errno not in REFUSED:
-                raise
-            self._splice = None
-            return 0, b""
+            raise
 
     def close(self) -> None:
         """Close both ends, if they are open."""
