@@ -34,6 +34,7 @@ log = Logger(namespace="echod")
 class AcceptingPort(typing.Protocol):
     """The interface of a port that accepts connections without a transport.
 
+    :ivar factory: admits and counts its connections.
     :ivar fast_path: serves its connections.
     :ivar inherits_options: whether sockets inherit their options from the listening socket.
     """
@@ -49,7 +50,7 @@ class AcceptingPort(typing.Protocol):
         """
 
     def make_transport(self, sock: socket.socket, protocol: Echo, peer: IAddress) -> Any:
-        """Return a transport for ``protocol``, which reads."""
+        """Return a transport that reads for ``protocol``."""
 
 
 def serve(port: AcceptingPort, sock: socket.SocketType, client: Any) -> None:
@@ -89,8 +90,8 @@ def serve(port: AcceptingPort, sock: socket.SocketType, client: Any) -> None:
 class DeferredConnection:
     """One connection without a transport.
 
-    :param port: has accepted it.
-    :param sock: its socket.
+    :param port: the port that has accepted it.
+    :param sock: its socket, which does not block.
     :param opened: seconds, by the factory's clock.
     :ivar peer: the peer's address.
     """

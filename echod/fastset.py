@@ -149,8 +149,11 @@ class FastSet:
         return [*self._connections, *self._listeners]
 
     def received(self, descriptor: int) -> int:
-        """Return the bytes received on a connection since it was added."""
-        return self._received[descriptor]
+        """Return the bytes received on a connection since it was added; 0 if it is closed.
+
+        :param descriptor: of its socket; -1 of a closed one.
+        """
+        return 0 if descriptor < 0 else self._received[descriptor]
 
     def busy(self) -> list[FastConnection]:
         """Return the connections with more than :data:`UNCHECKED` new bytes since the last call.

@@ -100,6 +100,17 @@ def expected_reset(served: EchoServer) -> str:
 
 
 @run
+async def test_received_of_a_closed_connection(served: EchoServer) -> None:
+    """A closed connection does not report the bytes of another one."""
+    peer, connection = await talk(served)
+    await talk(served)
+    assert connection.received == len(b"hello")
+    peer.finish()
+    await served.ends.until(peer.when_ended())
+    assert connection.received == 0
+
+
+@run
 async def test_metrics(served: EchoServer) -> None:
     """Reading the metrics gives no connection a transport."""
     for _ in range(3):

@@ -35,7 +35,12 @@ def accept_deferred(port: Port, sock: ListeningSocket) -> None:
 
 
 class Acceptor:
-    """Takes over accepting from a port of Twisted's.
+    """Takes over accepting from a port of Twisted's: replaces its doRead and how it is paused.
+
+    :param port: a listening port, which closes its socket itself.
+    :param sock: the socket of ``port``.
+    :param factory: the factory of ``port``.
+    :param fast_path: calls :meth:`doRead`, and serves the connections.
 
     :ivar inherits_options: whether accepted sockets inherit the options of the listening socket.
         TCP sockets do, except those that were in the backlog before it had them.
@@ -92,7 +97,7 @@ class Acceptor:
         return IPv6Address("TCP", host, port, flow, scope)
 
     def make_transport(self, sock: socket.socket, protocol: Echo, peer: Any) -> Any:
-        """Return a transport for ``protocol``, which reads."""
+        """Return a transport that reads for ``protocol``, made as by Twisted's port."""
         port = self._port
         port.sessionno += 1
         return port.transport(sock, protocol, client_of(peer), port, port.sessionno, port.reactor)
