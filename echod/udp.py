@@ -187,7 +187,7 @@ class DatagramPort:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # A systemd socket outlives the process, and so does the kernel's count of its drops.
         self._dropped_before = kernel_drop_counter(sock)
-        with suppress(ImportError, AttributeError, OSError):
+        with suppress(ImportError, AttributeError, OSError, MemoryError):
             self._batches = BatchExchange(sock, self._space)
         self._datagrams.opened(self)
         self._reactor.addReader(self)

@@ -98,7 +98,8 @@ def origin_of(row: bytes) -> Origin:
         host = socket.inet_ntop(family, address)
         peer = host, port, flow, int.from_bytes(scope, sys.byteorder)
     source = reply_source(parse_ancillary(row[NAME_SPACE:]))
-    control = None if source is None else b""
+    # Without an item, zeros: the kernel refuses to send them, and no other reply moves to this row.
+    control = None if source is None else bytes(REPLY_SPACE if len(row) > NAME_SPACE else 0)
     for level, kind, data in source or ():
         header = CMSGHDR.pack(socket.CMSG_LEN(len(data)), level, kind)
         control = (header + data).ljust(REPLY_SPACE, b"\0")

@@ -109,6 +109,7 @@ class BatchExchange:
     :raises ImportError: if Python was built without libffi.
     :raises AttributeError: if the C library does not have the system calls.
     :raises OSError: if the kernel or a sandbox does not.
+    :raises MemoryError: if there is none, or an old libffi gets no executable memory (ctypes).
     """
 
     limit = BATCH

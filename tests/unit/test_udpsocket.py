@@ -8,6 +8,7 @@ import socket
 import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from echod import udp
 from echod.events import Drop
-from echod.udporigin import ancillary_space, parse_ancillary, reply_source
+from echod.udporigin import (
+    NAME_SPACE,
+    ancillary_space,
+    origin_of,
+    parse_ancillary,
+    reply_source,
+)
 from echod.udpsocket import BATCH, BatchExchange, SingleExchange
 from tests.unit.test_udp import EchoPort
 
@@ -139,12 +146,38 @@ def test_refused_reply_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (echo.datagrams.answered, echo.datagrams.bytes) == (3, 3)
 
 
+def test_unknown_destination_in_a_batch() -> None:
+    """A datagram without ancillary data gets no reply, and the others theirs, each from its own."""
+    with EchoPort(host="0.0.0.0") as echo:
+        clients = [echo.client("127.0.0.1", f"127.0.0.{number}") for number in (1, 2, 3)]
+        batches: Any = echo.port._batches
+        for client in clients:
+            client.send(b"?")
+        receive = batches.receive
+
+        def receive_one_without() -> Any:
+            receive()
+            row = batches._row
+            batches._rows[row + NAME_SPACE : 2 * row] = bytes(row - NAME_SPACE)
+            rows = [bytes(batches._rows[at * row :][:row]) for at in range(3)]
+            return list(map(origin_of, rows)), [1, 1, 1]
+
+        with patch.object(batches, "receive", side_effect=[receive_one_without()]):
+            echo.port._echo(batches)
+        assert [clients[number].recv(9) for number in (0, 2)] == [b"?", b"?"]
+        assert echo.drops == [Drop.NOT_SENT]
+
+
 def without_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
 
 
 def without_recvmmsg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace())
+
+
+def without_executable_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", Mock(side_effect=MemoryError))
 
 
 def with_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +192,9 @@ def with_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: libc)
 
 
-@pytest.mark.parametrize("prepare", [without_ctypes, without_recvmmsg, with_a_filter])
+@pytest.mark.parametrize(
+    "prepare", [without_ctypes, without_recvmmsg, without_executable_memory, with_a_filter]
+)
 def test_without_batches(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system calls are not available, many datagrams are echoed one by one."""
     prepare(monkeypatch)
