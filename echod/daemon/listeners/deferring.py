@@ -76,6 +76,8 @@ class Acceptor:
     def doRead(self) -> None:
         """Accept connections, up to :data:`BATCH`."""
         for _ in range(BATCH):
+            if self._port.disconnecting:  # an observer has stopped it
+                return
             try:
                 sock, client = self._accept()
             except BlockingIOError as blocked:
