@@ -83,9 +83,11 @@ class FastPath(FastSet):
         view, poll, now = self._view, self._epoll.poll, self._clock.seconds
         size, part, left = -1, view, STEP
         linger, descriptor, batch = self._linger, -1, self._batch
-        seconds = linger.begin() if len(connections) <= FEW else 0.0
-        lingers, ends = False, now() + (seconds or TURN)
+        lingers, seconds = False, 0.0
         try:
+            if len(connections) <= FEW:
+                seconds = linger.begin()
+            ends = now() + (seconds or TURN)
             for _ in range(ROUNDS):
                 for descriptor, _ in batch:
                     sock = sockets[descriptor]
@@ -143,8 +145,9 @@ class FastPath(FastSet):
             # Report traffic, at most once between two calls of busy().
             self._echoed += STEP - left
             if connections and self._echoed > UNCHECKED:
-                self._echoed = -math.inf
-                self._on_traffic()
+                with suppress(BaseException):  # after a MemoryError, the next turn tries again
+                    self._on_traffic()
+                    self._echoed = -math.inf
 
     def _other(self, descriptor: int) -> int:
         """Splice a connection, or have a listener accept, and return the bytes to account for.
@@ -159,7 +162,8 @@ class FastPath(FastSet):
             return 0
         self._linger.stale = True  # as in _isolated
         listener.doRead()
-        return STEP + 1  # check the time
+        self._echoed -= STEP + 1  # not traffic: the result is to have the time checked
+        return STEP + 1
 
     def _splice(self, descriptor: int, sock: Any) -> int:
         """Echo the bytes of one splice, and return their number."""

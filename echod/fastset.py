@@ -113,9 +113,11 @@ class FastSet:
 
         :return: whether the kernel has memory for that.
         """
-        if not self._register(listener.fileno()):
-            return False
-        self._listeners[listener.fileno()] = listener
+        descriptor = listener.fileno()
+        if descriptor not in self._listeners:
+            if not self._register(descriptor):
+                return False
+            self._listeners[descriptor] = listener
         return True
 
     def stop_listening(self, listener: FastListener) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from twisted.internet.base import ReactorBase
 
+from echod.turns import TURN
+
 LINGER: Final = 0.01
 """Seconds of a wait. A shorter one is dearer: below a tick of the kernel (4 ms with the usual 250
 Hz) each wait programs the timer of the CPU, which took a third of the time of a message."""
@@ -59,9 +61,9 @@ class Linger:
         others = (self._reactor.getReaders(), self._reactor.getWriters())
         if self.stale or others != self._others:
             self._others = others
-            self.stale = False
             self._own = self._register()
-        return max(0.0, spare) if self._own else 0.0
+            self.stale = False  # last: after a MemoryError, the next turn tries again
+        return spare if self._own and spare > TURN else 0.0
 
     def _register(self) -> frozenset[int]:
         """Make the poll object, and return the reader's descriptors; none if it is not usable."""
@@ -71,15 +73,15 @@ class Linger:
             return frozenset()
         self._poll = select.poll()
         masks = dict.fromkeys(own, select.POLLIN)
-        for mask, others in ((select.POLLIN, readers), (select.POLLOUT, writers)):
-            for each in others:
-                if each is not self._reader:
-                    descriptor = each.fileno()
-                    masks[descriptor] = masks.get(descriptor, 0) | mask
         try:
+            for mask, others in ((select.POLLIN, readers), (select.POLLOUT, writers)):
+                for each in others:
+                    if each is not self._reader:
+                        descriptor = each.fileno()
+                        masks[descriptor] = masks.get(descriptor, 0) | mask
             for descriptor, mask in masks.items():
                 self._poll.register(descriptor, mask)
-        except (OverflowError, TypeError, ValueError):  # a closed one, which the reactor finds
+        except Exception:  # from a reader that is closed, which the reactor finds
             return frozenset()
         return frozenset(own)
 

@@ -382,6 +382,48 @@ def test_storm_on_an_idle_port() -> None:
     assert listener.doRead.call_count == 2
 
 
+def test_accepting_is_no_traffic() -> None:
+    """Without many bytes, accepted connections schedule no check of the timeouts."""
+    fast, listener = fast_path(), Listener()
+    assert fast.listen(listener)
+    near, far = socket.socketpair()
+    fast.add(Mock(), near)
+    client = socket.create_connection(listener.socket.getsockname())
+    fast.doRead()
+    assert listener.asked == 1
+    fast._on_traffic.assert_not_called()
+    for each in (client, listener.socket, near, far):
+        each.close()
+
+
+def test_resumed_twice() -> None:
+    """A listener that is in the set already stays in it."""
+    fast, listener = fast_path(), Listener()
+    assert fast.listen(listener)
+    assert fast.listen(listener)
+    fast.stop_listening(listener)
+    assert fast._reactor.readers == []
+    listener.socket.close()
+
+
+@pytest.mark.parametrize("failing", ["_on_traffic", "_linger"])
+def test_no_memory_in_a_turn(failing: str) -> None:
+    """Without memory for the timer or the wait, a turn raises nothing, and the next one works."""
+    clock = Clock()
+    fast = fast_path(clock)
+    fast._epoll = FakeEpoll()
+    sock = Endless(1000, clock, TURN / 4, 9 * 1024)
+    fast.add(Mock(), sock)
+    works = getattr(fast, failing)
+    setattr(fast, failing, Mock(side_effect=MemoryError, begin=Mock(side_effect=MemoryError)))
+    fast.doRead()
+    setattr(fast, failing, works)
+    asked = sock.asked
+    fast.doRead()
+    assert sock.asked > asked
+    fast._on_traffic.assert_called_once_with()
+
+
 def test_no_memory_in_the_kernel() -> None:
     """Without memory for another entry of the set, neither a connection nor a listener is added."""
     fast = fast_path()

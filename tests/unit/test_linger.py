@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from twisted.internet.base import ReactorBase
 
 from echod.linger import CROWD, ENDLESS, LINGER, Linger
+from echod.turns import TURN
 
 
 class FakeReactor:
@@ -77,7 +80,8 @@ def test_other_event(pair: Any, other: Any, direction: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("due", "length"), [(None, ENDLESS), (1.0, 1.0 - LINGER), (LINGER, 0), (0.0, 0)]
+    ("due", "length"),
+    [(None, ENDLESS), (1.0, 1.0 - LINGER), (LINGER + TURN / 2, 0), (LINGER, 0), (0.0, 0)],
 )
 def test_timers(pair: Any, due: float | None, length: float) -> None:
     """The last wait of a turn ends before the next timer of the reactor is due."""
@@ -119,3 +123,24 @@ def test_closed_descriptor(pair: Any, other: Any) -> None:
     """With a reader that is closed, which the reactor has not found yet, there are no waits."""
     other[0].close()
     assert Linger(FakeReactor(other[0]), Reader(pair[0])).begin() == 0
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError])
+def test_failing_descriptor(pair: Any, error: type[Exception]) -> None:
+    """With a reader that cannot tell its descriptor, there are no waits."""
+    failing = Mock(fileno=Mock(side_effect=error))
+    assert Linger(FakeReactor(failing), Reader(pair[0])).begin() == 0
+
+
+def test_no_memory(pair: Any, other: Any) -> None:
+    """If memory is short, the next turn registers the descriptors that have changed."""
+    reader = Reader(pair[0])
+    linger = Linger(FakeReactor(), reader)
+    linger.begin()
+    reader.served = other[:1]
+    linger.stale = True
+    with patch.object(select, "poll", side_effect=MemoryError), pytest.raises(MemoryError):
+        linger.begin()
+    assert linger.begin() == ENDLESS
+    other[1].send(b"?")
+    assert [descriptor for descriptor, _ in linger.wait()] == [other[0].fileno()]
