@@ -5,8 +5,9 @@ The core is the modules of this package, and takes an evening to read, in this o
 1. Vocabulary: ``events``, ``addresses``.
 2. TCP and UNIX sockets: ``transport``, ``socketoptions``, ``limits``, ``timeouts``, ``drain``,
    ``registry``, ``closing``, ``protocol`` (one connection), ``factory`` (all connections).
-3. The fast path: ``linger``, ``fastset``, ``fastpath`` (bytes from socket to socket),
-   ``fastprotocol`` (from a transport and back), ``deferred`` (connections without a transport).
+3. The fast path: ``linger``, ``fastset``, ``splice`` (long messages), ``fastpath`` (bytes from
+   socket to socket), ``fastprotocol`` (from a transport and back), ``deferred`` (connections
+   without a transport).
 4. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
    ``tls``, ``proxy``.
 5. UDP: ``udprules``, ``udporigin``, ``udpsocket``, ``udp``.
