@@ -178,7 +178,7 @@ async def test_accept_fails(
             acceptor.inherits_options = False
         patch.setattr(point, fail)
         assert await end_of_new(served) == expected_reset(served)
-    assert len(os.listdir("/dev/fd")) == descriptors
+    assert len(os.listdir("/dev/fd")) <= descriptors  # an earlier test's may be collected
     assert len(served.factory.connections) == 1
     assert [type(each) for each in served.events if not isinstance(each, Accepted)] == [Opened]
     await still_serves(served, neighbour)
