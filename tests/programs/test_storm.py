@@ -41,13 +41,18 @@ from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.endpoints import serverFromString
 from echod import EchoFactory
+from echod.daemon.listeners.accepting import ListeningSocket
+from echod.daemon.listeners.deferring import accept_deferred
 
-factory = EchoFactory(stall_timeout=2, idle_timeout=30, fast_path=sys.argv[1] == "True")
+path = sys.argv[1]
+factory = EchoFactory(stall_timeout=2, idle_timeout=30, fast_path=path != "ordinary path")
 
 async def serve(number):
     global port
     where = f"tcp:{number}:interface=127.0.0.1:backlog=2000"
     port = await serverFromString(reactor, where).listen(factory)
+    if path == "without transport":  # as on the daemon's own ports
+        accept_deferred(port, ListeningSocket(port, "", None))
     print(port.getHost().port, flush=True)
 
 async def drain():
@@ -106,9 +111,9 @@ class Client:
 
 
 @pytest.mark.parametrize(
-    ("fast_path", "parts"), [(True, 4), (False, 2)], ids=["fast path", "ordinary path"]
+    ("path", "parts"), [("without transport", 4), ("fast path", 4), ("ordinary path", 2)]
 )
-def test_storm(fast_path: bool, parts: int) -> None:
+def test_storm(path: str, parts: int) -> None:
     """1,000 connections, 1 B to 4 MiB, stalls, half-closes, resets, a drain: no wrong byte.
 
     At the end the server has as many descriptors and as much memory as after the warm-up.
@@ -116,7 +121,7 @@ def test_storm(fast_path: bool, parts: int) -> None:
     chance = random.Random(862)
     seen = []
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(fast_path)],
+        [sys.executable, "-c", SERVER, path],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
