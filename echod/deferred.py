@@ -195,8 +195,8 @@ class DeferredConnection:
             self._report(Ending.ABORTED, self._echo.received)
 
     def forget(self) -> None:
-        """Stop counting the connection."""
-        self._port.factory.connection_closed(self, None)
+        """Stop counting the connection, or its successor."""
+        self._port.factory.connection_closed(self._echo or self, None)
 
     def _close(
         self, ending: Ending, close: Callable[[socket.SocketType], None] = socket.SocketType.close

@@ -213,6 +213,21 @@ async def test_removed_before_the_close(served: EchoServer, how: str) -> None:
     os.close(held)
 
 
+@run
+async def test_no_memory_for_a_connection(
+    served: EchoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory in the kernel for another entry of the set, the transport serves."""
+    peer = await served.peer()
+    epoll = Mock(register=Mock(side_effect=OSError(errno.ENOSPC, "")))
+    monkeypatch.setattr(served.factory.fast_path(), "_epoll", epoll)
+    for count in (1, 2, 3):
+        peer.send(b"?")
+        await served.ends.until(peer.when_received(count))
+    [echo] = served.factory.connections
+    assert echo.fast_path is None
+
+
 class FakeReactor:
     """A reactor that only knows its readers."""
 

@@ -90,7 +90,7 @@ class Acceptor:
     def peer_address(self, client: Any) -> IAddress:
         """Return the address of a peer, as Twisted does."""
         if not isinstance(client, tuple):
-            return UNIXAddress(client)
+            return UNIXAddress(client or None)  # most have no name
         if len(client) == 2:
             return IPv4Address("TCP", *client)
         host, port, flow, scope = client
