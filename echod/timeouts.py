@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -133,7 +134,8 @@ class Timeouts:
             try:
                 self._check(connection, now)
             except BaseException:  # one connection's failure must not delay the others' timeouts
-                connection.fail()
+                with suppress(BaseException):
+                    connection.fail()
             if now >= ends:
                 self.cancel()
                 self._next_check = clock.callLater(0, self._check_some, clock, connections)

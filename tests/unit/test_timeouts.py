@@ -116,6 +116,21 @@ class TimeoutsTests(SynchronousTestCase):
         turns = [after - before for before, after in pairwise([0, *checks])]
         self.assertLessEqual(max(turns), 11)  # the last one may exceed the turn
 
+    def test_failure(self) -> None:
+        """A connection that can be neither checked nor reset does not delay the others."""
+
+        class Failing(FakeConnection):
+            def progress(self, *, draining: bool) -> Progress:
+                raise MemoryError
+
+        failing = Failing()
+        self.connections.add(failing)
+        timeouts = self.timeouts(idle=8)
+        for each in (failing, self.connection):
+            timeouts.watch(each, self.clock)
+        self.clock.pump([0.1] * 100)
+        self.assertEqual(self.connection.endings, [Ending.IDLE])
+
     def test_never_early(self) -> None:
         """A timeout is never early, and late by a quarter at most."""
         self.timeouts(idle=8).watch(self.connection, self.clock)
