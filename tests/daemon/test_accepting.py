@@ -107,6 +107,16 @@ def test_pause(accepts: Accepting, error: BaseException) -> None:
     accepts.clock.advance(1)
 
 
+def test_no_memory_for_a_socket(accepts: Accepting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory for an accepted socket, its descriptor is closed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "SocketType", mock.Mock(side_effect=MemoryError))
+        accepts.turns()
+    accepts.client.settimeout(TIMEOUT)
+    assert accepts.client.recv(1) == b""
+    assert not accepts.factory.connections
+
+
 def test_log(accepts: Accepting) -> None:
     """Failures are summed in one line a second."""
     accepts.error = OSError(errno.ENFILE, "")

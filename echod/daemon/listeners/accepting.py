@@ -78,7 +78,11 @@ class ListeningSocket(socket.socket):
         try:
             # As socket.accept(), which looks up two enumerations for each connection.
             descriptor, client = self._accept()  # type: ignore[attr-defined]
-            return socket.SocketType(self._family, STREAM, 0, descriptor), client
+            try:
+                return socket.SocketType(self._family, STREAM, 0, descriptor), client
+            except BaseException:
+                os.close(descriptor)
+                raise
         except BlockingIOError:
             raise
         except (OSError, MemoryError) as error:
