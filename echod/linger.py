@@ -49,26 +49,30 @@ class Linger:
         self._reader = reader
         self._possible = getattr(type(reactor), "callLater", None) is ReactorBase.callLater
         self._own: frozenset[int] = frozenset()
-        self._others: tuple[list[Any], list[Any]] = ([], [])
+        self._others: tuple[list[Any], list[Any]] | None = None
         self._poll = select.poll()
 
     def begin(self) -> float:
         """Prepare for the waits of one turn, and return its length in seconds; 0: do not wait."""
         if not self._possible:
             return 0.0
+        if self.stale:
+            # Not in the turn after a change: each short connection is one, and costs a fifth more
+            # CPU time with a new poll object.
+            self.stale = False
+            self._others = None
+            return 0.0
         timeout = self._reactor.timeout()
         spare: float = ENDLESS if timeout is None else timeout - LINGER
         others = (self._reactor.getReaders(), self._reactor.getWriters())
-        if self.stale or others != self._others:
-            self._others = others
-            self._own = self._register()
-            self.stale = False  # last: after a MemoryError, the next turn tries again
+        if others != self._others:
+            self._own = self._register(*others)
+            self._others = others  # last: after a MemoryError, the next turn tries again
         return spare if self._own and spare > TURN else 0.0
 
-    def _register(self) -> frozenset[int]:
+    def _register(self, readers: list[Any], writers: list[Any]) -> frozenset[int]:
         """Make the poll object, and return the reader's descriptors; none if it is not usable."""
         own = self._reader.descriptors()
-        readers, writers = self._others
         if len(own) + len(readers) + len(writers) > CROWD:
             return frozenset()
         self._poll = select.poll()

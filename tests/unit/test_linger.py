@@ -59,9 +59,16 @@ def other() -> Iterator[tuple[socket.socket, socket.socket]]:
     far.close()
 
 
+def lingering(reactor: FakeReactor, reader: Reader) -> Linger:
+    """Return a :class:`Linger` after its first turn, which does not wait."""
+    linger = Linger(reactor, reader)
+    assert linger.begin() == 0
+    return linger
+
+
 def test_message(pair: Any) -> None:
     """A message that has arrived is returned at once, and nothing after the wait without one."""
-    linger = Linger(FakeReactor(), Reader(pair[0]))
+    linger = lingering(FakeReactor(), Reader(pair[0]))
     assert linger.begin() == ENDLESS
     assert linger.wait() == []
     pair[1].send(b"?")
@@ -72,7 +79,7 @@ def test_message(pair: Any) -> None:
 def test_other_event(pair: Any, other: Any, direction: str) -> None:
     """Any other event for the reactor ends the wait, even if a message has arrived too."""
     reactor = FakeReactor(other[0]) if direction == "read" else FakeReactor(writers=[other[0]])
-    linger = Linger(reactor, Reader(pair[0]))
+    linger = lingering(reactor, Reader(pair[0]))
     linger.begin()
     for far in (pair[1], other[1]):
         far.send(b"?")
@@ -85,7 +92,7 @@ def test_other_event(pair: Any, other: Any, direction: str) -> None:
 )
 def test_timers(pair: Any, due: float | None, length: float) -> None:
     """The last wait of a turn ends before the next timer of the reactor is due."""
-    assert Linger(FakeReactor(due=due), Reader(pair[0])).begin() == length
+    assert lingering(FakeReactor(due=due), Reader(pair[0])).begin() == length
 
 
 def test_unknown_timers(pair: Any) -> None:
@@ -94,25 +101,26 @@ def test_unknown_timers(pair: Any) -> None:
     class Other(FakeReactor):
         callLater = None  # type: ignore[assignment]
 
-    assert Linger(Other(), Reader(pair[0])).begin() == 0
+    assert lingering(Other(), Reader(pair[0])).begin() == 0
 
 
 @pytest.mark.parametrize(("others", "waits"), [(CROWD - 1, True), (CROWD, False)])
 def test_crowd(pair: Any, other: Any, others: int, waits: bool) -> None:
     """With many descriptors, there are no waits."""
-    linger = Linger(FakeReactor(*[other[0]] * others), Reader(pair[0]))
+    linger = lingering(FakeReactor(*[other[0]] * others), Reader(pair[0]))
     assert (linger.begin() > 0) is waits
 
 
 def test_changes(pair: Any, other: Any) -> None:
     """Descriptors that have come since the last turn are waited for, too."""
     reactor, reader = FakeReactor(), Reader(pair[0])
-    linger = Linger(reactor, reader)
+    linger = lingering(reactor, reader)
     linger.begin()
     reader.served = other[:1]
     linger.stale = True
     reactor.readers = [reader, pair[0]]
-    linger.begin()
+    assert linger.begin() == 0
+    assert linger.begin() > 0
     other[1].send(b"?")
     assert [descriptor for descriptor, _ in linger.wait()] == [other[0].fileno()]
     pair[1].send(b"?")
@@ -122,23 +130,24 @@ def test_changes(pair: Any, other: Any) -> None:
 def test_closed_descriptor(pair: Any, other: Any) -> None:
     """With a reader that is closed, which the reactor has not found yet, there are no waits."""
     other[0].close()
-    assert Linger(FakeReactor(other[0]), Reader(pair[0])).begin() == 0
+    assert lingering(FakeReactor(other[0]), Reader(pair[0])).begin() == 0
 
 
 @pytest.mark.parametrize("error", [AttributeError, OSError])
 def test_failing_descriptor(pair: Any, error: type[Exception]) -> None:
     """With a reader that cannot tell its descriptor, there are no waits."""
     failing = Mock(fileno=Mock(side_effect=error))
-    assert Linger(FakeReactor(failing), Reader(pair[0])).begin() == 0
+    assert lingering(FakeReactor(failing), Reader(pair[0])).begin() == 0
 
 
 def test_no_memory(pair: Any, other: Any) -> None:
     """If memory is short, the next turn registers the descriptors that have changed."""
     reader = Reader(pair[0])
-    linger = Linger(FakeReactor(), reader)
+    linger = lingering(FakeReactor(), reader)
     linger.begin()
     reader.served = other[:1]
     linger.stale = True
+    assert linger.begin() == 0
     with patch.object(select, "poll", side_effect=MemoryError), pytest.raises(MemoryError):
         linger.begin()
     assert linger.begin() == ENDLESS
