@@ -57,16 +57,16 @@ class Splicer:
             return 0, b""
         reading, writing = self._ends
         try:
-            try:
-                count: int = self._splice(descriptor, writing, self._size)
-            except BlockingIOError:
-                return 0, b""
-            except OSError as error:
-                if error.errno not in REFUSED:
-                    raise
-                self._splice = None
-                self.close()
-                return 0, b""
+            count: int = self._splice(descriptor, writing, self._size)
+        except BlockingIOError:
+            return 0, b""
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            self._splice = None
+            self.close()
+            return 0, b""
+        try:
             received[descriptor] += count
             try:
                 sent = self._splice(reading, descriptor, count) if count else 0

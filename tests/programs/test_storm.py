@@ -116,7 +116,7 @@ class Client:
 def test_storm(path: str, parts: int) -> None:
     """1,000 connections, 1 B to 4 MiB, stalls, half-closes, resets, a drain: no wrong byte.
 
-    At the end the server has as many descriptors and as much memory as after the warm-up.
+    At the end the server has no more descriptors, and as much memory, as after the warm-up.
     """
     chance = random.Random(862)
     seen = []
@@ -149,7 +149,8 @@ def test_storm(path: str, parts: int) -> None:
             _, errors = server.communicate(timeout=TIMEOUT)
     assert errors == ""
     assert seen[-1][0] - seen[0][0] < 8, seen
-    assert {descriptors for _, descriptors in seen} == {seen[0][1]}, seen
+    # A connection whose peer has just gone may be open until its next check.
+    assert max(descriptors for _, descriptors in seen) == seen[0][1], seen
 
 
 class Storm:
