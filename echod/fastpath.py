@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescri
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from echod.fastset import UNCHECKED, FastSet
+from echod.fastset import FEW, UNCHECKED, FastSet
 from echod.splice import Splicer
 from echod.turns import TURN
 
@@ -47,9 +47,6 @@ ROUNDS: Final = 64
 STEP: Final = 256 * 1024
 """Limits of one turn of the reactor, besides :data:`~echod.turns.TURN`: the number of rounds, and
 the bytes after which the time is checked within a round."""
-
-FEW: Final = 4
-"""With at most this many connections, a round ends with a wait (:class:`~echod.linger.Linger`)."""
 
 
 @implementer(IReadDescriptor)
@@ -83,9 +80,9 @@ class FastPath(FastSet):
         view, poll, now = self._view, self._epoll.poll, self._clock.seconds
         size, part, left = -1, view, STEP
         linger, descriptor, batch = self._linger, -1, self._batch
-        lingers, seconds = False, 0.0
+        lingers, seconds, few = False, 0.0, len(connections) <= FEW
         try:
-            if len(connections) <= FEW:
+            if few:
                 seconds = linger.begin()
             ends = now() + (seconds or TURN)
             for _ in range(ROUNDS):
@@ -134,6 +131,8 @@ class FastPath(FastSet):
                 if seconds and linger.stale:  # the poll object is not usable: do not linger
                     seconds, lingers, ends = 0.0, False, min(ends, now() + TURN)
                 ready, lingers = linger.wait() if lingers else poll(0, BATCH), seconds > 0
+                if not ready and not few and linger.begin() and linger.wait():
+                    ready, ends = poll(0, BATCH), now() + TURN
                 if not ready:
                     return
                 batch = iter(ready)

@@ -21,6 +21,11 @@ UNCHECKED: Final = 32 * 1024
 timeout checks the kernel's send queue. A few short messages do not cost a check."""
 
 
+FEW: Final = 4
+"""With at most this many connections, a wait (:class:`~echod.linger.Linger`) covers each of them.
+With more it covers their set, and another system call finds out which are ready."""
+
+
 class FastConnection(typing.Protocol):
     """The interface of a connection that the fast path serves."""
 
@@ -147,7 +152,9 @@ class FastSet:
             self._reactor.removeReader(self)
 
     def descriptors(self) -> list[int]:
-        """Return the descriptors of all connections and listeners in the set."""
+        """Return what to wait for: the descriptors in the set if they are few, or its own."""
+        if len(self._connections) > FEW:
+            return [self.fileno()]
         return [*self._connections, *self._listeners]
 
     def received(self, descriptor: int) -> int:

@@ -1,4 +1,4 @@
-"""Linger: wait for the next message of few connections without a turn of the reactor.
+"""Linger: wait for the next message without a turn of the reactor.
 
 A turn of the reactor takes longer than an echo. One poll(2) covers the connections and the
 reactor's own descriptors, so that any other event ends the wait, and no wait begins that a timer of
@@ -21,7 +21,9 @@ LINGER: Final = 0.01
 Hz) each wait programs the timer of the CPU, which took a third of the time of a message."""
 
 CROWD: Final = 16
-"""With more than this many descriptors, do not wait: each takes time in poll(2)."""
+PATIENCE: Final = 1000
+"""With more than ``CROWD`` descriptors in the reactor, do not wait: each takes time in poll(2). Do
+not even count them in the next ``PATIENCE`` turns."""
 
 ENDLESS: Final = 3600.0
 """Seconds without a timer."""
@@ -51,6 +53,7 @@ class Linger:
         self._own: frozenset[int] = frozenset()
         self._others: tuple[list[Any], list[Any]] | None = None
         self._poll = select.poll()
+        self._crowded = 0
 
     def begin(self) -> float:
         """Prepare for the waits of one turn, and return its length in seconds; 0: do not wait."""
@@ -62,9 +65,15 @@ class Linger:
             self.stale = False
             self._others = None
             return 0.0
+        if self._crowded:
+            self._crowded -= 1
+            return 0.0
         timeout = self._reactor.timeout()
         spare: float = ENDLESS if timeout is None else timeout - LINGER
         others = (self._reactor.getReaders(), self._reactor.getWriters())
+        if sum(map(len, others)) > CROWD:
+            self._crowded = PATIENCE
+            return 0.0
         if others != self._others:
             self._own = self._register(*others)
             self._others = others  # last: after a MemoryError, the next turn tries again
@@ -73,8 +82,6 @@ class Linger:
     def _register(self, readers: list[Any], writers: list[Any]) -> frozenset[int]:
         """Make the poll object, and return the reader's descriptors; none if it is not usable."""
         own = self._reader.descriptors()
-        if len(own) + len(readers) + len(writers) > CROWD:
-            return frozenset()
         self._poll = select.poll()
         masks = dict.fromkeys(own, select.POLLIN)
         try:

@@ -22,6 +22,8 @@ from zope.interface.verify import verifyObject
 
 from echod.events import Closed, Ending
 from echod.fastpath import BATCH, BULK, ROUNDS, STEP, FastPath
+from echod.fastset import FEW
+from echod.linger import Linger
 from echod.protocol import MAX_BUFFERED
 from echod.transport import kernel_socket, send_now
 from echod.turns import TURN
@@ -311,6 +313,27 @@ def test_one_turn_is_bounded(seconds: float, count: int) -> None:
     assert len(fast._spliced) == (BATCH if count == BULK else 0)
     asks = [sock.asked for sock in sockets]
     assert max(asks) - min(asks) <= 1
+
+
+@run
+async def test_one_of_many_talks(served: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many connections, one that talks is waited for without a turn of the reactor."""
+    [(peer, echo), *_] = [await talk(served) for _ in range(FEW + 1)]
+    linger = echo.fast_path._linger
+    waits: list[Any] = []
+
+    def wait() -> Any:
+        waits.append(None)
+        if len(waits) == 1:
+            served.ends.send_unseen(peer, b"?")
+        return Linger.wait(linger)
+
+    monkeypatch.setattr(linger, "wait", wait)
+    for count in (3, 4):  # no wait in the turn after a change
+        peer.send(b"?")
+        await served.ends.until(peer.when_received(count))
+    await served.ends.until(peer.when_received(5))
+    assert waits
 
 
 @run

@@ -11,7 +11,7 @@ from unittest.mock import Mock, patch
 import pytest
 from twisted.internet.base import ReactorBase
 
-from echod.linger import CROWD, ENDLESS, LINGER, Linger
+from echod.linger import CROWD, ENDLESS, LINGER, PATIENCE, Linger
 from echod.turns import TURN
 
 
@@ -104,11 +104,21 @@ def test_unknown_timers(pair: Any) -> None:
     assert lingering(Other(), Reader(pair[0])).begin() == 0
 
 
-@pytest.mark.parametrize(("others", "waits"), [(CROWD - 1, True), (CROWD, False)])
+@pytest.mark.parametrize(("others", "waits"), [(CROWD, True), (CROWD + 1, False)])
 def test_crowd(pair: Any, other: Any, others: int, waits: bool) -> None:
-    """With many descriptors, there are no waits."""
+    """With many descriptors in the reactor, there are no waits."""
     linger = lingering(FakeReactor(*[other[0]] * others), Reader(pair[0]))
     assert (linger.begin() > 0) is waits
+
+
+def test_patience(pair: Any, other: Any) -> None:
+    """Many descriptors are not counted again in each turn."""
+    reactor = FakeReactor(*[other[0]] * (CROWD + 1))
+    linger = lingering(reactor, Reader(pair[0]))
+    assert linger.begin() == 0
+    reactor.readers = []
+    assert [linger.begin() for _ in range(PATIENCE)] == [0] * PATIENCE
+    assert linger.begin() > 0
 
 
 def test_changes(pair: Any, other: Any) -> None:
