@@ -499,6 +499,10 @@ def test_resets_in_mid_transfer() -> None:
         for _ in range(3):  # from the third byte on, the fast path serves it
             neighbour.sendall(b"x")
             assert neighbour.recv(1) == b"x"
+        neighbour.sendall(bytes(MIB // 8))  # after which the pipe of splice(2) is open
+        left = MIB // 8
+        while left:
+            left -= len(neighbour.recv(left))
         before = daemon.descriptors()
         linger = b"\1\0\0\0\0\0\0\0"  # on, 0 seconds: close is RST (socket(7))
         for _ in range(300):

@@ -43,20 +43,16 @@ class Reader:
         return [sock.fileno() for sock in self.served]
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A pair of connected sockets."""
     near, far = socket.socketpair()
     yield near, far
     near.close()
     far.close()
 
 
-@pytest.fixture
-def other() -> Iterator[tuple[socket.socket, socket.socket]]:
-    near, far = socket.socketpair()
-    yield near, far
-    near.close()
-    far.close()
+pair = pytest.fixture(connected)
+other = pytest.fixture(connected)
 
 
 def lingering(reactor: FakeReactor, reader: Reader) -> Linger:
