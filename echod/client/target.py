@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
+from echod.addresses import on_one_line
 from echod.client.endpoint import USAGES, BadTarget, check_port, endpoint_of, short_name
 
 HOST: Final = r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^-:/=\\\[\]\s][^:/=\\\[\]\s]*))"
@@ -112,7 +113,8 @@ def split_kind(text: str) -> tuple[str, str]:
             raise BadTarget(f"TARGET {text!r}: use tcp://, udp:// or tls://")
         return kind, place[2:] if kind == "unix" else place[2:].removesuffix("/")
     if place.startswith("/") and kind in ("tcp", "udp", "tls", "ssl"):
-        raise BadTarget(f"TARGET {text!r}: type {kind}:/{place}, with two slashes")
+        right = on_one_line(f"{kind}:/{place}")
+        raise BadTarget(f"TARGET {text!r}: type {right}, with two slashes")
     is_port = place.isdecimal()  # of a host that is called tcp, or udp
     return ("", text) if is_port or kind not in (*USAGES, "udp") else (kind, place)
 
@@ -129,7 +131,8 @@ def in_brackets(text: str, place: str) -> str:
         return one if has_port else place
     if has_port:
         kind = text.partition(place)[0]
-        raise BadTarget(f"TARGET {text!r} is ambiguous: type {kind}{one} or {kind}{other}")
+        right = on_one_line(f"{kind}{one} or {kind}{other}")
+        raise BadTarget(f"TARGET {text!r} is ambiguous: type {right}")
     return other
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
@@ -226,6 +226,8 @@ OTHERS = st.sampled_from(["", ":", ":7", ":x", ":timeout=x", ":trustRoots=/none"
 
 @settings(max_examples=150)
 @given(st.builds("".join, st.tuples(KINDS, PLACES, OTHERS)) | st.text())
+@example("udp:/run/x\n")
+@example("udp:fe80::1%\n:7")
 def test_any_target(text: str) -> None:
     """Any TARGET is either valid, or reported in one line."""
     with suppress(BadTarget):
