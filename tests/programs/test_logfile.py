@@ -260,6 +260,8 @@ def test_logrotate(background: Any, tmp_path: Path, options: tuple[str, ...]) ->
             )
             assert (rotated.returncode, rotated.stderr) == (0, "")
             wait_until(lambda: daemon.log.exists() and "opened" in daemon.log.read_text())
+        last = sum(echoes)
+        wait_until(lambda: sum(echoes) > last + 20)  # so that the last file has lines, too
     finally:
         done.set()
         for client in clients:

@@ -8,10 +8,12 @@ import resource
 import socket
 import sys
 
+from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.events import Reason
 from echod.factory import EchoFactory
-from echod.limits import FD_SETSIZE, SPARE_DESCRIPTORS, descriptors_left
+from echod.limits import FD_SETSIZE, SPARE_DESCRIPTORS, ConnectionLimits, descriptors_left
 from tests.reactors import reactor_of_kind
 
 
@@ -68,3 +70,19 @@ class DescriptorsLeftTests(SynchronousTestCase):
         """Without RLIMIT_NOFILE there is no limit."""
         self.limit(resource.RLIM_INFINITY)
         self.assertEqual(descriptors_left(), sys.maxsize)
+
+
+class PerPeerTests(SynchronousTestCase):
+    def test_replace(self) -> None:
+        """A connection that replaces another counts for the same peer, once."""
+        peer = IPv4Address("TCP", "192.0.2.1", 49152)
+        limits = ConnectionLimits(10, 1, ())
+        first, second = object(), object()
+        limits.admit(first, peer)
+        limits.replace(first, second)
+        limits.replace(first, object())
+        self.assertIs(limits.exceeded(peer), Reason.MAX_CONNECTIONS_PER_PEER)
+        limits.release(first)
+        self.assertIs(limits.exceeded(peer), Reason.MAX_CONNECTIONS_PER_PEER)
+        limits.release(second)
+        self.assertIsNone(limits.exceeded(peer))
