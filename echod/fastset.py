@@ -20,7 +20,6 @@ UNCHECKED: Final = 32 * 1024
 """Bytes echoed since the last check, on one connection or on all together, above which the stall
 timeout checks the kernel's send queue. A few short messages do not cost a check."""
 
-
 FEW: Final = 4
 """With at most this many connections, a wait (:class:`~echod.linger.Linger`) covers each of them.
 With more it covers their set, and another system call finds out which are ready."""

@@ -42,7 +42,8 @@ class Linger:
     :param reactor: waits are possible with those of Twisted that call their timers themselves: not
         with asyncio's loop, which has other events too.
     :param reader: is itself one of the reactor's readers.
-    :ivar stale: whether the descriptors of ``reader`` have changed.
+    :ivar stale: whether a wait might miss an event: the descriptors of ``reader`` have changed, or
+        other code has run, which may have added a timer or a descriptor to the reactor.
     """
 
     def __init__(self, reactor: Any, reader: Watching) -> None:
