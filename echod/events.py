@@ -57,6 +57,9 @@ class Ending(Enum):
     the peer wanted to send.
     """
 
+    FAULT = "fault"
+    """A rule of a fault plan closed or reset the connection (:mod:`echod.faults`)."""
+
 
 class Reason(Enum):
     """Why a connection was refused: a limit, or an error in its TLS handshake or PROXY header."""
@@ -70,6 +73,8 @@ class Reason(Enum):
     """Its TLS handshake failed, or ended early."""
     PROXY_HEADER = "proxy-header"
     """It did not begin with a valid PROXY header."""
+    FAULT = "fault"
+    """A rule of a fault plan refused it, or ended its TLS handshake (:mod:`echod.faults`)."""
 
 
 class Drop(Enum):
@@ -109,6 +114,9 @@ class Drop(Enum):
     NOT_SENT = "not-sent"
     """The kernel refused the reply: no buffer space, no route, or a firewall."""
 
+    FAULT = "fault"
+    """A rule of a fault plan dropped it (:mod:`echod.faults`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -146,7 +154,8 @@ class Closed:
     :ivar seconds: seconds from :class:`Opened` to now.
     :ivar unsent: how many of these bytes were never passed to the kernel for sending; 0 where the
         ending is finished, idle, drained or unused. Bytes in the kernel's send queue at a reset
-        are not included: some of them may have been in flight.
+        are not included: some of them may have been in flight. On a port with faults, the bytes
+        received less those sent, whatever the ending: negative if more were sent.
     :ivar peer: the peer's address.
     :ivar tls: whether the connection was encrypted.
     """
@@ -220,8 +229,25 @@ class HalfClosed:
     tls: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """A rule of a fault plan has fired.
+
+    :ivar rule: the rule, as text.
+    :ivar connection: the number of the connection or datagram on its port, from 1, counted from the
+        time when the plan was set.
+    :ivar offset: bytes of the reply before the place of the fault; 0 for a datagram.
+    :ivar port: the name of the port.
+    """
+
+    rule: str
+    connection: int
+    offset: int
+    port: str = ""
+
+
 Event: TypeAlias = (
-    Opened | Refused | Closed | Dropped | Accepted | HandshakeDone | HeaderRead | HalfClosed
+    Opened | Refused | Closed | Dropped | Accepted | HandshakeDone | HeaderRead | HalfClosed | Fired
 )
 Observer: TypeAlias = Callable[[Event], object]
 

@@ -261,6 +261,7 @@ Closed
   aborted                   0
   unused                    0
   lost                      0
+  fault                     0
 
 Refused
   max-connections           1
@@ -268,7 +269,8 @@ Refused
   draining                  0
   handshake-timeout         0
   tls-handshake             0
-  proxy-header              0""".splitlines(),
+  proxy-header              0
+  fault                     0""".splitlines(),
         )
 
     def test_datagrams(self) -> None:
