@@ -18,7 +18,7 @@ from echod.client.events import Connected, Event, Moved, Unanswered
 from echod.client.findrate import FindRate, find_rate_result
 from echod.client.load import Load
 from echod.client.options import JSON_LINES
-from echod.client.pacing import Plan
+from echod.client.pacing import Workload
 from echod.client.ping import Ping
 from echod.client.pipe import Pipe
 from echod.client.search import FIRST, RateSearch
@@ -175,9 +175,9 @@ class LoadCommand(ClientCommand):
 
     def _load(self, rate: float | None) -> Load:
         options = self.options
-        plan = {name: getattr(options, name) for name in Plan.__dataclass_fields__}
-        plan.update(rate=rate, on_interval=self._on_interval, payload=options.payload)
-        return Load(self.connector, options.size, **plan)
+        workload = {name: getattr(options, name) for name in Workload.__dataclass_fields__}
+        workload.update(rate=rate, on_interval=self._on_interval, payload=options.payload)
+        return Load(self.connector, options.size, **workload)
 
     def finish(self) -> bool:
         """Print the result, write the files, and return whether everything came back right."""

@@ -91,7 +91,7 @@ def find_rate_result(run: FindRate) -> Result:
     return {
         **common("find-rate", run, is_over and bool(search.holding)),
         "size_bytes": load.size,
-        "connections": load.plan.connections,
+        "connections": load.workload.connections,
         "bound_percentile": run.bound.percentile,
         "bound_seconds": run.bound.seconds,
         "highest": _runs(search, search.holding),

@@ -22,7 +22,7 @@ from echod.client.connector import Connector
 from echod.client.errors import TIMED_OUT
 from echod.client.histogram import Histogram
 from echod.client.measurement import Channel, Measurement
-from echod.client.pacing import Pacer, Plan, Schedule
+from echod.client.pacing import Pacer, Schedule, Workload
 from echod.client.replies import ReplyCallback
 from echod.client.statistics import SECOND, Interval, Statistics, Usage, process_usage
 from echod.client.streams import StreamChannel
@@ -38,7 +38,7 @@ class Load(Measurement):
     :param on_interval: called with each second of the run.
     :param usage: returns the processor time of this process.
     :param wall_clock: returns the UNIX time.
-    :param plan: the fields of a :class:`Plan`.
+    :param workload: the fields of a :class:`Workload`.
     :ivar rate: messages a second in all, the mean of a ramp; ``None`` for a closed loop.
     :ivar made: connections made, or sockets over UDP.
     :ivar connect_times: seconds to connect. If connections are replaced, only while messages count.
@@ -56,18 +56,20 @@ class Load(Measurement):
         payload: bytes = b"",
         usage: Callable[[], Usage] = process_usage,
         wall_clock: Callable[[], float] = time.time,
-        **plan: Any,
+        **workload: Any,
     ) -> None:
         super().__init__(connector, size, payload)
-        self.plan = Plan(**plan)
-        self.rate = self.plan.mean_rate()
+        self.workload = Workload(**workload)
+        self.rate = self.workload.mean_rate()
         self.connect_times, self.handshake_times = Histogram(), Histogram()
         self.statistics = Statistics(self.tally, on_interval, usage, lambda: self.dropped)
         self.counted_from = inf
         self._wall_clock = wall_clock
         self.made = self.silent = self.warm_up_messages = self._warm_up_dropped = 0
         self._retired = 0  # messages of connections that are replaced
-        self._last = (self.plan.per_connection or 0) - 1  # number of the last one on a connection
+        self._last = (
+            self.workload.per_connection or 0
+        ) - 1  # number of the last one on a connection
         self._openings: set[Deferred[Any]] = set()
         self._overdue: list[float] = []  # moments at which no connection could take a message
         self._end, self._turn = 0.0, -1  # of sending, and the channel that has sent last
@@ -77,7 +79,7 @@ class Load(Measurement):
     async def connect(self) -> None:
         """Open all channels that can be opened."""
         await self.connector.resolve()
-        left = iter(range(self.plan.connections))
+        left = iter(range(self.workload.connections))
         await self._connect_some(islice(left, 1))  # alone: it finds the address for all
         makers = [self._connect_some(left) for _ in range(AT_ONCE)]
         await gatherResults([Deferred.fromCoroutine(maker) for maker in makers])
@@ -126,7 +128,7 @@ class Load(Measurement):
 
     def begin_sending(self) -> None:
         """Wait for the time of a common start, if there is one, and begin."""
-        wait = (self.plan.start_at or inf) - self._wall_clock()
+        wait = (self.workload.start_at or inf) - self._wall_clock()
         if wait < 0:
             self.failure = f"connecting took until {-wait:.3f} s after --start-at"
             self.stop_sending()
@@ -136,14 +138,14 @@ class Load(Measurement):
     def _begin(self) -> None:
         """Send at the rate; in a closed loop, the first message on each channel."""
         start, self._end = self.clock.seconds(), inf
-        self._later(self.plan.warm_up, self._count)
+        self._later(self.workload.warm_up, self._count)
         if self.rate is None:
             self.pace(Schedule(start, self.timeout / CHECKS_PER_TIMEOUT), self._replace_lost)
             for channel in self.channels:
                 if channel.open:
                     self._begin_next(channel)
-        elif self.plan.warm_up:
-            self.pace(self.plan.schedule(start, is_warm_up=True), self._send_due)
+        elif self.workload.warm_up:
+            self.pace(self.workload.schedule(start, is_warm_up=True), self._send_due)
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         if seconds:
@@ -153,16 +155,16 @@ class Load(Measurement):
 
     def _count(self) -> None:
         """Begin to count, at the end of the warm-up."""
-        start, duration, tally = self.clock.seconds(), self.plan.seconds, self.tally
+        start, duration, tally = self.clock.seconds(), self.workload.seconds, self.tally
         self.warm_up_messages = super().sent + self._retired
         self._warm_up_dropped = super().dropped
-        if self.plan.per_connection:
+        if self.workload.per_connection:
             self.connect_times, self.handshake_times = Histogram(), Histogram()
         tally.duplicated = tally.reordered = tally.unexpected = 0
         self.counted_from = start
         self._overdue.clear()  # they would count as sent, and their replies would not count
-        if self.plan.count:
-            self._allowed = repeat(True, self.plan.count)
+        if self.workload.count:
+            self._allowed = repeat(True, self.workload.count)
         self._end = start + duration
         self.statistics.begin(start)
         if duration < inf:
@@ -172,10 +174,12 @@ class Load(Measurement):
         self._intervals.run()
         if self.rate is not None:
             super().end_sending()  # of the warm-up
-            self.pace(self.plan.schedule(start), self._send_due)
+            self.pace(self.workload.schedule(start), self._send_due)
 
     def _time_is_over(self) -> None:
-        if self.plan.ends_by_count and self._pacer is not None:  # its last message may be overdue
+        if (
+            self.workload.ends_by_count and self._pacer is not None
+        ):  # its last message may be overdue
             self._pacer.done.addCallback(lambda _: self.stop_sending())
         else:
             self.stop_sending()
@@ -209,7 +213,7 @@ class Load(Measurement):
     def reply_handler(self, channel: Channel) -> ReplyCallback:
         """Return a function that counts a reply; in a closed loop, it sends the next message."""
         if self.rate is not None:
-            return self._close_after_last(channel) if self.plan.per_connection else self.replied
+            return self._close_after_last(channel) if self.workload.per_connection else self.replied
         count = self.tally.count
 
         def replied(number: int, since: float, now: float, damaged: int) -> None:
@@ -247,9 +251,9 @@ class Load(Measurement):
         for _ in self.channels:
             self._turn += 1
             channel = self.channels[self._turn % len(self.channels)]
-            if channel.open and channel.sent != self.plan.per_connection:
+            if channel.open and channel.sent != self.workload.per_connection:
                 channel.begin(moment)
-                if channel.sent == self.plan.per_connection:
+                if channel.sent == self.workload.per_connection:
                     self._replace()
                 return
         self._overdue.append(moment)
@@ -289,7 +293,7 @@ class Load(Measurement):
         if self.connector.protocol == "udp":
             for channel in lost:
                 self._begin_next(channel)
-        elif self.plan.ends_by_count and not self._openings and lost == self.channels:
+        elif self.workload.ends_by_count and not self._openings and lost == self.channels:
             self.stop_sending()
 
     def _begin_next(self, channel: Channel) -> None:

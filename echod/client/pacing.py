@@ -53,7 +53,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What a load sends. The names are those of the options.
 
     :ivar connections: connections to make, or sockets over UDP.

@@ -77,21 +77,21 @@ def load_result(run: Load) -> Result:
     result = {
         **common("load", run, is_ok(run)),
         "loop": "closed" if run.rate is None else "open",
-        "connections": run.plan.connections,
+        "connections": run.workload.connections,
         "connections_made": run.made,
         "connections_silent": run.silent,
-        "messages_per_connection": run.plan.per_connection,
+        "messages_per_connection": run.workload.per_connection,
         "connections_per_second": (
-            _divide(run.connect_times.count, seconds) if run.plan.per_connection else None
+            _divide(run.connect_times.count, seconds) if run.workload.per_connection else None
         ),
         "connect_seconds": summary(run.connect_times, PERCENTILES),
         "tls_handshake_seconds": summary(run.handshake_times, PERCENTILES),
         "duration_seconds": seconds,
-        "warm_up_seconds": run.plan.warm_up,
+        "warm_up_seconds": run.workload.warm_up,
         "warm_up_messages": run.warm_up_messages,
         **_counts(run),
-        "asked_messages_per_second": run.plan.mean_rate(seconds),
-        "ramp_messages_per_second": run.plan.ramp,
+        "asked_messages_per_second": run.workload.mean_rate(seconds),
+        "ramp_messages_per_second": run.workload.ramp,
         "sent_messages_per_second": _divide(statistics.sent, seconds),
         "messages_per_second": rate,
         "bytes_per_second": rate * run.size,

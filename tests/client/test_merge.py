@@ -26,8 +26,8 @@ RANDOM = random.Random(862)
 
 def a_load(times: list[float], *, lost: int = 0, target: str = "h:7") -> Load:
     connector = Connector(Clock(), parse_target(target), 10.0)
-    plan = {"connections": 2, "duration": 2.0, "rate": 100.0}
-    run = Load(connector, 64, on_interval=lambda _: None, **plan)
+    workload = {"connections": 2, "duration": 2.0, "rate": 100.0}
+    run = Load(connector, 64, on_interval=lambda _: None, **workload)
     for each in times:
         run.tally.count(each)
     run.tally.sum_up()

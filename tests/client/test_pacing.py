@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.client.pacing import Pacer, Plan, Schedule
+from echod.client.pacing import Pacer, Schedule, Workload
 
 
 class ScheduleTests(SynchronousTestCase):
@@ -187,7 +187,7 @@ class PacerTests(SynchronousTestCase):
 @given(st.floats(0.01, 1e5), st.floats(0.01, 1e5), st.floats(0.01, 1e3))
 def test_ramp(first: float, last: float, seconds: float) -> None:
     """The moments of a ramp are in order, and as many as the integral of the rate."""
-    ramp = Plan(1, seconds, None, ramp=(first, last)).schedule(10.0)
+    ramp = Workload(1, seconds, None, ramp=(first, last)).schedule(10.0)
     assert ramp.next == 10.0
     count = ceil(round((first + last) / 2 * seconds, 6))
     ramp.passed = count // 2
