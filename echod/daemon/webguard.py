@@ -60,6 +60,14 @@ class GuardedChannel(HTTPChannel):
         """Refuse a line above 16 KiB."""
         self._refuse(b"431 Request Header Fields Too Large")
 
+    def headerReceived(self, line: bytes) -> bool:
+        """Refuse a Content-Length that int() refuses: Twisted's channel raises its ValueError."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self._refuse(b"400 Bad Request")
+            return False
+
     def allHeadersReceived(self) -> None:
         """Refuse a request with a body. Of pipelined requests, answer the first and close.
 

@@ -490,6 +490,16 @@ class HostileTests(SilentTestCase):
                     self.assertEqual(peer.ended, "FIN")
                     self.assert_serves(site)
 
+    def test_long_length(self) -> None:
+        """A Content-Length above the 4300 digits that int() takes is refused."""
+        for wrapped in (False, True):
+            for after in (b"", b"Host: x\r\n"):
+                site = Site(wrapped=wrapped)
+                length = b"Content-Length: " + b"9" * 5000
+                peer = site.send(b"GET / HTTP/1.1\r\n" + length + b"\r\n" + after + b"\r\n")
+                self.assertEqual((Reply(peer.received).status, peer.ended), (400, "FIN"))
+                self.assert_serves(site)
+
     def test_after_the_last_response(self) -> None:
         """Data that the transport delivers after the last response, as TLS does, is ignored."""
         for last in (
