@@ -12,11 +12,16 @@ from prometheus_client.exposition import choose_encoder
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
 
 from echod.daemon.metrics import Tally, registry
 from echod.daemon.page import StatusPage, html, text
-from echod.daemon.webguard import MAX_CONNECTIONS, GuardedSite
+from echod.daemon.webguard import (
+    ABSOLUTE,
+    MAX_CONNECTIONS,
+    GuardedSite,
+    is_local_host,
+    respond,
+)
 
 __all__ = ["MAX_CONNECTIONS", "GuardedSite", "Pages", "StatusPage", "Tally", "registry"]
 
@@ -25,13 +30,6 @@ WILDCARDS: Final = ("0.0.0.0", "::")
 
 PLAIN: Final = "text/plain; charset=utf-8"
 
-HEADERS: Final = {
-    b"Cache-Control": b"no-store",
-    b"Content-Security-Policy": b"default-src 'none'; style-src 'unsafe-inline'",
-    b"Vary": b"Accept",
-    b"X-Content-Type-Options": b"nosniff",
-}
-
 FORMAT: Final = re.compile(
     r"\s*(application/openmetrics-text|text/plain)\s*"
     r"(;\s*(version=(0\.0\.[14]|1\.0\.0)|escaping=[a-z0-9-]+|charset=utf-8|q=[0-9.]+)\s*)*",
@@ -39,15 +37,6 @@ FORMAT: Final = re.compile(
 )
 """Media types that are passed to choose_encoder() of prometheus_client, which copies any version
 into its answer, and raises TypeError for one that is not a number."""
-
-ABSOLUTE: Final = re.compile(rb"^https?://[^/]*/?", re.IGNORECASE)
-"""The absolute form of a request target, which proxies send and servers accept (RFC 9112 3.2.2)."""
-
-LOCAL_HOST: Final = re.compile(
-    rb"(([a-z0-9-]+\.)*localhost\.?|[0-9.]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.IGNORECASE
-)
-"""Host headers that no name server can point elsewhere: localhost and the names below it
-(RFC 6761 6.3), and IP addresses (RFC 3986 3.2.2)."""
 
 
 class Pages(Resource):
@@ -73,7 +62,7 @@ class Pages(Resource):
         self._pages = {b"/": self.status, b"/metrics": self.metrics}
 
     def render(self, request: Any) -> int:
-        """Send the whole response at once. It repeats nothing that the client sent."""
+        """Answer a request. The response repeats nothing that the client sent."""
         page = self._pages.get(ABSOLUTE.sub(b"/", request.path))
         content_type = PLAIN
         if not self._serves_host(request):
@@ -89,15 +78,7 @@ class Pages(Resource):
         else:
             accept = b",".join(request.requestHeaders.getRawHeaders(b"Accept", []))
             content_type, body = page(accept.decode("latin-1"))
-        request.responseHeaders.removeHeader(b"Server")
-        for name, value in HEADERS.items():
-            request.setHeader(name, value)
-        request.setHeader(b"Content-Type", content_type.encode())
-        request.setHeader(b"Content-Length", b"%d" % len(body))
-        # Twisted would log a body that is returned for a HEAD request.
-        request.write(body)
-        request.finish()
-        return NOT_DONE_YET
+        return respond(request, content_type, body)
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
         """Return the content type and the body of ``/metrics``, in an accepted format."""
@@ -116,16 +97,14 @@ class Pages(Resource):
     def _serves_host(self, request: Any) -> bool:
         """Return whether the Host headers of ``request`` name this server.
 
-        A web page can have its own name resolve to 127.0.0.1 and then read this server (DNS
-        rebinding). On a loopback address, Host has to be an IP address or localhost. A server that
-        listens on all addresses may have any name.
+        On a loopback address, Host has to be an IP address or localhost. A server that listens on
+        all addresses may have any name.
         """
         if not is_loopback(request.getHost()):
             return True
         if any(getattr(each, "host", None) in WILDCARDS for each in self._listening_on()):
             return True
-        names = request.requestHeaders.getRawHeaders(b"Host", [])
-        return all(LOCAL_HOST.fullmatch(name) for name in names)
+        return is_local_host(request)
 
 
 def is_loopback(address: IAddress) -> bool:

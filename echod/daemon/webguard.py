@@ -1,5 +1,8 @@
 """Limits for ``twisted.web``: bound the memory and the time that each HTTP client can take.
 
+It also has what all HTTP resources of the daemon share: which Host headers are safe, and the
+headers of a response.
+
 The HTTP server shares its reactor with the echo service, so no HTTP client may take much
 memory or time from it. Twisted's own channel allows more than that:
 
@@ -18,14 +21,15 @@ memory or time from it. Twisted's own channel allows more than that:
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from typing import Any, Final
 
 from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 from twisted.web.resource import IResource
-from twisted.web.server import Site
+from twisted.web.server import NOT_DONE_YET, Site
 from zope.interface import implementer
 
 from echod.transport import IStreamTransport, reset
@@ -36,6 +40,46 @@ MAX_CONNECTIONS: Final = 16
 TIMEOUT: Final = 75.0
 """Seconds from the accept, or from the last response, to the end of the next request. Above a
 minute, so that the connection of a Prometheus server that scrapes once a minute is kept."""
+
+HEADERS: Final = {
+    b"Cache-Control": b"no-store",
+    b"Content-Security-Policy": b"default-src 'none'; style-src 'unsafe-inline'",
+    b"Vary": b"Accept",
+    b"X-Content-Type-Options": b"nosniff",
+}
+"""The headers of every response."""
+
+ABSOLUTE: Final = re.compile(rb"^https?://[^/]*/?", re.IGNORECASE)
+"""The absolute form of a request target, which proxies send and servers accept (RFC 9112 3.2.2)."""
+
+LOCAL_HOST: Final = re.compile(
+    rb"(([a-z0-9-]+\.)*localhost\.?|[0-9.]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.IGNORECASE
+)
+"""Host headers that no name server can point elsewhere: localhost and the names below it
+(RFC 6761 6.3), and IP addresses (RFC 3986 3.2.2)."""
+
+
+def is_local_host(request: Request) -> bool:
+    """Return whether each Host header is localhost or an IP address.
+
+    A web page can have its own name resolve to 127.0.0.1 and then read this server (DNS
+    rebinding), but its name stays in the Host header.
+    """
+    names = request.requestHeaders.getRawHeaders(b"Host", [])
+    return all(LOCAL_HOST.fullmatch(name) for name in names)
+
+
+def respond(request: Any, content_type: str, body: bytes) -> int:
+    """Send the whole response at once, and return what ``Resource.render`` has to return."""
+    request.responseHeaders.removeHeader(b"Server")
+    for name, value in HEADERS.items():
+        request.setHeader(name, value)
+    request.setHeader(b"Content-Type", content_type.encode())
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    # Twisted would log a body that is returned for a HEAD request.
+    request.write(body)
+    request.finish()
+    return NOT_DONE_YET
 
 
 @implementer(IHalfCloseableProtocol)
@@ -69,16 +113,18 @@ class GuardedChannel(HTTPChannel):
             return False
 
     def allHeadersReceived(self) -> None:
-        """Refuse a request with a body. Of pipelined requests, answer the first and close.
+        """Refuse a body that the site does not take. Of pipelined requests, answer the first.
 
         Pipelined requests are small and their responses are large, so one read of 64 KiB would
-        otherwise buffer megabytes of responses.
+        otherwise buffer megabytes of responses. The connection is closed after the first response,
+        and after that to a request with a body, because another request may follow the body.
         """
-        if self.length != 0:
-            self._refuse(b"413 Content Too Large")
+        refusal = self.site.refuse_body(self.requests[-1], self.length)
+        if refusal:
+            self._refuse(refusal)
             return
         super().allHeadersReceived()
-        if self.clearLineBuffer():
+        if self.length or self.clearLineBuffer():
             self.persistent = 0
             self.requests[-1].setHeader(b"Connection", b"close")
 
@@ -153,6 +199,13 @@ class GuardedSite(Site):
         """Close all connections: the listeners are closed."""
         for channel in list(self._channels):
             channel.loseConnection()
+
+    def refuse_body(self, request: Request, length: int | None) -> bytes:  # noqa: ARG002 - subclasses choose by it
+        """Return the status with which to refuse the body of ``request``; empty: read the body.
+
+        :param length: bytes; ``None`` if the body is chunked.
+        """
+        return b"" if length == 0 else b"413 Content Too Large"
 
     def used(self, channel: GuardedChannel) -> None:
         """Record that ``channel`` is new, or has sent a response."""
