@@ -66,6 +66,9 @@ MAX_NUMBER: Final = 10**12
 MAX_FIRINGS: Final = 1000
 """The number of firings that are kept: the latest ones."""
 
+MAX_TEXT: Final = 200
+"""Characters of a rule's text in events, counters and logs: each firing repeats it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -404,7 +407,7 @@ class ActiveRule:
     """A rule on a port.
 
     :ivar rule: the rule.
-    :ivar text: the rule as text.
+    :ivar text: the rule as text, shortened to :data:`MAX_TEXT`.
     :ivar fired: how often it has fired.
     """
 
@@ -412,7 +415,8 @@ class ActiveRule:
 
     def __init__(self, rule: Rule, seed: int, index: int, skipped: int, since: float) -> None:
         self.rule = rule
-        self.text = str(rule)
+        text = str(rule)
+        self.text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
         self.fired = 0
         self.since = since
         self._seed = seed
