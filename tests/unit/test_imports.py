@@ -48,6 +48,7 @@ CORE = [
     "udporigin",
     "udpsocket",
     "udp",
+    "faultplan",
     "faults",
     "testing",
 ]

@@ -1,0 +1,385 @@
+"""Plans of faults: rules that say when an echo misbehaves, and how.
+
+A :class:`Plan` has rules. A :class:`Rule` has conditions (:class:`When`) and one :class:`Fault`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import Final
+
+from echod.arguments import check_number, check_type, check_whole
+from echod.durations import LONGEST
+
+STREAM: Final = "stream"
+TLS: Final = "tls"
+DATAGRAM: Final = "datagram"
+"""What a port serves: plain stream sockets, TLS, or datagrams."""
+
+ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("refuse", "reset", "close", "half-close", "silent", "deaf", "damage"), ()),
+    **dict.fromkeys(("drop", "duplicate", "reorder"), ()),
+    **dict.fromkeys(("stall", "abort", "no-close-notify", "old-version"), ()),
+    **dict.fromkeys(("wrong-name", "expired", "self-signed"), ()),
+    **dict.fromkeys(("greet", "insert"), ("data",)),
+    **dict.fromkeys(("throttle", "truncate", "pad", "swallow"), ("size",)),
+    "delay": ("seconds", "spread", "shape"),
+    "freeze": ("seconds",),
+    "slice": ("size", "seconds"),
+}
+"""The name of each fault, and the attributes of :class:`Fault` that it uses."""
+
+OF_DATAGRAMS: Final = ("drop", "duplicate", "reorder", "delay", "damage", "truncate", "pad")
+OF_TLS: Final = (
+    *("stall", "abort", "wrong-name", "expired", "self-signed"),
+    *("no-close-notify", "old-version"),
+)
+OF_STREAMS: Final = tuple(
+    name for name in ARGUMENTS if name not in (*OF_TLS, "drop", "duplicate", "reorder", "pad")
+)
+"""The names of the faults of datagrams, of TLS alone, and of all streams."""
+
+ON: Final = {STREAM: OF_STREAMS, TLS: (*OF_STREAMS, *OF_TLS), DATAGRAM: OF_DATAGRAMS}
+"""The faults that each kind of port can have."""
+
+SHAPES: Final = ("constant", "uniform", "normal", "exponential")
+
+MAX_SIZE: Final = 1 << 30
+"""Bytes: the highest size, position or rate."""
+
+MAX_NUMBER: Final = 10**12
+"""The highest number of a connection, message, byte or firing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Connections, datagrams, messages or bytes, chosen by their number, from 1.
+
+    :ivar unit: ``connection``, ``datagram``, ``message`` or ``byte``; empty: what the port serves,
+        connections or datagrams.
+    :ivar size: bytes of a message; 1 for other units.
+    :ivar first: the first chosen number.
+    :ivar last: the highest number that can be chosen; ``None``: there is none.
+    :ivar step: the distance between two chosen numbers.
+    :ivar chance: the probability of each chosen number.
+    :raises TypeError: for an attribute of another type.
+    :raises ValueError: for a number out of bounds.
+    """
+
+    unit: str = ""
+    size: int = 1
+    first: int = 1
+    last: int | None = None
+    step: int = 1
+    chance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("", "connection", "datagram", "message", "byte"):
+            raise ValueError(f"there is no unit {self.unit!r}")
+        check_whole("size", self.size, 1, MAX_SIZE)
+        check_whole("first", self.first, 1, MAX_NUMBER)
+        check_whole("step", self.step, 1, MAX_NUMBER)
+        if self.last is not None:
+            check_whole("last", self.last, self.first, MAX_NUMBER)
+        check_number("chance", self.chance, 0, 1, "connections, datagrams, messages or bytes")
+
+    @property
+    def within(self) -> bool:
+        """Whether it chooses places within one stream, and not connections or datagrams."""
+        return self.unit in ("message", "byte")
+
+    def next(self, number: int) -> int | None:
+        """Return the lowest chosen number from ``number`` on, whatever its probability."""
+        steps = -(-max(0, number - self.first) // self.step)
+        chosen = self.first + steps * self.step
+        return chosen if self.last is None or chosen <= self.last else None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What an echo does wrong.
+
+    :ivar name: a key of :data:`ARGUMENTS`.
+    :ivar seconds: of ``delay`` and ``freeze``, and between two segments of ``slice``.
+    :ivar spread: seconds: half the width of a uniform delay, or the standard deviation of a normal
+        one.
+    :ivar shape: the distribution of a delay, of :data:`SHAPES`.
+    :ivar size: bytes of ``slice``, ``swallow`` (0: the whole message, or one byte), ``truncate``
+        and ``pad``; bytes a second of ``throttle``.
+    :ivar data: the bytes of ``greet`` and ``insert``.
+    :raises TypeError: for an attribute of another type.
+    :raises ValueError: for a name that does not exist, or a number out of bounds.
+    """
+
+    name: str
+    seconds: float = 0.0
+    spread: float = 0.0
+    shape: str = "constant"
+    size: int = 0
+    data: bytes = b""
+
+    def __post_init__(self) -> None:
+        if self.name not in ARGUMENTS:
+            raise ValueError(f"there is no fault {self.name!r}")
+        check_number(self.name, self.seconds, 0, LONGEST)
+        check_number(f"the spread of {self.name}", self.spread, 0, LONGEST)
+        if self.shape not in SHAPES:
+            raise ValueError(f"there is no distribution {self.shape!r}")
+        least = (
+            1 if "size" in ARGUMENTS[self.name] and self.name not in ("swallow", "truncate") else 0
+        )
+        check_whole(self.name, self.size, least, MAX_SIZE)
+        check_type(self.name, self.data, bytes, "bytes")
+        if "data" in ARGUMENTS[self.name] and not self.data:
+            raise ValueError(f"{self.name} takes at least one byte")
+
+    def delay_of(self, draw: float) -> float:
+        """Return the seconds of one delay.
+
+        :param draw: a random number, 0 or more and below 1.
+        """
+        if self.shape == "uniform":
+            return max(0.0, self.seconds + (2 * draw - 1) * self.spread)
+        if self.shape == "normal" and draw and self.spread:
+            return max(0.0, NormalDist(self.seconds, self.spread).inv_cdf(draw))
+        if self.shape == "exponential":
+            return -math.log1p(-draw) * self.seconds
+        return self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """The conditions of a rule, all of which must hold, and a method for each fault.
+
+    Each condition returns a new object, so conditions can be chained: ``first(2).refuse()``,
+    ``every(7, "message", 64).at_most(3).delay(0.2)``.
+
+    :ivar which: the chosen connections or datagrams; ``None``: all.
+    :ivar where: the chosen messages or bytes of each connection; ``None``: the whole connection.
+    :ivar after_bytes: the fault begins when the reply has this many bytes.
+    :ivar after: seconds after the connection was opened (a port of datagrams: after the plan was
+        set) at which the fault can begin.
+    :ivar lasting: seconds that the fault lasts, from its beginning.
+    :ivar window: seconds after the plan was set, between which the fault can begin.
+    :ivar times: how often the rule can fire, over all connections; ``None``: no limit.
+    :ivar can_be_unused: whether the rule may never fire: :mod:`echod.pytest_plugin` checks it.
+    :ivar add: is called with each rule that is made.
+    """
+
+    which: Choice | None = None
+    where: Choice | None = None
+    after_bytes: int | None = None
+    after: float = 0.0
+    lasting: float = math.inf
+    window: tuple[float, float] = (0.0, math.inf)
+    times: int | None = None
+    can_be_unused: bool = False
+    add: Callable[[Rule], object] | None = field(default=None, compare=False, repr=False)
+
+    def _choose(self, choice: Choice) -> When:
+        return replace(self, where=choice) if choice.within else replace(self, which=choice)
+
+    def first(self, count: int, unit: str = "", size: int = 1) -> When:
+        """Choose the first ``count`` of a unit (:class:`Choice`)."""
+        return self._choose(Choice(unit, size, last=count))
+
+    def every(self, step: int, unit: str = "", size: int = 1) -> When:
+        """Choose every ``step``-th."""
+        return self._choose(Choice(unit, size, first=step, step=step))
+
+    def numbers(self, first: int, last: int, unit: str = "", size: int = 1) -> When:
+        """Choose the numbers from ``first`` to ``last``."""
+        return self._choose(Choice(unit, size, first, last))
+
+    def chance(self, probability: float, unit: str = "", size: int = 1) -> When:
+        """Choose each with a probability, from 0 to 1."""
+        return self._choose(Choice(unit, size, chance=probability))
+
+    def from_byte(self, count: int) -> When:
+        """Begin when the reply has ``count`` bytes."""
+        check_whole("from_byte", count, 0, MAX_SIZE)
+        return replace(self, after_bytes=count)
+
+    def from_time(self, seconds: float) -> When:
+        """Begin ``seconds`` after the connection was opened."""
+        check_number("from_time", seconds, 0, LONGEST)
+        return replace(self, after=seconds)
+
+    def lasts(self, seconds: float) -> When:
+        """End ``seconds`` after the beginning."""
+        check_number("lasts", seconds, 0, LONGEST)
+        return replace(self, lasting=seconds)
+
+    def between(self, start: float, end: float) -> When:
+        """Begin only between two times, in seconds after the plan was set."""
+        check_number("between", start, 0, LONGEST)
+        check_number("between", end, start, LONGEST)
+        return replace(self, window=(start, end))
+
+    def at_most(self, times: int) -> When:
+        """Limit how often the rule fires, over all connections."""
+        check_whole("at_most", times, 1, MAX_NUMBER)
+        return replace(self, times=times)
+
+    def may_not_fire(self) -> When:
+        """Allow that the rule never fires."""
+        return replace(self, can_be_unused=True)
+
+    def rule(self, fault: Fault) -> Rule:
+        """Return the rule for any ``fault``."""
+        rule = Rule(replace(self, add=None), fault)
+        if self.add is not None:
+            self.add(rule)
+        return rule
+
+    # Streams.
+
+    def refuse(self) -> Rule:
+        """Reset the connection when it is accepted."""
+        return self.rule(Fault("refuse"))
+
+    def reset(self) -> Rule:
+        """Reset the connection when the reply up to here was sent."""
+        return self.rule(Fault("reset"))
+
+    def close(self) -> Rule:
+        """Close the connection with FIN."""
+        return self.rule(Fault("close"))
+
+    def half_close(self) -> Rule:
+        """Send FIN, and continue to read."""
+        return self.rule(Fault("half-close"))
+
+    def silent(self) -> Rule:
+        """Read, and do not answer."""
+        return self.rule(Fault("silent"))
+
+    def deaf(self) -> Rule:
+        """Stop reading."""
+        return self.rule(Fault("deaf"))
+
+    def greet(self, data: bytes) -> Rule:
+        """Send ``data`` when the connection is opened."""
+        return self.rule(Fault("greet", data=data))
+
+    def delay(self, seconds: float, spread: float = 0.0, shape: str = "") -> Rule:
+        """Delay the reply by ``seconds``. Later parts of a stream wait for earlier ones.
+
+        :param spread: seconds: half the width of a uniform delay, or the standard deviation of a
+            normal one.
+        :param shape: ``constant``, ``uniform``, ``normal`` or ``exponential``; by default
+            ``uniform`` if there is a spread.
+        """
+        shape = shape or ("uniform" if spread else "constant")
+        return self.rule(Fault("delay", seconds, spread, shape))
+
+    def throttle(self, rate: int) -> Rule:
+        """Send at most ``rate`` bytes a second."""
+        return self.rule(Fault("throttle", size=rate))
+
+    def freeze(self, seconds: float) -> Rule:
+        """Neither read nor send for ``seconds``."""
+        return self.rule(Fault("freeze", seconds))
+
+    def slice(self, size: int, seconds: float = 0.0) -> Rule:
+        """Send segments of ``size`` bytes, ``seconds`` apart."""
+        return self.rule(Fault("slice", seconds, size=size))
+
+    def damage(self) -> Rule:
+        """Flip a bit of one byte."""
+        return self.rule(Fault("damage"))
+
+    def swallow(self, count: int = 0) -> Rule:
+        """Leave out ``count`` bytes; 0: the whole message, or one byte."""
+        return self.rule(Fault("swallow", size=count))
+
+    def insert(self, data: bytes) -> Rule:
+        """Insert ``data``."""
+        return self.rule(Fault("insert", data=data))
+
+    def truncate(self, size: int) -> Rule:
+        """Keep ``size`` bytes of the reply, message or datagram."""
+        return self.rule(Fault("truncate", size=size))
+
+    # Datagrams.
+
+    def drop(self) -> Rule:
+        """Send no reply."""
+        return self.rule(Fault("drop"))
+
+    def duplicate(self) -> Rule:
+        """Send the reply twice."""
+        return self.rule(Fault("duplicate"))
+
+    def reorder(self) -> Rule:
+        """Send the reply after that to the next datagram of the same source."""
+        return self.rule(Fault("reorder"))
+
+    def pad(self, size: int) -> Rule:
+        """Append ``size`` bytes."""
+        return self.rule(Fault("pad", size=size))
+
+    # TLS.
+
+    def stall(self) -> Rule:
+        """Never answer the handshake."""
+        return self.rule(Fault("stall"))
+
+    def abort(self) -> Rule:
+        """Reset the connection during the handshake."""
+        return self.rule(Fault("abort"))
+
+    def certificate(self, wrong: str) -> Rule:
+        """Present a certificate that is ``wrong-name``, ``expired`` or ``self-signed``."""
+        return self.rule(Fault(wrong))
+
+    def no_close_notify(self) -> Rule:
+        """End with FIN, without TLS's closing alert."""
+        return self.rule(Fault("no-close-notify"))
+
+    def old_version(self) -> Rule:
+        """Accept TLS 1.1 only."""
+        return self.rule(Fault("old-version"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Conditions, and the fault that happens where they hold."""
+
+    when: When
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The rules of a port, in the order in which they apply.
+
+    :ivar rules: each works on the reply as the rules before it have left it.
+    :ivar seed: decides what is random; by default chosen at random.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    seed: int = field(default_factory=lambda: random.SystemRandom().randrange(2**32))
+
+    def check(self, serves: str) -> None:
+        """Raise ValueError if a port cannot have one of the rules.
+
+        :param serves: :data:`STREAM`, :data:`TLS` or :data:`DATAGRAM`.
+        """
+        subject = "datagram" if serves == DATAGRAM else "connection"
+        for rule in self.rules:
+            if rule.fault.name not in ON[serves]:
+                raise ValueError(f"{rule.fault.name} is no fault of a {serves} port")
+            which = rule.when.which
+            if which is not None and which.unit not in ("", subject):
+                raise ValueError(f"a {serves} port has no {which.unit}s")
+            if serves == DATAGRAM and (rule.when.where or rule.when.after_bytes is not None):
+                raise ValueError("a datagram port has neither messages nor places in a stream")
+
+
+when: Final = When()
+"""No conditions: the start of a rule, as in ``when.first(2).refuse()``."""
