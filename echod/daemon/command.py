@@ -11,7 +11,7 @@ from twisted.logger import ILogObserver
 from twisted.python.reflect import namedAny
 from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
 
-from echod.daemon.errors import CannotServe
+from echod.daemon.errors import CannotServe, WrongOption
 from echod.daemon.logfile import TEXT
 from echod.daemon.options import Options
 from echod.daemon.optiontable import GENERAL, TOPICS, Option
@@ -33,7 +33,7 @@ class Command(Options):
     """The options of ``echod``: those of ``twistd echod``, and two of twistd itself."""
 
     topics: ClassVar = {**TOPICS, GENERAL: (REACTOR, LOGGER, *TOPICS[GENERAL])}
-    program = "echod"
+    name = program = "echod"
     synopsis = "Usage: echod [options]"
     optParameters = tuple((each.name, None, None, each.help) for each in (REACTOR, LOGGER))
 
@@ -41,7 +41,7 @@ class Command(Options):
 def run(arguments: Sequence[str]) -> None:
     """Serve until a signal stops the service.
 
-    :raises SystemExit: with a one-line message, if the daemon cannot serve.
+    :raises SystemExit: after a one-line message, if the daemon cannot serve.
     """
     try:
         options = Command()
@@ -55,20 +55,20 @@ def run(arguments: Sequence[str]) -> None:
         config.loadedPlugins = {"echod": ServiceMaker("echod", "echod.daemon", "", "echod")}
         runApp(config)
     except CannotServe as error:
-        raise SystemExit(f"echod: {error.why}") from None
+        error.exit("echod")
 
 
 def install_reactor(name: str | None) -> None:
     """Install Twisted's event loop ``name``; if it is ``None``, Twisted chooses.
 
-    :raises CannotServe: if Twisted does not know the name, or cannot use it on this machine.
+    :raises WrongOption: if Twisted does not know the name, or cannot use it on this machine.
     """
     if name is None:
         return
     try:
         installReactor(name)
     except Exception as error:
-        raise CannotServe(
+        raise WrongOption(
             "--reactor takes an event loop of Twisted that works on this machine, "
             f"such as epoll, poll, select or asyncio, not {name!r}"
         ) from error
@@ -77,14 +77,14 @@ def install_reactor(name: str | None) -> None:
 def log_observer(name: str) -> ILogObserver:
     """Return the log observer that the function ``name`` makes.
 
-    :raises CannotServe: if the name cannot be imported, or makes no log observer.
+    :raises WrongOption: if the name cannot be imported, or makes no log observer.
     """
     try:
         observer = namedAny(name)()
     except Exception:
         observer = None
     if not ILogObserver.providedBy(observer):
-        raise CannotServe(
+        raise WrongOption(
             "--logger takes the name of a function that makes a log observer of Twisted, "
             f"such as echod.daemon.logs.json_lines, not {name!r}"
         )

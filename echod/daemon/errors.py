@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Any, Final
+import sys
+from typing import Any, ClassVar, Final, NoReturn
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
@@ -40,11 +41,28 @@ class CannotServe(SystemExit, Exception):
     a traceback.
 
     :ivar why: the line, without the name of the program.
+    :cvar status: the exit status.
     """
+
+    status: ClassVar[int] = 1
 
     def __init__(self, why: object) -> None:
         self.why = on_one_line(str(why))
         super().__init__(f"twistd echod: {self.why}")
+
+    def exit(self, program: str) -> NoReturn:
+        """Print the line, and exit with :attr:`status`; the interpreter itself would exit with 1.
+
+        :param program: the name of the program.
+        """
+        print(f"{program}: {self.why}", file=sys.stderr)
+        raise SystemExit(self.status) from None
+
+
+class WrongOption(CannotServe):
+    """The command line has a mistake: exit with status 2 after one line."""
+
+    status = 2
 
 
 class AddressInUse(CannotServe):

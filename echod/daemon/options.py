@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NoReturn
 from twisted.python import usage
 
 from echod import __version__
-from echod.daemon.errors import CannotServe
+from echod.daemon.errors import CannotServe, WrongOption
 from echod.daemon.logfile import LogFile, log_file
 from echod.daemon.optiontable import PORT, TOPICS, Option, usage_text
 
@@ -58,10 +58,13 @@ class Options(usage.Options):
     ``has-address`` is whether port, interface or listen was given.
 
     :ivar log_file: the log file; ``None`` if twistd does not log to a file.
+    :cvar name: the name of the program in error messages.
+    :cvar program: the command that runs it, for the help.
     """
 
     topics: ClassVar[Mapping[str, Sequence[Option]]] = TOPICS
     log_file: LogFile | None = None
+    name = "twistd echod"
     program = "twistd -n echod"
     synopsis = "Usage: twistd [options of twistd] echod [options]"
     optFlags = (("quiet", None, ""), ("verbose", None, ""))
@@ -143,14 +146,20 @@ class Options(usage.Options):
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse the command line; on a mistake, twistd would print all of its help.
 
-        :raises CannotServe: for any mistake in the command line.
+        :raises WrongOption: for a mistake in the command line; under twistd, exit with status 2.
         """
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
             cause = error.__context__
             why = self._mistake(cause) if isinstance(cause, getopt.GetoptError) else error
-            raise CannotServe(f"{why}; see {self.program} --help") from None
+            self.refuse(WrongOption(f"{why}; see {self.program} --help"))
+
+    def refuse(self, error: WrongOption) -> NoReturn:
+        """Raise ``error``; under twistd, which would exit with status 1, exit with its status."""
+        if self.parent is not None:
+            error.exit(self.name)
+        raise error from None
 
     def _options(self) -> dict[str, Option]:
         return {option.name: option for topic in self.topics.values() for option in topic}

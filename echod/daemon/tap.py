@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from echod.clock import use_monotonic_time
 from echod.daemon import sdnotify
 from echod.daemon.chroot import prepare
-from echod.daemon.errors import CannotServe
+from echod.daemon.errors import CannotServe, WrongOption
 from echod.daemon.listeners import systemd
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.base import Listener
@@ -36,8 +36,9 @@ log = Logger(namespace="echod")
 def makeService(options: Options) -> EchoService:
     """Return the service that ``twistd echod`` runs, and install its signal handlers.
 
-    :raises CannotServe: for an option or a passed socket that cannot be served, such as an
-        endpoint description that Twisted cannot parse.
+    :raises CannotServe: for an option or a passed socket that cannot be served.
+    :raises WrongOption: for a mistake in an option, such as an endpoint description that Twisted
+        cannot parse; under twistd, exit with its status.
     """
     from twisted.internet import reactor as chosen  # noqa: PLC0415 - twistd chooses it first
 
@@ -48,7 +49,10 @@ def makeService(options: Options) -> EchoService:
     if options.log_file is not None:
         signals.reopen_log(options.log_file.reopen)
     environ = systemd.pop_environment(os.environ, (*systemd.ENVIRONMENT, *sdnotify.ENVIRONMENT))
-    service = build_service(options, reactor, environ)
+    try:
+        service = build_service(options, reactor, environ)
+    except WrongOption as error:
+        options.refuse(error)
     signals.hasten = service.hasten
     if service.reload is not None:
         signals.reload_on_hangup(service.reload)
@@ -179,7 +183,7 @@ def metrics_listeners(
     description = options["metrics"]
     if description is not None:
         if description.lower().startswith("systemd:"):
-            raise CannotServe(
+            raise WrongOption(
                 "--metrics takes no systemd: endpoint, but any socket that is passed with the name "
                 "metrics (FileDescriptorName=)"
             )

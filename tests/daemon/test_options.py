@@ -183,7 +183,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertIn("standard output: no space left on device", line)
 
     def test_option_of_twistd(self) -> None:
-        """An option of twistd after the subcommand has its own error."""
+        """An option of twistd after the subcommand has its own error; twistd exits with 2."""
         for argument, why in (
             ("--pidfile=x", "--pidfile is an option of twistd: give it before echod"),
             ("-n", "-n is an option of twistd: give it before echod"),
@@ -192,8 +192,11 @@ class OptionsTests(SynchronousTestCase):
         ):
             options = Options()
             options.parent = ServerOptions()
-            refusal = self.assertRaises(CannotServe, options.parseOptions, [argument])
-            self.assertEqual(refusal.why, f"{why}; see twistd -n echod --help")
+            printed = io.StringIO()
+            self.patch(sys, "stderr", printed)
+            ended = self.assertRaises(SystemExit, options.parseOptions, [argument])
+            line = f"twistd echod: {why}; see twistd -n echod --help\n"
+            self.assertEqual((ended.code, printed.getvalue()), (2, line))
 
     def test_pid_file(self) -> None:
         """A pid file that twistd cannot write is refused in one line, unless there is a chroot."""

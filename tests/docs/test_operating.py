@@ -435,11 +435,11 @@ def test_each_line_of_a_run_is_explained(listening: socket.socket) -> None:
 
 
 def test_line_of_a_failed_start(listening: socket.socket) -> None:
-    """A failed start prints one line without a priority, and exits with status 1."""
+    """A failed start prints one line without a priority, and exits with status 2."""
     daemon = Daemon(
         "--no-such", command=JOURNAL, **socket_activation(listening, names="echod.socket")
     )
-    assert daemon.wait() == 1
+    assert daemon.wait() == 2
     daemon.directory.cleanup()
     [line] = daemon.lines
     [explained] = [each for each in LINES if each.fits(line)]

@@ -27,7 +27,7 @@ from tests.streams.proxy import proxy_header
 MIB = 1 << 20
 
 
-def refused(*options: str, prefix: tuple[str, ...] = ()) -> str:
+def refused(*options: str, prefix: tuple[str, ...] = (), expected: int = 1) -> str:
     """Start a daemon that cannot serve, and return its error line."""
     daemon = Daemon(*options, prefix=prefix)
     began = time.monotonic()
@@ -35,7 +35,7 @@ def refused(*options: str, prefix: tuple[str, ...] = ()) -> str:
         status = daemon.wait()
     finally:
         daemon.close()
-    assert status == 1, daemon.log
+    assert status == expected, daemon.log
     assert time.monotonic() - began < 10  # about 1 s, unless the machine is busy
     assert "Traceback" not in daemon.log
     lines = [line for line in daemon.lines if "twistd echod: " in line]
@@ -125,8 +125,8 @@ def test_listen(tmp_path: Path) -> None:
 
 
 def test_bad_input() -> None:
-    """A wrong option gets one line and exit status 1; more in test_wrong_command_lines.py."""
-    assert "takes no arguments, not 'stray'" in refused("stray")
+    """A wrong option gets one line and exit status 2; more in test_wrong_command_lines.py."""
+    assert "takes no arguments, not 'stray'" in refused("stray", expected=2)
 
 
 def test_port_in_use(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.logger import Logger
 
-from echod.daemon.errors import CannotServe, cannot_listen, errno_of
+from echod.daemon.errors import CannotServe, WrongOption, cannot_listen, errno_of
 from echod.daemon.listeners.interfaces import LOOPBACK
 from echod.proxy import ProxyFactory
 
@@ -80,7 +80,7 @@ class EndpointListener(Listener):
     """Listens on a Twisted server endpoint, including those of plugins.
 
     :param description: for :func:`~twisted.internet.endpoints.serverFromString`.
-    :raises CannotServe: if Twisted cannot make an endpoint from it.
+    :raises WrongOption: if Twisted cannot make an endpoint from it.
     """
 
     reactor: object
@@ -93,7 +93,7 @@ class EndpointListener(Listener):
             kind, colon, _ = self.description.partition(":")
             unknown = not colon or str(error).startswith("Unknown endpoint type")
             why = f"there is no endpoint {kind!r}" if unknown else "its parameters do not fit"
-            raise CannotServe(
+            raise WrongOption(
                 f"{self.option}: {why}; it takes a Twisted stream endpoint, "
                 "such as tcp:65432:interface=127.0.0.1 or unix:/run/echod/socket"
             ) from error

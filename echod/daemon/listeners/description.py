@@ -15,7 +15,7 @@ from os.path import abspath
 from typing import Any, Final, NamedTuple
 
 from echod.addresses import LONGEST_PATH
-from echod.daemon.errors import CannotServe
+from echod.daemon.errors import WrongOption
 from echod.daemon.listeners.interfaces import check_interface
 from echod.daemon.optiontable import port
 from echod.numbers import parse_whole_number
@@ -165,13 +165,13 @@ def parse_description(
     :param kind: a key of ``kinds``.
     :param option: the option as typed, for the error message.
     :param kinds: the parameters of each kind of endpoint.
-    :raises CannotServe: if a parameter is missing, unknown, empty, repeated or invalid.
+    :raises WrongOption: if a parameter is missing, unknown, empty, repeated or invalid.
     """
     parts = UNESCAPED_COLON.split(description)[1 + kind.count(":") :]
     try:
         return parse_parts(parts, kinds[kind])
     except ValueError as error:
-        raise CannotServe(f"{option}: {error}; it takes {kinds[kind].takes}") from None
+        raise WrongOption(f"{option}: {error}; it takes {kinds[kind].takes}") from None
 
 
 def parse_parts(parts: list[str], syntax: Syntax) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from importlib import import_module
 from os.path import abspath
 from typing import Any, Final, cast
 
-from echod.daemon.errors import CannotServe
+from echod.daemon.errors import CannotServe, WrongOption
 from echod.daemon.listeners.base import BACKLOG, EndpointListener, Listener
 from echod.daemon.listeners.description import (
     FILES,
@@ -49,13 +49,13 @@ def echo_listener(
     kind, _, behind = description.partition(":")
     if kind.lower() == "haproxy":
         if kind_of(behind) not in BEHIND_PROXY:
-            raise CannotServe(f"{option}: haproxy: goes before one of {', '.join(BEHIND_PROXY)}")
+            raise WrongOption(f"{option}: haproxy: goes before one of {', '.join(BEHIND_PROXY)}")
         listener = make_listener(reactor, behind, option, passed=passed)
         listener.proxied = True
         return listener
     # Twisted's tls: endpoint has no half-close, and its first parameter is a directory, not a port.
     if kind.lower() == "tls":
-        raise CannotServe(f"{option}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
+        raise WrongOption(f"{option}: echo over TLS is ssl:PORT:privateKey=FILE:certKey=FILE")
     return make_listener(reactor, description, option, passed=passed, datagrams=datagrams)
 
 
@@ -69,7 +69,7 @@ def metrics_listener(reactor: Any, description: str, option: str) -> Listener:
     if kind in (*ON_LOOPBACK, "unix"):
         return make_listener(reactor, description, option, hosts=ON_LOOPBACK)
     if kind != "ssl":
-        raise CannotServe(
+        raise WrongOption(
             f"{option}: metrics are served on tcp:, tcp6:, unix: or ssl:, such as tcp:9862"
         )
     values = parse_description(kind, description, option, METRICS_SYNTAX)
