@@ -52,7 +52,7 @@ MAX_SIZE: Final = 1 << 30
 """Bytes: the highest size, position or rate."""
 
 MAX_NUMBER: Final = 10**12
-"""The highest number of a connection, message, byte or firing."""
+"""The highest number of a connection, message, byte or firing, and the highest seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,11 +359,16 @@ class Plan:
     """The rules of a port, in the order in which they apply.
 
     :ivar rules: each works on the reply as the rules before it have left it.
-    :ivar seed: decides what is random; by default chosen at random.
+    :ivar seed: decides what is random, from 0 to :data:`MAX_NUMBER`; by default chosen at random.
+    :raises TypeError: for a seed that is no int.
+    :raises ValueError: for a seed out of bounds.
     """
 
     rules: tuple[Rule, ...] = ()
     seed: int = field(default_factory=lambda: random.SystemRandom().randrange(2**32))
+
+    def __post_init__(self) -> None:
+        check_whole("seed", self.seed, 0, MAX_NUMBER)
 
     def check(self, serves: str) -> None:
         """Raise ValueError if a port cannot have one of the rules.
