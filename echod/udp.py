@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import MessageLengthError
 from twisted.internet.interfaces import (
     IListeningPort,
     IReactorFDSet,
@@ -38,6 +39,9 @@ datagram takes 10 µs less than in a batch."""
 
 RECEIVE_BUFFER: Final = 1024 * 1024
 """Bytes of SO_RCVBUF, unless it is larger already. The kernel caps it at net.core.rmem_max."""
+
+Transmit: TypeAlias = Callable[[bytes, Any], object]
+"""Sends a datagram to a socket address, or raises OSError or MessageLengthError."""
 
 
 class EchoDatagrams:
@@ -93,14 +97,28 @@ class EchoDatagrams:
             self.dropped(drop, peer)
         return drop is None
 
-    def send_failed(self, error: OSError, peer: Any) -> None:
+    def send(self, datagram: bytes, peer: Any, transmit: Transmit) -> bool:
+        """Send one reply, and count it; return whether the kernel accepted it.
+
+        :param peer: the source's socket address.
+        """
+        try:
+            transmit(datagram, peer)
+        except (OSError, MessageLengthError) as error:
+            self.send_failed(error, peer)
+            return False
+        self.answered += 1
+        self.bytes += len(datagram)
+        return True
+
+    def send_failed(self, error: Exception, peer: Any) -> None:
         """Notify the observer that the kernel did not accept a reply.
 
         EACCES means that the source is a broadcast address (SO_BROADCAST in socket(7)). Only the
         kernel knows all broadcast addresses.
         """
-        drop = Drop.BROADCAST if error.errno == errno.EACCES else Drop.NOT_SENT
-        self.dropped(drop, peer)
+        refused = isinstance(error, OSError) and error.errno == errno.EACCES
+        self.dropped(Drop.BROADCAST if refused else Drop.NOT_SENT, peer)
 
     def dropped(self, drop: Drop, peer: Any) -> None:
         """Notify the observer of a datagram from ``peer`` that gets no reply."""
@@ -134,13 +152,10 @@ class DatagramEcho(DatagramProtocol):
         datagrams = self._datagrams
         if datagrams.admits(addr, datagrams.clock.seconds()):
             transport: Any = self.transport
-            try:
-                transport.write(datagram, addr)
-            except OSError as error:
-                datagrams.send_failed(error, addr)
-            else:
-                datagrams.answered += 1
-                datagrams.bytes += len(datagram)
+            self._reply(datagram, addr, transport.write)
+
+    def _reply(self, datagram: bytes, addr: Any, transmit: Transmit) -> None:
+        self._datagrams.send(datagram, addr, transmit)
 
 
 @implementer(IReadDescriptor, IListeningPort)

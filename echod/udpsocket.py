@@ -100,6 +100,10 @@ class SingleExchange:
         self._socket.sendmsg([self._view[: self._size]], sources[first], 0, self._peer)
         return 1
 
+    def datagram(self) -> bytes:
+        """Return the datagram that was received last."""
+        return bytes(self._view[: self._size])
+
 
 class BatchExchange:
     """Handles up to :data:`BATCH` datagrams in each system call.

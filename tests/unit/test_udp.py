@@ -40,11 +40,14 @@ class EchoPort:
         self.family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.sock = socket.socket(self.family, socket.SOCK_DGRAM)
         self.sock.bind((host, 0))
-        self.port = DatagramPort(self.reactor, self.sock, self.datagrams)
+        self.port = self.make_port()
         self.port.startListening()
         self.port.doRead()
         self.number = self.port.getHost().port
         self.clients: list[socket.socket] = []
+
+    def make_port(self) -> DatagramPort:
+        return DatagramPort(self.reactor, self.sock, self.datagrams)
 
     def __enter__(self) -> EchoPort:
         return self
