@@ -234,13 +234,10 @@ class Echo(FastProtocol):
                 return
             transport.finish()
             below = beneath(transport)
-        self._when_sent(below)
-
-    def _when_sent(self, below: Any) -> None:
         if unsent(below):
             below.stopReading()
             # A pull producer is called when everything is sent, or the transport fails.
-            self.transport.registerProducer(self, False)
+            transport.registerProducer(self, False)
             self.watch()
         else:
             self._finish(below)

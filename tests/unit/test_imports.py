@@ -50,8 +50,7 @@ CORE = [
     "udp",
     "faultplan",
     "faults",
-    "faultstream",
-    "faulty",
+    "faultdatagrams",
     "testing",
 ]
 
