@@ -7,6 +7,7 @@ metrics of them; a daemon without ``--metrics`` does not import it.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,6 +27,7 @@ import twisted
 from echod import __version__
 from echod.events import Closed, Drop, Dropped, Ending, Event, Opened, Reason, Refused
 from echod.factory import EchoFactory
+from echod.faults import Faults
 from echod.udp import EchoDatagrams
 
 MINUTE: Final = 60.0
@@ -53,6 +55,8 @@ HELP: Final = {
     "echod_datagrams_answered_bytes": "Bytes of the UDP datagrams sent back.",
     "echod_datagrams_dropped": "UDP datagrams received and not answered, by reason.",
     "echod_datagrams_kernel_dropped": "UDP datagrams that found the receive queue full.",
+    "echod_faulty_ports": "Ports with a fault plan.",
+    "echod_faults_fired": "Faults that have fired, by port, rule and kind of fault.",
     "echod_build": "Versions of echod and Twisted.",
 }
 
@@ -117,13 +121,14 @@ def transferred(tally: Tally, factory: EchoFactory) -> tuple[int, int]:
     return received, tally.sent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EchoCollector(Collector):
-    """Makes metrics of ``tally``, and of the state of ``factory`` and ``datagrams``."""
+    """Makes metrics of ``tally``, and of the state of ``factory``, ``datagrams`` and ``faults``."""
 
     tally: Tally
     factory: EchoFactory
     datagrams: EchoDatagrams
+    faults: Sequence[Faults] = ()
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric of echod."""
@@ -141,14 +146,18 @@ class EchoCollector(Collector):
         yield _counter("echod_datagrams_answered_bytes", datagrams.bytes, "bytes")
         yield _counters("echod_datagrams_dropped", "reason", tally.dropped)
         yield _counter("echod_datagrams_kernel_dropped", datagrams.kernel_dropped())
+        yield _gauge("echod_faulty_ports", len(self.faults))
+        yield _fired(self.faults)
         versions = {"version": __version__, "twisted": twisted.__version__}
         yield InfoMetricFamily("echod_build", HELP["echod_build"], versions)
 
 
-def registry(tally: Tally, factory: EchoFactory, datagrams: EchoDatagrams) -> CollectorRegistry:
+def registry(
+    tally: Tally, factory: EchoFactory, datagrams: EchoDatagrams, faults: Sequence[Faults] = ()
+) -> CollectorRegistry:
     """Return the metrics of echod, its process and its Python interpreter."""
     metrics = CollectorRegistry()
-    metrics.register(EchoCollector(tally, factory, datagrams))
+    metrics.register(EchoCollector(tally, factory, datagrams, faults))
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=metrics)
     return metrics
@@ -167,6 +176,22 @@ def _counters(name: str, label: str, counts: Mapping[Any, int]) -> Metric:
     family = CounterMetricFamily(name, HELP[name], labels=[label])
     for member, count in counts.items():
         family.add_metric([member.value], count)
+    return family
+
+
+def _fired(faults: Sequence[Faults]) -> Metric:
+    """Return a counter with a sample for each rule of each port.
+
+    A plan can have the same rule twice, and Prometheus rejects a page with a sample twice.
+    """
+    name = "echod_faults_fired"
+    counts: Counter[tuple[str, ...]] = Counter()
+    for port in faults:
+        for each in port.rules:
+            counts[port.port, each.text, each.rule.fault.name] += each.fired
+    family = CounterMetricFamily(name, HELP[name], labels=["port", "rule", "fault"])
+    for labels, count in counts.items():
+        family.add_metric(labels, count)
     return family
 
 

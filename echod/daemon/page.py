@@ -14,6 +14,7 @@ from twisted.web.template import Tag, flattenString, tags
 from echod import __version__
 from echod.daemon.metrics import Tally, transferred
 from echod.factory import EchoFactory
+from echod.faults import Faults
 from echod.udp import EchoDatagrams
 
 Rows: TypeAlias = list[tuple[str, str]]
@@ -57,6 +58,7 @@ class StatusPage:
     :ivar datagrams: answers the datagrams.
     :ivar tally: observes both.
     :ivar listening: returns the names of the echo listeners.
+    :ivar faults: the faults of each faulty port.
     :ivar since: the start of the daemon, as a UTC time stamp.
     """
 
@@ -65,6 +67,7 @@ class StatusPage:
     datagrams: EchoDatagrams
     tally: Tally
     listening: Callable[[], Sequence[str]]
+    faults: Sequence[Faults] = ()
 
     def __post_init__(self) -> None:
         self.since = datetime.now(timezone.utc)
@@ -100,12 +103,20 @@ class StatusPage:
                 ("dropped by the kernel", f"{datagrams.kernel_dropped():,}"),
             ]
             sections["Not answered"] = counts(tally.dropped)
+        if self.faults:
+            sections["Faults"] = [row for each in self.faults for row in faults_of(each)]
         return sections
 
 
 def counts(by_member: Mapping[Any, int]) -> Rows:
     """Return a row for each member of an enum."""
     return [(member.value, f"{count:,}") for member, count in by_member.items()]
+
+
+def faults_of(faults: Faults) -> Rows:
+    """Return the rows of a faulty port: its seed, and how often each rule has fired."""
+    fired = [f"{each.text}: {each.fired:,}" for each in faults.rules]
+    return [(faults.port, line) for line in (f"seed {faults.plan.seed}", *fired)]
 
 
 def text(sections: Sections) -> bytes:

@@ -38,7 +38,10 @@ class Notifier:
         namespace (unix(7)).
     :param watchdog: seconds without a message after which systemd restarts the process; infinite
         if there is no watchdog.
+    :ivar faulty: whether the service has a port with faults: the status begins with it.
     """
+
+    faulty = False
 
     def __init__(
         self,
@@ -90,8 +93,8 @@ class Notifier:
         """Send the variables that are due. If there are none and no watchdog, end the loop."""
         with suppress(MemoryError):  # else the loop ends, and then the watchdog ends the process
             count = self._connections()
-            draining = "draining, " if self._stopping else ""
-            status = f"{draining}{count} {'connection' if count == 1 else 'connections'} open"
+            state = ("FAULTY, " if self.faulty else "") + ("draining, " if self._stopping else "")
+            status = f"{state}{count} {'connection' if count == 1 else 'connections'} open"
             if status != self._status:
                 self._status = self._unsent["STATUS"] = status
             # Early rather than late: the next turn of the loop may come after the deadline.

@@ -48,7 +48,12 @@ class RateLimitedSummary:
 
 
 class Reasons(Counter[str]):
-    """The number of events for each reason; as text, «draining 1, max-connections 2»."""
+    """The number of events for each reason; as text, «draining 1, max-connections 2».
+
+    A reason of several words, the rule of a fault, is in quotes.
+    """
 
     def __str__(self) -> str:
-        return ", ".join(f"{reason} {count}" for reason, count in self.items())
+        return ", ".join(
+            f"{repr(reason) if ' ' in reason else reason} {count}" for reason, count in self.items()
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.logger import Logger
@@ -12,6 +13,7 @@ from echod.clock import use_monotonic_time
 from echod.daemon import sdnotify
 from echod.daemon.chroot import prepare
 from echod.daemon.errors import CannotServe, WrongOption
+from echod.daemon.faultlog import FaultLog
 from echod.daemon.listeners import systemd
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.base import Listener
@@ -24,7 +26,7 @@ from echod.daemon.options import Options
 from echod.daemon.service import EchoService
 from echod.daemon.signals import Signals
 from echod.daemon.summary import RateLimitedSummary
-from echod.events import Observer, broadcast
+from echod.events import Observer, broadcast, notify
 from echod.factory import EchoFactory
 from echod.limits import descriptors_left
 from echod.udp import EchoDatagrams
@@ -92,17 +94,25 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
         observers.append(notifier)
     listeners = echo_listeners(options, sockets, reactor, datagrams)
     tls = [listener.tls for listener in listeners if listener.tls]
+    faults = [listener.faults for listener in listeners if listener.faults]
+    if faults:
+        fault_log = FaultLog(reactor, faults, verbose=options["verbose"])
+        reactor.addSystemEventTrigger("after", "shutdown", fault_log.flush)
+        observers.append(fault_log)
+        notifier.faulty = True
     echo = Ports(factory, listeners, failures)
     others: list[Ports] = []
     if web:
         tally = web.Tally()
         observers.append(tally)
-        status = web.StatusPage(reactor, factory, datagrams, tally, lambda: echo.addresses)
-        metrics = web.registry(tally, factory, datagrams)
+        status = web.StatusPage(reactor, factory, datagrams, tally, lambda: echo.marked, faults)
+        metrics = web.registry(tally, factory, datagrams, faults)
         pages = web.Pages(status, metrics, lambda: others[0].hosts)
         site = web.GuardedSite(pages, reactor)
         others.append(Ports(site, http_listeners, failures, "metrics"))
     factory.observer = datagrams.observer = broadcast(*observers)
+    for each in faults:
+        each.observer = partial(notify, factory.observer)
     return EchoService(
         reactor=reactor,
         factory=factory,

@@ -17,6 +17,7 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from echod.daemon import faultlog
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners import base
 from echod.daemon.listeners import group as module
@@ -26,6 +27,8 @@ from echod.daemon.listeners.group import Ports
 from echod.daemon.listeners.kinds import make_listener
 from echod.daemon.summary import RateLimitedSummary
 from echod.factory import EchoFactory
+from echod.faultplan import Plan
+from echod.faults import Faults
 from echod.testing import MemoryNetwork
 from tests.coroutines import now
 from tests.daemon.failing_binds import expect_failing_binds
@@ -34,6 +37,8 @@ from tests.streams.server import Peers
 
 class Listener:
     """A listener that returns the given ports."""
+
+    faults: Faults | None = None
 
     def __init__(self, *ports: Any, held_by_systemd: bool = False, tls: bool = False) -> None:
         self.ports = ports
@@ -92,6 +97,25 @@ class PortsTests(SynchronousTestCase):
         ports = Ports(self.factory, [Listener(port, tls=True)], self.failures)
         now(ports.open())
         self.assertEqual(ports.addresses, ["tls 192.0.2.1:7"])
+
+    def test_faulty(self) -> None:
+        """A faulty port is marked, and its plan is logged with all its addresses."""
+        network = MemoryNetwork()
+        opened: Any = [
+            self.successResultOf(network.server_endpoint(number).listen(Peers()))
+            for number in (7, 8, 9)
+        ]
+        faulty = Listener(*opened[1:])
+        faulty.faults = Faults(Plan(seed=7), 0)
+        ports = Ports(self.factory, [Listener(opened[0]), faulty], self.failures)
+        self.patch(faultlog.log, "observer", self.log.append)
+        now(ports.open())
+        self.assertEqual(
+            ports.marked, ["tcp 192.0.2.1:7", "tcp 192.0.2.1:8 FAULTY", "tcp 192.0.2.1:9 FAULTY"]
+        )
+        self.assertEqual(
+            formatEvent(self.log[-1]), "FAULTY tcp 192.0.2.1:8, tcp 192.0.2.1:9:  (seed 7)"
+        )
 
     def test_accept_waiting(self) -> None:
         """Connections in the backlog are accepted before the port is closed."""

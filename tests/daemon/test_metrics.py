@@ -25,6 +25,8 @@ from echod.events import (
     Refused,
 )
 from echod.factory import EchoFactory
+from echod.faultplan import Plan, when
+from echod.faults import Faults
 from echod.testing import MemoryNetwork, Peer
 from echod.udp import DatagramEcho, EchoDatagrams
 from tests.streams.server import Peers
@@ -112,6 +114,25 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(served.get("echod_connections_refused_total", reason=reason.value), 0)
         for drop in Drop:
             self.assertEqual(served.get("echod_datagrams_dropped_total", reason=drop.value), 0)
+
+    def test_faults(self) -> None:
+        """The firings of each rule are counted, from 0 on, and those of the same rule together."""
+        served = Counted()
+        self.assertEqual(served.get("echod_faulty_ports"), 0)
+        faults = Faults(
+            Plan((when.first(2).refuse(), when.close(), when.close())), 0, port="unix /x"
+        )
+        collected = registry(served.tally, served.factory, served.datagrams, [faults])
+
+        def fired(index: int, fault: str) -> float | None:
+            labels = {"port": "unix /x", "rule": faults.rules[index].text, "fault": fault}
+            return collected.get_sample_value("echod_faults_fired_total", labels)
+
+        self.assertEqual(collected.get_sample_value("echod_faulty_ports"), 1)
+        self.assertEqual((fired(0, "refuse"), fired(1, "close")), (0, 0))
+        for each in faults.rules:
+            faults.fire(each, 1, 0, 0)
+        self.assertEqual((fired(0, "refuse"), fired(1, "close")), (1, 2))
 
     def test_datagrams(self) -> None:
         """Datagrams are counted, answered ones and dropped ones."""
@@ -209,6 +230,8 @@ class MetricsTests(SynchronousTestCase):
                 "echod_datagrams_answered_bytes",
                 "echod_datagrams_dropped",
                 "echod_datagrams_kernel_dropped",
+                "echod_faults_fired",
+                "echod_faulty_ports",
                 "echod_received_bytes",
                 "echod_sent_bytes",
             },

@@ -57,6 +57,13 @@ class NotifierTests(SynchronousTestCase):
             except BlockingIOError:
                 return datagrams
 
+    def test_faulty(self) -> None:
+        """The status of a service with a faulty port says so first."""
+        notifier = Notifier(self.clock, self.count, self.path)
+        notifier.faulty = True
+        notifier.ready()
+        self.assertEqual(self.received(), ["READY=1\nSTATUS=FAULTY, 0 connections open"])
+
     def fill(self) -> int:
         """Fill the queue of systemd's socket, and return the number of datagrams."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

@@ -21,6 +21,7 @@ from echod.daemon.service import EchoService
 from echod.daemon.summary import RateLimitedSummary
 from echod.events import Ending
 from echod.factory import EchoFactory
+from echod.faults import Faults
 from echod.testing import MemoryNetwork
 from tests.recorder import Recorder
 from tests.streams.server import Peers
@@ -31,6 +32,7 @@ class MemoryListener:
 
     held_by_systemd = False
     tls = False
+    faults: Faults | None = None
 
     def __init__(self, network: MemoryNetwork, port: int = 7) -> None:
         self.network = network

@@ -30,6 +30,8 @@ from echod.daemon.web import Pages, is_loopback
 from echod.daemon.webguard import MAX_CONNECTIONS, TIMEOUT, GuardedSite
 from echod.events import Reason, Refused
 from echod.factory import EchoFactory
+from echod.faultplan import Plan, when
+from echod.faults import Faults
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from echod.udp import EchoDatagrams
@@ -284,6 +286,22 @@ Refused
             rows["Datagrams"], [("answered", "0"), ("bytes", "0"), ("dropped by the kernel", "3")]
         )
         self.assertIn(("low-port", "0"), rows["Not answered"])
+
+    def test_faults(self) -> None:
+        """With a faulty port, the page has its seed, and how often each rule has fired."""
+        plan = Plan((when.first(2).refuse(), when.close()), 7)
+        faults = Faults(plan, 0, port="tcp 127.0.0.1:7")
+        for _ in range(2):
+            faults.fire(faults.rules[0], 1, 0, 0)
+        clock = Clock()
+        page = StatusPage(
+            clock, EchoFactory(), EchoDatagrams(clock), Tally(), lambda: LISTENING, [faults]
+        )
+        refuse, close = (each.text for each in faults.rules)
+        self.assertEqual(
+            page.sections()["Faults"],
+            [(faults.port, line) for line in ("seed 7", f"{refuse}: 2", f"{close}: 0")],
+        )
 
     def test_html(self) -> None:
         """For a browser, / is HTML with the same facts, and each name is a row header."""

@@ -289,7 +289,7 @@ class Line(NamedTuple):
         )
 
 
-KEPT = {"PROXY", "UDP", "SIGTERM"}
+KEPT = {"FAULTY", "PROXY", "UDP", "SIGTERM"}
 """Words in capitals that are not variables."""
 
 

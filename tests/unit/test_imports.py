@@ -95,6 +95,7 @@ CLIENT = [
 DAEMON = [
     "listeners.interfaces",
     "summary",
+    "faultlog",
     "logs",
     "errors",
     "logfile",

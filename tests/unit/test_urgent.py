@@ -24,7 +24,7 @@ run = pytest_twisted.ensureDeferred
 class Listener:
     """The part of a listener that Ports uses."""
 
-    held_by_systemd = tls = False
+    held_by_systemd = tls = faults = False
 
     def __init__(self, ends: SocketEndpoints) -> None:
         self.ends = ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from echod.daemon.errors import CannotServe, WrongOption, cannot_listen, errno_of
 from echod.daemon.listeners.interfaces import LOOPBACK
+from echod.faults import STREAM, TLS, Faults
 from echod.proxy import ProxyFactory
 
 BACKLOG: Final = 1024
@@ -37,6 +38,7 @@ class Listener(ABC):
 
     :param option: the option as typed, for error messages.
     :ivar proxied: whether each connection begins with a PROXY header.
+    :ivar faults: the faults of the ports; ``None``: the ports have none.
     :ivar tls: the certificates, as :class:`~echod.daemon.listeners.tls.ListenerCertificates`,
         if the ports speak TLS.
     :cvar protocol: ``TCP`` or ``UDP``, for errors that name a port.
@@ -47,8 +49,14 @@ class Listener(ABC):
     option: str
     proxied: bool = field(default=False, init=False)
     tls: Any = field(default=None, init=False)
+    faults: Faults | None = field(default=None, init=False)
     protocol = "TCP"
     held_by_systemd = False
+
+    @property
+    def serves(self) -> Collection[str]:
+        """What the ports serve, for :meth:`~echod.faults.Plan.check`."""
+        return [TLS if self.tls else STREAM]
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen, and return the ports.

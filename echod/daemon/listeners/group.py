@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from echod.addresses import name_of
 from echod.daemon.errors import AddressInUse, CannotServe
+from echod.daemon.faultlog import log_plan
 from echod.daemon.listeners.accepting import ListeningSocket
 from echod.daemon.listeners.base import BACKLOG, Listener
 from echod.daemon.listeners.deferring import accept_deferred
@@ -42,6 +43,15 @@ class Ports:
     def addresses(self) -> list[str]:
         """The addresses as text, by :func:`~echod.addresses.name_of`."""
         return [name_of(port.getHost(), tls=bool(listener.tls)) for port, listener in self._ports]
+
+    @property
+    def marked(self) -> list[str]:
+        """The addresses as text, those of faulty ports with FAULTY."""
+        listeners = [listener for _, listener in self._ports]
+        return [
+            f"{address} FAULTY" if listener.faults else address
+            for address, listener in zip(self.addresses, listeners, strict=True)
+        ]
 
     @property
     def hosts(self) -> list[IAddress]:
@@ -74,6 +84,9 @@ class Ports:
                     sock = ListeningSocket(port, address, self.failures)
                     accept_deferred(port, sock)
                 log.info("{event} on {endpoint}", event=self.name, endpoint=address)
+            if listener.faults:
+                listener.faults.port = ", ".join(self.addresses[-len(ports) :])
+                log_plan(listener.faults)
 
     def accept_waiting(self) -> None:
         """Accept the connections in the backlogs, unless systemd holds the socket too.

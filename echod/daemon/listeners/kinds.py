@@ -37,15 +37,20 @@ EXTRAS: Final = {
 
 
 def echo_listener(
-    reactor: Any, datagrams: EchoDatagrams, description: str, passed: list[PassedSocket]
+    reactor: Any,
+    datagrams: EchoDatagrams,
+    description: str,
+    passed: list[PassedSocket],
+    name: str = "--listen",
 ) -> Listener:
-    """Return the listener for a value of ``--listen``.
+    """Return the listener for an endpoint of the echo service.
 
     :param datagrams: echoes datagrams.
     :param passed: the sockets that systemd passed. Those that the listener takes are removed.
+    :param name: the option that has the description, for error messages.
     :raises CannotServe: if the description has a mistake.
     """
-    option = f"--listen {description!r}"
+    option = f"{name} {description!r}"
     kind, _, behind = description.partition(":")
     if kind.lower() == "haproxy":
         if kind_of(behind) not in BEHIND_PROXY:
@@ -106,7 +111,7 @@ def make_listener(
     kind = kind_of(description)
     if kind not in SYNTAX:
         return EndpointListener(option, reactor, description)
-    tls = import_extra("listeners.tls", "tls", "--listen ssl: needs") if "ssl" in kind else None
+    tls = import_extra("listeners.tls", "tls", f"{option}: ssl: needs") if "ssl" in kind else None
     values = parse_description(kind, description, option)
     if kind == "unix":
         return UNIXListener(option, reactor, values.pop("address"), **values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,6 +21,7 @@ from echod.addresses import on_one_line
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.base import Listener
 from echod.daemon.listeners.unix import AdoptedUNIXPort
+from echod.faults import DATAGRAM
 from echod.udp import DatagramPort, EchoDatagrams
 
 FIRST: Final = 3
@@ -182,6 +183,13 @@ class PassedListener(Listener):
     sockets: Sequence[socket.socket]
     datagrams: EchoDatagrams | None = None
     held_by_systemd = True
+
+    @property
+    def serves(self) -> Collection[str]:
+        """What the ports serve: streams or TLS, datagrams, or both."""
+        kinds = {sock.type for sock in self.sockets}
+        served = [] if kinds == {socket.SOCK_DGRAM} else [*super().serves]
+        return [*served, DATAGRAM] if socket.SOCK_DGRAM in kinds else served
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         return [self._open(sock, factory) for sock in self.sockets]

@@ -10,6 +10,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 
 from echod.daemon.listeners.base import IPListener
+from echod.faults import DATAGRAM
 from echod.udp import DatagramPort, EchoDatagrams
 
 NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -25,6 +26,7 @@ class UDPListener(IPListener):
 
     datagrams: EchoDatagrams
     protocol = "UDP"
+    serves = (DATAGRAM,)
 
     async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:  # noqa: ARG002
         sock = None
