@@ -21,6 +21,7 @@ from echod.transport import (
     is_broken,
     kernel_send_queue,
     lose,
+    reset,
     resets_on_error,
     unsent,
 )
@@ -41,15 +42,18 @@ class Delivery:
     """Sends FIN, and closes the connection when the kernel's send queue is empty.
 
     :param transport: a transport of a kernel socket, with nothing unsent.
+    :param fin: whether to send FIN; otherwise, reset the connection in the end.
     """
 
-    def __init__(self, transport: Any, clock: IReactorTime) -> None:
+    def __init__(self, transport: Any, clock: IReactorTime, *, fin: bool = True) -> None:
         self.transport = transport
         self._clock = clock
+        self._fin = fin
         self._next_check: IDelayedCall | None = None
         transport.stopReading()
-        with suppress(OSError):  # the connection is broken, which the check detects
-            transport.getHandle().shutdown(socket.SHUT_WR)
+        if fin:
+            with suppress(OSError):  # the connection is broken, which the check detects
+                transport.getHandle().shutdown(socket.SHUT_WR)
         self._check(DELIVERY_CHECKS[0])
 
     @resets_on_error
@@ -58,7 +62,10 @@ class Delivery:
         if is_broken(self.transport):
             lose(self.transport)
         elif not kernel_send_queue(self.transport):
-            self.transport.connectionLost(connectionDone)
+            if self._fin:
+                self.transport.connectionLost(connectionDone)
+            else:
+                reset(self.transport)
         else:
             longer = min(2 * delay, DELIVERY_CHECKS[1])
             self._next_check = self._clock.callLater(delay, self._check, longer)
@@ -111,7 +118,7 @@ def outcome(
         known = getattr(transport, "disconnecting", False)  # closed by the application
     silent = not received and getattr(transport, "silent_since_handshake", True)
     ending: Ending = Ending.LOST
-    if intended is Ending.STALLED:
+    if intended in (Ending.STALLED, Ending.FAULT):
         ending = intended
     elif isinstance(reason.value, ConnectionAborted):
         ending = Ending.ABORTED

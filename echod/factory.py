@@ -60,17 +60,19 @@ class EchoFactory(Factory):
 
     :ivar connections: the connections that are served now.
     :ivar pending: accepted connections whose TLS handshake or PROXY header is not complete.
-    :ivar draining: whether :meth:`drain` was called since listening began.
     :ivar limits: the limits on connections.
     :ivar timeouts: the idle and the stall timeout.
     :ivar registry: the connections, the limits and the timeouts.
     :ivar turns: the time budget that all TLS connections share.
+    :ivar admission: what a subclass notes about the connection that was accepted last;
+        :meth:`make_echo` gets it.
     """
 
     noisy = False
     protocol: type[Echo] = Echo  # type: ignore[assignment]  # Twisted's is wider
     clock: IReactorTime
     """Set when the first connection is made, unless given."""
+    admission: Any = None
 
     def __init__(
         self,
@@ -99,7 +101,6 @@ class EchoFactory(Factory):
         self.observer = observer
         self.handshake_timeout = handshake_timeout
         self.verbose = verbose
-        self.draining = False
         self.turns = Turns()
         total = descriptors_left() if max_connections is None else max_connections
         registry = Registry(total, max_connections_per_peer, idle_timeout, stall_timeout)
@@ -110,9 +111,14 @@ class EchoFactory(Factory):
         self._fast_path: FastPath | None = None
         self._reactor: Any = None
 
+    @property
+    def draining(self) -> bool:
+        """Whether :meth:`drain` was called since listening began."""
+        return self.registry.draining
+
     def startFactory(self) -> None:
         """Admit connections, also after a drain: the first port begins to listen."""
-        self.draining = False
+        self.registry.draining = False
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         """Serve the connection from ``addr``, or refuse it with RST."""
@@ -120,7 +126,7 @@ class EchoFactory(Factory):
             refusal = self.refusal(addr)
             if refusal is None and self.verbose:
                 notify(self.observer, Accepted(addr))
-            return self.make_echo() if refusal is None else refusal
+            return self.make_echo(self.admission) if refusal is None else refusal
         except BaseException:
             return refuse_failed()
 
@@ -141,14 +147,17 @@ class EchoFactory(Factory):
 
         :param peer: its address; ``None``: not known, and under no limit per peer.
         """
-        return Reason.DRAINING if self.draining else self.limits.exceeded(peer)
+        return Reason.DRAINING if self.registry.draining else self.limits.exceeded(peer)
 
     def _refuse(self, reason: Reason, peer: IAddress | None, *, tls: bool) -> Refusal:
         self.report(Refused(reason, peer, tls))
         return Refusal()
 
-    def make_echo(self) -> Echo:
-        """Return a protocol for one connection."""
+    def make_echo(self, admission: Any = None) -> Echo:  # noqa: ARG002 - subclasses use it
+        """Return a protocol for one connection.
+
+        :param admission: :attr:`admission` when it was accepted.
+        """
         echo = self.protocol()
         echo.factory = self
         return echo
@@ -161,15 +170,18 @@ class EchoFactory(Factory):
         finally:
             self.registry.drain.finish()
 
-    def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
+    def serve(
+        self, peer: IAddress | None, *, draining: bool, tls: bool, admission: Any = None
+    ) -> Protocol:
         """Serve a connection whose handshake is done, or refuse it.
 
         :param draining: whether a drain has begun since the accept. It ends this connection, too.
+        :param admission: :attr:`admission` when it was accepted.
         """
         reason = self.limits.exceeded(peer)
         if reason is not None:
             return self._refuse(reason, peer, tls=tls)
-        echo = self.make_echo()
+        echo = self.make_echo(admission)
         if draining:
             self.registry.drain.connections.add(echo)
         return echo
@@ -190,7 +202,7 @@ class EchoFactory(Factory):
         :raises ValueError: for a deadline below 0 or above 250,000 h.
         """
         check_number("deadline", deadline, 0, LONGEST)
-        self.draining = True
+        self.registry.draining = True
         if not self.connections and not self.pending:
             return succeed(None)
         return self.registry.begin_drain(deadline, self.clock)

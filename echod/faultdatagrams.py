@@ -69,7 +69,8 @@ def replies_to(echo: FaultyReply, faults: Faults, now: float) -> list[FaultyRepl
     number, rules = faults.next()
     replies = [echo._replace(number=number)]
     for active in rules:
-        if active.in_window(now) and now - active.since >= active.rule.when.after:
+        start, end = active.window
+        if max(start, active.since + active.rule.when.after) <= now < end:
             before, replies = replies, []
             for copy, reply in enumerate(before):
                 after = apply(active, reply, copy)
@@ -83,7 +84,7 @@ def replies_to(echo: FaultyReply, faults: Faults, now: float) -> list[FaultyRepl
 def apply(active: ActiveRule, reply: FaultyReply, copy: int) -> list[FaultyReply]:
     """Return what a rule makes of one reply, which is number ``copy`` of its datagram, from 0."""
     fault, data = active.rule.fault, reply.data
-    draw = active.draw(reply.number, copy, "datagram")
+    draw = active.draw(reply.number, f"copy {copy}")
     match fault.name:
         case "drop":
             return []
@@ -121,7 +122,7 @@ class FaultyReplies:
         self._held: dict[Any, FaultyReply] = {}  # by source; of each at most one
 
     def answer(self, echo: FaultyReply) -> None:
-        """FaultyReply to an admitted datagram, as the plan says.
+        """Reply to an admitted datagram, as the plan says.
 
         :param echo: the reply without faults.
         """

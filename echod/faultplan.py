@@ -43,6 +43,9 @@ OF_STREAMS: Final = tuple(
 )
 """The names of the faults of datagrams, of TLS alone, and of all streams."""
 
+AT_ACCEPT: Final = ("refuse", *OF_TLS)
+"""The faults that happen before the first byte of a connection, or outside its reply."""
+
 ON: Final = {STREAM: OF_STREAMS, TLS: (*OF_STREAMS, *OF_TLS), DATAGRAM: OF_DATAGRAMS}
 """The faults that each kind of port can have."""
 
@@ -386,6 +389,10 @@ class Plan:
                 raise ValueError("a datagram port has neither messages nor places in a stream")
             if serves == DATAGRAM and rule.when.lasting < math.inf:
                 raise ValueError("a fault of a datagram has no duration")
+            if rule.fault.name in AT_ACCEPT and rule.when != replace(
+                rule.when, where=None, after_bytes=None, after=0.0, lasting=math.inf
+            ):
+                raise ValueError(f"{rule.fault.name} has no place and no time in its connection")
 
 
 when: Final = When()

@@ -11,6 +11,7 @@ depends neither on time nor on other connections.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -56,11 +57,31 @@ class ActiveRule:
         self._index = index
         self._skipped = skipped  # connections before the rule was added
 
-    def draw(self, number: int, place: int = 0, purpose: str = "") -> float:
-        """Return a random number, 0 or more and below 1: always the same for the same arguments."""
-        key = f"{self._seed}/{self._index}/{number - self._skipped}/{place}/{purpose}"
-        digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
+    @property
+    def name(self) -> str:
+        """The name of its fault."""
+        return self.rule.fault.name
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """The times between which it can fire, in seconds of the clock."""
+        start, end = self.rule.when.window
+        return self.since + start, self.since + end
+
+    def draw(self, number: int, purpose: str = "") -> float:
+        """Return a random number, 0 or more and below 1: always the same for the same arguments.
+
+        :param number: of a connection or datagram.
+        """
+        digest = hashlib.blake2b(self._key(number, purpose), digest_size=7).digest()
         return int.from_bytes(digest, "big") / 2**56
+
+    def random_source(self, number: int) -> random.Random:
+        """Return a source of random numbers: always the same ones for the same connection."""
+        return random.Random(self._key(number, "stream"))
+
+    def _key(self, number: int, purpose: str) -> bytes:
+        return f"{self._seed}/{self._index}/{number - self._skipped}/{purpose}".encode()
 
     def applies(self, number: int) -> bool:
         """Return whether the rule applies to the connection or datagram ``number``."""
@@ -68,12 +89,7 @@ class ActiveRule:
         if which is None:
             return True
         own = number - self._skipped
-        return which.next(own) == own and self.draw(number) < which.chance
-
-    def in_window(self, now: float) -> bool:
-        """Return whether the rule can fire now."""
-        start, end = self.rule.when.window
-        return start <= now - self.since < end
+        return which.next(own) == own and self.draw(number, "which") < which.chance
 
     def can_fire(self, pending: int = 0) -> bool:
         """Return whether the limit of the rule allows another firing.
@@ -89,21 +105,28 @@ class Faults:
 
     :param plan: the rules.
     :param now: seconds, by any monotonic clock.
+    :param serves: what the port serves: :data:`STREAM`, :data:`TLS` or :data:`DATAGRAM`.
     :param port: the name of the port, for the events.
+    :raises ValueError: for a plan with rules that the port cannot have.
     :ivar observer: is called with each :class:`~echod.events.Fired`.
     :ivar rules: the rules, and how often each has fired.
     :ivar number: the number of connections or datagrams since the plan was set.
     :ivar firings: the latest firings.
     """
 
-    def __init__(self, plan: Plan, now: float, port: str = "") -> None:
+    def __init__(self, plan: Plan, now: float, serves: str = STREAM, port: str = "") -> None:
         self.observer: Observer = ignore
+        self.serves = serves
         self.port = port
         self.firings: deque[Firing] = deque(maxlen=MAX_FIRINGS)
         self.set(plan, now)
 
     def set(self, plan: Plan, now: float) -> None:
-        """Replace the plan. Connections that are open keep the rules that they have."""
+        """Replace the plan. Connections that are open keep the rules that they have.
+
+        :raises ValueError: for a plan with rules that the port cannot have.
+        """
+        plan.check(self.serves)
         self.plan = Plan((), plan.seed)
         self.rules: list[ActiveRule] = []
         self.since = now
@@ -113,10 +136,21 @@ class Faults:
             self.add(rule, now)
 
     def add(self, rule: Rule, now: float) -> None:
-        """Add a rule. Its numbers count connections from now on."""
+        """Add a rule. Its numbers count connections from now on.
+
+        :raises ValueError: for a rule that the port cannot have.
+        """
         index = len(self.rules)
-        self.plan = replace(self.plan, rules=(*self.plan.rules, rule))
+        plan = replace(self.plan, rules=(*self.plan.rules, rule))
+        plan.check(self.serves)
+        self.plan = plan
         self.rules.append(ActiveRule(rule, self.plan.seed, index, self.number, now))
+
+    def start(self, now: float) -> None:
+        """Begin the life of the port again."""
+        self.since = now
+        for each in self.rules:
+            each.since = now
 
     def reset(self) -> None:
         """Set all counts to 0, and forget the firings."""

@@ -11,6 +11,7 @@ import typing
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
@@ -41,11 +42,14 @@ class Server(typing.Protocol):
     verbose: bool
     handshake_timeout: float | None
     registry: Registry
+    admission: Any
 
     def now(self, transport: IStreamTransport) -> float:
         """Return the time, in seconds."""
 
-    def serve(self, peer: IAddress | None, *, draining: bool, tls: bool) -> Protocol:
+    def serve(
+        self, peer: IAddress | None, *, draining: bool, tls: bool, admission: Any
+    ) -> Protocol:
         """Return the protocol that serves a connection from ``peer`` from now on, or refuses it."""
 
     def report(self, *events: Event) -> None:
@@ -57,6 +61,7 @@ class PendingConnection(Protocol):
 
     :param factory: serves the connection when that is complete.
     :param peer: the address of the socket's peer, if it has one.
+    :ivar admission: what the factory has noted about the connection.
     """
 
     transport: IStreamTransport
@@ -68,6 +73,7 @@ class PendingConnection(Protocol):
     def __init__(self, factory: Server, peer: IAddress | None) -> None:
         self._factory = factory
         self._peer = peer
+        self.admission = factory.admission
         self._waiting = True
         self._accepted: float | None = None
         self._timers: list[IDelayedCall] = []
@@ -103,7 +109,8 @@ class PendingConnection(Protocol):
         """
         if not self._waiting:
             return None
-        return self._factory.serve(peer, draining=self._stop_waiting(), tls=self.tls)
+        draining = self._stop_waiting()
+        return self._factory.serve(peer, draining=draining, tls=self.tls, admission=self.admission)
 
     def _check_timeout(self, again: float = 0.0) -> None:
         """Refuse the connection; but if it has unread input, check again after that was read.

@@ -234,10 +234,13 @@ class Echo(FastProtocol):
                 return
             transport.finish()
             below = beneath(transport)
+        self._when_sent(below)
+
+    def _when_sent(self, below: Any) -> None:
         if unsent(below):
             below.stopReading()
             # A pull producer is called when everything is sent, or the transport fails.
-            transport.registerProducer(self, False)
+            self.transport.registerProducer(self, False)
             self.watch()
         else:
             self._finish(below)

@@ -34,7 +34,10 @@ class Registry:
     :ivar limits: the limits on connections.
     :ivar timeouts: the idle and the stall timeout.
     :ivar drain: the connections that a drain ends.
+    :ivar draining: whether new connections are refused.
     """
+
+    draining = False
 
     def __init__(
         self, total: int, per_peer: int | None, idle: float | None, stall: float | None

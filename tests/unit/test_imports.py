@@ -50,6 +50,8 @@ CORE = [
     "udp",
     "faultplan",
     "faults",
+    "faultstream",
+    "faulty",
     "faultdatagrams",
     "testing",
 ]

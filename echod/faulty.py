@@ -1,0 +1,285 @@
+"""FaultyEcho and FaultyEchoFactory: an echo that misbehaves as a fault plan says, and counts it.
+
+:mod:`echod.faultstream` decides what is sent, and when. This file does it, on the ordinary path of
+:class:`~echod.protocol.Echo`: transport, limits, timeouts and drain are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import replace
+from typing import Any, Final
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from echod.arguments import check_type
+from echod.closing import Delivery
+from echod.events import Closed, Ending, Reason, notify
+from echod.factory import EchoFactory
+from echod.faults import STREAM, Fault, Faults, Plan
+from echod.faultstream import Item, StreamFaults
+from echod.protocol import Echo
+from echod.timeouts import Progress
+from echod.transport import (
+    beneath,
+    buffered,
+    kernel_socket,
+    resets_on_error,
+    send_now,
+    unsent,
+)
+
+MAX_QUEUED: Final = 1024 * 1024
+"""Bytes that wait for their time, above which a connection is not read."""
+
+
+class FaultyEcho(Echo):
+    """Echo one connection as the rules of a plan say. :class:`FaultyEchoFactory` makes these.
+
+    :ivar stream: the rules of this connection.
+    """
+
+    stream: StreamFaults
+    factory: FaultyEchoFactory
+
+    _sent = 0  # bytes passed to the transport
+    _queued = 0  # bytes in the queue
+    _last = 0.0  # seconds: the time of the last item in the queue
+    _held = False  # whether a fault or a full queue stops reading
+    _ended: Ending | None = None  # the ending after the peer has finished
+    _fault = ""  # the fault that ends the connection
+    _timer: IDelayedCall | None = None
+    _frozen_until = -math.inf  # seconds: until then, nothing is read or sent
+    _over = False
+    _checks = 0
+
+    @resets_on_error
+    def connectionMade(self) -> None:
+        """Report to the factory, and begin with the faults that need no byte."""
+        self._queue: deque[Item] = deque()
+        super().connectionMade()
+        self.stream.opened = self._opened
+        self._proceed()
+
+    @resets_on_error
+    def dataReceived(self, data: bytes) -> None:
+        """Send back what the faults leave of ``data``."""
+        self._received += len(data)
+        self._put(self.stream.receive(data, self.factory.clock.seconds()))
+        self._proceed()
+
+    @resets_on_error
+    def readConnectionLost(self) -> None:
+        """Close when everything is sent: the peer has finished sending."""
+        self._peer_ended(Ending.FINISHED if self._received else Ending.UNUSED)
+
+    @resets_on_error
+    def truncated(self) -> None:
+        """Close when everything is sent: TLS without a closing alert."""
+        silent = not self._received and getattr(self.transport, "silent_since_handshake", True)
+        self._peer_ended(Ending.UNUSED if silent else Ending.LOST)
+
+    def _peer_ended(self, ending: Ending) -> None:
+        if self._ended is None and not self._closing:
+            self._ended = ending
+            self._put(self.stream.end(self.factory.clock.seconds()))
+            self._proceed()
+
+    @resets_on_error
+    def _proceed(self) -> None:
+        """Do all that is due, and set a timer for what is due later."""
+        stream = self.stream
+        now = self.factory.clock.seconds()
+        self._put(stream.begin(now))
+        queue = self._queue
+        while queue and queue[0][0] <= now and not self._stops(now):
+            _, item = queue.popleft()
+            if isinstance(item, bytes):
+                self._queued -= len(item)
+                self._send(item)
+            else:
+                self._act(item, now)
+        self._set_reading(now)
+        self._set_timer(now)
+
+    def _put(self, items: list[Item]) -> None:
+        for due, item in items:
+            self._last = max(self._last, due)
+            self._queue.append((self._last, item))
+            self._queued += len(item) if isinstance(item, bytes) else 0
+
+    def _stops(self, now: float) -> bool:
+        """Return whether nothing may be sent now."""
+        return self._over or self._closing or self._paused or self._frozen_until > now
+
+    def _send(self, data: bytes) -> None:
+        """Send ``data``, as a segment of its own where the kernel accepts it at once."""
+        self._sent += len(data)
+        sock = kernel_socket(self.transport)
+        sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)
+        if sent < len(data):
+            self.transport.write(data[sent:])
+        self.watch()
+
+    def _act(self, fault: Fault | None, now: float) -> None:
+        """Do what comes after the bytes that were sent."""
+        transport: Any = self.transport
+        if fault is None:
+            self._close(Ending.FAULT if self._fault else self._ended or Ending.FINISHED)
+            return
+        if fault.name == "freeze":
+            self._frozen_until = now + fault.seconds
+            return
+        self._fault = fault.name
+        self._ending = Ending.FAULT
+        if self._fault == "half-close":
+            if isinstance(transport, FileDescriptor):
+                transport.loseWriteConnection()
+            else:
+                transport.finish()
+        elif self._fault == "close":
+            self._close(Ending.FAULT)
+        else:
+            self._closing = True
+            transport.unregisterProducer()
+            self._when_sent(beneath(transport))
+
+    def _finish(self, below: Any) -> None:
+        if self._fault in ("close", "reset"):
+            # Also for few bytes: a close with unread input would be a reset, and a reset can
+            # destroy bytes that the peer has not read.
+            self.watch()
+            self._delivery = Delivery(below, self.factory.clock, fin=self._fault == "close")
+        else:
+            super()._finish(below)
+
+    @resets_on_error
+    def resumeProducing(self) -> None:
+        """Go on sending: nothing is buffered any more."""
+        if self._ended is None or self._closing:
+            super().resumeProducing()
+        else:
+            self._paused = False  # the transport has found the end of the stream: never read again
+        if self._held:
+            self.transport.pauseProducing()
+        self._proceed()
+
+    def _set_reading(self, now: float) -> None:
+        """Stop reading while a fault or a full queue requires it."""
+        stops = max(self._frozen_until, self.stream.deaf_until) > now
+        holds = stops or self._queued > MAX_QUEUED
+        if holds != self._held and not (self._over or self._closing or self._ended):
+            self._held = holds
+            if holds:
+                self.transport.pauseProducing()
+            elif not self._paused:
+                self.transport.resumeProducing()
+
+    def _set_timer(self, now: float) -> None:
+        """Proceed again as soon as something is due."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._over or self._closing:
+            return
+        stream = self.stream
+        due = [stream.due(now), self._frozen_until, stream.deaf_until]
+        if self._queue and not self._paused:
+            due.append(self._queue[0][0])
+        soonest = min((each for each in due if each > now), default=math.inf)
+        if soonest < math.inf:
+            self._timer = self.factory.clock.callLater(soonest - now, self._proceed)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received less the bytes that the kernel has accepted for sending."""
+        return self._received - self._sent + buffered(self.transport)
+
+    def progress(self, *, draining: bool) -> Progress:
+        """Return the present state. Bytes that wait for their time count as progress."""
+        progress = super().progress(draining=draining)
+        if progress.waits_for_peer or not self._queue:
+            return progress
+        self._checks += 1
+        return progress._replace(marker=-self._checks)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Report how the connection ended."""
+        self._over = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        super().connectionLost(reason)
+
+    def _sum_up(self, reason: Failure) -> Closed:
+        return replace(super()._sum_up(reason), unsent=self.buffered)
+
+
+SHARED: Final = (
+    *("registry", "connections", "pending", "limits", "timeouts", "turns"),
+    *("observer", "clock", "handshake_timeout", "verbose"),
+)
+"""The attributes that a factory beside another one takes from it."""
+
+
+class FaultyEchoFactory(EchoFactory):
+    """Build a :class:`FaultyEcho` for each connection, on any stream endpoint.
+
+    :param plan: the rules.
+    :param serves: :data:`~echod.faults.STREAM`, or :data:`~echod.faults.TLS` behind TLS.
+    :param port: the name of the port, for events.
+    :param beside: a factory with which it shares limits, timeouts, drain, observer and clock;
+        ``options`` do not apply then.
+    :param options: see :class:`~echod.factory.EchoFactory`.
+    :raises TypeError: for an argument of another type.
+    :raises ValueError: for a plan with rules that the port cannot have.
+    :ivar faults: the state of the plan.
+    """
+
+    protocol = FaultyEcho
+    admission: StreamFaults
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        serves: str = STREAM,
+        port: str = "",
+        beside: EchoFactory | None = None,
+        **options: Any,
+    ) -> None:
+        check_type("plan", plan, Plan, "a Plan")
+        super().__init__(fast_path=False, **options)
+        if beside is not None:
+            shared = vars(beside)
+            vars(self).update({name: shared[name] for name in SHARED if name in shared})
+        self.faults = Faults(plan, self._seconds(), serves, port)
+        self.faults.observer = lambda fired: notify(self.observer, fired)
+
+    def _seconds(self) -> float:
+        return self.clock.seconds() if hasattr(self, "clock") else 0.0
+
+    def use_reactor(self, reactor: object) -> None:
+        """Serve on ``reactor``. The life of the port begins now, unless there was a clock."""
+        begins = not hasattr(self, "clock")
+        super().use_reactor(reactor)
+        if begins:
+            self.faults.start(self._seconds())
+
+    def refusal_reason(self, peer: IAddress | None) -> Reason | None:
+        """Return why a new connection is refused, or ``None`` to admit it, with its number."""
+        reason = super().refusal_reason(peer)
+        if reason is None:
+            self.admission = StreamFaults(self.faults)
+            if self.admission.fire_first(("refuse",), self._seconds()):
+                reason = Reason.FAULT
+        return reason
+
+    def make_echo(self, admission: Any = None) -> FaultyEcho:
+        """Return a protocol for one connection, with its rules."""
+        echo = super().make_echo()
+        assert isinstance(echo, FaultyEcho)
+        echo.stream = admission
+        return echo

@@ -1,0 +1,222 @@
+"""An echo that misbehaves as a plan says, in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.protocol import Factory
+from twisted.trial.unittest import SynchronousTestCase
+
+from echod.events import Ending, Fired, Reason
+from echod.faults import Plan, Rule, when
+from echod.faulty import MAX_QUEUED, FaultyEchoFactory
+from echod.testing import MemoryNetwork, Peer
+from tests.recorder import Recorder
+
+TEXT = bytes(range(256)) * 4
+
+
+class Bench(SynchronousTestCase):
+    """A network with one faulty port."""
+
+    def setUp(self) -> None:
+        self.network = MemoryNetwork(capacity=4096)
+        self.events = Recorder()
+
+    def listen(self, *rules: Rule, seed: int = 0, **options: Any) -> FaultyEchoFactory:
+        factory = FaultyEchoFactory(Plan(rules, seed), observer=self.events, **options)
+        self.successResultOf(self.network.server_endpoint().listen(factory))
+        return factory
+
+    def connect(self) -> Peer:
+        endpoint = self.network.client_endpoint()
+        peer = self.successResultOf(endpoint.connect(Factory.forProtocol(Peer)))
+        assert isinstance(peer, Peer)
+        self.network.settle()
+        return peer
+
+    def echo(self, data: bytes = TEXT, *, seconds: float = 0.0, size: int = 0) -> bytes:
+        """Return the reply to ``data``, sent in pieces of ``size`` bytes, after ``seconds``."""
+        peer = self.connect()
+        for at in range(0, len(data), size or len(data)):
+            if peer.ended is None:
+                peer.send(data[at : at + (size or len(data))])
+            self.network.settle()
+        if peer.ended is None:
+            peer.finish()
+        self.network.advance(seconds)
+        self.peer = peer
+        return bytes(peer.received)
+
+    @property
+    def fired(self) -> list[tuple[int, int]]:
+        return [
+            (event.connection, event.offset) for event in self.events if isinstance(event, Fired)
+        ]
+
+
+class ConnectionFaultTests(Bench):
+    """Faults of whole connections."""
+
+    def test_refuse(self) -> None:
+        """The first two connections are reset before any byte, and the third one is served."""
+        factory = self.listen(when.first(2).refuse())
+        for _ in range(2):
+            self.assertEqual((self.echo(), self.peer.ended), (b"", "RST"))
+        self.assertEqual((self.echo(), self.peer.ended), (TEXT, "FIN"))
+        self.assertEqual([each.reason for each in self.events.refused], [Reason.FAULT] * 2)
+        self.assertEqual(factory.faults.counts, {"refuse": 2})
+        self.assertEqual(self.fired, [(1, 0), (2, 0)])
+
+    def test_reset(self) -> None:
+        """A connection is reset after exactly as many bytes as the rule says."""
+        self.listen(when.from_byte(640).reset())
+        peer = self.connect()
+        peer.send(TEXT)
+        self.network.settle()
+        self.assertEqual((bytes(peer.received), peer.ended), (TEXT[:640], None))
+        self.network.advance(1)
+        self.assertEqual((bytes(peer.received), peer.ended), (TEXT[:640], "RST"))
+        self.assertEqual(self.events.endings, [Ending.FAULT])
+        self.assertEqual(self.events.closed[0].unsent, len(TEXT) - 640)
+
+    def test_reset_waits(self) -> None:
+        """The bytes before a reset are delivered first, however slow the peer reads."""
+        data = TEXT * 100
+        self.listen(when.from_byte(len(data)).reset())
+        peer = self.connect()
+        peer.stall()
+        peer.send(data)
+        self.network.advance(30)
+        self.assertIsNone(peer.ended)
+        peer.resume()
+        self.network.advance(6)
+        self.assertEqual((bytes(peer.received), peer.ended), (data, "RST"))
+
+    def test_close(self) -> None:
+        """A connection is closed with FIN, after the bytes before the place."""
+        self.listen(when.from_byte(640).close())
+        peer = self.connect()
+        peer.send(TEXT)
+        self.network.advance(1)
+        self.assertEqual((bytes(peer.received), peer.ended), (TEXT[:640], "FIN"))
+        self.assertEqual(self.events.endings, [Ending.FAULT])
+
+    def test_half_close(self) -> None:
+        """After a half-close the port goes on reading."""
+        self.listen(when.from_byte(3).half_close())
+        peer = self.connect()
+        peer.readConnectionLost = lambda: None  # type: ignore[method-assign]
+        peer.send(b"12345")
+        self.network.advance(1)
+        self.assertEqual(bytes(peer.received), b"123")
+        self.assertEqual(self.events.endings, [])
+        peer.send(TEXT)
+        peer.finish()
+        self.network.advance(1)
+        self.assertEqual(self.events.endings, [Ending.FAULT])
+        self.assertEqual(self.events.closed[0].bytes, len(TEXT) + 5)
+
+    def test_silent(self) -> None:
+        """A silent port reads, and does not answer; at the end it closes as usual."""
+        self.listen(when.numbers(2, 2).silent())
+        self.assertEqual(self.echo(), TEXT)
+        self.assertEqual((self.echo(), self.peer.ended), (b"", "FIN"))
+        self.assertEqual(self.events.endings, [Ending.FINISHED] * 2)
+        self.assertEqual([each.unsent for each in self.events.closed], [0, len(TEXT)])
+
+    def test_deaf(self) -> None:
+        """A deaf port stops reading, for a while or for ever."""
+        self.listen(when.numbers(1, 1).lasts(2).deaf(), when.numbers(2, 2).deaf())
+        self.assertEqual(self.echo(seconds=1.9), b"")
+        self.network.advance(0.2)
+        self.assertEqual(bytes(self.peer.received), TEXT)
+        self.assertEqual(self.echo(seconds=50), b"")
+
+    def test_greet(self) -> None:
+        """A greeting comes before the peer has sent a byte."""
+        self.listen(when.greet(b"220 hello\r\n"))
+        peer = self.connect()
+        self.assertEqual(bytes(peer.received), b"220 hello\r\n")
+        self.assertEqual(self.echo(b"EHLO"), b"220 hello\r\nEHLO")
+        self.assertEqual(self.events.closed[0].unsent, -11)
+
+
+class ByteFaultTests(Bench):
+    """Faults of bytes and messages: the same in pieces of any size."""
+
+    def check(self, rule: Rule, expected: bytes, fired: list[int]) -> None:
+        self.listen(rule)
+        for size in (0, 1, 7, 64, 500):
+            self.events.clear()
+            self.assertEqual(self.echo(size=size), expected, size)
+            self.assertEqual([offset for _, offset in self.fired], fired, size)
+
+    def test_damage(self) -> None:
+        """A bit of every 100th byte is flipped."""
+        expected = bytearray(TEXT)
+        for at in range(99, len(TEXT), 100):
+            expected[at] ^= 1
+        self.check(
+            when.every(100, "byte").damage(), bytes(expected), list(range(99, len(TEXT), 100))
+        )
+
+    def test_swallow(self) -> None:
+        """A byte is left out."""
+        self.check(when.from_byte(5).swallow(), TEXT[:5] + TEXT[6:], [5])
+
+    def test_swallow_messages(self) -> None:
+        """Whole messages are left out."""
+        self.check(when.numbers(2, 3, "message", 64).swallow(), TEXT[:64] + TEXT[192:], [64, 128])
+
+    def test_insert(self) -> None:
+        """Bytes are inserted, also after the last byte."""
+        self.check(when.from_byte(len(TEXT)).insert(b"!"), TEXT + b"!", [len(TEXT)])
+
+    def test_truncate(self) -> None:
+        """A reply is cut, and ends as usual."""
+        self.check(when.truncate(100), TEXT[:100], [100])
+
+    def test_truncate_messages(self) -> None:
+        """Messages are cut; those that are not longer are left as they are."""
+        expected = b"".join(TEXT[at : at + 10] for at in range(0, len(TEXT), 64))
+        self.check(
+            when.every(1, "message", 64).truncate(10), expected, list(range(10, len(TEXT), 64))
+        )
+
+    def test_throttle(self) -> None:
+        """At most so many bytes a second are sent."""
+        self.listen(when.throttle(100))
+        self.echo(seconds=5)
+        self.assertEqual(len(self.peer.received), 502)
+
+    def test_slice(self) -> None:
+        """The reply comes in segments with a gap between them."""
+        self.listen(when.slice(10, 1))
+        self.echo(seconds=5)
+        self.assertEqual(len(self.peer.received), 60)
+
+    def test_delay(self) -> None:
+        """The reply is late, and so is its end."""
+        self.listen(when.delay(0.2))
+        self.assertEqual((self.echo(seconds=0.19), self.peer.ended), (b"", None))
+        self.network.advance(0.02)
+        self.assertEqual((bytes(self.peer.received), self.peer.ended), (TEXT, "FIN"))
+
+    def test_freeze(self) -> None:
+        """Nothing is read or sent during a freeze."""
+        self.listen(when.every(2, "message", 64).at_most(1).freeze(2))
+        self.assertEqual(self.echo(seconds=1.9), TEXT[:64])
+        self.network.advance(0.2)
+        self.assertEqual(bytes(self.peer.received), TEXT)
+
+    def test_back_pressure(self) -> None:
+        """A peer that sends more than may wait is not read."""
+        factory = self.listen(when.delay(100))
+        peer = self.connect()
+        peer.send(bytes(3 * MAX_QUEUED))
+        self.network.settle()
+        [connection] = factory.connections
+        self.assertLess(connection.received, MAX_QUEUED + 70_000)
+        self.network.advance(300)
+        self.assertEqual(len(peer.received), 3 * MAX_QUEUED)
