@@ -122,6 +122,7 @@ class GuardedChannel(HTTPChannel):
         refusal = self.site.refuse_body(self.requests[-1], self.length)
         if refusal:
             self._refuse(refusal)
+            self.length = None  # Twisted processes a request whose length is 0
             return
         super().allHeadersReceived()
         if self.length or self.clearLineBuffer():
