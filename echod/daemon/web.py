@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IAddress
 from twisted.web.resource import Resource
 
+from echod.daemon.listeners.interfaces import is_loopback
 from echod.daemon.metrics import Tally, registry
 from echod.daemon.page import StatusPage, html, text
 from echod.daemon.webguard import (
@@ -100,16 +99,9 @@ class Pages(Resource):
         On a loopback address, Host has to be an IP address or localhost. A server that listens on
         all addresses may have any name.
         """
-        if not is_loopback(request.getHost()):
+        host = getattr(request.getHost(), "host", None)
+        if host is None or not is_loopback(host):
             return True
         if any(getattr(each, "host", None) in WILDCARDS for each in self._listening_on()):
             return True
         return is_local_host(request)
-
-
-def is_loopback(address: IAddress) -> bool:
-    """Return whether ``address`` is a loopback address of IPv4, also IPv4-mapped, or of IPv6."""
-    if not isinstance(address, IPv4Address | IPv6Address):
-        return False
-    ip = ipaddress.ip_address(address.host)
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
-from echod.daemon.listeners.interfaces import check_interface, overlap
+from echod.daemon.listeners.interfaces import check_interface, is_loopback, overlap
 
 
 def tcp(host: str, port: int = 7) -> IPv4Address | IPv6Address:
@@ -57,3 +57,16 @@ def test_no_interface(text: str) -> None:
     """Any other text is refused, and the message says what is allowed."""
     with pytest.raises(ValueError, match=r"^takes a.*, not '"):
         check_interface(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        *(("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True)),
+        *(("0.0.0.0", False), ("192.0.2.1", False), ("::", False), ("fe80::1%lo", False)),
+        ("::ffff:192.0.2.1", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    """An IPv4-mapped address counts as IPv4."""
+    assert is_loopback(host) is loopback

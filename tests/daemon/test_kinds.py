@@ -11,8 +11,8 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.daemon.errors import CannotServe
-from echod.daemon.listeners.kinds import echo_listener, metrics_listener
+from echod.daemon.errors import CannotServe, WrongOption
+from echod.daemon.listeners.kinds import control_listener, echo_listener, metrics_listener
 from echod.daemon.listeners.systemd import PassedListener, PassedSocket
 from echod.daemon.listeners.tcp import TCPListener
 from echod.daemon.listeners.udp import UDPListener
@@ -99,6 +99,41 @@ class EchoListenerTests(SynchronousTestCase):
                     )
                 )
                 self.assertIn(f"--x: {why}", line)
+
+    def test_control(self) -> None:
+        """Control is served on loopback, or on a UNIX socket that is the owner's by default."""
+        for description, interface in (
+            ("tcp:0", "127.0.0.1"),
+            ("TCP:0:interface=127.0.0.2", "127.0.0.2"),
+            (r"tcp:0:interface=\:\:1", "::1"),
+            ("tcp6:0", "::1"),
+            (r"tcp6:0:interface=\:\:ffff\:127.0.0.1", "::ffff:127.0.0.1"),
+        ):
+            listener: Any = control_listener(MemoryReactor(), description)
+            self.assertEqual(listener.interfaces, [interface])
+        for description, mode in (("unix:/run/x", 0o600), ("unix:/run/x:mode=660", 0o660)):
+            listener = control_listener(MemoryReactor(), description)
+            self.assertEqual((listener.path, listener.mode), ("/run/x", mode))
+
+    def test_control_refused(self) -> None:
+        """No other machine can connect to the control endpoint, not even by TLS."""
+        for description, why in (
+            *((f"tcp:0:interface={address}", "") for address in ("0.0.0.0", "192.0.2.1", r"\:\:")),
+            *(
+                (each, "")
+                for each in ("tcp6:0:interface=fe80\\:\\:1%lo", "ssl:0", "udp:0", "", "x")
+            ),
+            *((each, "") for each in ("haproxy:tcp:0", "systemd:name=control", "9863")),
+            ("tcp:x", "port takes a whole number"),
+            *(
+                ("tcp:", "port is empty"),
+                ("unix:", "path is empty"),
+                ("unix:x:mode=9", "mode= takes"),
+            ),
+        ):
+            error = self.assertRaises(WrongOption, control_listener, MemoryReactor(), description)
+            line = why or "control is served on loopback, such as tcp:9863"
+            self.assertIn(f"--control {description!r}: {line}", str(error))
 
     def test_behind_a_proxy(self) -> None:
         """A listener behind haproxy: listens as without, and reads the header first."""

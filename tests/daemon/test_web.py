@@ -17,16 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.policies import WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.daemon.metrics import Tally, registry
 from echod.daemon.page import StatusPage, readable
-from echod.daemon.web import Pages, is_loopback
+from echod.daemon.web import Pages
 from echod.daemon.webguard import MAX_CONNECTIONS, TIMEOUT, GuardedSite
 from echod.events import Reason, Refused
 from echod.factory import EchoFactory
@@ -35,6 +34,7 @@ from echod.faults import Faults
 from echod.testing import MemoryNetwork, Peer
 from echod.transport import unsent
 from echod.udp import EchoDatagrams
+from tests.daemon.responses import Logged, Reply
 from tests.streams.memory import MemoryEndpoints
 from tests.streams.server import Peers
 from tests.streams.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
@@ -42,19 +42,6 @@ from tests.streams.sockets import TCP4Endpoints, TCP6Endpoints, UNIXEndpoints
 MIB = 1 << 20
 LISTENING = ["tcp 127.0.0.1:7", "tcp [::1]:7"]
 KEEP_ALIVE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-class Reply:
-    """The first response in ``received``, and the ``rest``."""
-
-    def __init__(self, received: bytes) -> None:
-        head, _, rest = received.partition(b"\r\n\r\n")
-        status, *lines = head.decode().split("\r\n")
-        _, code, self.reason = status.split(" ", 2)
-        self.status = int(code)
-        self.headers = {name.lower(): value for name, value in (x.split(": ", 1) for x in lines)}
-        length = int(self.headers.get("content-length", 0))
-        self.body, self.rest = rest[:length].decode(), rest[length:]
 
 
 class Site:
@@ -155,23 +142,10 @@ def test_host_off_loopback(host: str, bound: str) -> None:
     assert Site(host=host, bound=bound).ask("metrics.example:9862").status == 200
 
 
-def test_is_loopback() -> None:
-    """An IPv4-mapped address counts as IPv4, and a UNIX socket has no IP address."""
-    assert is_loopback(IPv6Address("TCP", "::ffff:127.0.0.1", 1))
-    assert is_loopback(IPv6Address("TCP", "::1", 1))
-    assert not is_loopback(UNIXAddress(b"/run/echod"))
-
-
-class Logged:
-    """A context in which all log events are recorded."""
-
-    def __enter__(self) -> list[LogEvent]:
-        self.events: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.events.append)
-        return self.events
-
-    def __exit__(self, *_: object) -> None:
-        globalLogPublisher.removeObserver(self.events.append)
+def test_host_on_unix() -> None:
+    """A UNIX socket has no IP address, and is served to any Host."""
+    pages = Site().pages
+    assert pages._serves_host(Mock(getHost=lambda: UNIXAddress(b"/run/echod")))
 
 
 class SilentTestCase(SynchronousTestCase):

@@ -51,6 +51,12 @@ def is_link(zone: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether an IP address is a loopback address of IPv4, also IPv4-mapped, or of IPv6."""
+    ip = ipaddress.ip_address(host)
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
 def overlap(one: IAddress, other: IAddress) -> bool:
     """Return whether two sockets cannot listen on these addresses at the same time."""
     ip = IPv4Address | IPv6Address

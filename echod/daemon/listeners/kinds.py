@@ -16,10 +16,11 @@ from echod.daemon.listeners.description import (
     kind_of,
     parse_description,
 )
+from echod.daemon.listeners.interfaces import is_loopback
 from echod.daemon.listeners.systemd import PassedSocket, take_named
 from echod.daemon.listeners.tcp import TCPListener
 from echod.daemon.listeners.udp import UDPListener
-from echod.daemon.listeners.unix import UNIXListener
+from echod.daemon.listeners.unix import OWNER_ONLY, UNIXListener
 from echod.udp import EchoDatagrams
 
 EVERYWHERE: Final = {"tcp": "0.0.0.0", "tcp6": "::"}
@@ -89,6 +90,24 @@ def metrics_listener(reactor: Any, description: str, option: str) -> Listener:
         values = {"privateKey": key, "certKey": key, **values}
         tls.ListenerCertificates(option, files_of(values))
         raise
+
+
+def control_listener(reactor: Any, description: str) -> Listener:
+    """Return the listener for ``--control``: on loopback, or a UNIX socket with mode 600.
+
+    :raises WrongOption: if the description has a mistake, or another machine could connect.
+    """
+    option = f"--control {description!r}"
+    if kind_of(description) in (*ON_LOOPBACK, "unix"):
+        listener = make_listener(reactor, description, option, hosts=ON_LOOPBACK)
+        if isinstance(listener, UNIXListener):
+            listener.mode = OWNER_ONLY if listener.mode is None else listener.mode
+            return listener
+        if all(map(is_loopback, cast(TCPListener, listener).interfaces)):
+            return listener
+    raise WrongOption(
+        f"{option}: control is served on loopback, such as tcp:9863, or on a UNIX socket, unix:PATH"
+    )
 
 
 def make_listener(
