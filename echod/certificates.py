@@ -1,6 +1,7 @@
-"""TLS certificates: load key, certificate and chain from PEM files, check them, reload them.
+"""TLS certificates: load key, certificate and chain from PEM files, check them, reload them, and
+issue certificates for tests.
 
-Each problem is reported as one line that names the file.
+Each problem with a file is reported as one line that names the file.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import SSL, crypto
 
 CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -31,8 +35,26 @@ BEGIN_CERTIFICATE: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
 DATE: Final = "%Y-%m-%d %H:%M:%S UTC"
 
 
+Extension = TypeVar("Extension", bound=x509.ExtensionType)
+
+
 class BadCertificates(Exception):
     """A key or certificate cannot be used: one line that names the file and the problem."""
+
+
+class Identity(NamedTuple):
+    """The key and certificates of a TLS port, as read from its files.
+
+    :ivar key: the private key.
+    :ivar certificate: its certificate.
+    :ivar chain: the certificates of the authorities above it.
+    :ivar authorities: those that sign client certificates; empty: none are required.
+    """
+
+    key: Any
+    certificate: x509.Certificate
+    chain: list[x509.Certificate]
+    authorities: list[x509.Certificate]
 
 
 class Certificates:
@@ -45,12 +67,16 @@ class Certificates:
     :param clients: the file of the authorities that sign client certificates. If it is given, each
         client must present a certificate.
     :raises BadCertificates: if the files cannot be used.
+
+    :ivar file: the file of the certificate.
+    :ivar identity: the content of the files.
     """
 
     def __init__(
         self, key: str, certificate: str, chain: str | None = None, clients: str | None = None
     ) -> None:
         self._files = (key, certificate, chain, clients)
+        self.file = certificate
         self.load()
 
     def load(self) -> None:
@@ -58,18 +84,27 @@ class Certificates:
 
         :raises BadCertificates: if the files cannot be used.
         """
-        self._context = make_context(*self._files)
+        identity = read_identity(*self._files)
+        self._context, self.identity = self.make_context(identity), identity
+
+    def make_context(self, identity: Identity) -> SSL.Context:
+        """Return an OpenSSL context for ``identity``: that of the files, or one derived from it.
+
+        :raises BadCertificates: if OpenSSL cannot use it.
+        """
+        with names_file(self.file):  # OpenSSL refuses a key that is too short, for example
+            context = make_context(identity)
+        with names_file(str(self._files[-1])):
+            require_clients(context, identity.authorities)
+        return context
 
     def __call__(self) -> SSL.Context:
         """Return the context of the next handshake."""
         return self._context
 
 
-def make_context(key_file: str, file: str, chain: str | None, clients: str | None) -> SSL.Context:
-    """Return an OpenSSL context for the files; see :class:`Certificates`.
-
-    The context allows TLS 1.2 and later (RFC 8996). It forbids renegotiation, during which a write
-    would have to wait for the peer.
+def read_identity(key_file: str, file: str, chain: str | None, clients: str | None) -> Identity:
+    """Read and check the files; see :class:`Certificates`.
 
     :raises BadCertificates: if the files cannot be used.
     """
@@ -79,29 +114,40 @@ def make_context(key_file: str, file: str, chain: str | None, clients: str | Non
     for each, source in ((certificate, file), *((each, chain or file) for each in rest)):
         with names_file(source):
             check_dates(each)
+    with names_file(file):
+        if public_key(key) != public_key(certificate):
+            raise ValueError(f"is not the certificate of the key in {key_file}")
+    return Identity(key, certificate, rest, read_certificates(clients) if clients else [])
+
+
+def make_context(identity: Identity) -> SSL.Context:
+    """Return an OpenSSL context for ``identity`` that requires no client certificates.
+
+    The context allows TLS 1.2 and later (RFC 8996). It forbids renegotiation, during which a write
+    would have to wait for the peer.
+    """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
     context.set_cipher_list(CIPHERS)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # saves 34 KB for each idle connection
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)  # tickets resume sessions without memory
-    with names_file(file):  # OpenSSL refuses a key that is too short, for example
-        if public_key(key) != public_key(certificate):
-            raise ValueError(f"is not the certificate of the key in {key_file}")
-        context.use_privatekey(key)
-        context.use_certificate(certificate)
-        for each in rest:
-            context.add_extra_chain_cert(each)
-    if clients:
-        authorities = read_certificates(clients)
-        store: Any = context.get_cert_store()
-        with names_file(clients):
-            for each in authorities:
-                store.add_cert(crypto.X509.from_cryptography(each))
-                context.add_client_ca(each)  # sent to clients, which choose a certificate by it
+    context.use_privatekey(identity.key)
+    context.use_certificate(identity.certificate)
+    for each in identity.chain:
+        context.add_extra_chain_cert(each)
+    return context
+
+
+def require_clients(context: SSL.Context, authorities: list[x509.Certificate]) -> None:
+    """Require a client certificate that one of ``authorities`` has signed, if there are any."""
+    store: Any = context.get_cert_store()
+    for each in authorities:
+        store.add_cert(crypto.X509.from_cryptography(each))
+        context.add_client_ca(each)  # sent to clients, which choose a certificate by it
+    if authorities:
         context.set_session_id(b"echod")  # required by OpenSSL to resume verified sessions
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
-    return context
 
 
 @contextmanager
@@ -174,3 +220,50 @@ def check_dates(certificate: x509.Certificate) -> None:
 def public_key(key: Any) -> bytes:
     """Return the public key of a private key or of a certificate, encoded."""
     return bytes(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def issue(
+    subject: x509.Name,
+    names: x509.SubjectAlternativeName | None,
+    valid: tuple[datetime, datetime],
+    issuer: Identity | None = None,
+) -> tuple[Any, x509.Certificate]:
+    """Return a new private key (P-256) and its certificate, for a test of TLS clients.
+
+    It has all that OpenSSL's strict verification requires (VERIFY_X509_STRICT, the default of
+    Python 3.13), except from its issuer.
+
+    :param names: the host names and addresses of the server, if it has any.
+    :param valid: the first and the last time at which it is valid.
+    :param issuer: signs it. ``None``: it signs itself, and can sign others.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    own_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    by, signer, signer_id = subject, key, own_id
+    if issuer is not None:
+        by, signer = issuer.certificate.subject, issuer.key
+        signer_id = extension(issuer.certificate, x509.SubjectKeyIdentifier) or (
+            x509.SubjectKeyIdentifier.from_public_key(signer.public_key())
+        )
+    signs = issuer is None
+    usage = x509.KeyUsage(True, False, False, False, False, signs, signs, False, False)
+    by_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(signer_id)
+    number = x509.random_serial_number()
+    builder = (
+        x509.CertificateBuilder(by, subject, key.public_key(), number, *valid)
+        .add_extension(x509.BasicConstraints(signs, None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(by_id, critical=False)
+        .add_extension(own_id, critical=False)
+    )
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
+    edwards = isinstance(signer, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey)
+    return key, builder.sign(signer, None if edwards else hashes.SHA256())
+
+
+def extension(certificate: x509.Certificate, kind: type[Extension]) -> Extension | None:
+    """Return the extension of ``certificate`` that is a ``kind``, if it has one."""
+    values = (each.value for each in certificate.extensions)
+    return next((each for each in values if isinstance(each, kind)), None)

@@ -85,6 +85,7 @@ class TLSFactory(WrappingFactory):
     """
 
     noisy = False
+    protocol: type[TLSTransport] = TLSTransport
 
     def __init__(self, factory: EchoFactory, context: Callable[[], SSL.Context]) -> None:
         check_type("factory", factory, EchoFactory, "an EchoFactory")
@@ -103,8 +104,14 @@ class TLSFactory(WrappingFactory):
             refusal = self._server.refusal(addr, tls=True)
             if refusal is not None:
                 return refusal
-            tls = SSL.Connection(self._context(), None)
-            tls.set_accept_state()
-            return TLSTransport(self, TLSHandshake(self._server, addr), tls, self._server)
+            tls = server_end(self._context())
+            return self.protocol(self, TLSHandshake(self._server, addr), tls, self._server)
         except BaseException:
             return refuse_failed()
+
+
+def server_end(context: SSL.Context) -> SSL.Connection:
+    """Return OpenSSL's state of a new connection, without a socket."""
+    tls = SSL.Connection(context, None)
+    tls.set_accept_state()
+    return tls

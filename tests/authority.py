@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -21,7 +21,7 @@ DAY = timedelta(days=1)
 SIGNS = x509.KeyUsage(
     key_cert_sign=True,
     crl_sign=False,
-    digital_signature=False,
+    digital_signature=True,
     content_commitment=False,
     key_encipherment=False,
     data_encipherment=False,
@@ -34,14 +34,18 @@ SIGNS = x509.KeyUsage(
 class Authority:
     """Sign certificates, and write them to ``directory`` (PEM).
 
+    :param key: its private key; by default a new one.
     :ivar file: the file of the authority's own certificate.
+    :ivar key_file: the file of its private key. With both, it can be a server.
     """
 
-    def __init__(self, directory: Path, name: str = "authority") -> None:
+    def __init__(self, directory: Path, name: str = "authority", key: Any = None) -> None:
         self._directory = directory
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._key = key or ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         self.file = self._write(f"{name}.pem", self._sign(self._key, self._name, DAY, True))
+        private = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        self.key_file = self._write(f"{name}.key", private)
 
     def issue(
         self, name: str, valid: timedelta = DAY, key: Any = None, password: bytes | None = None
@@ -80,12 +84,12 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(issuer, critical=False)
             .add_extension(own, critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
         )
         if authority:
             builder = builder.add_extension(SIGNS, critical=True)
-        else:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        signed = builder.sign(self._key, hashes.SHA256())
+        edwards = isinstance(self._key, ed25519.Ed25519PrivateKey)
+        signed = builder.sign(self._key, None if edwards else hashes.SHA256())
         return signed.public_bytes(Encoding.PEM)
 
     def _write(self, name: str, data: bytes) -> str:
