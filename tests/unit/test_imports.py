@@ -53,6 +53,7 @@ CORE = [
     "faultstream",
     "faulty",
     "faultdatagrams",
+    "faultytls",
     "testing",
 ]
 
@@ -137,8 +138,8 @@ STARTS = {"echod", "echod.__main__", "echod.client", "echod.daemon", "echod.daem
 
 # The packages of each extra, and the files that may import them.
 EXTRAS = {
-    "OpenSSL": {"certificates", "tls", "tlstransport"},
-    "cryptography": {"certificates"},
+    "OpenSSL": {"certificates", "faultytls", "tls", "tlstransport"},
+    "cryptography": {"certificates", "faultytls"},
     "prometheus_client": {"daemon.metrics", "daemon.web"},
     "hdrh": {"client.histogram"},
     "matplotlib": {"client.plot"},

@@ -1,0 +1,136 @@
+"""TLS faults: handshakes that fail in one known way, and ends without TLS's closing alert.
+
+- A connection has at most one fault of the handshake: the first in its plan that fires. It fires
+  when the first byte of the handshake arrives.
+- The certificates ``wrong-name`` and ``expired`` are issued by the port's own certificate. If that
+  is an authority's (CA:TRUE) and the client trusts it, this is the one error that the client finds.
+  If it is not an authority's, the client reports an invalid CA certificate instead.
+- The certificate ``self-signed`` has the names of the port's certificate, and a key of its own.
+- ``no-close-notify`` fires when echod ends the connection: FIN follows the last byte of the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
+
+from echod.arguments import check_type
+from echod.certificates import Certificates, Identity, extension, issue, names_file
+from echod.events import Reason
+from echod.factory import EchoFactory
+from echod.faultstream import StreamFaults
+from echod.faulty import FaultyEchoFactory
+from echod.tls import TLSFactory, server_end
+from echod.tlstransport import TLSTransport
+from echod.transport import resets_on_error
+
+OF_CERTIFICATES: Final = ("wrong-name", "expired", "self-signed")
+OF_HANDSHAKE: Final = ("stall", "abort", "old-version", *OF_CERTIFICATES)
+"""The faults of a handshake, and those that present a certificate of their own."""
+
+WRONG_NAME: Final = "wrong.invalid"
+"""The host name in the certificate ``wrong-name``: no host has it (RFC 6761 6.4)."""
+
+OLD_CIPHERS: Final = b"DEFAULT:@SECLEVEL=0"
+"""OpenSSL allows TLS 1.1, which signs with MD5 and SHA-1, at security level 0 alone."""
+
+MONTH: Final = timedelta(days=30)
+"""The time for which the certificate ``expired`` was valid, until that of the port began to be."""
+
+
+class FaultyTLSTransport(TLSTransport):
+    """TLS over the transport of a kernel socket, with faults.
+
+    The parameters are those of :class:`~echod.tlstransport.TLSTransport`.
+    """
+
+    factory: FaultyTLSFactory
+
+    def __init__(self, factory: Any, pending: Any, tls: Any, server: EchoFactory) -> None:
+        super().__init__(factory, pending, tls, server)
+        self._stream: StreamFaults = pending.admission
+
+    @resets_on_error
+    def dataReceived(self, data: bytes) -> None:
+        """Begin the handshake with its fault, if there is one, and continue it."""
+        fault = None if self.ciphertext_in else self._fire(OF_HANDSHAKE)
+        if fault is not None:
+            self.wrappedProtocol.reason = Reason.FAULT
+            if fault in {"stall", "abort"}:
+                self.disconnecting = True  # nothing is decrypted or answered any more
+            else:
+                self._tls = server_end(self.factory.context_of(fault))
+        super().dataReceived(data)
+        if fault == "abort":
+            self.wrappedProtocol.refuse(Reason.FAULT)
+
+    def finish(self) -> None:
+        """Send the closing alert, unless a fault leaves it out."""
+        ends = self.connected and not self.disconnecting and not self._handshaking
+        if ends and self._fire(("no-close-notify",)):
+            self.disconnecting = True
+        else:
+            super().finish()
+
+    def _fire(self, names: Sequence[str]) -> str | None:
+        return self._stream.fire_first(names, self._server.clock.seconds())
+
+
+class FaultyTLSFactory(TLSFactory):
+    """Serve ``factory`` over TLS with the faults of its plan, on any stream endpoint.
+
+    :param factory: serves each connection after its handshake, and has the plan.
+    :param certificates: those of the port.
+    :raises TypeError: for an argument of another type.
+    :raises BadCertificates: if no certificate can be derived from the port's.
+    """
+
+    protocol = FaultyTLSTransport
+
+    def __init__(self, factory: FaultyEchoFactory, certificates: Certificates) -> None:
+        check_type("factory", factory, FaultyEchoFactory, "a FaultyEchoFactory")
+        check_type("certificates", certificates, Certificates, "Certificates")
+        super().__init__(factory, certificates)
+        self._certificates = certificates
+        self._make_contexts()
+
+    def context_of(self, fault: str) -> SSL.Context:
+        """Return the OpenSSL context of a handshake with ``fault``."""
+        if self._port is not self._certificates.identity:  # it was loaded again
+            self._make_contexts()
+        return self._contexts[fault]
+
+    def _make_contexts(self) -> None:
+        port, make_context = self._certificates.identity, self._certificates.make_context
+        with names_file(self._certificates.file):
+            derived = {fault: derive(port, fault) for fault in OF_CERTIFICATES}
+        old = make_context(port)
+        old.set_cipher_list(OLD_CIPHERS)
+        old.set_min_proto_version(SSL.TLS1_1_VERSION)
+        old.set_max_proto_version(SSL.TLS1_1_VERSION)
+        self._contexts = {fault: make_context(each) for fault, each in derived.items()}
+        self._contexts["old-version"] = old
+        self._port = port
+
+
+def derive(port: Identity, fault: str) -> Identity:
+    """Return the key and certificates that ``port`` presents in a handshake with ``fault``."""
+    own = port.certificate
+    # Not the subject of the port's certificate, because equal names mean that it is self-signed.
+    subject = x509.Name([*own.subject, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, fault)])
+    names = extension(own, x509.SubjectAlternativeName)
+    start, end = own.not_valid_before_utc, own.not_valid_after_utc
+    if fault == "wrong-name":
+        names = x509.SubjectAlternativeName([x509.DNSName(WRONG_NAME)])
+    elif fault == "expired":
+        start, end = start - MONTH, start
+    issuer = None if fault == "self-signed" else port
+    key, certificate = issue(subject, names, (start, end), issuer)
+    return port._replace(
+        key=key, certificate=certificate, chain=[own, *port.chain] if issuer else []
+    )
