@@ -69,6 +69,12 @@ class FaultyTLSTransport(TLSTransport):
         if fault == "abort":
             self.wrappedProtocol.refuse(Reason.FAULT)
 
+    def write(self, data: bytes) -> None:
+        """Encrypt ``data`` and send it at once: a fault that follows may reset the connection."""
+        super().write(data)
+        if self._delivering and self.connected:
+            self._flush()
+
     def finish(self) -> None:
         """Send the closing alert, unless a fault leaves it out."""
         ends = self.connected and not self.disconnecting and not self._handshaking

@@ -66,7 +66,12 @@ class TLSClient:
     """
 
     def __init__(
-        self, server: TLSServer, port: int = 7, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+        self,
+        server: Any,
+        port: int = 7,
+        version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+        *,
+        checks_name: bool = True,
     ) -> None:
         self._network = server.network
         connecting: list[Any] = []
@@ -75,6 +80,7 @@ class TLSClient:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = ssl.create_default_context(cafile=server.trusted)
         context.maximum_version = version
+        context.check_hostname = checks_name
         context.keylog_filename = str(server.keylog)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
         self._fed = 0
