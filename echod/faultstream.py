@@ -45,6 +45,7 @@ class Stage:
         self._left = 0.0  # bytes for which the fault goes on
         self._until = math.inf  # seconds: the time at which it ends
         self._free = 0.0  # seconds: the time from which on the next piece can be sent
+        self._delay = 0.0  # seconds, drawn when the rule fires
         self._over = False
         self._random = active.random_source(stream.number)
         self._places = self._find_places()
@@ -96,7 +97,7 @@ class Stage:
                 yield from self._feed(item, due, now)
             else:
                 delays = self._fault.name == "delay" and self._left and now < self._until
-                yield due + (self._delay() if delays else 0), item
+                yield due + (self._delay if delays else 0), item
 
     def _feed(self, data: bytes, due: float, now: float) -> Iterator[Item]:
         while data and not self._over:
@@ -146,6 +147,8 @@ class Stage:
             self._stream.deaf_until = max(self._stream.deaf_until, end)
         else:
             self._left, self._until = length, end
+            draw = self._active.draw(self._stream.number, f"delay {self._offset}")
+            self._delay = self._fault.delay_of(draw)
 
     def _change(self, piece: bytes, due: float) -> Iterator[Item]:
         """Yield what becomes of a part of the reply that the fault applies to."""
@@ -153,7 +156,7 @@ class Stage:
         if fault.name == "damage":
             yield due, bytes((piece[0] ^ 1,))
         elif fault.name == "delay":
-            yield due + self._delay(), piece
+            yield due + self._delay, piece
         elif fault.name in ("throttle", "slice"):
             throttles = fault.name == "throttle"
             step = max(1, fault.size // PIECES) if throttles else fault.size
@@ -162,9 +165,6 @@ class Stage:
                 start = max(due, self._free)
                 self._free = start + (len(part) / fault.size if throttles else fault.seconds)
                 yield start, part
-
-    def _delay(self) -> float:
-        return self._fault.delay_of(self._random.random())
 
 
 class StreamFaults:

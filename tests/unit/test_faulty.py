@@ -203,6 +203,22 @@ class ByteFaultTests(Bench):
         self.network.advance(0.02)
         self.assertEqual((bytes(self.peer.received), self.peer.ended), (TEXT, "FIN"))
 
+    def test_random_delay(self) -> None:
+        """Which messages are late, and by how much, does not depend on how the bytes are cut."""
+        found = []
+        for size in (0, 1, 7, 500):
+            self.setUp()
+            self.listen(when.chance(0.5, "message", 64).delay(1, 0.5), seed=3)
+            self.echo(size=size)
+            arrivals = [len(self.peer.received)]
+            for _ in range(200):
+                self.network.advance(0.05)
+                arrivals.append(len(self.peer.received))
+            self.assertEqual(arrivals[-1], len(TEXT))
+            found.append((self.fired, arrivals))
+        self.assertGreater(len(self.fired), 3)
+        self.assertEqual(found, [found[0]] * 4)
+
     def test_freeze(self) -> None:
         """Nothing is read or sent during a freeze."""
         self.listen(when.every(2, "message", 64).at_most(1).freeze(2))
