@@ -112,7 +112,10 @@ class Drop(Enum):
     """Its source has sent for very long without a pause, as a loop does."""
 
     NOT_SENT = "not-sent"
-    """The kernel refused the reply: no buffer space, no route, or a firewall."""
+    """The kernel refused the reply: no buffer space, no route, or a firewall.
+
+    On a port with faults, too many delayed replies can wait (:mod:`echod.faultdatagrams`).
+    """
 
     FAULT = "fault"
     """A rule of a fault plan dropped it (:mod:`echod.faults`)."""

@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 
 from echod.daemon.options import PORT, Options
 from echod.events import Drop
+from echod.faultplan import OF_DATAGRAMS
 from echod.udp import DatagramEcho, DatagramPort, EchoDatagrams
 from echod.udprules import LONGEST_FLOW, RATE, TOTAL_RATE
 from tests import ROOT, TIMEOUT
@@ -143,7 +144,7 @@ reactor.run()
 
 def test_embedding_example(tmp_path: Path) -> None:
     """The application replies at its rate, and its observer gets an event for each drop."""
-    [block] = blocks(DOCUMENT, "python")
+    block, _ = blocks(DOCUMENT, "python")
     ended = run_application(f"{block}\n{ASK}", tmp_path)
     assert (ended.stderr, ended.returncode) == ("", 0)
     *dropped, last = ended.stdout.splitlines()
@@ -164,3 +165,41 @@ def test_embedding_parts() -> None:
     assert DatagramPort.startListening
     assert DatagramEcho.__name__ in blocks(DOCUMENT, "python")[0]
     assert {"answered", "bytes"} <= vars(EchoDatagrams(Clock())).keys()
+
+
+ASK_FAULTY = """
+from twisted.internet.protocol import DatagramProtocol
+
+class Client(DatagramProtocol):
+    received = []
+
+    def startProtocol(self):
+        for number in range(1, 5):
+            self.transport.write(b"%d" % number, ("127.0.0.1", port.getHost().port))
+
+    def datagramReceived(self, datagram, addr):
+        self.received.append(datagram)
+        if len(self.received) == 3:
+            print(*self.received, dict(faults.counts))
+            reactor.stop()
+
+reactor.listenUDP(0, Client(), interface="127.0.0.1")
+reactor.run()
+"""
+
+
+def test_faulty_example(tmp_path: Path) -> None:
+    """The application drops the first two datagrams, duplicates the third, and counts both."""
+    first, second = blocks(DOCUMENT, "python")
+    second = second.replace("reactor.listenUDP", "port = reactor.listenUDP")
+    ended = run_application(f"{first}\n{second}\n{ASK_FAULTY}", tmp_path)
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    lines = ended.stdout.splitlines()
+    assert lines[-1] == "b'3' b'3' b'4' {'drop': 2, 'duplicate': 1}"
+    assert [line.partition("(")[0] for line in lines[:-1]].count("Fired") == 3
+
+
+def test_faults() -> None:
+    """The table has each fault of a datagram."""
+    found = [name for name, _ in rows("A UDP port with faults")]
+    assert sorted(found) == sorted(OF_DATAGRAMS)

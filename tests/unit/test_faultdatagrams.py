@@ -114,6 +114,15 @@ def test_one_bit() -> None:
     assert places == set(range(10))
 
 
+def test_repeatable() -> None:
+    """The same seed and datagrams give the same faults, on every machine and Python."""
+    memory = Memory(when.chance(0.2).drop(), when.chance(0.2).damage(), seed=7)
+    replies = memory.send(*[bytes([2 * number] * 8) for number in range(1, 21)])
+    damaged = {each[0] // 2: place for each in replies for place in range(8) if each[place] % 2}
+    assert set(range(1, 21)) - {each[0] // 2 for each in replies} == {3, 4, 6, 18}
+    assert damaged == {13: 2, 17: 5, 20: 3}
+
+
 def test_number_of_admitted_datagrams() -> None:
     """A datagram that the rules of the service drop has no number, and no rule fires for it."""
     memory = Memory(when.numbers(2, 2).drop(), rate=2)
