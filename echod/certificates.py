@@ -263,6 +263,13 @@ def issue(
     return key, builder.sign(signer, None if edwards else hashes.SHA256())
 
 
+def can_issue(certificate: x509.Certificate) -> bool:
+    """Return whether ``certificate`` can issue others (RFC 5280 4.2.1.3 and 4.2.1.9)."""
+    constraints = extension(certificate, x509.BasicConstraints)
+    usage = extension(certificate, x509.KeyUsage)
+    return bool(constraints and constraints.ca and (usage is None or usage.key_cert_sign))
+
+
 def extension(certificate: x509.Certificate, kind: type[Extension]) -> Extension | None:
     """Return the extension of ``certificate`` that is a ``kind``, if it has one."""
     values = (each.value for each in certificate.extensions)

@@ -17,8 +17,10 @@ from echod.durations import LONGEST
 
 STREAM: Final = "stream"
 TLS: Final = "tls"
+NON_CA_TLS: Final = "non-CA tls"
 DATAGRAM: Final = "datagram"
-"""What a port serves: plain stream sockets, TLS, or datagrams."""
+"""What a port serves: plain stream sockets, TLS with a certificate that can issue others
+(CA:TRUE), TLS with any other certificate, or datagrams."""
 
 ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("refuse", "reset", "close", "half-close", "silent", "deaf", "damage"), ()),
@@ -46,7 +48,15 @@ OF_STREAMS: Final = tuple(
 AT_ACCEPT: Final = ("refuse", *OF_TLS)
 """The faults that happen before the first byte of a connection, or outside its reply."""
 
-ON: Final = {STREAM: OF_STREAMS, TLS: (*OF_STREAMS, *OF_TLS), DATAGRAM: OF_DATAGRAMS}
+ISSUED: Final = ("wrong-name", "expired")
+"""The faults whose certificates are issued by that of the port."""
+
+ON: Final = {
+    STREAM: OF_STREAMS,
+    TLS: (*OF_STREAMS, *OF_TLS),
+    NON_CA_TLS: (*OF_STREAMS, *(name for name in OF_TLS if name not in ISSUED)),
+    DATAGRAM: OF_DATAGRAMS,
+}
 """The faults that each kind of port can have."""
 
 SHAPES: Final = ("constant", "uniform", "normal", "exponential")
@@ -378,7 +388,7 @@ class Plan:
     def check(self, serves: str) -> None:
         """Raise ValueError if a port cannot have one of the rules.
 
-        :param serves: :data:`STREAM`, :data:`TLS` or :data:`DATAGRAM`.
+        :param serves: a key of :data:`ON`.
         """
         subject = "datagram" if serves == DATAGRAM else "connection"
         for rule in self.rules:

@@ -105,7 +105,7 @@ class Faults:
 
     :param plan: the rules.
     :param now: seconds, by any monotonic clock.
-    :param serves: what the port serves: :data:`STREAM`, :data:`TLS` or :data:`DATAGRAM`.
+    :param serves: what the port serves, a key of :data:`~echod.faultplan.ON`.
     :param port: the name of the port, for the events.
     :raises ValueError: for a plan with rules that the port cannot have.
     :ivar observer: is called with each :class:`~echod.events.Fired`.

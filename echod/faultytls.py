@@ -2,9 +2,10 @@
 
 - A connection has at most one fault of the handshake: the first in its plan that fires. It fires
   when the first byte of the handshake arrives.
-- The certificates ``wrong-name`` and ``expired`` are issued by the port's own certificate. If that
-  is an authority's (CA:TRUE) and the client trusts it, this is the one error that the client finds.
-  If it is not an authority's, the client reports an invalid CA certificate instead.
+- The certificates ``wrong-name`` and ``expired`` are issued by the port's own certificate, and a
+  client that trusts that one finds no other error. A port whose certificate cannot issue others
+  (CA:TRUE) has no such faults: a client would report an invalid CA certificate, and a test of a
+  client that does not check names would pass.
 - The certificate ``self-signed`` has the names of the port's certificate, and a key of its own.
 - ``no-close-notify`` fires when echod ends the connection: FIN follows the last byte of the reply.
 """
@@ -20,16 +21,17 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
 
 from echod.arguments import check_type
-from echod.certificates import Certificates, Identity, extension, issue, names_file
+from echod.certificates import Certificates, Identity, can_issue, extension, issue, names_file
 from echod.events import Reason
 from echod.factory import EchoFactory
+from echod.faultplan import ISSUED, NON_CA_TLS, TLS
 from echod.faultstream import StreamFaults
 from echod.faulty import FaultyEchoFactory
 from echod.tls import TLSFactory, server_end
 from echod.tlstransport import TLSTransport
 from echod.transport import resets_on_error
 
-OF_CERTIFICATES: Final = ("wrong-name", "expired", "self-signed")
+OF_CERTIFICATES: Final = (*ISSUED, "self-signed")
 OF_HANDSHAKE: Final = ("stall", "abort", "old-version", *OF_CERTIFICATES)
 """The faults of a handshake, and those that present a certificate of their own."""
 
@@ -93,6 +95,7 @@ class FaultyTLSFactory(TLSFactory):
     :param factory: serves each connection after its handshake, and has the plan.
     :param certificates: those of the port.
     :raises TypeError: for an argument of another type.
+    :raises ValueError: for a plan with rules that the port cannot have.
     :raises BadCertificates: if no certificate can be derived from the port's.
     """
 
@@ -103,7 +106,18 @@ class FaultyTLSFactory(TLSFactory):
         check_type("certificates", certificates, Certificates, "Certificates")
         super().__init__(factory, certificates)
         self._certificates = certificates
+        factory.faults.serves = self.serves(certificates)
+        factory.faults.plan.check(factory.faults.serves)
         self._make_contexts()
+
+    @staticmethod
+    def serves(certificates: Certificates) -> str:
+        """Return what a port with ``certificates`` serves, a key of :data:`~echod.faultplan.ON`.
+
+        :raises BadCertificates: if their extensions cannot be read.
+        """
+        with names_file(certificates.file):
+            return TLS if can_issue(certificates.identity.certificate) else NON_CA_TLS
 
     def context_of(self, fault: str) -> SSL.Context:
         """Return the OpenSSL context of a handshake with ``fault``."""

@@ -6,12 +6,13 @@ import base64
 import errno
 import os
 import socket
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.error import CannotListenError
@@ -27,12 +28,18 @@ from echod.daemon.listeners import tls as secure
 from echod.daemon.listeners.kinds import echo_listener
 from echod.daemon.listeners.systemd import PassedSocket
 from echod.factory import EchoFactory
+from echod.faultplan import NON_CA_TLS, TLS, Plan
+from echod.faulty import FaultyEchoFactory
+from echod.faultytls import FaultyTLSFactory
 from echod.tls import TLSFactory
 from echod.udp import EchoDatagrams
-from tests.authority import Authority
+from tests.authority import DAY, Authority
 from tests.coroutines import now
 from tests.daemon.passed_sockets import passed_socket
 from tests.reactors import reactor_of_kind
+
+NOW = datetime.now(timezone.utc)
+DATES = NOW - DAY, NOW + DAY
 
 
 @pytest.fixture
@@ -360,3 +367,38 @@ def test_error_without_message() -> None:
     """If OpenSSL has no message, the error is still one line."""
     error: Any = module.SSL.Error([])
     assert module.reason_of(error) == "OpenSSL refuses it"
+
+
+def damaged(authority: Authority) -> tuple[str, str]:
+    """Write a certificate with an extension that cannot be read."""
+    builder = x509.CertificateBuilder(
+        authority._name, authority._name, authority._key.public_key(), 1, *DATES
+    ).add_extension(x509.UnrecognizedExtension(x509.KeyUsage.oid, b"damaged"), critical=False)
+    certificate = builder.sign(authority._key, hashes.SHA256())
+    Path(authority.file).write_bytes(certificate.public_bytes(Encoding.PEM))
+    return authority.key_file, authority.file
+
+
+def test_faulty(authority: Authority) -> None:
+    """The faults of a port depend on whether its certificate can issue others."""
+    for files, serves in [
+        ((authority.key_file, authority.file), TLS),
+        (authority.issue("server"), NON_CA_TLS),
+    ]:
+        key, certificate = files
+        port = f"ssl:7:privateKey={key}:certKey={certificate}"
+        listener = tls_listener(MemoryReactorClock(), port, [])
+        assert [*listener.serves] == [serves]
+        assert type(listener.tls.wrap(EchoFactory())) is TLSFactory
+        faulty = FaultyEchoFactory(Plan(), serves=serves)
+        assert type(listener.tls.wrap(faulty)) is FaultyTLSFactory
+
+
+def test_faulty_with_a_damaged_certificate(authority: Authority) -> None:
+    """A certificate that OpenSSL accepts, and from which no faulty one can be made, is one line."""
+    key, certificate = damaged(authority)
+    port = f"ssl:7:privateKey={key}:certKey={certificate}"
+    listener = tls_listener(MemoryReactorClock(), port, [])
+    with pytest.raises(CannotServe) as caught:
+        list(listener.serves)
+    assert str(caught.value).startswith(f"twistd echod: {on_one_line(f'--listen {port!r}: ')}")

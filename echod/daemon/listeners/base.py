@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from echod.daemon.errors import CannotServe, WrongOption, cannot_listen, errno_of
 from echod.daemon.listeners.interfaces import LOOPBACK
-from echod.faults import STREAM, TLS, Faults
+from echod.faults import STREAM, Faults
 from echod.proxy import ProxyFactory
 
 BACKLOG: Final = 1024
@@ -56,7 +56,7 @@ class Listener(ABC):
     @property
     def serves(self) -> Collection[str]:
         """What the ports serve, for :meth:`~echod.faults.Plan.check`."""
-        return [TLS if self.tls else STREAM]
+        return [self.tls.serves if self.tls else STREAM]
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen, and return the ports.

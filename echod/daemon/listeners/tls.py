@@ -11,6 +11,8 @@ from twisted.logger import Logger
 
 from echod.certificates import BadCertificates, Certificates
 from echod.daemon.errors import CannotServe
+from echod.faulty import FaultyEchoFactory
+from echod.faultytls import FaultyTLSFactory
 from echod.tls import TLSFactory
 
 log = Logger(namespace="echod")
@@ -34,9 +36,21 @@ class ListenerCertificates:
         except BadCertificates as error:
             raise CannotServe(f"{self.option}: {error}") from error
 
+    @property
+    def serves(self) -> str:
+        """What the ports serve, a key of :data:`~echod.faultplan.ON`.
+
+        :raises CannotServe: if no fault is possible.
+        """
+        try:
+            return FaultyTLSFactory.serves(self.certificates)
+        except BadCertificates as error:
+            raise CannotServe(f"{self.option}: {error}") from error
+
     def wrap(self, factory: IProtocolFactory) -> IProtocolFactory:
         """Return a factory that serves ``factory`` over TLS."""
-        over: Any = TLSFactory(cast(Any, factory), self.certificates)
+        kind = FaultyTLSFactory if isinstance(factory, FaultyEchoFactory) else TLSFactory
+        over: Any = kind(cast(Any, factory), self.certificates)
         return cast(IProtocolFactory, over)
 
     def reload(self) -> None:

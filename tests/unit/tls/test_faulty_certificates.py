@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from OpenSSL import SSL
 
 from echod.certificates import BadCertificates, Certificates, issue
-from echod.faults import TLS, Plan
+from echod.faults import TLS, Plan, when
 from echod.faulty import FaultyEchoFactory
 from echod.faultytls import OF_CERTIFICATES, FaultyTLSFactory
 from echod.tls import server_end
@@ -144,12 +144,16 @@ def test_nothing_else_is_wrong(authority: Authority) -> None:
     assert handshake(port.context_of("self-signed"), trusting) == "TLSv1.3"
 
 
-@pytest.mark.parametrize("fault", ["wrong-name", "expired"])
-def test_port_of_an_authority(tmp_path: Path, fault: str) -> None:
-    """A certificate that an authority has issued cannot issue: a client reports this instead."""
-    authority = Authority(tmp_path)
-    port = contexts(*authority.issue("server"))
-    assert handshake(port.context_of(fault), client(authority.file)) == "invalid CA certificate"
+@pytest.mark.parametrize("fault", OF_CERTIFICATES)
+def test_certificate_that_cannot_issue(tmp_path: Path, fault: str) -> None:
+    """A port whose certificate cannot issue others has no faults that need one."""
+    certificates = Certificates(*Authority(tmp_path).issue("server"))
+    factory = FaultyEchoFactory(Plan((when.certificate(fault),)), serves=TLS)
+    if fault == "self-signed":
+        FaultyTLSFactory(factory, certificates)
+    else:
+        with pytest.raises(ValueError, match=f"{fault} is no fault of a non-CA tls port"):
+            FaultyTLSFactory(factory, certificates)
 
 
 def test_old_version(tmp_path: Path) -> None:
