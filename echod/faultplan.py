@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from decimal import Context, Decimal
 from statistics import NormalDist
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from echod.arguments import check_number, check_type, check_whole
 from echod.durations import LONGEST
@@ -68,16 +69,30 @@ MAX_NUMBER: Final = 10**12
 """The highest number of a connection, message, byte or firing, and the highest seed."""
 
 
+_EXACT: Final = Context(prec=50)  # the thread's own context may round
+
+
+def _decimal(value: float, shift: int = 0) -> str:
+    """Return ``value`` times ten to the power of ``shift``, exactly, without an exponent."""
+    return f"{Decimal(repr(abs(float(value)))).scaleb(shift, _EXACT).normalize(_EXACT):f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{_decimal(seconds, 3)}ms" if 0 < seconds < 1 else f"{_decimal(seconds)}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Connections, datagrams, messages or bytes, chosen by their number, from 1.
 
+    Those between ``first`` and ``last`` are chosen that are a multiple of ``step``.
+
     :ivar unit: ``connection``, ``datagram``, ``message`` or ``byte``; empty: what the port serves,
         connections or datagrams.
     :ivar size: bytes of a message; 1 for other units.
-    :ivar first: the first chosen number.
+    :ivar first: the lowest number that can be chosen.
     :ivar last: the highest number that can be chosen; ``None``: there is none.
-    :ivar step: the distance between two chosen numbers.
+    :ivar step: a divisor of all chosen numbers.
     :ivar chance: the probability of each chosen number.
     :raises TypeError: for an attribute of another type.
     :raises ValueError: for a number out of bounds.
@@ -107,9 +122,29 @@ class Choice:
 
     def next(self, number: int) -> int | None:
         """Return the lowest chosen number from ``number`` on, whatever its probability."""
-        steps = -(-max(0, number - self.first) // self.step)
-        chosen = self.first + steps * self.step
+        chosen = -(-max(number, self.first) // self.step) * self.step
         return chosen if self.last is None or chosen <= self.last else None
+
+    def __str__(self) -> str:
+        """Return the conditions as text: for instance ``first 9, every 3rd``."""
+        of = f" of {self.size}" if self.unit == "message" else ""
+        unit = self.unit or "number"
+        one, many = (f" {unit}{of}", f" {unit}s{of}") if self.unit else ("", "")
+        texts = []
+        if self.first == self.last:
+            texts.append(f"{unit} {self.first}{of}")
+        elif self.first > 1:
+            last = f" to {self.last}" if self.last is not None else ""
+            texts.append(f"{unit}s {'' if last else 'from '}{self.first}{last}{of}")
+        elif self.last is not None:
+            texts.append(f"first {self.last}{many}")
+        if self.step > 1:
+            teen = self.step % 100 in (11, 12, 13)
+            suffix = {1: "st", 2: "nd", 3: "rd"}.get(0 if teen else self.step % 10, "th")
+            texts.append(f"every {self.step}{suffix}{one}")
+        if self.chance < 1:
+            texts.append(f"{_decimal(self.chance, 2)}%" + (many and f" of{many}"))
+        return ", ".join(texts) or f"every {unit}{of}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +184,29 @@ class Fault:
         check_type(self.name, self.data, bytes, "bytes")
         if "data" in ARGUMENTS[self.name] and not self.data:
             raise ValueError(f"{self.name} takes at least one byte")
+        if self.spread and self.shape not in ("uniform", "normal"):
+            raise ValueError(f"a delay that is {self.shape} has no spread")
+        for each in fields(self)[1:]:
+            if each.name not in ARGUMENTS[self.name] and getattr(self, each.name) != each.default:
+                raise ValueError(f"{self.name} takes no {each.name}")
+
+    def __str__(self) -> str:
+        """Return the fault as text: for instance ``slice 10 bytes every 5ms``."""
+        words = [self.name]
+        if self.shape in ("normal", "exponential"):
+            words.append(self.shape)
+        if self.name == "throttle":
+            words.append(f"{self.size}B/s")
+        elif self.size or self.name == "truncate":
+            words.append(f"{self.size} bytes")
+        if self.seconds or self.name in ("delay", "freeze"):
+            words += ["every"] * (self.name == "slice") + [_duration(self.seconds)]
+        if self.shape in ("uniform", "normal"):
+            words += ["+-"] * (self.shape == "uniform") + [_duration(self.spread)]
+        if self.data:
+            escaped = self.data.decode("latin-1").encode("unicode_escape").decode()
+            words.append('"{}"'.format(escaped.replace('"', r"\"")))
+        return " ".join(words)
 
     def delay_of(self, draw: float) -> float:
         """Return the seconds of one delay.
@@ -169,7 +227,8 @@ class When:
     """The conditions of a rule, all of which must hold, and a method for each fault.
 
     Each condition returns a new object, so conditions can be chained: ``first(2).refuse()``,
-    ``every(7, "message", 64).at_most(3).delay(0.2)``.
+    ``every(7, "message", 64).at_most(3).delay(0.2)``. A condition that is given twice raises
+    ValueError.
 
     :ivar which: the chosen connections or datagrams; ``None``: all.
     :ivar where: the chosen messages or bytes of each connection; ``None``: the whole connection.
@@ -193,54 +252,82 @@ class When:
     can_be_unused: bool = False
     add: Callable[[Rule], object] | None = field(default=None, compare=False, repr=False)
 
-    def _choose(self, choice: Choice) -> When:
-        return replace(self, where=choice) if choice.within else replace(self, which=choice)
+    def __post_init__(self) -> None:
+        if self.where is not None and self.after_bytes is not None:
+            raise ValueError("a rule has one place: messages, bytes, or after a number of bytes")
+
+    def _choose(self, unit: str, size: int, **limits: float | None) -> When:
+        blank = Choice(unit, size)
+        old = (self.where if blank.within else self.which) or blank
+        if (unit and old.unit not in ("", unit)) or old.size != size:
+            raise ValueError("a rule chooses messages of one size, or bytes, or connections")
+        new = _add(replace(old, unit=old.unit or unit), **limits)
+        return replace(self, where=new) if new.within else replace(self, which=new)
 
     def first(self, count: int, unit: str = "", size: int = 1) -> When:
         """Choose the first ``count`` of a unit (:class:`Choice`)."""
-        return self._choose(Choice(unit, size, last=count))
+        return self._choose(unit, size, last=count)
 
-    def every(self, step: int, unit: str = "", size: int = 1) -> When:
+    def every(self, step: int = 1, unit: str = "", size: int = 1) -> When:
         """Choose every ``step``-th."""
-        return self._choose(Choice(unit, size, first=step, step=step))
+        return self._choose(unit, size, step=step)
 
-    def numbers(self, first: int, last: int, unit: str = "", size: int = 1) -> When:
-        """Choose the numbers from ``first`` to ``last``."""
-        return self._choose(Choice(unit, size, first, last))
+    def number(self, number: int, unit: str = "", size: int = 1) -> When:
+        """Choose one number."""
+        return self.numbers(number, number, unit, size)
+
+    def numbers(self, first: int, last: int | None = None, unit: str = "", size: int = 1) -> When:
+        """Choose the numbers from ``first`` to ``last``; ``None``: all from ``first`` on."""
+        return self._choose(unit, size, first=first, last=last)
 
     def chance(self, probability: float, unit: str = "", size: int = 1) -> When:
         """Choose each with a probability, from 0 to 1."""
-        return self._choose(Choice(unit, size, chance=probability))
+        return self._choose(unit, size, chance=probability)
 
     def from_byte(self, count: int) -> When:
         """Begin when the reply has ``count`` bytes."""
         check_whole("from_byte", count, 0, MAX_SIZE)
-        return replace(self, after_bytes=count)
+        return _add(self, after_bytes=count)
 
     def from_time(self, seconds: float) -> When:
         """Begin ``seconds`` after the connection was opened."""
         check_number("from_time", seconds, 0, LONGEST)
-        return replace(self, after=seconds)
+        return _add(self, after=seconds)
 
     def lasts(self, seconds: float) -> When:
         """End ``seconds`` after the beginning."""
         check_number("lasts", seconds, 0, LONGEST)
-        return replace(self, lasting=seconds)
+        return _add(self, lasting=seconds)
 
     def between(self, start: float, end: float) -> When:
         """Begin only between two times, in seconds after the plan was set."""
         check_number("between", start, 0, LONGEST)
         check_number("between", end, start, LONGEST)
-        return replace(self, window=(start, end))
+        return _add(self, window=(start, end))
 
     def at_most(self, times: int) -> When:
         """Limit how often the rule fires, over all connections."""
         check_whole("at_most", times, 1, MAX_NUMBER)
-        return replace(self, times=times)
+        return _add(self, times=times)
 
     def may_not_fire(self) -> When:
         """Allow that the rule never fires."""
-        return replace(self, can_be_unused=True)
+        return _add(self, can_be_unused=True)
+
+    def __str__(self) -> str:
+        """Return the conditions as text: for instance ``first 2, after 64 bytes``."""
+        texts = [str(choice) for choice in (self.which, self.where) if choice is not None]
+        if self.after_bytes is not None:
+            texts.append(f"after {self.after_bytes} bytes")
+        if self.after:
+            texts.append(f"after {_duration(self.after)}")
+        if self.lasting < math.inf:
+            texts.append(f"for {_duration(self.lasting)}")
+        if self.window != (0.0, math.inf):
+            texts.append("from {} to {}".format(*map(_duration, self.window)))
+        if self.times is not None:
+            texts.append(f"at most {self.times} times")
+        return ", ".join([*texts, "may not fire"] if self.can_be_unused else texts)
 
     def rule(self, fault: Fault) -> Rule:
         """Return the rule for any ``fault``."""
@@ -361,12 +448,28 @@ class When:
         return self.rule(Fault("old-version"))
 
 
+_Conditions = TypeVar("_Conditions", When, Choice)
+
+
+def _add(conditions: _Conditions, **changes: Any) -> _Conditions:
+    """Return ``conditions`` with ``changes``, each of which it does not have yet."""
+    for each in fields(conditions):
+        if each.name in changes and getattr(conditions, each.name) != each.default:
+            raise ValueError("a rule has each condition once")
+    return replace(conditions, **changes)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Conditions, and the fault that happens where they hold."""
 
     when: When
     fault: Fault
+
+    def __str__(self) -> str:
+        """Return the text from which :func:`~echod.faultgrammar.parse_plan` makes this rule."""
+        conditions = str(self.when)
+        return f"{conditions}: {self.fault}" if conditions else str(self.fault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +487,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, MAX_NUMBER)
+
+    def __str__(self) -> str:
+        """Return the text from which :func:`~echod.faultgrammar.parse_plan` makes this plan."""
+        return "; ".join([*map(str, self.rules), f"seed {self.seed}"])
 
     def check(self, serves: str) -> None:
         """Raise ValueError if a port cannot have one of the rules.

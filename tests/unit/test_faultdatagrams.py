@@ -323,9 +323,8 @@ TICKS = st.integers(0, 32).map(lambda ticks: ticks * TICK)
 
 CONDITIONS: Sequence[Callable[[When, int, int], When]] = [
     lambda when, _a, _b: when,
-    lambda when, a, _: when.first(a),
+    lambda when, a, b: when.first(a) if a < b else when.numbers(b, a),
     lambda when, a, _: when.every(a),
-    lambda when, a, b: when.numbers(a, a + b),
     lambda when, a, _: when.chance(a / 9),
     lambda when, a, _: when.at_most(a),
     lambda when, a, _: when.from_time(a * TICK),
@@ -348,7 +347,7 @@ FAULTS = st.builds(
 def any_rule(draw: Any) -> Rule:
     number = st.integers(1, 9)
     conditions = when
-    for condition in draw(st.lists(st.sampled_from(CONDITIONS), max_size=2)):
+    for condition in draw(st.lists(st.sampled_from(CONDITIONS), max_size=2, unique=True)):
         conditions = condition(conditions, draw(number), draw(number))
     return conditions.rule(draw(FAULTS))
 

@@ -49,6 +49,7 @@ CORE = [
     "udpsocket",
     "udp",
     "faultplan",
+    "faultgrammar",
     "faults",
     "faultstream",
     "faulty",
