@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
@@ -143,9 +144,7 @@ class FaultyReplies:
         self._held.clear()
         self._space = MAX_WAITING
 
-    def _wait(
-        self, seconds: float, reply: FaultyReply, then: Callable[[FaultyReply], None]
-    ) -> bool:
+    def _wait(self, seconds: float, reply: FaultyReply, then: Callable[..., None]) -> bool:
         """Call ``then`` after ``seconds``; if there is no space, drop the reply."""
         cost = OVERHEAD + len(reply.data)
         if cost > self._space:
@@ -164,8 +163,11 @@ class FaultyReplies:
 
     def _send_or_hold(self, reply: FaultyReply) -> None:
         rule = reply.reorder
-        pending = sum(held.reorder is rule for held in self._held.values())
-        if rule is None or reply.peer in self._held or not rule.can_fire(pending):
+        if (
+            rule is None
+            or reply.peer in self._held
+            or not rule.can_fire(sum(held.reorder is rule for held in self._held.values()))
+        ):
             self._send(reply)
         elif self._wait(HOLD, reply, self._release):
             self._held[reply.peer] = reply
@@ -213,11 +215,11 @@ class FaultyDatagramPort(DatagramPort):
     def _reply(self, _: Exchange, origins: Sequence[Origin], *rest: Any) -> None:
         _sizes, first, end = rest
         for origin in origins[first:end]:
-
-            def transmit(data: bytes, peer: Any, source: Any = origin.source) -> None:
-                self._socket.sendmsg([data], source, 0, peer)
-
+            transmit = partial(self._transmit, origin.source)
             self._replies.answer(FaultyReply(self._singles.datagram(), origin.peer, transmit))
+
+    def _transmit(self, source: Any, data: bytes, peer: Any) -> None:
+        self._socket.sendmsg([data], source, 0, peer)
 
 
 class FaultyDatagrams(DatagramEcho):
