@@ -15,8 +15,9 @@ The core is the modules of this package, and takes an evening to read, in this o
    plan), ``faultstream`` (decisions for one stream), ``faulty``, ``faultdatagrams``.
 7. Helpers for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
 
-``testing`` is an in-memory network for tests. ``daemon`` is the service that ``twistd echod`` runs,
-and ``client`` is ``EchoClient`` and the command ``echod-client``; the core imports neither.
+``testing`` is an in-memory network for tests, ``peer`` an echo with faults in a thread, and
+``pytest_plugin`` has fixtures of that. ``daemon`` is the service that ``twistd echod``
+runs, and ``client`` is ``EchoClient`` and the command ``echod-client``; the core imports neither.
 """
 
 __all__ = [

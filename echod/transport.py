@@ -15,7 +15,8 @@ The core uses this private or undocumented state of Twisted's, here and in the f
 The daemon uses that of Twisted's ports: ``Port.socket`` in ``accepting.py`` (and Python's
 ``socket._accept``), ``doRead``, ``transport`` and ``sessionno`` in ``deferring.py``,
 ``_shouldShutdown`` and ``numberAccepts`` in ``unix.py``, ``tcp._reservedFD`` in ``chroot.py``. The
-client takes TLS from ``_WrapperEndpoint._wrapperFactory``, in ``client/connector.py``.
+client takes TLS from ``_WrapperEndpoint._wrapperFactory``, in ``client/connector.py``. ``peer.py``
+uses ``ReactorBase._registerAsIOThread``, ``ReactorBase._internalReaders`` and ``tcp._reservedFD``.
 """
 
 from __future__ import annotations

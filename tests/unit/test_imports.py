@@ -56,6 +56,8 @@ CORE = [
     "faultdatagrams",
     "faultytls",
     "testing",
+    "peer",
+    "pytest_plugin",
 ]
 
 CLIENT = [
@@ -140,7 +142,8 @@ STARTS = {"echod", "echod.__main__", "echod.client", "echod.daemon", "echod.daem
 # The packages of each extra, and the files that may import them.
 EXTRAS = {
     "OpenSSL": {"certificates", "faultytls", "tls", "tlstransport"},
-    "cryptography": {"certificates", "faultytls"},
+    "cryptography": {"certificates", "faultytls", "peer"},
+    "pytest": {"pytest_plugin"},
     "prometheus_client": {"daemon.metrics", "daemon.web"},
     "hdrh": {"client.histogram"},
     "matplotlib": {"client.plot"},

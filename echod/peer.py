@@ -1,0 +1,282 @@
+"""An echo peer with faults for tests, on a reactor of its own in a thread.
+
+A test in any style (synchronous, asyncio, trio, Twisted) calls a peer as plain functions. The
+reactor is an instance, never the global one, and installs no signal handlers.
+:mod:`echod.pytest_plugin` makes fixtures of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
+from ipaddress import IPv4Address
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from twisted.internet import tcp
+from twisted.internet.defer import succeed
+from twisted.internet.pollreactor import PollReactor
+from twisted.internet.threads import blockingCallFromThread
+
+from echod.clock import use_monotonic_time
+from echod.events import Closed, Event, Fired
+from echod.faultdatagrams import FaultyDatagramPort
+from echod.faults import DATAGRAM, STREAM, TLS, ActiveRule, Faults, Plan, Rule, When
+from echod.faulty import FaultyEchoFactory
+from echod.udp import EchoDatagrams
+from echod.udprules import MAX_RATE, Rules
+
+SERVES: Final = {"tcp": STREAM, "tls": TLS, "unix": STREAM, "udp": DATAGRAM}
+"""The transports of a peer, and what :meth:`~echod.faultplan.Plan.check` calls them."""
+
+HOST: Final = "127.0.0.1"
+
+BACKLOG: Final = 1024
+"""Connections that wait for accept(2): a test may open many at once."""
+
+DRAIN: Final = 0.5
+"""Seconds until :meth:`EchoPeer.stop` resets the connections that are left."""
+
+POLL: Final = 0.002
+"""Seconds between two checks of :meth:`EchoPeer.wait_for`."""
+
+MAX_EVENTS: Final = 1000
+"""The number of events that a peer keeps: the latest ones."""
+
+SHOWN: Final = 20
+"""The number of events in a report: the latest ones."""
+
+
+@contextmanager
+def running_reactor() -> Iterator[Any]:
+    """Run a reactor in a thread; in the end, stop it and release its descriptors.
+
+    It uses poll(2), which needs no descriptor of its own, and has no limit on their number.
+    """
+    reactor: Any = PollReactor()
+    reactor._registerAsIOThread = False  # that is the thread of the global reactor
+    use_monotonic_time(reactor)
+    started = threading.Event()
+    reactor.callWhenRunning(started.set)
+    thread = threading.Thread(target=reactor.run, args=(False,), name="echod peer", daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        yield reactor
+    finally:
+        reactor.callFromThread(reactor.stop)
+        thread.join()
+        for reader in reactor._internalReaders:  # Twisted leaves the pipe that wakes the reactor
+            reader.connectionLost(None)
+
+
+def bind(kind: int, port: int = 0) -> socket.socket:
+    """Return a socket that is bound to ``port``; 0: to a free one, which it can share from then on.
+
+    A free port is chosen without SO_REUSEADDR, with which two UDP sockets could get the same.
+    """
+    sock = socket.socket(socket.AF_INET, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, port != 0)
+    sock.bind((HOST, port))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+    return sock
+
+
+class EchoPeer:
+    """An echo service at an address of its own, with faults that a test adds.
+
+    The conditions and faults of :class:`~echod.faults.When` are methods of a peer, and add a rule:
+    ``peer.first(2).refuse()``. The rule applies to connections from then on. The peer is a context
+    manager: its end stops the peer, and ends its thread.
+
+    :param transport: ``tcp``, ``tls``, ``unix`` or ``udp``; ``tls`` needs the extra ``tls``.
+    :param seed: decides what is random; by default chosen at random.
+    :param options: of :class:`~echod.factory.EchoFactory`; none for ``udp``.
+    :raises KeyError: for another transport.
+    :raises TypeError: for an option that does not exist, or of another type.
+    :raises ValueError: for an option out of bounds.
+
+    :ivar host: the IPv4 address, ``127.0.0.1``.
+    :ivar port: the port number. The peer keeps it while it is stopped.
+    :ivar path: the path of a ``unix`` peer.
+    :ivar ca: the path of the certificate of a ``tls`` peer (PEM), which a client has to trust.
+    :ivar peers: this peer, and those that calling it has made.
+    """
+
+    host = HOST
+
+    def __init__(self, transport: str = "tcp", *, seed: int | None = None, **options: Any) -> None:
+        serves = SERVES[transport]
+        plan = Plan() if seed is None else Plan(seed=seed)
+        self.peers = [self]
+        self._replaced: list[ActiveRule] = []
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self._listening: Any = None
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="echod-")))
+            self.path, self.ca = str(directory / "socket"), str(directory / "ca.pem")
+            # A socket that keeps the port while the peer is stopped.
+            kind = socket.SOCK_DGRAM if serves == DATAGRAM else socket.SOCK_STREAM
+            reserved = stack.enter_context(bind(kind))
+            self.port = reserved.getsockname()[1]
+            if not tcp._reservedFD.available():  # Twisted keeps a descriptor from its first port on
+                tcp._reservedFD.reserve()
+                stack.callback(tcp._reservedFD.__enter__)  # closes it
+            self._reactor = reactor = stack.enter_context(running_reactor())
+            name = f"{transport} {self.path if transport == 'unix' else f'{HOST}:{self.port}'}"
+            options |= {"clock": reactor, "observer": self._events.append}
+            if serves == DATAGRAM:
+                reserved.connect(reserved.getsockname())  # it receives from itself alone
+                datagrams = EchoDatagrams(rules=Rules(MAX_RATE, MAX_RATE), **options)
+                self._faults = Faults(plan, reactor.seconds(), serves, name)
+                self._faults.observer = self._events.append
+                self._drain: Callable[[float], object] = succeed
+                self._listen = lambda: self._listen_udp(datagrams)
+            else:
+                echo = FaultyEchoFactory(plan, serves=serves, port=name, **options)
+                self._faults, self._drain = echo.faults, echo.drain
+                factory = over_tls(echo, directory) if serves == TLS else echo
+                if transport == "unix":
+                    self._listen = lambda: reactor.listenUNIX(self.path, factory, BACKLOG)
+                else:
+                    self._listen = lambda: reactor.listenTCP(self.port, factory, BACKLOG, HOST)
+            stack.callback(self.stop)
+            self.start()
+            self._stack = stack.pop_all()
+
+    def __call__(self, transport: str = "tcp", **options: Any) -> EchoPeer:
+        """Make a further peer, which ends with this one; see the parameters of the class."""
+        options.setdefault("seed", self._faults.plan.seed)
+        self.peers.append(self._stack.enter_context(EchoPeer(transport, **options)))
+        return self.peers[-1]
+
+    def __enter__(self) -> EchoPeer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(When(add=self._add), name)
+
+    def start(self) -> None:
+        """Listen again at the same address, after :meth:`stop`."""
+        if self._listening is None:
+            self._listening = self._call(self._listen)
+
+    def stop(self, deadline: float = DRAIN) -> None:
+        """Stop listening, and end all connections.
+
+        Each is closed as soon as it is quiet (:meth:`~echod.factory.EchoFactory.drain`).
+
+        :param deadline: seconds until the connections that are left are reset.
+        """
+        if self._listening is not None:
+            self._call(self._listening.stopListening)
+            self._listening = None
+            self._call(self._drain, deadline)
+
+    def wait_for(
+        self, what: str | Callable[[], object], count: int = 1, timeout: float = 5.0
+    ) -> None:
+        """Wait until something has happened.
+
+        :param what: the name of a fault (it has fired), an ending (a connection has ended so), or a
+            function that returns whether it has happened.
+        :param count: how often the fault or the ending must have happened.
+        :param timeout: seconds.
+        :raises TimeoutError: if it does not happen in that time.
+        """
+        end = time.monotonic() + timeout
+        while not (what() if callable(what) else self._times(what) >= count):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{what} has not happened in {timeout} s\n{self.report()}")
+            time.sleep(POLL)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How often each kind of fault has fired, by name."""
+        return self._faults.counts
+
+    @property
+    def firings(self) -> list[Fired]:
+        """The latest firings."""
+        return [firing.fired for firing in list(self._faults.firings)]
+
+    @property
+    def endings(self) -> list[str]:
+        """How the latest connections have ended: values of :class:`~echod.events.Ending`."""
+        return [each.ending.value for each in list(self._events) if isinstance(each, Closed)]
+
+    def unused(self) -> list[str]:
+        """Return the rules that have never fired, except those with ``may_not_fire``.
+
+        If there is one, the peer is stopped first: bytes that are still in flight may fire it.
+        """
+        rules = self._replaced + self._faults.rules
+        must = [each for each in rules if not each.rule.when.can_be_unused]
+        if not all(each.fired for each in must):
+            self.stop()
+        return [f"{self._faults.port}: {each.text}" for each in must if not each.fired]
+
+    def report(self) -> str:
+        """Return the rules and the latest events as text."""
+        lines = [f"{self._faults.port}, seed {self._faults.plan.seed}"]
+        lines += [f"  fired {each.fired} times: {each.text}" for each in self._faults.rules]
+        lines += [f"  {event}" for event in list(self._events)[-SHOWN:]]
+        return "\n".join(lines)
+
+    def _times(self, name: str) -> int:
+        return self.counts[name] + self.endings.count(name)
+
+    def _add(self, rule: Rule) -> None:
+        self._call(lambda: self._faults.add(rule, self._reactor.seconds()))
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> Any:
+        """Call ``function`` in the reactor's thread, unless that has ended."""
+        if self._reactor.running:
+            return blockingCallFromThread(self._reactor, function, *arguments)
+        return None
+
+    def _listen_udp(self, datagrams: EchoDatagrams) -> FaultyDatagramPort:
+        sock = bind(socket.SOCK_DGRAM, self.port)
+        port = FaultyDatagramPort(self._reactor, sock, datagrams, self._faults)
+        port.startListening()
+        return port
+
+
+@functools.cache
+def certificate() -> tuple[bytes, bytes]:
+    """Return the private key and the certificate of all TLS peers of this process (PEM).
+
+    The certificate signs itself, so that a client can trust it as an authority.
+    """
+    from cryptography import x509  # noqa: PLC0415 - needs the extra tls
+    from cryptography.hazmat.primitives import serialization as pem  # noqa: PLC0415
+
+    from echod.certificates import issue  # noqa: PLC0415
+
+    names = x509.DNSName("localhost"), x509.IPAddress(IPv4Address(HOST))
+    now, day = datetime.now(timezone.utc), timedelta(days=1)
+    subject = x509.Name.from_rfc4514_string("CN=localhost")
+    key, signed = issue(subject, x509.SubjectAlternativeName(names), (now - day, now + day))
+    private = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
+    return private, signed.public_bytes(pem.Encoding.PEM)
+
+
+def over_tls(echo: FaultyEchoFactory, directory: Path) -> Any:
+    """Return a factory that serves ``echo`` over TLS, with a certificate in ``directory``."""
+    from echod.certificates import Certificates  # noqa: PLC0415 - needs the extra tls
+    from echod.faultytls import FaultyTLSFactory  # noqa: PLC0415
+
+    files = directory / "key.pem", directory / "ca.pem"
+    for file, content in zip(files, certificate(), strict=True):
+        file.write_bytes(content)
+    return FaultyTLSFactory(echo, Certificates(*map(str, files)))

@@ -1,0 +1,184 @@
+"""An echo peer on a reactor of its own: its addresses, its life, and what it leaves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from echod.peer import EchoPeer
+from tests import ROOT, TIMEOUT
+from tests.plugin.clients import TRANSPORTS, connect, echo, resources
+
+each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
+
+
+@each_transport
+def test_echo(transport: str) -> None:
+    """A peer serves as soon as it is made, and sends back each byte."""
+    with EchoPeer(transport) as peer:
+        assert echo(peer, transport) == b"hello"
+        if transport != "udp":
+            data = bytes(range(256)) * 100
+            assert echo(peer, transport, data) == data
+
+
+@each_transport
+def test_stop_and_start(transport: str) -> None:
+    """A stopped peer refuses clients; a started one serves them at the same address."""
+    with EchoPeer(transport) as peer:
+        for _ in range(2):
+            assert echo(peer, transport) == b"hello"
+            peer.stop()
+            peer.stop()
+            with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+                echo(peer, transport)
+            peer.start()
+            peer.start()
+        assert echo(peer, transport) == b"hello"
+
+
+def test_stop_drains() -> None:
+    """To stop a peer closes each connection when it is quiet, or resets it at the deadline."""
+    with EchoPeer() as peer:
+        with connect(peer) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(5) == b"hello"
+            peer.stop(TIMEOUT)
+            assert sock.recv(1) == b""
+        assert peer.endings == ["drained"]
+        peer.start()
+        with connect(peer) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(5) == b"hello"
+            peer.stop(0)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+        assert peer.endings == ["drained", "aborted"]
+
+
+@each_transport
+def test_leaves_nothing(transport: str) -> None:
+    """After the end of a peer, its thread, its descriptors and its files are gone."""
+    before = resources()
+    with EchoPeer(transport) as peer:
+        echo(peer, transport)
+        with connect(peer, transport):
+            pass
+        peer.stop()
+        peer.start()
+        assert resources() != before
+    assert resources() == before
+    assert not Path(peer.ca).parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "options"),
+    [
+        (KeyError, ("carrier pigeon",), {}),
+        (TypeError, ("tcp",), {"max_conections": 3}),
+        (TypeError, ("tcp",), {"idle_timeout": "long"}),
+        (ValueError, ("tls",), {"idle_timeout": -1}),
+        (TypeError, ("udp",), {"idle_timeout": 1}),
+        (TypeError, ("tcp",), {"seed": "seven"}),
+        (ValueError, ("udp",), {"seed": -1}),
+    ],
+)
+def test_wrong_arguments(error: type, arguments: tuple[str], options: dict[str, object]) -> None:
+    """Wrong arguments raise an exception, and leave nothing."""
+    before = resources()
+    with pytest.raises(error):
+        EchoPeer(*arguments, **options)  # type: ignore[arg-type]
+    assert resources() == before
+
+
+def test_options_of_the_factory() -> None:
+    """A peer takes the options of an EchoFactory."""
+    with EchoPeer(max_connections=1) as peer, connect(peer) as first:
+        first.sendall(b"hello")
+        assert first.recv(5) == b"hello"
+        with pytest.raises(ConnectionResetError):
+            echo(peer)
+
+
+def test_wait_for_an_ending() -> None:
+    """A test waits for an ending, for several, or for anything that a function returns."""
+    with EchoPeer() as peer:
+        echo(peer)
+        peer.wait_for("finished")
+        echo(peer)
+        peer.wait_for("finished", 2)
+        peer.wait_for(lambda: peer.endings == ["finished", "finished"])
+
+
+def test_wait_in_vain() -> None:
+    """What does not happen in time raises TimeoutError, with the report of the peer."""
+    with EchoPeer(seed=7) as peer:
+        echo(peer)
+        peer.wait_for("finished")
+        with pytest.raises(TimeoutError) as raised:
+            peer.wait_for("lost", timeout=0.01)
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "lost has not happened in 0.01 s"
+    assert lines[1] == f"tcp 127.0.0.1:{peer.port}, seed 7"
+    assert [line.split("(")[0].strip() for line in lines[2:]] == ["Opened", "Closed"]
+
+
+def test_further_peers() -> None:
+    """A peer makes further ones on other transports; all end with it."""
+    before = resources()
+    with EchoPeer(seed=7) as peer:
+        others = [peer(transport) for transport in TRANSPORTS]
+        assert peer.peers == [peer, *others]
+        for transport, other in zip(TRANSPORTS, others, strict=True):
+            assert echo(other, transport) == b"hello"
+            assert other.report().splitlines()[0].endswith("seed 7")
+    assert resources() == before
+
+
+def test_after_its_end() -> None:
+    """After its end, a peer still tells what happened."""
+    with EchoPeer() as peer:
+        echo(peer)
+        peer.wait_for("finished")
+    assert peer.endings == ["finished"]
+    assert not peer.counts
+    assert peer.firings == []
+    peer.stop()
+
+
+def test_no_such_condition() -> None:
+    """A misspelt condition or fault raises AttributeError."""
+    with EchoPeer() as peer, pytest.raises(AttributeError, match="frist"):
+        peer.frist(2).refuse()
+
+
+def test_wrong_rule() -> None:
+    """A rule that the transport cannot have raises ValueError where it is written."""
+    with EchoPeer("udp") as peer:
+        with pytest.raises(ValueError, match="refuse"):
+            peer.first(2).refuse()
+        assert peer.unused() == []
+
+
+def test_no_global_reactor() -> None:
+    """A peer on any transport neither imports nor installs the global reactor."""
+    program = """
+import sys
+from echod.peer import EchoPeer
+for transport in ("tcp", "tls", "unix", "udp"):
+    with EchoPeer(transport) as peer:
+        peer.stop()
+print("twisted.internet.reactor" in sys.modules)
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (run.stdout, run.stderr) == ("False\n", "")
