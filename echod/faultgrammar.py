@@ -115,7 +115,7 @@ def parse_plan(text: str) -> Plan:
     :raises PlanError: for any other text.
     """
     plan = Plan()
-    seed: dict[str, int] = {}
+    seed: dict[str, Any] = {}
     when, before = When(), ";"
     for found in _CLAUSE.finditer(text):
         words = [(each.start(), each[0]) for each in _WORD.finditer(text, *found.span(1))]
