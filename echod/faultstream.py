@@ -145,6 +145,7 @@ class Stage:
             yield due, self._fault
         elif name == "deaf":
             self._stream.deaf_until = max(self._stream.deaf_until, end)
+            self._left, self._until = math.inf, end
         else:
             self._left, self._until = length, end
             draw = self._active.draw(self._stream.number, f"delay {self._offset}")
@@ -157,6 +158,8 @@ class Stage:
             yield due, bytes((piece[0] ^ 1,))
         elif fault.name == "delay":
             yield due + self._delay, piece
+        elif fault.name == "deaf" and self._until < math.inf:  # it was read with earlier bytes
+            yield max(due, self._until), piece
         elif fault.name in ("throttle", "slice"):
             throttles = fault.name == "throttle"
             step = max(1, fault.size // PIECES) if throttles else fault.size

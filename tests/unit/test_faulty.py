@@ -203,6 +203,18 @@ class ByteFaultTests(Bench):
         self.network.advance(0.02)
         self.assertEqual((bytes(self.peer.received), self.peer.ended), (TEXT, "FIN"))
 
+    def test_deaf(self) -> None:
+        """Nothing is answered from the place on, even if it was read at once with earlier bytes."""
+        self.check(when.numbers(2, 2, "message", 64).deaf(), TEXT[:64], [64])
+
+    def test_deaf_for_a_while(self) -> None:
+        """After the fault has ended, the whole reply comes."""
+        self.listen(when.from_byte(64).lasts(2).deaf())
+        for size in (0, 7, 500):
+            self.assertEqual(self.echo(size=size, seconds=1.9), TEXT[:64])
+            self.network.advance(0.2)
+            self.assertEqual((bytes(self.peer.received), self.peer.ended), (TEXT, "FIN"))
+
     def test_random_delay(self) -> None:
         """Which messages are late, and by how much, does not depend on how the bytes are cut."""
         found = []
