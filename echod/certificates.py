@@ -11,7 +11,9 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from cryptography import x509
@@ -19,6 +21,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
+    NoEncryption,
+    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
 )
@@ -268,6 +272,27 @@ def can_issue(certificate: x509.Certificate) -> bool:
     constraints = extension(certificate, x509.BasicConstraints)
     usage = extension(certificate, x509.KeyUsage)
     return bool(constraints and constraints.ca and (usage is None or usage.key_cert_sign))
+
+
+def write_certificate(directory: str, host: str, address: str) -> tuple[str, str]:
+    """Write a new private key and its certificate, which signs itself, for a test on this machine.
+
+    It is valid from yesterday until tomorrow.
+
+    :param directory: where to write ``key.pem`` and ``certificate.pem``.
+    :param host: the server's host name.
+    :param address: its IP address.
+    :return: the two files.
+    """
+    names = x509.DNSName(host), x509.IPAddress(ip_address(address))
+    now, day = datetime.now(timezone.utc), timedelta(days=1)
+    subject = x509.Name.from_rfc4514_string(f"CN={host}")
+    key, signed = issue(subject, x509.SubjectAlternativeName(names), (now - day, now + day))
+    files = f"{directory}/key.pem", f"{directory}/certificate.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for file, content in zip(files, (private, signed.public_bytes(Encoding.PEM)), strict=True):
+        Path(file).write_bytes(content)
+    return files
 
 
 def extension(certificate: x509.Certificate, kind: type[Extension]) -> Extension | None:

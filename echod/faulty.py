@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Final
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -136,7 +137,10 @@ class FaultyEcho(Echo):
         self._fault = fault.name
         self._ending = Ending.FAULT
         if self._fault == "half-close":
-            transport.loseWriteConnection()
+            if isinstance(transport, FileDescriptor):
+                transport.loseWriteConnection()
+            else:
+                transport.finish()
         elif self._fault == "close":
             self._close(Ending.FAULT)
         else:

@@ -7,28 +7,24 @@ reactor is an instance, never the global one, and installs no signal handlers.
 
 from __future__ import annotations
 
-import functools
 import socket
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta, timezone
-from ipaddress import IPv4Address
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from twisted.internet import tcp
-from twisted.internet.defer import succeed
 from twisted.internet.pollreactor import PollReactor
 from twisted.internet.threads import blockingCallFromThread
 
 from echod.clock import use_monotonic_time
 from echod.events import Closed, Event, Fired
 from echod.faultdatagrams import FaultyDatagramPort
-from echod.faults import DATAGRAM, STREAM, TLS, ActiveRule, Faults, Plan, Rule, When
+from echod.faultgrammar import parse_plan
+from echod.faults import DATAGRAM, STREAM, TLS, ActiveRule, Plan, Rule, When
 from echod.faulty import FaultyEchoFactory
 from echod.udp import EchoDatagrams
 from echod.udprules import MAX_RATE, Rules
@@ -77,15 +73,18 @@ def running_reactor() -> Iterator[Any]:
             reader.connectionLost(None)
 
 
-def bind(kind: int, port: int = 0) -> socket.socket:
-    """Return a socket that is bound to ``port``; 0: to a free one, which it can share from then on.
+def bind(datagrams: bool, port: int = 0) -> socket.socket:
+    """Return a socket that is bound to ``port``; 0: to a free port, which another can share.
 
-    A free port is chosen without SO_REUSEADDR, with which two UDP sockets could get the same.
+    A free port is chosen without SO_REUSEADDR, with which two UDP sockets could get the same one.
+    A UDP socket on it is connected to itself, so that it receives nothing from others.
     """
-    sock = socket.socket(socket.AF_INET, kind)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if datagrams else socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, port != 0)
     sock.bind((HOST, port))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+    if datagrams and not port:
+        sock.connect(sock.getsockname())
     return sock
 
 
@@ -98,7 +97,7 @@ class EchoPeer:
 
     :param transport: ``tcp``, ``tls``, ``unix`` or ``udp``; ``tls`` needs the extra ``tls``.
     :param seed: decides what is random; by default chosen at random.
-    :param options: of :class:`~echod.factory.EchoFactory`; none for ``udp``.
+    :param options: of :class:`~echod.factory.EchoFactory`; without effect for ``udp``.
     :raises KeyError: for another transport.
     :raises TypeError: for an option that does not exist, or of another type.
     :raises ValueError: for an option out of bounds.
@@ -120,33 +119,24 @@ class EchoPeer:
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._listening: Any = None
         with ExitStack() as stack:
-            directory = Path(stack.enter_context(TemporaryDirectory(prefix="echod-")))
-            self.path, self.ca = str(directory / "socket"), str(directory / "ca.pem")
-            # A socket that keeps the port while the peer is stopped.
-            kind = socket.SOCK_DGRAM if serves == DATAGRAM else socket.SOCK_STREAM
-            reserved = stack.enter_context(bind(kind))
-            self.port = reserved.getsockname()[1]
+            directory = stack.enter_context(TemporaryDirectory(prefix="echod-"))
+            self.path, self.ca = f"{directory}/socket", f"{directory}/certificate.pem"
+            # Keeps the port while the peer is stopped.
+            self.port = stack.enter_context(bind(serves == DATAGRAM)).getsockname()[1]
             if not tcp._reservedFD.available():  # Twisted keeps a descriptor from its first port on
                 tcp._reservedFD.reserve()
                 stack.callback(tcp._reservedFD.__enter__)  # closes it
             self._reactor = reactor = stack.enter_context(running_reactor())
             name = f"{transport} {self.path if transport == 'unix' else f'{HOST}:{self.port}'}"
-            options |= {"clock": reactor, "observer": self._events.append}
-            if serves == DATAGRAM:
-                reserved.connect(reserved.getsockname())  # it receives from itself alone
-                datagrams = EchoDatagrams(rules=Rules(MAX_RATE, MAX_RATE), **options)
-                self._faults = Faults(plan, reactor.seconds(), serves, name)
-                self._faults.observer = self._events.append
-                self._drain: Callable[[float], object] = succeed
-                self._listen = lambda: self._listen_udp(datagrams)
-            else:
-                echo = FaultyEchoFactory(plan, serves=serves, port=name, **options)
-                self._faults, self._drain = echo.faults, echo.drain
-                factory = over_tls(echo, directory) if serves == TLS else echo
-                if transport == "unix":
-                    self._listen = lambda: reactor.listenUNIX(self.path, factory, BACKLOG)
-                else:
-                    self._listen = lambda: reactor.listenTCP(self.port, factory, BACKLOG, HOST)
+            observer = self._events.append
+            options |= {"serves": serves, "port": name, "clock": reactor, "observer": observer}
+            echo = FaultyEchoFactory(plan, **options)
+            self._faults, self._drain = echo.faults, echo.drain
+            factory = over_tls(echo, directory) if serves == TLS else echo
+            self._listen = {
+                "udp": lambda: listen_udp(reactor, self.port, echo),
+                "unix": lambda: reactor.listenUNIX(self.path, factory, BACKLOG),
+            }.get(transport, lambda: reactor.listenTCP(self.port, factory, BACKLOG, HOST))
             stack.callback(self.stop)
             self.start()
             self._stack = stack.pop_all()
@@ -165,6 +155,15 @@ class EchoPeer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(When(add=self._add), name)
+
+    def plan(self, text: str) -> None:
+        """Replace the rules by those of ``text``, which ``docs/faults.rst`` describes.
+
+        :raises ValueError: for a mistake in it, or a rule that the transport cannot have.
+        """
+        plan, before = parse_plan(text), self._faults.rules
+        self._call(lambda: self._faults.set(plan, self._reactor.seconds()))
+        self._replaced += before
 
     def start(self) -> None:
         """Listen again at the same address, after :meth:`stop`."""
@@ -245,38 +244,18 @@ class EchoPeer:
             return blockingCallFromThread(self._reactor, function, *arguments)
         return None
 
-    def _listen_udp(self, datagrams: EchoDatagrams) -> FaultyDatagramPort:
-        sock = bind(socket.SOCK_DGRAM, self.port)
-        port = FaultyDatagramPort(self._reactor, sock, datagrams, self._faults)
-        port.startListening()
-        return port
+
+def listen_udp(reactor: Any, port: int, echo: FaultyEchoFactory) -> FaultyDatagramPort:
+    """Serve datagrams on ``port`` with the faults of ``echo``, at any rate."""
+    datagrams = EchoDatagrams(reactor, echo.observer, Rules(MAX_RATE, MAX_RATE))
+    listening = FaultyDatagramPort(reactor, bind(True, port), datagrams, echo.faults)
+    listening.startListening()
+    return listening
 
 
-@functools.cache
-def certificate() -> tuple[bytes, bytes]:
-    """Return the private key and the certificate of all TLS peers of this process (PEM).
-
-    The certificate signs itself, so that a client can trust it as an authority.
-    """
-    from cryptography import x509  # noqa: PLC0415 - needs the extra tls
-    from cryptography.hazmat.primitives import serialization as pem  # noqa: PLC0415
-
-    from echod.certificates import issue  # noqa: PLC0415
-
-    names = x509.DNSName("localhost"), x509.IPAddress(IPv4Address(HOST))
-    now, day = datetime.now(timezone.utc), timedelta(days=1)
-    subject = x509.Name.from_rfc4514_string("CN=localhost")
-    key, signed = issue(subject, x509.SubjectAlternativeName(names), (now - day, now + day))
-    private = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
-    return private, signed.public_bytes(pem.Encoding.PEM)
-
-
-def over_tls(echo: FaultyEchoFactory, directory: Path) -> Any:
-    """Return a factory that serves ``echo`` over TLS, with a certificate in ``directory``."""
-    from echod.certificates import Certificates  # noqa: PLC0415 - needs the extra tls
+def over_tls(echo: FaultyEchoFactory, directory: str) -> Any:
+    """Serve ``echo`` over TLS, with a new certificate in ``directory``."""
+    from echod.certificates import Certificates, write_certificate  # noqa: PLC0415 - extra tls
     from echod.faultytls import FaultyTLSFactory  # noqa: PLC0415
 
-    files = directory / "key.pem", directory / "ca.pem"
-    for file, content in zip(files, certificate(), strict=True):
-        file.write_bytes(content)
-    return FaultyTLSFactory(echo, Certificates(*map(str, files)))
+    return FaultyTLSFactory(echo, Certificates(*write_certificate(directory, "localhost", HOST)))

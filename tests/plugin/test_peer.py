@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,7 +83,7 @@ def test_leaves_nothing(transport: str) -> None:
         (TypeError, ("tcp",), {"max_conections": 3}),
         (TypeError, ("tcp",), {"idle_timeout": "long"}),
         (ValueError, ("tls",), {"idle_timeout": -1}),
-        (TypeError, ("udp",), {"idle_timeout": 1}),
+        (TypeError, ("udp",), {"max_conections": 3}),
         (TypeError, ("tcp",), {"seed": "seven"}),
         (ValueError, ("udp",), {"seed": -1}),
     ],
@@ -147,6 +149,101 @@ def test_after_its_end() -> None:
     assert not peer.counts
     assert peer.firings == []
     peer.stop()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls", "unix"])
+def test_rules_of_streams(transport: str) -> None:
+    """Rules act on each transport of streams, in the order in which the test adds them."""
+    with EchoPeer(transport) as peer:
+        peer.first(1).refuse()
+        peer.number(2).insert(b"[")
+        peer.number(2).from_byte(3).reset()
+        with suppress(OSError):  # over a UNIX socket, a reset looks like EOF
+            assert echo(peer, transport) == b""
+        with connect(peer, transport) as sock:
+            sock.sendall(b"hello")
+            received = b""
+            with suppress(ConnectionResetError):
+                while part := sock.recv(100):
+                    received += part
+        assert received == b"[he"
+        assert echo(peer, transport) == b"hello"
+        assert peer.counts == {"refuse": 1, "insert": 1, "reset": 1}
+        places = [(each.connection, each.offset) for each in peer.firings]
+        assert places == [(1, 0), (2, 0), (2, 3)]
+        peer.wait_for("fault")
+
+
+def test_rules_of_datagrams() -> None:
+    """Rules act on datagrams, and a test can wait for a firing that the client does not see."""
+    with EchoPeer("udp") as peer, connect(peer, "udp") as sock:
+        peer.first(2).drop()
+        peer.numbers(3, 4).truncate(2)
+        for data in (b"first", b"second"):
+            sock.sendall(data)
+        peer.wait_for("drop", 2)
+        sock.sendall(b"third")
+        assert sock.recv(100) == b"th"
+        assert peer.counts == {"drop": 2, "truncate": 1}
+
+
+def test_rules_of_tls() -> None:
+    """The faults of the handshake are those of a ``tls`` peer alone."""
+    with EchoPeer("tls") as peer:
+        peer.first(1).certificate("expired")
+        with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+            echo(peer, "tls")
+        assert echo(peer, "tls") == b"hello"
+        plain = peer()
+        with pytest.raises(ValueError, match="expired"):
+            plain.certificate("expired")
+
+
+def test_numbers_count_from_the_rule() -> None:
+    """The first connections of a rule are those after it was added."""
+    with EchoPeer() as peer:
+        for _ in range(2):
+            assert echo(peer) == b"hello"
+            peer.first(1).refuse()
+            with pytest.raises(ConnectionResetError):
+                echo(peer)
+        assert [each.connection for each in peer.firings] == [2, 4]
+
+
+def test_unused_rules() -> None:
+    """A rule that has not fired is unused, unless it may; bytes in flight may fire it."""
+    with EchoPeer() as peer:
+        peer.every(1, "message", 5).damage()
+        peer.number(9).reset()
+        peer.number(9).may_not_fire().reset()
+        with connect(peer) as sock:
+            sock.sendall(b"hello")
+        assert peer.unused() == [f"tcp 127.0.0.1:{peer.port}: number 9: reset"]
+        assert peer.counts["damage"] == 1
+
+
+def test_plan_as_text() -> None:
+    """A plan as text replaces the rules; those before it are unused if they have not fired."""
+    with EchoPeer() as peer:
+        peer.first(1).refuse()
+        peer.number(2).close()
+        with pytest.raises(ConnectionResetError):
+            echo(peer)
+        peer.plan('first 1: insert "["; message 1 of 2: damage')
+        assert echo(peer) == b"[hem"
+        assert peer.counts == {"insert": 1, "damage": 1}
+        assert peer.unused() == [f"tcp 127.0.0.1:{peer.port}: number 2: close"]
+
+
+def test_wrong_plan() -> None:
+    """A mistake in a plan raises ValueError, and the rules stay."""
+    with EchoPeer() as peer:
+        peer.first(1).refuse()
+        for wrong in ("first 2: refsue", "drop"):
+            with pytest.raises(ValueError, match=r"refuse|drop"):
+                peer.plan(wrong)
+        assert peer.report().count("number 1: refuse") == 1
+        assert len(peer.unused()) == 1
 
 
 def test_no_such_condition() -> None:

@@ -69,8 +69,8 @@ def test_client(echo_peer):
     result.stdout.re_match_lines(
         [
             "never fired:",
-            r"tcp 127.0.0.1:\d+: .*5.*",
-            r"tcp 127.0.0.1:\d+: .*7.*",
+            r"tcp 127.0.0.1:\d+: number 5: refuse",
+            r"tcp 127.0.0.1:\d+: number 7: reset",
             "-+ echod -+",
         ],
         consecutive=False,
@@ -96,7 +96,7 @@ def test_report_of_a_failed_test(pytester: pytest.Pytester) -> None:
         pytester,
         """
 def test_client(echo_peer):
-    echo_peer.first(1).refuse()
+    echo_peer.first(2).at_most(1).refuse()
     get(echo_peer)
     echo_peer.wait_for("finished")
     echo_peer.wait_for("unused", timeout=0.01)
@@ -107,8 +107,8 @@ def test_client(echo_peer):
         [
             "-+ echod -+",
             r"tcp 127.0.0.1:\d+, seed \d+",
-            "  fired 1 times: .*",
-            "  Fired.*connection=1, offset=0.*",
+            "  fired 1 times: first 2, at most 1 times: refuse",
+            "  Fired.*rule='first 2, at most 1 times: refuse', connection=1, offset=0.*",
             "  Refused.*Reason.FAULT.*",
             "  Opened.*",
             "  Closed.*Ending.FINISHED.*",

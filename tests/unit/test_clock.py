@@ -465,7 +465,6 @@ ALLOWED = {
     ("clock.py", "reactor.seconds"): "recognises one, too",
     ("clock.py", "reactor.callLater"): "the timer without timerfd",
     ("certificates.py", "datetime.now"): "certificates have dates",
-    ("peer.py", "datetime.now"): "certificates have dates",
     ("peer.py", "reactor.seconds"): "the peer's reactor is monotonic",
     ("peer.py", "time.sleep"): "waits between two checks, on CLOCK_MONOTONIC (sleep(3))",
     ("daemon/page.py", "datetime.now"): "the start of the daemon, for display",

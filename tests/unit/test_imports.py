@@ -115,7 +115,6 @@ DAEMON = [
     "page",
     "webguard",
     "web",
-    "control",
     "listeners.accepting",
     "listeners.base",
     "listeners.deferring",
@@ -143,7 +142,7 @@ STARTS = {"echod", "echod.__main__", "echod.client", "echod.daemon", "echod.daem
 # The packages of each extra, and the files that may import them.
 EXTRAS = {
     "OpenSSL": {"certificates", "faultytls", "tls", "tlstransport"},
-    "cryptography": {"certificates", "faultytls", "peer"},
+    "cryptography": {"certificates", "faultytls"},
     "pytest": {"pytest_plugin"},
     "prometheus_client": {"daemon.metrics", "daemon.web"},
     "hdrh": {"client.histogram"},
