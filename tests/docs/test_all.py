@@ -52,7 +52,7 @@ def tree(path: Path) -> nodes.document:
     return publish_doctree(path.read_text(), str(path), settings_overrides=SETTINGS)
 
 
-def section(document: nodes.document, title: str) -> nodes.section:
+def section(document: nodes.Element, title: str) -> nodes.section:
     [found] = [part for part in document.findall(nodes.section) if part[0].astext() == title]
     return found
 
