@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, Final
@@ -113,20 +114,21 @@ def parse_plan(text: str) -> Plan:
     :param text: rules, separated by ``;``, for instance ``first 2: refuse; seed 7``.
     :raises PlanError: for any other text.
     """
-    rules: list[Rule] = []
-    seed: dict[str, int] = {}
+    plan = Plan()
+    seed: dict[str, Any] = {}
     when, before = When(), ";"
     for found in _CLAUSE.finditer(text):
         words = [(each.start(), each[0]) for each in _WORD.finditer(text, *found.span(1))]
         words.append((found.end(1), found[2]))
-        if (rules or seed) and before in (";", "") and words[0][1] == "":
+        if (plan.rules or seed) and before in (";", "") and words[0][1] == "":
             break
         form, arguments = _match(text, words, before)
         try:
             if form in _CONDITIONS:
                 when = _CONDITIONS[form](when, **arguments)
             elif form != _SEED:
-                rules.append(Rule(when, Fault(form.split()[0], **arguments)))
+                rule = Rule(when, Fault(form.split()[0], **arguments))
+                plan = replace(plan, rules=(*plan.rules, rule))
                 when = When()
             elif seed:
                 raise ValueError("a plan has one seed")
@@ -135,7 +137,7 @@ def parse_plan(text: str) -> Plan:
         except ValueError as error:
             raise PlanError(text, words[0][0], error) from None
         before = found[2]
-    return Plan(tuple(rules), **seed)
+    return replace(plan, **seed)
 
 
 def _match(text: str, words: list[tuple[int, str]], before: str) -> tuple[str, dict[str, Any]]:

@@ -65,6 +65,9 @@ SHAPES: Final = ("constant", "uniform", "normal", "exponential")
 MAX_SIZE: Final = 1 << 30
 """Bytes: the highest size, position or rate."""
 
+MAX_RULES: Final = 200
+"""Rules of a plan. Each is asked about each connection, and is a line of the metrics."""
+
 MAX_NUMBER: Final = 10**12
 """The highest number of a connection, message, byte or firing, and the highest seed."""
 
@@ -479,7 +482,7 @@ class Plan:
     :ivar rules: each works on the reply as the rules before it have left it.
     :ivar seed: decides what is random, from 0 to :data:`MAX_NUMBER`; by default chosen at random.
     :raises TypeError: for a seed that is no int.
-    :raises ValueError: for a seed out of bounds.
+    :raises ValueError: for a seed out of bounds, or more than :data:`MAX_RULES` rules.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -487,6 +490,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, MAX_NUMBER)
+        if len(self.rules) > MAX_RULES:
+            raise ValueError(f"a plan has at most {MAX_RULES} rules")
 
     def __str__(self) -> str:
         """Return the text from which :func:`~echod.faultgrammar.parse_plan` makes this plan."""

@@ -11,7 +11,6 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Final
 
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -137,10 +136,7 @@ class FaultyEcho(Echo):
         self._fault = fault.name
         self._ending = Ending.FAULT
         if self._fault == "half-close":
-            if isinstance(transport, FileDescriptor):
-                transport.loseWriteConnection()
-            else:
-                transport.finish()
+            transport.loseWriteConnection()
         elif self._fault == "close":
             self._close(Ending.FAULT)
         else:

@@ -41,8 +41,8 @@ WRONG_NAME: Final = "wrong.invalid"
 OLD_CIPHERS: Final = b"DEFAULT:@SECLEVEL=0"
 """OpenSSL allows TLS 1.1, which signs with MD5 and SHA-1, at security level 0 alone."""
 
-MONTH: Final = timedelta(days=30)
-"""The time for which the certificate ``expired`` was valid, until that of the port began to be."""
+DAY: Final = timedelta(days=1)
+"""The certificate ``expired`` was valid for a day, and until a day before that of the port is."""
 
 
 class FaultyTLSTransport(TLSTransport):
@@ -52,6 +52,7 @@ class FaultyTLSTransport(TLSTransport):
     """
 
     factory: FaultyTLSFactory
+    _half_closed = False
 
     def __init__(self, factory: Any, pending: Any, tls: Any, server: EchoFactory) -> None:
         super().__init__(factory, pending, tls, server)
@@ -73,17 +74,25 @@ class FaultyTLSTransport(TLSTransport):
 
     def write(self, data: bytes) -> None:
         """Encrypt ``data`` and send it at once: a fault that follows may reset the connection."""
-        super().write(data)
-        if self._delivering and self.connected:
-            self._flush()
+        if not self._half_closed:
+            super().write(data)
+            if self._delivering and self.connected:
+                self._flush()
 
     def finish(self) -> None:
         """Send the closing alert, unless a fault leaves it out."""
         ends = self.connected and not self.disconnecting and not self._handshaking
-        if ends and self._fire(("no-close-notify",)):
+        if self._half_closed or (ends and self._fire(("no-close-notify",))):
             self.disconnecting = True
         else:
             super().finish()
+
+    def loseWriteConnection(self) -> None:
+        """Send the closing alert and FIN, and go on reading."""
+        self.finish()
+        self.disconnecting = False
+        self._half_closed = True
+        self.transport.loseWriteConnection()
 
     def _fire(self, names: Sequence[str]) -> str | None:
         return self._stream.fire_first(names, self._server.clock.seconds())
@@ -148,7 +157,7 @@ def derive(port: Identity, fault: str) -> Identity:
     if fault == "wrong-name":
         names = x509.SubjectAlternativeName([x509.DNSName(WRONG_NAME)])
     elif fault == "expired":
-        start, end = start - MONTH, start
+        start, end = start - 2 * DAY, start - DAY
     issuer = None if fault == "self-signed" else port
     key, certificate = issue(subject, names, (start, end), issuer)
     return port._replace(

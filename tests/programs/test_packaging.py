@@ -62,6 +62,7 @@ def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
     """The wheel has the plugin and py.typed, and no __init__.py in the package twisted."""
     names = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert {"twisted/plugins/echod_plugin.py", "echod/py.typed", "echod/daemon/service.py"} <= names
+    assert "echod/daemon/openapi.json" in names
     assert "echod/client/main.py" in names
     assert not {"twisted/__init__.py", "twisted/plugins/__init__.py"} & names
     info = f"twisted_echod-{__version__}.dist-info"

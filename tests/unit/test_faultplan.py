@@ -175,6 +175,8 @@ WRONG = [
     (lambda: when.first(2, "byte").from_byte(9), "place"),
     (lambda: when.between(2, 1), "between"),
     (lambda: Plan(seed=-1), "seed"),
+    (lambda: Plan((when.reset(),) * 201), "200 rules"),
+    (lambda: parse_plan("reset; " * 201), r"\^reset.* 200 rules"),
     (lambda: Plan((when.stall(),)).check(STREAM), "stall"),
     (lambda: Plan((when.drop(),)).check(TLS), "drop"),
     (lambda: Plan((when.every(2, "datagram").close(),)).check(STREAM), "datagrams"),

@@ -115,6 +115,7 @@ DAEMON = [
     "page",
     "webguard",
     "web",
+    "control",
     "listeners.accepting",
     "listeners.base",
     "listeners.deferring",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from typing import Any
+from unittest.mock import Mock
 
 from echod.certificates import Certificates
 from echod.events import Closed, Ending, Fired, Opened, Reason
@@ -242,17 +243,34 @@ class StreamFaultTests(FaultTestCase):
         for rule, ended, closed in [
             (when.from_byte(640).reset(), "RST", False),
             (when.from_byte(640).close(), "FIN", True),
-            (when.from_byte(640).half_close(), None, True),
         ]:
             client = self.reply(rule, 1)
             received = (bytes(client.received), client.peer.ended, client.closed)
             self.assertEqual(received, (TEXT[:640], ended, closed))
-            if ended is None:
-                client.peer.finish()
-                client.settle()
-                self.assertEqual(client.peer.ended, "FIN")
             self.assertEqual(self.server.events.endings, [Ending.FAULT])
             self.assertEqual(self.server.network.getDelayedCalls(), [])
+
+    def test_half_close(self) -> None:
+        """After its closing alert and FIN the port goes on reading; nothing follows them."""
+        for rules, alert in [((), True), ((when.no_close_notify(),), False)]:
+            server = FaultyServer(
+                self.authority,
+                when.from_byte(3).half_close(),
+                when.from_time(1).insert(b"late"),
+                *rules,
+            )
+            client = server.client()
+            ended = client.peer.readConnectionLost = Mock()
+            client.send(client.record(b"12345"))
+            self.assertEqual((client.read(), client.closed, ended.call_count), (b"123", alert, 1))
+            client.send(client.record(TEXT))
+            server.network.advance(1)
+            self.assertEqual(server.events.endings, [])
+            client.send(client.closing_alert())
+            self.assertEqual(server.events.endings, [Ending.FAULT])
+            self.assertEqual(server.events.closed[0].bytes, len(TEXT) + 5)
+            self.assertEqual(server.factory.faults.counts["no-close-notify"], len(rules))
+            self.assertEqual(server.network.getDelayedCalls(), [])
 
     def test_bytes(self) -> None:
         """What a fault changes arrives in whole records, and the rest of the reply unchanged."""
