@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from echod.durations import LONGEST
 from echod.faultplan import ARGUMENTS, MAX_NUMBER, MAX_SIZE, Fault, Plan, Rule, When
-from echod.numbers import NUMBER
 
 SHOWN: Final = 30
 """Characters of a plan before and after the caret of an error message."""
@@ -108,19 +107,20 @@ class PlanError(ValueError):
         self.position = position
 
 
-def parse_plan(text: str) -> Plan:
+def parse_plan(text: str, seed: int | None = None) -> Plan:
     """Return the plan that ``text`` describes.
 
     :param text: rules, separated by ``;``, for instance ``first 2: refuse; seed 7``.
+    :param seed: the seed, which the text then cannot have.
     :raises PlanError: for any other text.
     """
     plan = Plan()
-    seed: dict[str, Any] = {}
+    seeds: dict[str, Any] = {} if seed is None else {"seed": seed}
     when, before = When(), ";"
     for found in _CLAUSE.finditer(text):
         words = [(each.start(), each[0]) for each in _WORD.finditer(text, *found.span(1))]
         words.append((found.end(1), found[2]))
-        if (plan.rules or seed) and before in (";", "") and words[0][1] == "":
+        if found.start() and before in (";", "") and words[0][1] == "":
             break
         form, arguments = _match(text, words, before)
         try:
@@ -130,14 +130,14 @@ def parse_plan(text: str) -> Plan:
                 rule = Rule(when, Fault(form.split()[0], **arguments))
                 plan = replace(plan, rules=(*plan.rules, rule))
                 when = When()
-            elif seed:
+            elif seeds:
                 raise ValueError("a plan has one seed")
             else:
-                seed = arguments
+                seeds = arguments
         except ValueError as error:
             raise PlanError(text, words[0][0], error) from None
         before = found[2]
-    return replace(plan, **seed)
+    return replace(plan, **seeds)
 
 
 def _match(text: str, words: list[tuple[int, str]], before: str) -> tuple[str, dict[str, Any]]:
@@ -184,7 +184,7 @@ def _value(kind: str, word: str) -> Any:
         return ast.literal_eval(f"b{word}")
     if kind in _QUANTITIES:
         units, least, most, _ = _QUANTITIES[kind]
-        found = re.fullmatch(f"({NUMBER})({units})", word)
+        found = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?)({units})", word)
         if found is None:
             raise ValueError(word)
         value = Fraction(found[1]) * _FACTORS.get(found[2], 1) / _DIVISORS.get(found[2], 1)
