@@ -104,6 +104,7 @@ DAEMON = [
     "faultlog",
     "logs",
     "errors",
+    "faultfile",
     "logfile",
     "optiontable",
     "options",
