@@ -19,6 +19,7 @@ from referencing.jsonschema import DRAFT202012
 from echod.daemon.control import MAX_BODY, Control, ControlSite
 from echod.daemon.webguard import TIMEOUT
 from echod.faultgrammar import parse_plan
+from echod.faultplan import ON
 from echod.faults import DATAGRAM, STREAM, TLS, Faults
 from echod.testing import MemoryNetwork, Peer
 from tests.daemon.responses import Logged, Reply
@@ -228,6 +229,8 @@ def test_openapi(endpoint: Endpoint) -> None:
     assert result(endpoint.ask("/openapi.json")) == DOCUMENT
     for schema in DOCUMENT["components"]["schemas"].values():
         Draft202012Validator.check_schema(schema)
+
+    assert DOCUMENT["components"]["schemas"]["Port"]["properties"]["serves"]["enum"] == [*ON]
 
     def check(node: Any) -> None:
         for each in node.values() if isinstance(node, dict) else node:
