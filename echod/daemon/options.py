@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from twisted.python import usage
@@ -50,11 +50,36 @@ def print_and_exit(text: str) -> NoReturn:
     raise SystemExit(0)
 
 
+def join_plans(words: Iterable[str]) -> list[str]:
+    """Join the words of ``--faulty ENDPOINT PLAN`` to one: an option of getopt takes one value.
+
+    A null byte, which no command line has, is between endpoint and plan.
+
+    :raises twisted.python.usage.UsageError: if one of the words is missing.
+    """
+    joined = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, endpoint = word.partition("=")
+        if name == "--faulty":
+            endpoint = endpoint if equals else next(rest, "")
+            plan = next(rest, "")
+            if any(not each or each.startswith("--") for each in (endpoint, plan)):
+                raise usage.UsageError(
+                    "--faulty needs an endpoint and a plan, as in --faulty tcp:65433 "
+                    "'first 2: refuse'"
+                )
+            word = f"--faulty={endpoint}\0{plan}"  # noqa: PLW2901
+        joined.append(word)
+    return joined
+
+
 class Options(usage.Options):
     """The options of ``twistd echod``; after parsing, each value has its own type.
 
-    ``port`` is int, ``interface`` and ``listen`` list of str, timeouts float (seconds) or
-    ``None``, limits int or ``None``, ``quiet`` and ``verbose`` bool, ``metrics`` str or ``None``.
+    ``port`` is int, ``interface`` and ``listen`` list of str, ``faulty`` list of endpoint (str) and
+    :class:`~echod.faultplan.Plan`, timeouts float (seconds) or ``None``, limits int or ``None``,
+    ``quiet`` and ``verbose`` bool, ``metrics`` str or ``None``.
     ``has-address`` is whether port, interface or listen was given.
 
     :ivar log_file: the log file; ``None`` if twistd does not log to a file.
@@ -79,6 +104,7 @@ class Options(usage.Options):
         super().__init__()  # type: ignore[no-untyped-call]
         self["interface"] = []
         self["listen"] = []
+        self["faulty"] = []
 
     def opt_interface(self, address: str) -> None:
         """Add an IP address to listen on."""
@@ -87,6 +113,11 @@ class Options(usage.Options):
     def opt_listen(self, description: str) -> None:
         """Add an endpoint to listen on."""
         self["listen"].append(description)
+
+    def opt_faulty(self, words: str) -> None:
+        """Add an endpoint with faults, and its plan: see :func:`join_plans`."""
+        endpoint, _, plan = words.partition("\0")
+        self["faulty"].append((endpoint, plan))
 
     def opt_version(self) -> NoReturn:
         """Print the version of echod and exit."""
@@ -148,8 +179,9 @@ class Options(usage.Options):
 
         :raises WrongOption: for a mistake in the command line; under twistd, exit with status 2.
         """
+        words = sys.argv[1:] if options is None else options
         try:
-            super().parseOptions(options)  # type: ignore[no-untyped-call]
+            super().parseOptions(join_plans(words))  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
             cause = error.__context__
             why = self._mistake(cause) if isinstance(cause, getopt.GetoptError) else error

@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple
 
 from echod.daemon.listeners.interfaces import check_interface
 from echod.durations import parse_duration
+from echod.faultgrammar import parse_plan
+from echod.faultplan import Plan
 from echod.numbers import parse_rate, parse_whole_number
 from echod.udprules import MAX_RATE, MIN_RATE
 
@@ -29,7 +31,8 @@ class Option(NamedTuple):
     :ivar name: long name, without the dashes.
     :ivar value: the placeholder for its value in the help; empty for a flag.
     :ivar help: one sentence for the help.
-    :ivar parse: converts a value; its ValueError completes the sentence «--name ...».
+    :ivar parse: converts a value, a str or that of ``opt_NAME``; its ValueError completes the
+        sentence «--name ...».
     :ivar default: the default value, as an operator would type it.
     :ivar repeatable: whether the option collects a list of values.
     """
@@ -37,22 +40,36 @@ class Option(NamedTuple):
     name: str
     value: str
     help: str
-    parse: Callable[[str], Any] = str
+    parse: Callable[[Any], Any] = str
     default: str | None = None
     repeatable: bool = False
 
+    @property
+    def words(self) -> str:
+        """The option as in a command line; one with two values is followed by a space."""
+        between = " " if " " in self.value else "="
+        return f"--{self.name}{between}{self.value}" if self.value else f"--{self.name}"
+
     def usage(self, width: int) -> str:
         """Return the lines of the help for this option."""
-        name = f"--{self.name}={self.value}" if self.value else f"--{self.name}"
         default = f" [default: {self.default}]" if self.default else ""
         return textwrap.fill(
             self.help + default,
             width,
-            initial_indent=f"  {name:<{INDENT - 2}}",
+            initial_indent=f"  {self.words:<{INDENT - 2}}",
             subsequent_indent=" " * INDENT,
             break_long_words=False,
             break_on_hyphens=False,
         )
+
+
+def parse_faulty(words: tuple[str, str]) -> tuple[str, Plan]:
+    """Return the endpoint and the plan of ``--faulty``; raise ValueError for a wrong plan."""
+    endpoint, text = words
+    try:
+        return endpoint, parse_plan(text)
+    except ValueError as error:
+        raise ValueError(f"{endpoint!r}: {error}") from None
 
 
 rate = functools.partial(parse_rate, of="datagrams", least=MIN_RATE, most=MAX_RATE)
@@ -75,6 +92,15 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
             "Endpoint to listen on instead, repeatable: tcp:PORT:interface=ADDRESS, unix:PATH, "
             "udp:PORT, ssl:PORT:privateKey=FILE:certKey=FILE, haproxy:tcp:PORT, or any other "
             "stream endpoint of Twisted.",
+            repeatable=True,
+        ),
+        Option(
+            "faulty",
+            "ENDPOINT PLAN",
+            "Endpoint on which the echo misbehaves as a plan of rules says, repeatable, such as "
+            "tcp:65433 'first 2: refuse; every 7th message of 64: delay 200ms'. Like --listen, it "
+            "replaces the default port.",
+            parse_faulty,
             repeatable=True,
         ),
     ),
@@ -171,6 +197,7 @@ DURATIONS: Final = (
 EXAMPLES: Final = (
     "{program} --port 65432",
     "{program} --interface 0.0.0.0 --max-connections-per-peer 100 --idle-timeout 10m",
+    "{program} --faulty tcp:65433:interface=127.0.0.1 'first 2: refuse'",
     "{program} --listen tcp:7:interface=127.0.0.1 --listen udp:7 --metrics tcp:9862",
 )
 

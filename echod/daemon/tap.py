@@ -28,6 +28,8 @@ from echod.daemon.signals import Signals
 from echod.daemon.summary import RateLimitedSummary
 from echod.events import Observer, broadcast, notify
 from echod.factory import EchoFactory
+from echod.faultplan import Plan
+from echod.faults import Faults
 from echod.limits import descriptors_left
 from echod.udp import EchoDatagrams
 from echod.udprules import Rules
@@ -157,26 +159,42 @@ def echo_listeners(
 ) -> list[Listener]:
     """Return the listeners of the echo service: those of the options, and all passed sockets.
 
-    A passed socket that no ``--listen`` names is served without TLS and without PROXY headers.
+    A passed socket that no option names is served without TLS and without PROXY headers.
 
     :raises CannotServe: for an option or a socket that cannot be served, and for a socket with the
-        name ``tls`` that no ``--listen`` names: it must not be served in plain text.
+        name ``tls`` that no option names: it must not be served in plain text.
     """
     left = [each for each in sockets if each.name != METRICS]
     listeners = [echo_listener(reactor, datagrams, each, left) for each in options["listen"]]
+    faulty: list[Listener] = []
+    for endpoint, plan in options["faulty"]:
+        faulty.append(echo_listener(reactor, datagrams, endpoint, left, "--faulty"))
+        set_plan(faulty[-1], plan, datagrams.clock.seconds())
     for each in left:
         if each.name == TLS:
             raise CannotServe(
                 f"{each} is for TLS, and no option says with which certificate: "
                 "add --listen ssl:systemd:name=tls:privateKey=FILE:certKey=FILE"
             )
-    if not listeners and (options["has-address"] or not left):
+    if not listeners and (options["has-address"] or not (left or faulty)):
         listeners.append(TCPListener("", reactor, options["port"], options["interface"]))
     if left:
         listeners.append(
             PassedListener("LISTEN_FDS", reactor, adopt(left, datagrams=True), datagrams)
         )
-    return listeners
+    return [*listeners, *faulty]
+
+
+def set_plan(listener: Listener, plan: Plan, now: float) -> None:
+    """Have the ports of ``listener`` misbehave as ``plan`` says.
+
+    :param now: seconds, by a monotonic clock.
+    :raises WrongOption: if the ports cannot have a rule of the plan.
+    """
+    try:
+        listener.faults = Faults(plan, now, listener.serves)
+    except ValueError as error:
+        raise WrongOption(f"{listener.option}: {error}") from None
 
 
 def metrics_listeners(

@@ -18,8 +18,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from echod.daemon.errors import CannotServe
 from echod.daemon.options import Options
 from echod.daemon.optiontable import TOPICS
+from echod.faultplan import Plan, when
 
-NAMES = [option.name for topic in TOPICS.values() for option in topic if option.parse is not str]
+OPTIONS = [option for topic in TOPICS.values() for option in topic]
+NAMES = [option.name for option in OPTIONS if option.parse is not str and " " not in option.value]
 
 
 def parse(*arguments: str) -> Options:
@@ -90,6 +92,37 @@ class OptionsTests(SynchronousTestCase):
         for other in (("--port", "65432"), ("--interface", "::1")):
             self.assertIn("--listen", self.refused("--listen", "tcp:0", *other))
 
+    def test_faulty(self) -> None:
+        """--faulty takes an endpoint and a plan, can be repeated, and stands beside --port."""
+        options = parse(
+            *("--faulty", "tcp:0", "first 2: refuse; seed 7", "--port", "0"),
+            *("--faulty=udp:0", "drop; seed 8", "--quiet"),
+        )
+        plans = [Plan((when.first(2).refuse(),), 7), Plan((when.drop(),), 8)]
+        self.assertEqual(options["faulty"], list(zip(("tcp:0", "udp:0"), plans, strict=True)))
+        self.assertTrue(options["has-address"])
+        self.assertFalse(parse("--faulty", "tcp:0", "refuse")["has-address"])
+        self.patch(sys, "argv", ["echod", "--faulty", "tcp:0", "refuse"])
+        options = Options()
+        options.parseOptions()
+        self.assertEqual([endpoint for endpoint, _ in options["faulty"]], ["tcp:0"])
+
+    def test_faulty_with_a_word_missing(self) -> None:
+        """An endpoint without a plan is refused, with an example."""
+        for words in (
+            ("--faulty",),
+            ("--faulty=",),
+            ("--faulty", "tcp:0"),
+            ("--faulty=tcp:0",),
+            ("--faulty", "tcp:0", ""),
+            ("--faulty", "tcp:0", "--quiet"),
+            ("--faulty", "--quiet", "first 2: refuse"),
+        ):
+            self.assertIn(
+                "--faulty needs an endpoint and a plan, as in --faulty tcp:65433 'first 2: refuse'",
+                self.refused(*words),
+            )
+
     def test_bad_numbers(self) -> None:
         """The error about an invalid number names the option and says what it takes."""
         for name, takes, bad in (
@@ -158,11 +191,9 @@ class OptionsTests(SynchronousTestCase):
         topics = [line for line in lines if re.fullmatch("[A-Z][A-Za-z ]+:", line)]
         self.assertEqual(topics, [*(f"{topic}:" for topic in TOPICS), "Examples:"])
         options = [option for topic in TOPICS.values() for option in topic]
-        names = [line.split()[0] for line in lines if line.startswith("  --")]
-        self.assertEqual(
-            names, [f"--{option.name}={option.value}".rstrip("=") for option in options]
-        )
-        self.assertEqual([line for line in lines[:-3] if len(line) > 80], [])
+        names = re.findall(r"(?m)^  (--\S+(?: \S+)*)", str(Options()))
+        self.assertEqual(names, [option.words for option in options])
+        self.assertEqual([line for line in lines[:-4] if len(line) > 80], [])
 
     def test_print_help(self) -> None:
         """--help and -h print the help, and exit with status 0."""

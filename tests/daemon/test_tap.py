@@ -22,9 +22,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from echod.clock import clock_of
-from echod.daemon import makeService, signals, tap
+from echod.daemon import faultlog, makeService, signals, tap
 from echod.daemon import sdnotify as notify
-from echod.daemon.errors import CannotServe
+from echod.daemon.errors import CannotServe, WrongOption
 from echod.daemon.listeners import kinds, systemd
 from echod.daemon.listeners import tls as secure
 from echod.daemon.listeners.systemd import PassedListener
@@ -148,6 +148,45 @@ class MakeServiceTests(SynchronousTestCase):
         made = self.make("--listen", "tcp:0", "--listen", "unix:/run/x")
         self.assertEqual(self.listeners(made), ([TCPListener, UNIXListener], []))
         self.assertRaises(CannotServe, self.make, "--listen", "tcp:http")
+
+    def test_faulty(self) -> None:
+        """--faulty opens a port with faults, and replaces the default port, but no other option."""
+        faulty = ("--faulty", "tcp:0", "first 2: refuse; seed 7")
+        for arguments, expected in (
+            ((), [TCPListener]),
+            (("--port", "0"), [TCPListener, TCPListener]),
+            (("--listen", "unix:/run/x"), [UNIXListener, TCPListener]),
+            (("--faulty", "udp:0", "drop"), [TCPListener, UDPListener]),
+        ):
+            made = self.make(*faulty, *arguments)
+            self.assertEqual(self.listeners(made)[0], expected)
+            self.assertTrue(made.notifier.faulty)
+        self.assertFalse(self.make().notifier.faulty)
+
+    def test_faulty_beside_passed(self) -> None:
+        """A passed socket that no option names is served without faults."""
+        self.pass_sockets(a=1, b=1)
+        made = self.make("--faulty", "systemd:name=a", "refuse")
+        self.assertEqual(self.listeners(made)[0], [PassedListener, PassedListener])
+        self.assertEqual([bool(each.faults) for each in made.echo.listeners], [False, True])
+        self.pass_sockets(a=1)
+        made = self.make("--faulty", "systemd:name=a", "refuse")
+        self.assertEqual(self.listeners(made)[0], [PassedListener])
+
+    def test_plan_that_does_not_fit(self) -> None:
+        """A rule that the port cannot have is refused in one line that names the option."""
+        for endpoint, plan in (("tcp:0", "drop"), ("udp:0", "refuse"), ("unix:/x", "expired")):
+            error = self.assertRaises(WrongOption, self.make, "--faulty", endpoint, plan)
+            self.assertIn(f"--faulty '{endpoint}': ", error.why)
+
+    def test_firings(self) -> None:
+        """The observers of connections observe the firings, too."""
+        made = self.make("--faulty", "tcp:0", "refuse")
+        [listener] = made.echo.listeners
+        self.patch(faultlog.log, "observer", self.log.append)
+        [rule] = listener.faults.rules
+        listener.faults.fire(rule, 1, 0, 0)
+        self.assertEqual(self.log[-1]["event"], "faults")
 
     def test_passed(self) -> None:
         """Sockets that systemd passes replace the default port."""

@@ -112,6 +112,16 @@ LINES: dict[str, str] = {
     "echod --listen ssl:0": "it has no privateKey=",
     "echod --listen haproxy:udp:7": "haproxy: goes before one of tcp, tcp6, unix, systemd",
     "echod --listen systemd": "it takes systemd:name=NAME",
+    "echod --faulty": "--faulty needs an endpoint and a plan, as in --faulty tcp:65433 'first",
+    "echod --faulty tcp:0": "--faulty needs an endpoint and a plan",
+    "echod --faulty tcp:0 --quiet": "--faulty needs an endpoint and a plan",
+    "echod --faulty=tcp:0": "--faulty needs an endpoint and a plan",
+    "echod --fault tcp:0 refuse": "takes no arguments, not 'refuse'",
+    "echod --faulty tcp:0 refuse stray": "takes no arguments, not 'stray'",
+    "echod --faulty quic:0 refuse": "--faulty 'quic:0': there is no endpoint 'quic'",
+    "echod --faulty tcp:x refuse": f"--faulty 'tcp:x': port {NUMBER} 'x'",
+    "echod --faulty haproxy:udp:7 drop": "haproxy: goes before one of tcp, tcp6, unix, systemd",
+    "twistd -n echod --faulty tcp:0 refsue": "--faulty 'tcp:0': '^refsue': ",
     "echod --metrics 9862": "--metrics '9862': ",
     "echod --metrics tcp": "--metrics 'tcp",
     "echod --metrics udp:9862": "--metrics 'udp:9862': ",
@@ -122,6 +132,61 @@ LINES: dict[str, str] = {
     "echod --metrics systemd:domain=INET:index=0": "--metrics takes no systemd: endpoint",
 }
 """Command lines with a mistake, and a part of the error about each."""
+
+PLANS = r"""
+first 2: ^refsue
+^Refuse
+first ^two: refuse
+first^: refuse
+first ^0: refuse
+first ^-1: refuse
+first ^99999999999999: refuse
+first 2 ^refuse
+first 2:^
+^: refuse
+^;
+refuse;^; close
+refuse^: first 2
+refuse^, close
+refuse ^close
+refuse; seed^
+seed ^x; refuse
+every ^7: refuse
+every ^0th: refuse
+every 7th message^: damage
+^connections 5 to 3: refuse
+^150%: refuse
+^-5%: refuse
+after 10^: reset
+after 10 ^bites: reset
+after ^2d: reset
+at most ^0 times: reset
+delay^
+delay ^200
+delay 200ms +- ^x
+delay normal 200ms^
+throttle ^10kB
+^slice 0 bytes
+pad ^-1 bytes
+greet ^hello
+greet ^"hello
+^insert ""
+refuse ^#
+"""
+"""Wrong plans, with a caret before the mistake."""
+
+PLANS_THAT_DO_NOT_FIT = {
+    "tcp:0": ("drop", "expired", "every datagram: damage"),
+    "udp:0": ("refuse", "half-close", "message 1 of 64: damage", "after 10 bytes: damage"),
+}
+"""Plans that a port of another kind can have."""
+
+for plan in PLANS.strip().splitlines():
+    typed = shlex.quote(plan.replace("^", ""))
+    LINES[f"echod --faulty tcp:0 {typed}"] = f"--faulty 'tcp:0': '{plan}': "
+for endpoint, plans in PLANS_THAT_DO_NOT_FIT.items():
+    for plan in plans:
+        LINES[f"echod --faulty {endpoint} '{plan}'"] = f"--faulty '{endpoint}': "
 
 REFUSED = {
     "echod --listen unix:/no/such/directory/x": "its directory must exist",
@@ -136,6 +201,8 @@ REFUSED = {
     "echod --port {port}": "address already in use",
     "echod --listen tcp:{port}:interface=127.0.0.1": "address already in use",
     "echod --listen udp:{udp}": "address already in use",
+    "echod --faulty tcp:{port}:interface=127.0.0.1 refuse": "address already in use",
+    "echod --faulty systemd:name=a refuse": "--faulty 'systemd:name=a': systemd passed no socket",
     "echod --port 0 --interface 192.0.2.1": "this machine has no such address",
     "echod --port 0 --metrics tcp:0:interface=192.0.2.1": "this machine has no such address",
     "twistd -n --pidfile /no/such/directory/x echod": "choose another place, or none (--pidfile=)",
@@ -216,10 +283,14 @@ VALUES = st.one_of(
 OPTIONS = [option.name for topic in TOPICS.values() for option in topic if option.value]
 
 
+def words_of(name: str, value: str) -> tuple[str, ...]:
+    return (f"--{name}", "tcp:0", value) if name == "faulty" else (f"--{name}={value}",)
+
+
 @given(st.lists(st.tuples(st.sampled_from(OPTIONS), VALUES), max_size=3))
 def test_any_options(given_options: list[tuple[str, str]]) -> None:
     """Any values of any options are accepted, or refused in one line."""
-    words = [f"--{name}={value}" for name, value in given_options]
+    words = [word for name, value in given_options for word in words_of(name, value)]
     error = refusal(lambda: Options().parseOptions(words))
     for _, value in given_options:
         error = error.replace(f"{value!a}", "")

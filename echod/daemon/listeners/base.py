@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -16,7 +16,9 @@ from twisted.logger import Logger
 
 from echod.daemon.errors import CannotServe, WrongOption, cannot_listen, errno_of
 from echod.daemon.listeners.interfaces import LOOPBACK
+from echod.factory import EchoFactory
 from echod.faults import STREAM, Faults
+from echod.faulty import FaultyEchoFactory
 from echod.proxy import ProxyFactory
 
 BACKLOG: Final = 1024
@@ -54,15 +56,20 @@ class Listener(ABC):
     held_by_systemd = False
 
     @property
-    def serves(self) -> Collection[str]:
-        """What the ports serve, for :meth:`~echod.faults.Plan.check`."""
-        return [self.tls.serves if self.tls else STREAM]
+    def serves(self) -> str:
+        """What the ports serve, for :class:`~echod.faults.Faults`."""
+        return self.tls.serves if self.tls else STREAM
 
     async def listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         """Listen, and return the ports.
 
         :raises CannotServe: if a port cannot be opened; then no port is left open.
         """
+        if self.faults:
+            beside = cast(EchoFactory, factory)
+            faulty = FaultyEchoFactory(self.faults.plan, serves=self.serves, beside=beside)
+            faulty.faults = self.faults
+            factory = cast(IProtocolFactory, faulty)
         if self.proxied:
             factory = ProxyFactory(cast(Any, factory))
         if self.tls:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,9 +20,10 @@ from twisted.logger import Logger
 from echod.addresses import on_one_line
 from echod.daemon.errors import CannotServe
 from echod.daemon.listeners.base import Listener
+from echod.daemon.listeners.udp import datagram_port
 from echod.daemon.listeners.unix import AdoptedUNIXPort
 from echod.faults import DATAGRAM
-from echod.udp import DatagramPort, EchoDatagrams
+from echod.udp import EchoDatagrams
 
 FIRST: Final = 3
 """The first descriptor that systemd passes: SD_LISTEN_FDS_START in sd_listen_fds(3)."""
@@ -185,11 +186,18 @@ class PassedListener(Listener):
     held_by_systemd = True
 
     @property
-    def serves(self) -> Collection[str]:
-        """What the ports serve: streams or TLS, datagrams, or both."""
+    def serves(self) -> str:
+        """What the ports serve.
+
+        :raises CannotServe: if they serve streams and datagrams, which have different faults.
+        """
         kinds = {sock.type for sock in self.sockets}
-        served = [] if kinds == {socket.SOCK_DGRAM} else [*super().serves]
-        return [*served, DATAGRAM] if socket.SOCK_DGRAM in kinds else served
+        if len(kinds) > 1:
+            raise CannotServe(
+                f"{self.option}: it names stream and datagram sockets, which have different "
+                "faults: give them two names (FileDescriptorName=), and each name an option"
+            )
+        return DATAGRAM if kinds == {socket.SOCK_DGRAM} else super().serves
 
     async def _listen(self, factory: IProtocolFactory) -> Sequence[IListeningPort]:
         return [self._open(sock, factory) for sock in self.sockets]
@@ -200,7 +208,8 @@ class PassedListener(Listener):
             port = self.reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
             return cast(IListeningPort, port)
         if sock.type == socket.SOCK_DGRAM:
-            port = DatagramPort(self.reactor, sock.dup(), cast(Any, self.datagrams))
+            datagrams = cast(EchoDatagrams, self.datagrams)
+            port = datagram_port(self.reactor, sock.dup(), datagrams, self.faults)
         else:
             port = AdoptedUNIXPort(sock.dup(), factory, self.reactor)
         port.startListening()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IReactorFDSet
 
 from echod.daemon.listeners.base import IPListener
-from echod.faults import DATAGRAM
+from echod.faultdatagrams import FaultyDatagramPort
+from echod.faults import DATAGRAM, Faults
 from echod.udp import DatagramPort, EchoDatagrams
 
 NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -26,7 +27,7 @@ class UDPListener(IPListener):
 
     datagrams: EchoDatagrams
     protocol = "UDP"
-    serves = (DATAGRAM,)
+    serves = DATAGRAM
 
     async def _open(self, factory: IProtocolFactory, interface: str, port: int) -> IListeningPort:  # noqa: ARG002
         sock = None
@@ -41,6 +42,15 @@ class UDPListener(IPListener):
             if sock is not None:
                 sock.close()
             raise CannotListenError(interface, port, error) from error
-        opened = DatagramPort(self.reactor, sock, self.datagrams)
+        opened = datagram_port(self.reactor, sock, self.datagrams, self.faults)
         opened.startListening()
         return opened
+
+
+def datagram_port(
+    reactor: IReactorFDSet, sock: socket.socket, datagrams: EchoDatagrams, faults: Faults | None
+) -> DatagramPort:
+    """Return a port that answers on ``sock``, as ``faults`` say if there are any."""
+    if faults is None:
+        return DatagramPort(reactor, sock, datagrams)
+    return FaultyDatagramPort(reactor, sock, datagrams, faults)
