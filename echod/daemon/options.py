@@ -79,7 +79,7 @@ class Options(usage.Options):
 
     ``port`` is int, ``interface`` and ``listen`` list of str, ``faulty`` list of endpoint (str) and
     :class:`~echod.faultplan.Plan`, timeouts float (seconds) or ``None``, limits int or ``None``,
-    ``quiet`` and ``verbose`` bool, ``metrics`` str or ``None``.
+    ``quiet`` and ``verbose`` bool, ``metrics`` and ``control`` str or ``None``.
     ``has-address`` is whether port, interface or listen was given.
 
     :ivar log_file: the log file; ``None`` if twistd does not log to a file.
@@ -154,6 +154,8 @@ class Options(usage.Options):
                 "--listen replaces --port and --interface: give one or the other"
             )
         self["has-address"] = bool(self["listen"] or self["port"] is not None or self["interface"])
+        if self["control"] is not None and not self["faulty"]:
+            raise usage.UsageError("--control needs a faulty port: add --faulty ENDPOINT PLAN")
         for name, option in self._options().items():
             if option.value and self[name] is not None:
                 self[name] = self._value(option)

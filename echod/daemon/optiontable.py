@@ -172,6 +172,12 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
             "Serve metrics for Prometheus and a status page over HTTP, such as on tcp:9862; on "
             "loopback unless the endpoint names an interface. [default: none]",
         ),
+        Option(
+            "control",
+            "ENDPOINT",
+            "Read and replace the plans of faulty ports over HTTP, such as on tcp:9863: on "
+            "loopback, or on a UNIX socket. [default: none]",
+        ),
         Option("quiet", "", "Log no line for each connection."),
         Option(
             "verbose",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 from twisted.logger import Logger
 
@@ -18,7 +19,12 @@ from echod.daemon.listeners import systemd
 from echod.daemon.listeners.accepting import log_not_accepted
 from echod.daemon.listeners.base import Listener
 from echod.daemon.listeners.group import Ports
-from echod.daemon.listeners.kinds import echo_listener, import_extra, metrics_listener
+from echod.daemon.listeners.kinds import (
+    control_listener,
+    echo_listener,
+    import_extra,
+    metrics_listener,
+)
 from echod.daemon.listeners.systemd import METRICS, TLS, PassedListener, PassedSocket, adopt
 from echod.daemon.listeners.tcp import TCPListener
 from echod.daemon.logs import ConnectionLog
@@ -112,6 +118,11 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
         pages = web.Pages(status, metrics, lambda: others[0].hosts)
         site = web.GuardedSite(pages, reactor)
         others.append(Ports(site, http_listeners, failures, "metrics"))
+    if options["control"] is not None:
+        listeners = [control_listener(reactor, options["control"])]
+        control = import_module("echod.daemon.control")  # imports twisted.web
+        site = control.ControlSite(control.Control(faults, datagrams.clock), reactor)
+        others.append(Ports(site, listeners, failures, "control"))
     factory.observer = datagrams.observer = broadcast(*observers)
     for each in faults:
         each.observer = partial(notify, factory.observer)
@@ -123,7 +134,9 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
         drain_timeout=options["drain-timeout"],
         notifier=notifier,
         connection_limit=lambda: connection_limit(
-            options["max-connections"], reactor, web.MAX_CONNECTIONS if web else 0
+            options["max-connections"],
+            reactor,
+            sum(cast(Any, ports.factory).max_connections for ports in others),
         ),
         reload=(lambda: [certificates.reload() for certificates in tls]) if tls else None,
         log_observer=None if options.log_file is None else options.log_file.observer,

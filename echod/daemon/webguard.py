@@ -187,6 +187,7 @@ class GuardedSite(Site):
     """
 
     noisy = False
+    max_connections = MAX_CONNECTIONS
     protocol = GuardedChannel  # type: ignore[assignment]  # Twisted's is narrower
 
     def __init__(self, resource: IResource, reactor: IReactorTime) -> None:

@@ -163,6 +163,20 @@ class MakeServiceTests(SynchronousTestCase):
             self.assertTrue(made.notifier.faulty)
         self.assertFalse(self.make().notifier.faulty)
 
+    def test_control(self) -> None:
+        """--control serves the plans, and needs descriptors for its connections."""
+        faulty = ("--faulty", "tcp:0", "refuse", "--control")
+        left = descriptors_left()
+        for endpoint, kind in (("tcp:0", TCPListener), ("unix:/x", UNIXListener)):
+            made = self.make(*faulty, endpoint)
+            self.assertEqual(self.listeners(made), ([TCPListener], [kind]))
+            self.assertEqual(made.connection_limit(), left - 16)
+        made = self.make(*faulty, "tcp:0", "--metrics", "tcp:0")
+        self.assertEqual(self.listeners(made)[1], [TCPListener, TCPListener])
+        self.assertEqual(made.connection_limit(), left - 32)
+        error = self.assertRaises(WrongOption, self.make, *faulty, "tcp:0:interface=0.0.0.0")
+        self.assertIn("control is served on loopback", error.why)
+
     def test_faulty_beside_passed(self) -> None:
         """A passed socket that no option names is served without faults."""
         self.pass_sockets(a=1, b=1)

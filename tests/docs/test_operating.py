@@ -337,10 +337,14 @@ def calls() -> Iterator[Call]:
                 )
 
 
+PORTS = ("listening", "metrics", "control")
+"""The events of ports that are opened."""
+
+
 def names_of_event(call: Call) -> list[str]:
     """Return the possible values of ``event`` in a call; a variable has the name of a port."""
     event = call.fields.get("event", ast.Constant("message"))
-    return [str(event.value)] if isinstance(event, ast.Constant) else ["listening", "metrics"]
+    return [str(event.value)] if isinstance(event, ast.Constant) else [*PORTS]
 
 
 def test_each_line_of_echod_is_explained() -> None:

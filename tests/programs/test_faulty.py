@@ -11,7 +11,7 @@ import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -173,6 +173,23 @@ def test_beside_a_port_without_faults() -> None:
 def get(url: str) -> str:
     with urlopen(url, timeout=TIMEOUT) as reply:
         return str(reply.read().decode())
+
+
+def test_control() -> None:
+    """A plan that is replaced over HTTP applies to the next connection, and is logged."""
+    options = ("--control", "tcp:0", "--faulty", "tcp:0:interface=127.0.0.1", "refuse; seed 7")
+    with Daemon(*options) as daemon:
+        [address] = addresses(daemon)
+        assert exchange(lambda: connect(address, "")) == b""
+        url = "http://" + daemon.wait_for("control on tcp")[0].rpartition(" ")[2] + "/faults/0"
+        body = json.dumps({"plan": "damage", "seed": 8}).encode()
+        request = Request(url, body, {"Content-Type": "application/json"}, method="PUT")
+        with urlopen(request, timeout=TIMEOUT) as reply:
+            assert json.load(reply)["plan"] == "damage; seed 8"
+        assert exchange(lambda: connect(address, "")) == b"iello"
+        with urlopen(url, timeout=TIMEOUT) as reply:
+            assert json.load(reply)["rules"][0]["fired"] == 1
+        assert "FAULTY " + address + ": damage (seed 8)" in daemon.log
 
 
 def test_only_faulty() -> None:
