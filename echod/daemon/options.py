@@ -78,8 +78,9 @@ class Options(usage.Options):
     """The options of ``twistd echod``; after parsing, each value has its own type.
 
     ``port`` is int, ``interface`` and ``listen`` list of str, ``faulty`` list of endpoint (str) and
-    :class:`~echod.faultplan.Plan`, timeouts float (seconds) or ``None``, limits int or ``None``,
-    ``quiet`` and ``verbose`` bool, ``metrics`` and ``control`` str or ``None``.
+    :class:`~echod.faultplan.Plan`, ``faults`` the same or ``None``, timeouts float (seconds) or
+    ``None``, limits int or ``None``, ``quiet`` and ``verbose`` bool, ``metrics`` and ``control``
+    str or ``None``.
     ``has-address`` is whether port, interface or listen was given.
 
     :ivar log_file: the log file; ``None`` if twistd does not log to a file.
@@ -154,7 +155,7 @@ class Options(usage.Options):
                 "--listen replaces --port and --interface: give one or the other"
             )
         self["has-address"] = bool(self["listen"] or self["port"] is not None or self["interface"])
-        if self["control"] is not None and not self["faulty"]:
+        if self["control"] is not None and not (self["faulty"] or self["faults"]):
             raise usage.UsageError("--control needs a faulty port: add --faulty ENDPOINT PLAN")
         for name, option in self._options().items():
             if option.value and self[name] is not None:
@@ -184,6 +185,8 @@ class Options(usage.Options):
         words = sys.argv[1:] if options is None else options
         try:
             super().parseOptions(join_plans(words))  # type: ignore[no-untyped-call]
+        except WrongOption as error:  # in a file that an option names
+            self.refuse(error)
         except usage.UsageError as error:
             cause = error.__context__
             why = self._mistake(cause) if isinstance(cause, getopt.GetoptError) else error

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from echod.daemon.faultfile import read_faults
 from echod.daemon.listeners.interfaces import check_interface
 from echod.durations import parse_duration
 from echod.faultgrammar import parse_plan
@@ -103,6 +104,7 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
             parse_faulty,
             repeatable=True,
         ),
+        Option("faults", "FILE", "File of faulty endpoints and their plans, in TOML.", read_faults),
     ),
     "Limits and timeouts": (
         Option(

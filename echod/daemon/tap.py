@@ -180,9 +180,10 @@ def echo_listeners(
     left = [each for each in sockets if each.name != METRICS]
     listeners = [echo_listener(reactor, datagrams, each, left) for each in options["listen"]]
     faulty: list[Listener] = []
-    for endpoint, plan in options["faulty"]:
-        faulty.append(echo_listener(reactor, datagrams, endpoint, left, "--faulty"))
-        set_plan(faulty[-1], plan, datagrams.clock.seconds())
+    for name in ("--faulty", "--faults"):
+        for endpoint, plan in options[name.removeprefix("--")] or ():
+            faulty.append(echo_listener(reactor, datagrams, endpoint, left, name))
+            set_plan(faulty[-1], plan, datagrams.clock.seconds())
     for each in left:
         if each.name == TLS:
             raise CannotServe(

@@ -21,7 +21,11 @@ from echod.daemon.optiontable import TOPICS
 from echod.faultplan import Plan, when
 
 OPTIONS = [option for topic in TOPICS.values() for option in topic]
-NAMES = [option.name for option in OPTIONS if option.parse is not str and " " not in option.value]
+NAMES = [
+    option.name
+    for option in OPTIONS
+    if option.parse is not str and option.name not in ("faulty", "faults")
+]
 
 
 def parse(*arguments: str) -> Options:
@@ -106,6 +110,26 @@ class OptionsTests(SynchronousTestCase):
         options = Options()
         options.parseOptions()
         self.assertEqual([endpoint for endpoint, _ in options["faulty"]], ["tcp:0"])
+
+    def test_faults(self) -> None:
+        """--faults names a file of endpoints and plans, or the mistake in it."""
+        self.assertIn("--faults=/no: No such file or directory", self.refused("--faults", "/no"))
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write('[[port]]\nlisten = "tcp:0"\nrules = ["drop"]\nseed = 8\n')
+            file.flush()
+            options = parse("--faults", file.name)
+        self.assertEqual(options["faults"], [("tcp:0", Plan((when.drop(),), 8))])
+        self.assertFalse(options["has-address"])
+
+    def test_wrong_plan(self) -> None:
+        """A mistake in a plan has a caret before it, and names the option and the endpoint."""
+        line = self.refused("--faulty", "tcp:0", "first 2: refsue")
+        self.assertIn("--faulty 'tcp:0': 'first 2: ^refsue': ", line)
+
+    def test_control(self) -> None:
+        """--control is refused without a faulty port."""
+        self.assertEqual(parse("--control", "x", "--faulty", "tcp:0", "drop")["control"], "x")
+        self.assertIn("--control needs a faulty port", self.refused("--control", "tcp:0"))
 
     def test_faulty_with_a_word_missing(self) -> None:
         """An endpoint without a plan is refused, with an example."""

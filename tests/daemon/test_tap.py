@@ -177,6 +177,19 @@ class MakeServiceTests(SynchronousTestCase):
         error = self.assertRaises(WrongOption, self.make, *faulty, "tcp:0:interface=0.0.0.0")
         self.assertIn("control is served on loopback", error.why)
 
+    def test_faults(self) -> None:
+        """--faults opens the ports of a file, and replaces the default port, too."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        path = Path(directory.name, "plans.toml")
+        path.write_text('[[port]]\nlisten = "udp:0"\nrules = ["drop"]\nseed = 7\n')
+        made = self.make("--faults", str(path), "--faulty", "tcp:0", "refuse")
+        self.assertEqual(self.listeners(made)[0], [TCPListener, UDPListener])
+        self.assertEqual([each.faults.plan.seed == 7 for each in made.echo.listeners][1:], [True])
+        path.write_text('[[port]]\nlisten = "quic:0"\nrules = ["refuse"]\n')
+        error = self.assertRaises(WrongOption, self.make, "--faults", str(path))
+        self.assertIn("--faults 'quic:0': there is no endpoint 'quic'", error.why)
+
     def test_faulty_beside_passed(self) -> None:
         """A passed socket that no option names is served without faults."""
         self.pass_sockets(a=1, b=1)

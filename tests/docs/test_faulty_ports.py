@@ -6,6 +6,7 @@ import re
 import shlex
 import socket
 from contextlib import closing
+from pathlib import Path
 
 from echod.daemon.command import Command
 from tests import ROOT
@@ -37,6 +38,16 @@ def test_command() -> None:
     normal = [re.sub(r"(?<=seed )\d+|(?<=127.0.0.1:)\d+", "N", line) for line in logged]
     for line in re.sub(r"(?<=seed )\d+|(?<=127.0.0.1:)\d+", "N", lines).splitlines():
         assert line in normal
+
+
+def test_file(tmp_path: Path) -> None:
+    """The example of a file has plans that the command reads."""
+    [example] = blocks(COMMAND_LINE, "toml")
+    path = tmp_path / "plans.toml"
+    path.write_text(example)
+    command = Command()
+    command.parseOptions(["--faults", str(path)])
+    assert [str(plan).count(":") for _, plan in command["faults"]] == [2, 1]
 
 
 def test_mistake() -> None:

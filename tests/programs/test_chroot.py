@@ -241,6 +241,7 @@ class Inside:
         )
         self.daemon = Daemon(
             *(word for each in listen for word in ("--listen", each)),
+            *("--faulty", "unix:/faulty", "50%, after 3 bytes: delay normal 1ms 1ms"),
             *("--metrics", "tcp:0", "--drain-timeout", "2", "--verbose"),
             twistd=twistd(root, *words),
             prefix=(sys.executable, "-c", WATCHED),
@@ -277,9 +278,10 @@ class Inside:
                 sock.settimeout(TIMEOUT)
                 sock.sendto(b"hello", (host, port))
                 assert sock.recv(100) == b"hello"
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(self.root / "socket"))
-            exchange(sock)
+        for path in (self.root / "socket", *[self.root / "faulty"] * 9):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(path))
+                exchange(sock)
         for version in (1, 2):
             for client in ("192.0.2.1", "2001:db8::1"):
                 header = proxy_header(version, client, 40000)

@@ -192,6 +192,19 @@ def test_control() -> None:
         assert "FAULTY " + address + ": damage (seed 8)" in daemon.log
 
 
+def test_limits() -> None:
+    """The limits count the connections of all ports; one above them has no number in the plan."""
+    options = ("--port", "0", "--max-connections", "1", "--metrics", "tcp:0")
+    with Daemon("--faulty", "tcp:0:interface=127.0.0.1", "number 1: damage", *options) as daemon:
+        [address] = addresses(daemon)
+        with daemon.connect() as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            assert exchange(lambda: connect(address, "")) == b""
+        daemon.wait_for("finished")
+        assert exchange(lambda: connect(address, "")) == b"iello"
+
+
 def test_only_faulty() -> None:
     """Without --port, only the faulty port is open; without --faulty, none is faulty."""
     with Daemon("--faulty", "tcp:0:interface=127.0.0.1", PLAN) as daemon:

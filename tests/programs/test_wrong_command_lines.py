@@ -116,7 +116,11 @@ LINES: dict[str, str] = {
     "echod --faulty tcp:0": "--faulty needs an endpoint and a plan",
     "echod --faulty tcp:0 --quiet": "--faulty needs an endpoint and a plan",
     "echod --faulty=tcp:0": "--faulty needs an endpoint and a plan",
-    "echod --fault tcp:0 refuse": "takes no arguments, not 'refuse'",
+    "echod --fault tcp:0 refuse": "--fault may mean --faulty or --faults",
+    "echod --faults": "--faults needs a value, FILE",
+    "echod --faults no": "--faults=no: No such file or directory",
+    "echod --faults .": "--faults=.: Is a directory",
+    "echod --faults pem": "--faults=pem: is not TOML: ",
     "echod --faulty tcp:0 refuse stray": "takes no arguments, not 'stray'",
     "echod --faulty quic:0 refuse": "--faulty 'quic:0': there is no endpoint 'quic'",
     "echod --faulty tcp:x refuse": f"--faulty 'tcp:x': port {NUMBER} 'x'",
@@ -175,6 +179,9 @@ greet ^hello
 greet ^"hello
 ^insert ""
 refuse ^#
+first 2 ^conections: refuse
+every 7th ^mesage of 64: damage
+^frist 2: refuse
 """
 """Wrong plans, with a caret before the mistake."""
 
@@ -249,8 +256,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
 
 
 def test_enough() -> None:
-    """The table has 60 command lines or more."""
-    assert len(LINES) >= 60
+    """The table has 60 command lines or more, and 40 wrong plans."""
+    assert len(LINES) - len(PLANS.strip().splitlines()) >= 60
+    assert len(PLANS.strip().splitlines()) >= 40
 
 
 @pytest.mark.parametrize("line", ALL)
