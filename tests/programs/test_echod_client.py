@@ -25,21 +25,15 @@ import pytest
 from tests import TIMEOUT
 from tests.client.memory import MS, tls_target
 from tests.programs.daemon import Daemon
-from tests.programs.mirrors import Mirror
 
 CLIENT = str(Path(sys.executable).with_name("echod-client"))
 COLUMNS = 40
 
 
 @pytest.fixture(scope="module")
-def mirror() -> Iterator[Mirror]:
-    with Mirror("plain") as running:
-        yield running
-
-
-@pytest.fixture
-def target(mirror: Mirror) -> str:
-    return f"127.0.0.1:{mirror.port}"
+def target() -> Iterator[str]:
+    with Daemon("--port", "0", "--quiet") as daemon:
+        yield f"127.0.0.1:{daemon.port}"
 
 
 def client(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,6 @@ import tests.programs.daemon
 from echod import __version__
 from tests import ROOT
 from tests.programs.daemon import Daemon
-from tests.programs.mirrors import Mirror
 from tests.programs.sockets import receive_all
 
 pytestmark = pytest.mark.packaging
@@ -88,8 +87,8 @@ def test_client(built: dict[str, Path], tmp_path: Path) -> None:
     run(python, "-m", "pip", "install", "--quiet", f"{built['wheel']}[client]")
     client = python.with_name("echod-client")
     assert run(client, "--version", cwd=tmp_path) == f"echod-client {__version__}\n"
-    with Mirror("plain") as mirror:
-        printed = run(client, "ping", f"127.0.0.1:{mirror.port}", "-c", "1", cwd=tmp_path)
+    with Daemon("--port", "0") as daemon:
+        printed = run(client, "ping", f"127.0.0.1:{daemon.port}", "-c", "1", cwd=tmp_path)
     assert "1 sent, 1 received, 0 lost, 0 late, 0 damaged" in printed
 
 
