@@ -20,6 +20,7 @@ from echod.client.options import parse
 from echod.client.runner import PreciseReactor, perform
 from echod.client.target import Target
 from echod.client.terminal import Console
+from echod.peer import EchoPeer
 from echod.testing import MemoryNetwork
 from tests.authority import Authority
 from tests.programs.daemon import Daemon
@@ -99,6 +100,17 @@ def silent_port() -> Iterator[str]:
             waiting.setblocking(False)
             waiting.connect_ex(listening.getsockname())
         yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def target_of(peer: EchoPeer) -> str:
+    """Return the TARGET that names ``peer``."""
+    transport, where = peer._faults.port.split(" ")
+    return {
+        "tcp": where,
+        "udp": f"udp:{where}",
+        "unix": f"unix:{where}",
+        "tls": f"tls:localhost:{peer.port}:trustRoots={Path(peer.ca).parent}",
+    }[transport]
 
 
 class Terminal(io.StringIO):

@@ -25,6 +25,7 @@ from echod.client import main
 from echod.client.measurement import Measurement
 from echod.client.runner import PreciseReactor
 from echod.client.terminal import Console
+from echod.peer import EchoPeer
 from tests import TIMEOUT
 from tests.client.memory import (
     FEW,
@@ -35,21 +36,16 @@ from tests.client.memory import (
     lines,
     matches,
     silent_port,
+    target_of,
     tls_target,
 )
 from tests.programs.daemon import Daemon
-from tests.programs.mirrors import Mirror
 
 
 @pytest.fixture(scope="module")
-def mirror() -> Iterator[Mirror]:
-    with Mirror("plain") as running:
-        yield running
-
-
-@pytest.fixture
-def target(mirror: Mirror) -> str:
-    return f"127.0.0.1:{mirror.port}"
+def target() -> Iterator[str]:
+    with EchoPeer() as peer:
+        yield target_of(peer)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +86,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echod.client.statistics.SECOND", 0.1)
 
 
-def test_udp_ping() -> None:
+def test_udp_ping(echo_peer_udp: EchoPeer) -> None:
     """Over UDP, ``ping`` prints no connection, and its summary has the outcomes of UDP."""
-    with Mirror("plain", "--udp") as mirror:
-        printed = lines("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 1)
+    printed = lines("ping", target_of(echo_peer_udp), "-c", 1)
     matches(
         printed,
         r"echo of udp:\S+ \(\S+\) over UDP, 64 bytes a message",
@@ -121,11 +116,11 @@ def test_ping(target: str) -> None:
 
 
 @pytest.mark.parametrize(("options", "count"), [((), 0), (("-O",), 2), (("-O", "-q"), 0)])
-def test_outstanding(options: tuple[str, ...], count: int) -> None:
+def test_outstanding(options: tuple[str, ...], count: int, echo_peer_udp: EchoPeer) -> None:
     """With ``-O``, there is a line for each message that has no reply when the next one is due."""
-    with Mirror("silent", "--udp") as mirror:
-        command = ("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 2, "-i", 0.01, "-W", 0.05)
-        printed = echod_client(*command, *options).out.splitlines()
+    echo_peer_udp.drop()
+    command = ("ping", target_of(echo_peer_udp), "-c", 2, "-i", 0.01, "-W", 0.05)
+    printed = echod_client(*command, *options).out.splitlines()
     expected = ["seq=0 no answer yet", "seq=1 lost"][:count]
     assert [line for line in printed if line.startswith("seq=")] == expected
 
@@ -146,13 +141,12 @@ def test_timestamps(target: str) -> None:
     assert printed[4] == ""
 
 
-@pytest.mark.parametrize(("kind", "word"), [("close", "closed"), ("reset", "reset")])
-def test_connected_again(kind: str, word: str, at_reply: AtReply) -> None:
+@pytest.mark.parametrize(("fault", "word"), [("close", "closed"), ("reset", "reset")])
+def test_connected_again(fault: str, word: str, at_reply: AtReply, echo_peer: EchoPeer) -> None:
     """A ping whose connection is lost connects again, and its other messages come back."""
     at_reply(4, lambda reactor: reactor.stop())
-    with Mirror(kind, "--after", 3 * 64) as mirror:
-        command = ("ping", f"127.0.0.1:{mirror.port}", "-i", 0.02, "--json")
-        status, out, _ = echod_client(*command)
+    echo_peer.plan(f"after 192 bytes: {fault}")
+    status, out, _ = echod_client("ping", target_of(echo_peer), "-i", 0.02, "--json")
     result = json.loads(out)
     assert status == 1
     assert {each["error"] for each in result["outages"]} == set(result["errors"]) == {word}
@@ -378,11 +372,12 @@ def test_service_without_tls(target: str) -> None:
     assert outcome.err.startswith(f"echod-client ping: {target}: TLS fails: ")
 
 
-def test_handshake_in_time(target: str) -> None:
+def test_handshake_in_time(target: str, echo_peer: EchoPeer) -> None:
     """A handshake that is given up ends quietly, also while other targets are measured."""
-    with Mirror("silent") as mirror, capturedLogs() as events:
-        silent = f"127.0.0.1:{mirror.port}"
-        options = ("-c", 2, "-i", 0.3, "-W", 0.1)
+    echo_peer.silent()
+    silent = target_of(echo_peer)
+    options = ("-c", 2, "-i", 0.3, "-W", 0.1)
+    with capturedLogs() as events:
         status, out, err = echod_client("ping", f"tls:{silent}", target, *options)
     assert (status, err) == (1, f"echod-client ping: {silent}: no answer in time\n")
     assert "2 sent, 2 received" in out
@@ -390,13 +385,17 @@ def test_handshake_in_time(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "timeout", "expected"),
-    [("plain", 10, "TLS fails: "), ("silent", 0.3, "no answer in time\n")],
+    ("plan", "timeout", "expected"),
+    [("", 10, "TLS fails: "), ("silent", 0.3, "no answer in time\n")],
 )
-def test_empty_pipe_without_tls(kind: str, timeout: float, expected: str) -> None:
+def test_empty_pipe_without_tls(
+    plan: str, timeout: float, expected: str, echo_peer: EchoPeer
+) -> None:
     """A pipe with empty input reports that there is no TLS."""
-    with Mirror(kind) as mirror, standard(b""):
-        target = f"127.0.0.1:{mirror.port}"
+    if plan:
+        echo_peer.plan(plan)
+    target = target_of(echo_peer)
+    with standard(b""):
         outcome = echod_client("pipe", f"tls:{target}", "-W", timeout)
     assert outcome.status == 1
     assert outcome.err.startswith(f"echod-client pipe: {target}: {expected}")
@@ -476,11 +475,11 @@ def test_no_answer(kind: str) -> None:
     assert outcome.err.endswith("1,000 connections could not be made: no answer in time\n")
 
 
-def test_end_before_messages_count() -> None:
+def test_end_before_messages_count(echo_peer: EchoPeer) -> None:
     """A load whose connections end in the warm-up says so; no connection is missing."""
-    with Mirror("close", "--after", "64") as mirror:
-        target = f"127.0.0.1:{mirror.port}"
-        outcome = echod_client("load", target, "-r", 20, "--warm-up", 30, "-W", 1)
+    echo_peer.from_byte(64).close()
+    target = target_of(echo_peer)
+    outcome = echod_client("load", target, "-r", 20, "--warm-up", 30, "-W", 1)
     assert (outcome.status, outcome.out) == (1, "")
     why = "all connections ended before messages counted"
     assert outcome.err == f"echod-client load: {target}: {why}\n"
@@ -497,10 +496,10 @@ def test_second_address_for_all(target: str, monkeypatch: pytest.MonkeyPatch) ->
     assert outcome.result["connections_made"] == 20
 
 
-def test_lost_in_a_closed_loop() -> None:
+def test_lost_in_a_closed_loop(echo_peer_udp: EchoPeer) -> None:
     """The summary of a closed loop says how long a lost datagram stopped its socket."""
-    with Mirror("silent", "--udp") as mirror:
-        _, out, _ = echod_client("load", f"udp:127.0.0.1:{mirror.port}", "-d", 0.15, "-W", 0.1)
+    echo_peer_udp.drop()
+    _, out, _ = echod_client("load", target_of(echo_peer_udp), "-d", 0.15, "-W", 0.1)
     assert "each lost datagram stopped its socket for 0.1 s" in out
 
 
@@ -646,10 +645,11 @@ def test_pipe(target: str, options: tuple[str, ...], err: Any) -> None:
     assert ('"ok": true' in outcome.err) == bool(options)
 
 
-def test_pipe_that_fails() -> None:
+def test_pipe_that_fails(echo_peer: EchoPeer) -> None:
     """A pipe that fails reports how many bytes it has written."""
-    with Mirror("close", "--after", 100) as mirror, standard(bytes(1000)):
-        outcome = echod_client("pipe", f"127.0.0.1:{mirror.port}")
+    echo_peer.from_byte(100).close()
+    with standard(bytes(1000)):
+        outcome = echod_client("pipe", target_of(echo_peer))
     assert outcome.status == 1
     assert "wrote 0 of 1,000 bytes" in outcome.err
 
@@ -677,15 +677,13 @@ def test_unexpected_exception(target: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("over", ["tcp", "udp", "tls"])
-def test_socket_options(over: str, tls: str, target: str) -> None:
+def test_socket_options(over: str, tls: str, target: str, echo_peer_udp: EchoPeer) -> None:
     """The IP version, the source, the type of service and the TTL apply to each kind of target."""
-    with Mirror("plain", "--udp") as mirror:
-        place = {"tcp": target, "udp": f"udp:127.0.0.1:{mirror.port}", "tls": tls}[over]
-        for options in ("-4 -I 127.0.0.1", "-I lo -4", "-4 -Q 0xb8 -t 1", "-4 --dscp af11"):
-            arguments = ("ping", place, "-c", 1, *options.split())
-            status, out, err = echod_client(*arguments)
-            assert (status, err) == (0, "")
-            assert "1 sent, 1 received" in out
+    place = {"tcp": target, "udp": target_of(echo_peer_udp), "tls": tls}[over]
+    for options in ("-4 -I 127.0.0.1", "-I lo -4", "-4 -Q 0xb8 -t 1", "-4 --dscp af11"):
+        status, out, err = echod_client("ping", place, "-c", 1, *options.split())
+        assert (status, err) == (0, "")
+        assert "1 sent, 1 received" in out
 
 
 def test_time_includes_name_lookup(target: str) -> None:

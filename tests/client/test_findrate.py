@@ -17,6 +17,7 @@ from echod.client.report import to_json
 from echod.client.search import Bound, RateSearch
 from echod.client.statistics import Usage
 from echod.client.text import step_line, summary_lines
+from echod.peer import EchoPeer
 from echod.testing import MemoryNetwork
 from tests.client.memory import (
     MS,
@@ -24,9 +25,9 @@ from tests.client.memory import (
     Terminal,
     echod_client,
     memory_connector,
+    target_of,
 )
 from tests.client.test_load import SlowClock
-from tests.programs.mirrors import Mirror
 
 
 class Queue:
@@ -161,20 +162,19 @@ def test_refused() -> None:
     assert not search.result["ok"]
 
 
-def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(monkeypatch: pytest.MonkeyPatch, echo_peer: EchoPeer) -> None:
     """Each step is a line of the output; in a terminal, the live line is removed before it."""
     # A busy machine must not end the search.
     monkeypatch.setattr("echod.client.report.LATE", 60.0)
-    with Mirror("plain") as mirror:
-        target = f"127.0.0.1:{mirror.port}"
-        arguments = ("load", target, "--find-rate", "--latency", "max=0.001ms", "-d", 0.1, "-r", 2)
-        outcome = echod_client(*arguments, err=Terminal())
-        assert outcome.status == 1
-        assert re.fullmatch(
-            rf"2.0 messages a second: fails: max {MS} ms; p99 {MS} ms", outcome.out.splitlines()[0]
-        )
-        assert "no rate holds" in outcome.out
-        found = echod_client(*arguments, "--json").result
+    target = target_of(echo_peer)
+    arguments = ("load", target, "--find-rate", "--latency", "max=0.001ms", "-d", 0.1, "-r", 2)
+    outcome = echod_client(*arguments, err=Terminal())
+    assert outcome.status == 1
+    assert re.fullmatch(
+        rf"2.0 messages a second: fails: max {MS} ms; p99 {MS} ms", outcome.out.splitlines()[0]
+    )
+    assert "no rate holds" in outcome.out
+    found = echod_client(*arguments, "--json").result
     assert found["command"] == "find-rate"
     assert found["failing"] == {"messages_per_second": 1.0, "runs": 1, "held": 0}
 

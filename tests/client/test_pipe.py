@@ -10,7 +10,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,8 +22,9 @@ from echod.client.pipe import WINDOW, Pipe
 from echod.client.report import pipe_result
 from echod.client.runner import PreciseReactor
 from echod.client.target import parse_target
+from echod.peer import EchoPeer
 from tests import TIMEOUT
-from tests.programs.mirrors import Mirror
+from tests.client.memory import target_of
 
 
 class Run:
@@ -53,12 +53,6 @@ class Run:
         return self.pipe
 
 
-@pytest.fixture
-def mirror(request: pytest.FixtureRequest) -> Iterator[Mirror]:
-    with Mirror(*getattr(request, "param", ("plain",))) as running:
-        yield running
-
-
 def noise(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
@@ -70,24 +64,23 @@ def file_with(data: bytes) -> Any:
     return file
 
 
-def through(mirror: Mirror, data: bytes, timeout: float = 10.0) -> tuple[Pipe, bytes]:
+def through(peer: EchoPeer, data: bytes, timeout: float = 10.0) -> tuple[Pipe, bytes]:
     """Send ``data`` from a file through a pipe into another file, and return what was written."""
     with file_with(data) as source, tempfile.TemporaryFile() as sink:
-        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno(), timeout)
+        run = Run(target_of(peer), source.fileno(), sink.fileno(), timeout)
         pipe = run.run()
         sink.seek(0)
         return pipe, sink.read()
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 3_000_001])
-def test_files(mirror: Mirror, size: int) -> None:
+def test_files(echo_peer: EchoPeer, size: int) -> None:
     """All bytes of a file come out; then the connection is closed."""
     data = noise(size)
-    pipe, received = through(mirror, data)
+    pipe, received = through(echo_peer, data)
     assert received == data
     assert (pipe.sent, pipe.received, pipe.failure) == (size, size, "")
     assert pipe_result(pipe)["ok"]
-    assert mirror.stop() == {"bytes": size, "connections": 1}
 
 
 def pair(kind: str) -> tuple[int, int]:
@@ -115,7 +108,7 @@ def read_all(descriptor: int, into: list[bytes]) -> None:
 @pytest.mark.parametrize("cannot_open", [False, True])
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 def test_pipes(
-    mirror: Mirror, kind: str, cannot_open: bool, monkeypatch: pytest.MonkeyPatch
+    echo_peer: EchoPeer, kind: str, cannot_open: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All bytes pass from a pipe or socket to another one, whose reader is slower.
 
@@ -137,7 +130,7 @@ def test_pipes(
     ]
     for thread in threads:
         thread.start()
-    pipe = Run(f"127.0.0.1:{mirror.port}", source, sink).run()
+    pipe = Run(target_of(echo_peer), source, sink).run()
     assert os.get_blocking(sink)
     os.close(source)
     os.close(sink)
@@ -147,7 +140,7 @@ def test_pipes(
     assert b"".join(received) == data
 
 
-def test_full_output(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_output(echo_peer: EchoPeer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full pipe that cannot be opened again does not block: Ctrl-C ends the run."""
 
     def refuse(*_: object) -> int:
@@ -163,7 +156,7 @@ def test_full_output(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     rescue = threading.Timer(TIMEOUT / 2, os.read, (drain, 1 << 20))
     rescue.start()
     with file_with(b"hello") as source:
-        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink)
+        run = Run(target_of(echo_peer), source.fileno(), sink)
         run.reactor.callLater(0.1, run.pipe.stop)
         assert run.run().failure == "interrupted"
     assert run.pipe.seconds < TIMEOUT / 4
@@ -172,14 +165,14 @@ def test_full_output(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(drain)
 
 
-def test_slow_reader(mirror: Mirror) -> None:
+def test_slow_reader(echo_peer: EchoPeer) -> None:
     """While the output has no reader, the bytes in flight and in the queue stay bounded."""
     data = noise(3 * WINDOW)
     sink, drain = pair("pipe")
     received: list[bytes] = []
     reader = threading.Thread(target=read_all, args=(drain, received))
     with file_with(data) as source:
-        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink, timeout=0.2)
+        run = Run(target_of(echo_peer), source.fileno(), sink, timeout=0.2)
         most: list[int] = []
 
         def check() -> None:
@@ -200,37 +193,37 @@ def test_slow_reader(mirror: Mirror) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mirror", "expected"),
+    ("plan", "expected"),
     [
-        (("damage", "--every", 100_000), "byte 99999: sent "),
-        (("swallow", "--after", 100_000), "byte 100000: sent "),
-        (("close", "--after", 100_000), "the service has closed the connection"),
-        (("reset", "--after", 100_000), "connection reset"),
-        (("extra", "--after", 1_000_000), "more came back than was sent"),
-        (("silent",), "the service has closed the connection"),
+        ("byte 100000: damage", "byte 99999: sent "),
+        ("after 100000 bytes: swallow", "byte 100000: sent "),
+        ("after 100000 bytes: close", "the service has closed the connection"),
+        ("after 100000 bytes: reset", "connection reset"),
+        ('after 1M bytes: insert "!"', "more came back than was sent"),
+        ("silent", "the service has closed the connection"),
     ],
-    indirect=["mirror"],
 )
-def test_faults(mirror: Mirror, expected: str) -> None:
+def test_faults(plan: str, expected: str, echo_peer: EchoPeer) -> None:
     """A service that does not return the bytes it received is reported; no wrong byte comes out."""
+    echo_peer.plan(plan)
     data = noise(1_000_000)
-    pipe, received = through(mirror, data, timeout=0.3)
+    pipe, received = through(echo_peer, data, timeout=0.3)
     assert pipe.failure.startswith(expected)
     assert data.startswith(received)
     assert not pipe_result(pipe)["ok"]
     # The end of a connection counts once; a reset by this side does not count.
     ends = {"close": {"closed": 1}, "reset": {"reset": 1}, "silent": {"closed": 1}}
-    assert pipe.connector.errors == ends.get(mirror.command[3], {})
+    assert pipe.connector.errors == ends.get(plan.rsplit(maxsplit=1)[-1], {})
     assert pipe.written == len(received)
 
 
-def test_silent() -> None:
+def test_silent(echo_peer: EchoPeer) -> None:
     """The wait for a silent service ends after the timeout."""
     feed, source = pair("pipe")
     sink, drain = pair("pipe")
     os.write(feed, b"hello")
-    with Mirror("silent") as mirror:
-        pipe = Run(f"127.0.0.1:{mirror.port}", source, sink, timeout=0.3).run()
+    echo_peer.silent()
+    pipe = Run(target_of(echo_peer), source, sink, timeout=0.3).run()
     for descriptor in (feed, source, sink, drain):
         os.close(descriptor)
     assert pipe.failure == "nothing has come back for 0.3 s"
@@ -353,23 +346,23 @@ def test_slow_output_after_the_end() -> None:
     os.close(drain)
 
 
-def test_idle_service_ends(mirror: Mirror) -> None:
+def test_idle_service_ends(echo_peer: EchoPeer) -> None:
     """The end of an idle connection is reported at once."""
     feed, source = pair("pipe")
     sink, drain = pair("pipe")
-    run = Run(f"127.0.0.1:{mirror.port}", source, sink)
-    run.reactor.callLater(0.1, mirror.process.kill)
+    run = Run(target_of(echo_peer), source, sink)
+    run.reactor.callLater(0.1, echo_peer.stop)
     pipe = run.run()
     for descriptor in (feed, source, sink, drain):
         os.close(descriptor)
     assert pipe.failure in ("the service has closed the connection", "connection reset")
 
 
-def test_stop(mirror: Mirror) -> None:
+def test_stop(echo_peer: EchoPeer) -> None:
     """A pipe can be interrupted."""
     feed, source = pair("pipe")
     sink, drain = pair("pipe")
-    run = Run(f"127.0.0.1:{mirror.port}", source, sink)
+    run = Run(target_of(echo_peer), source, sink)
     run.reactor.callLater(0.05, run.pipe.stop)
     assert run.run().failure == "interrupted"
     for descriptor in (feed, source, sink, drain):
@@ -428,29 +421,29 @@ def test_stop_while_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_stop_before_it_is_connected() -> None:
+def test_stop_before_it_is_connected(echo_peer: EchoPeer) -> None:
     """An interrupt before the connection ends the run."""
-    with Mirror("plain") as mirror, file_with(b"abc") as source, file_with(b"") as sink:
-        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno())
+    with file_with(b"abc") as source, file_with(b"") as sink:
+        run = Run(target_of(echo_peer), source.fileno(), sink.fileno())
         run.pipe.stop()
         assert run.run().failure == "interrupted"
 
 
-def test_bad_input(mirror: Mirror) -> None:
+def test_bad_input(echo_peer: EchoPeer) -> None:
     """An error of standard input is reported."""
     source = os.open("/", os.O_RDONLY)
     with tempfile.TemporaryFile() as sink:
-        pipe = Run(f"127.0.0.1:{mirror.port}", source, sink.fileno()).run()
+        pipe = Run(target_of(echo_peer), source, sink.fileno()).run()
     os.close(source)
     assert pipe.failure == "standard input: is a directory"
 
 
-def test_input_read_by_another_process(mirror: Mirror) -> None:
+def test_input_read_by_another_process(echo_peer: EchoPeer) -> None:
     """Where another process has read standard input, the pipe waits for the next bytes."""
     feed, source = pair("pipe")
     os.set_blocking(source, False)
     with tempfile.TemporaryFile() as sink:
-        run = Run(f"127.0.0.1:{mirror.port}", source, sink.fileno())
+        run = Run(target_of(echo_peer), source, sink.fileno())
 
         def go_on() -> None:
             if not run.pipe._input._watched:
@@ -466,21 +459,21 @@ def test_input_read_by_another_process(mirror: Mirror) -> None:
     assert (pipe.received, pipe.failure) == (5, "")
 
 
-def test_full_disk(mirror: Mirror) -> None:
+def test_full_disk(echo_peer: EchoPeer) -> None:
     """An error of standard output is reported."""
     with file_with(b"abc") as source, open("/dev/full", "wb") as sink:
-        pipe = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink.fileno()).run()
+        pipe = Run(target_of(echo_peer), source.fileno(), sink.fileno()).run()
     assert pipe.failure == "standard output: no space left on device"
     assert (pipe.received, pipe.written) == (3, 0)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 @pytest.mark.parametrize("size", [10, 3_000_000])
-def test_reader_goes(mirror: Mirror, kind: str, size: int) -> None:
+def test_reader_goes(echo_peer: EchoPeer, kind: str, size: int) -> None:
     """The end of the output's reader is reported, at once or when the pipe is full."""
     sink, drain = pair(kind)
     with file_with(noise(size)) as source:
-        run = Run(f"127.0.0.1:{mirror.port}", source.fileno(), sink)
+        run = Run(target_of(echo_peer), source.fileno(), sink)
         if size == 10:
             os.close(drain)
         else:
@@ -493,11 +486,11 @@ def test_reader_goes(mirror: Mirror, kind: str, size: int) -> None:
     )
 
 
-def test_terminal(mirror: Mirror) -> None:
+def test_terminal(echo_peer: EchoPeer) -> None:
     """A terminal as standard output stays blocking, for the shell that shares it."""
     leader, follower = pty.openpty()
     with file_with(b"hello\n") as source:
-        pipe = Run(f"127.0.0.1:{mirror.port}", source.fileno(), follower).run()
+        pipe = Run(target_of(echo_peer), source.fileno(), follower).run()
     assert pipe.failure == ""
     assert os.read(leader, 100) == b"hello\r\n"
     assert os.get_blocking(follower)

@@ -16,9 +16,9 @@ from echod.client.payloads import DatagramPayloads
 from echod.client.replies import DatagramReplies, MessageTally
 from echod.client.runner import PreciseReactor
 from echod.client.target import parse_target
+from echod.peer import EchoPeer
 from tests import TIMEOUT
 from tests.client.memory import echod_client
-from tests.programs.mirrors import Mirror
 
 Resolved = tuple[int, tuple[str, int]]
 
@@ -38,8 +38,8 @@ def refusing() -> Iterator[list[Resolved]]:
 
 @pytest.fixture(scope="module")
 def good() -> Iterator[Resolved]:
-    with Mirror("plain", "--udp") as mirror:
-        yield socket.AF_INET, ("127.0.0.1", mirror.port)
+    with EchoPeer("udp") as peer:
+        yield socket.AF_INET, (peer.host, peer.port)
 
 
 NO_ROUTE: Resolved = (socket.AF_INET, ("255.255.255.255", 7))  # needs SO_BROADCAST

@@ -14,8 +14,8 @@ from echod.client.histogram import DIGITS, HIGHEST, STEP, Histogram
 from echod.client.replies import MessageTally
 from echod.client.report import HistogramLog
 from echod.client.statistics import Interval, Statistics
-from tests.client.memory import Outcome, echod_client
-from tests.programs.mirrors import Mirror
+from echod.peer import EchoPeer
+from tests.client.memory import Outcome, echod_client, target_of
 
 
 class Run:
@@ -88,12 +88,11 @@ def test_nothing_sent() -> None:
 
 
 @pytest.fixture
-def outcome(tmp_path: Path) -> Outcome:
-    with Mirror("plain") as mirror:
-        return echod_client(
-            *("load", f"127.0.0.1:{mirror.port}", "-r", 100, "-d", 1.2, "--json"),
-            *("--hdr", tmp_path / "a.hlog", "--csv", tmp_path / "a.csv"),
-        )
+def outcome(tmp_path: Path, echo_peer: EchoPeer) -> Outcome:
+    return echod_client(
+        *("load", target_of(echo_peer), "-r", 100, "-d", 1.2, "--json"),
+        *("--hdr", tmp_path / "a.hlog", "--csv", tmp_path / "a.csv"),
+    )
 
 
 def test_files(outcome: Outcome, tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_beginning_of_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--hdr", "--csv", "--plot"])
-def test_file_that_cannot_be_written(option: str, tmp_path: Path) -> None:
+def test_file_that_cannot_be_written(option: str, tmp_path: Path, echo_peer: EchoPeer) -> None:
     """A file that cannot be written is named before the run, or after it if the disk is full."""
     name = tmp_path / "none" / "a.svg"
     outcome = echod_client("load", "127.0.0.1:7", option, name)
@@ -139,8 +138,6 @@ def test_file_that_cannot_be_written(option: str, tmp_path: Path) -> None:
     assert outcome == (2, "", expected)
     full = tmp_path / "full.svg"
     full.symlink_to("/dev/full")
-    with Mirror("plain") as mirror:
-        target = f"127.0.0.1:{mirror.port}"
-        outcome = echod_client("load", target, "-r", 10, "-d", 0.1, option, full)
+    outcome = echod_client("load", target_of(echo_peer), "-r", 10, "-d", 0.1, option, full)
     assert outcome.status == 1
     assert outcome.err == f"echod-client load: {option} {full}: no space left on device\n"

@@ -36,14 +36,14 @@ from echod.client.report import is_ok
 from echod.client.target import parse_target
 from echod.client.text import EVENT_LINES
 from echod.durations import format_duration
+from echod.peer import EchoPeer
 from tests import ROOT, TIMEOUT
 from tests.authority import Authority
-from tests.client.memory import echod_client
+from tests.client.memory import echod_client, target_of
 from tests.client.test_load import exact, frozen
 from tests.docs.test_all import blocks, literals, section, tree
 from tests.docs.test_operating import needs
 from tests.programs.daemon import Daemon
-from tests.programs.mirrors import Mirror
 
 DOCUMENT = tree(ROOT / "docs" / "measuring.rst")
 JSON = tree(ROOT / "docs" / "measuring-json.rst")
@@ -136,12 +136,13 @@ class Place:
                 if command == line:
                     continue
                 lines.append(line)
-                if "mirrors.py" in command:
-                    mirror = stack.enter_context(Mirror(*shlex.split(shorter(command))[2:]))
-                    lines.append(f"listening on 127.0.0.1:{mirror.port}")
+                if "--faulty" in command:
+                    *_, plan, _ = shlex.split(shorter(command))
+                    peer = stack.enter_context(EchoPeer())
+                    peer.plan(plan)
                 else:
                     if "127.0.0.1" in command:
-                        command = re.sub(r"127.0.0.1:\d+", f"127.0.0.1:{mirror.port}", command)
+                        command = re.sub(r"127.0.0.1:\d+", target_of(peer), command)
                     done = self.run(shorter(self.here(command)), stderr=subprocess.STDOUT)
                     assert done.returncode == 0, done.stdout
                     lines += done.stdout.splitlines()
@@ -151,7 +152,7 @@ class Place:
 def shorter(command: str) -> str:
     """Return a command of the document with shorter durations and smaller counts."""
     command = command.replace("-d 11", "-d 1.1")
-    command = command.replace("--every 10 --seconds 1", "--every 1 --seconds 0.1")
+    command = command.replace("freeze 1s", "freeze 100ms").replace("after 10s", "after 1s")
     command = re.sub(r"-d \d+(?![.\d])", "-d 0.1", command)
     command = re.sub(r"(echod-client load \S+)(?!.* -d )", r"\1 -d 0.1", command)
     # Of an echod on the same machine, the client is the limit, which makes its exit status 1.
@@ -272,15 +273,14 @@ def test_percentiles() -> None:
         assert real - 0.05e-6 <= found <= max(real * 1.001, real + 0.05e-6) + 1e-12
 
 
-def test_outcomes() -> None:
+def test_outcomes(echo_peer_udp: EchoPeer) -> None:
     """The table has each outcome of a message, and whether it makes the exit status 1."""
     outcomes = rows("What became of a message")[:9]
     found = {
         word.replace("in flight", "under_way").replace(" ", "_"): wrong
         for word, wrong, _ in outcomes
     }
-    with Mirror("plain", "--udp") as mirror:
-        result = echod_client("ping", f"udp:127.0.0.1:{mirror.port}", "-c", 1, "--json").result
+    result = echod_client("ping", target_of(echo_peer_udp), "-c", 1, "--json").result
     names = list(result)
     counts = names[names.index("sent") + 1 : names.index("under_way") + 1]
     assert sorted(found) == sorted(set(counts) - {"damaged_bytes"})
@@ -437,20 +437,21 @@ def test_json_of_failures(command: str) -> None:
 # The plugin.
 
 
-def test_plugin(place: Place) -> None:
+def test_plugin(place: Place, echo_peer: EchoPeer) -> None:
     """The plugin prints one line with performance data, and exits with the matching status."""
     script = place.directory / "check_echo"
     script.write_text(PLUGIN.replace("-i 0.2", "-i 0.01"))
     script.chmod(0o755)
-    with ExitStack() as stack, ThreadPoolExecutor(3) as pool:
-        delaying = stack.enter_context(Mirror("delay", "--seconds", 0.05)).port
-        damaging = stack.enter_context(Mirror("damage", "--every", 100)).port
-        tcp = place.ports["tcp"]
+    damaging = echo_peer()
+    echo_peer.delay(0.05)
+    damaging.every(100, "byte").damage()
+    tcp, late, wrong = place.ports["tcp"], echo_peer.port, damaging.port
+    with ThreadPoolExecutor(3) as pool:
         cases = [
             (f"127.0.0.1:{tcp} 1000 2000", 0, r"5 of 5 came .* rta=[\d.]+ms;1000;2000;0 wrong=0%;"),
-            (f"127.0.0.1:{delaying} 10 2000", 1, "5 of 5 came back right"),
-            (f"127.0.0.1:{delaying} 10 20", 2, "5 of 5 came back right"),
-            (f"127.0.0.1:{damaging} 1000 2000", 2, "2 of 5 came back right .*;0 wrong=60%;"),
+            (f"127.0.0.1:{late} 10 2000", 1, "5 of 5 came back right"),
+            (f"127.0.0.1:{late} 10 20", 2, "5 of 5 came back right"),
+            (f"127.0.0.1:{wrong} 1000 2000", 2, "2 of 5 came back right .*;0 wrong=60%;"),
             ("127.0.0.1:1 1000 2000", 2, "connection refused .* rta=U;.* wrong=100%;"),
             (f"127.0.0.1:{tcp} soon", 3, "have to be milliseconds"),
             ("", 3, "TARGET '' has to be"),
@@ -501,21 +502,29 @@ def test_events_of_json_lines() -> None:
 # Failures that the recipes describe.
 
 
+UDP_PEER = """
+import sys
+from echod.peer import EchoPeer
+with EchoPeer("udp") as peer:
+    print(peer.port, flush=True)
+    sys.stdin.read()
+"""
+
+
 @needs("ip", "iproute2")
 def test_mtu(place: Place) -> None:
     """At an MTU of 1,500, datagrams of 1,472 bytes come back, and 1,473 are too long."""
     inside = ["unshare", "--net", "--map-root-user", "sh", "-c"]
     if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs permission to create a network namespace")
-    mirror = shlex.join([sys.executable, "-IS", str(ROOT / "tests" / "programs" / "mirrors.py")])
+    peer = shlex.join([sys.executable, "-c", UDP_PEER])
     [command] = [block for block in SHELL if "--dont-fragment" in block]
     command = re.sub(r"-c \d+", "-c 2", shorter(command)).replace("-W 3", "-W 0.2")
     script = f"""
         ip link set lo mtu 1500 up
         mkfifo input output
-        {mirror} plain --udp < input > output & exec 3> input
-        read line < output
-        port=${{line##*:}}
+        {peer} < input > output & exec 3> input
+        read port < output
         {command.replace("echo.example.net:7", '127.0.0.1:"$port"')}
         {command.replace("echo.example.net:7", '127.0.0.1:"$port"').replace("1472", "1473")}
         echo $?
@@ -526,23 +535,22 @@ def test_mtu(place: Place) -> None:
     assert done.stdout.endswith("errors: too long 2\n1\n")
 
 
-def test_silent_and_refused() -> None:
+def test_silent_and_refused(echo_peer: EchoPeer) -> None:
     """A refused connection differs from one whose messages are lost."""
     err = io.StringIO()
     assert echod_client("ping", "127.0.0.1:1", "-c", 1, err=err).status == 1
     assert "connection refused" in err.getvalue()
-    with Mirror("silent") as mirror:
-        outcome = echod_client("ping", f"127.0.0.1:{mirror.port}", "-c", 1, "-W", 0.1)
+    echo_peer.silent()
+    outcome = echod_client("ping", target_of(echo_peer), "-c", 1, "-W", 0.1)
     assert "connected in" in outcome.out
     assert "1 sent, 0 received, 1 lost" in outcome.out
 
 
-def test_time_wait() -> None:
+def test_time_wait(echo_peer: EchoPeer) -> None:
     """The client closes first: its end is in TIME-WAIT."""
-    with Mirror("plain") as mirror:
-        assert echod_client("ping", f"127.0.0.1:{mirror.port}", "-c", 1).status == 0
-        service = f"0100007F:{mirror.port:04X}"
-        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    assert echod_client("ping", target_of(echo_peer), "-c", 1).status == 0
+    service = f"0100007F:{echo_peer.port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
     assert [line[3] for line in lines if line[2] == service] == ["06"]  # TIME-WAIT: the client's
     assert [line[3] for line in lines if line[1] == service] == ["0A"]  # LISTEN: the service's
 

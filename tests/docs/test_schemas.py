@@ -6,16 +6,15 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
+from echod.peer import EchoPeer
 from tests import ROOT
-from tests.client.memory import echod_client
-from tests.programs.mirrors import Mirror
+from tests.client.memory import echod_client, target_of
 
 DIRECTORY = ROOT / "docs" / "schemas"
 SCRIPT = ROOT / ".ci" / "schemas.py"
@@ -49,10 +48,9 @@ def test_valid_schemas(file: Path) -> None:
     Draft202012Validator.check_schema(json.loads(file.read_text()))
 
 
-@pytest.fixture(params=["", "udp:"], ids=["tcp", "udp"])
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    with Mirror("plain", *(["--udp"] if request.param else [])) as mirror:
-        yield f"{request.param}127.0.0.1:{mirror.port}"
+@pytest.fixture(params=["tcp", "udp"])
+def target(request: pytest.FixtureRequest, echo_peer: EchoPeer) -> str:
+    return target_of(echo_peer(request.param))
 
 
 COMMANDS = [

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from echod.peer import EchoPeer
 from tests import TIMEOUT
+from tests.client.memory import target_of
 from tests.programs.daemon import Daemon
-from tests.programs.mirrors import Mirror
 from tests.programs.test_echod_client import CLIENT, client
 
 pytestmark = pytest.mark.soak
@@ -71,27 +72,28 @@ def test_pipe(mebibytes: int, source: Callable[[], bytes]) -> None:
     assert memory < 64 * MIB
 
 
-@pytest.mark.parametrize("udp", [False, True])
-def test_delay(udp: bool) -> None:
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_delay(transport: str, echo_peer: EchoPeer) -> None:
     """A delay of 20 ms in the service adds 20 ms to the p50, within 1 ms."""
-    words = ["--udp"] * udp
-    with Mirror("plain", *words) as plain, Mirror("delay", "--seconds", 0.02, *words) as delay:
-        medians = []
-        for mirror in (plain, delay):
-            target = f"{'udp:' if udp else ''}127.0.0.1:{mirror.port}"
-            run = client("ping", target, "-c", 200, "-i", 0.005, "--json")
-            assert run.returncode == 0
-            medians.append(json.loads(run.stdout)["round_trip_seconds"]["p50"])
+    medians = []
+    peer = echo_peer(transport)
+    for seconds in (0, 0.02):
+        if seconds:
+            peer.delay(seconds)
+        run = client("ping", target_of(peer), "-c", 200, "-i", 0.005, "--json")
+        assert run.returncode == 0
+        medians.append(json.loads(run.stdout)["round_trip_seconds"]["p50"])
     own, with_delay = medians
     print(f"\np50 {own * 1000:.3f} ms without, {with_delay * 1000:.3f} ms with 20 ms")
     assert with_delay - own == pytest.approx(0.02, abs=0.001)
 
 
 def frozen_load(*arguments: object) -> Any:
-    """Load a service that freezes for 1 s every 10 s, for 11 s from the first freeze."""
-    with Mirror("freeze", "--every", 10, "--seconds", 1) as mirror:
-        run = client("load", f"127.0.0.1:{mirror.port}", "-d", 11, *arguments)
-        assert mirror.stop() == {"freezes": 2}
+    """Load a service that freezes for 1 s every 10 s, for 11 s, over four connections."""
+    with EchoPeer() as peer:
+        peer.plan("message 1 of 64: freeze 1s; after 10s: freeze 1s")
+        run = client("load", target_of(peer), "-d", 11, *arguments)
+        assert peer.counts == {"freeze": 8}
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout
 
@@ -125,17 +127,18 @@ RUNS_IN_A_NETWORK_NAMESPACE = """
 import os, subprocess, sys
 from echod.client.options import parse
 from echod.client.runner import run
-from tests.programs.mirrors import Mirror
 
+peers = [sys.executable, "-c", sys.argv[2]]  # a process: a fork would lose their threads
 os.dup2(os.open(os.devnull, os.O_RDWR), 0)
 quiet = os.open(os.devnull, os.O_RDWR)
-with Mirror("plain") as tcp, Mirror("plain", "--udp") as udp:
+with subprocess.Popen(peers, stdin=-1, stdout=-1, text=True) as serving:
+    tcp, udp = serving.stdout.readline().split()
     commands = [
-        ["ping", f"127.0.0.1:{tcp.port}", "-c", "2", "-i", "0.001"],
-        ["ping", f"udp:127.0.0.1:{udp.port}", "-c", "2", "-i", "0.001"],
-        ["load", f"127.0.0.1:{tcp.port}", "-d", "0.005", "-C", "3"],
-        ["load", f"udp:127.0.0.1:{udp.port}", "-d", "0.005", "-C", "3", "-r", "1000"],
-        ["pipe", f"127.0.0.1:{tcp.port}"],
+        ["ping", tcp, "-c", "2", "-i", "0.001"],
+        ["ping", udp, "-c", "2", "-i", "0.001"],
+        ["load", tcp, "-d", "0.005", "-C", "3"],
+        ["load", udp, "-d", "0.005", "-C", "3", "-r", "1000"],
+        ["pipe", tcp],
         ["ping", "127.0.0.1:9", "-c", "1"],
     ]
     statuses, running = set(), {}
@@ -155,10 +158,18 @@ with Mirror("plain") as tcp, Mirror("plain", "--udp") as udp:
             finally:
                 os._exit(status)
         running[pid] = number % len(commands)
-    tcp.stop(), udp.stop()
+    serving.communicate()
 print(sorted(statuses), flush=True)  # before the output of ss
 subprocess.run(["ss", "-Hantu", "exclude", "time-wait"], check=True)
 subprocess.run(["ss", "-s"], check=True)
+"""
+
+PEERS = """
+import sys
+from echod.peer import EchoPeer
+with EchoPeer() as tcp, EchoPeer("udp") as udp:
+    print(f"127.0.0.1:{tcp.port}", f"udp:127.0.0.1:{udp.port}", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -167,7 +178,7 @@ def test_no_socket_left() -> None:
     run = subprocess.run(
         [
             *("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"),
-            *(sys.executable, "-c", RUNS_IN_A_NETWORK_NAMESPACE, str(RUNS)),
+            *(sys.executable, "-c", RUNS_IN_A_NETWORK_NAMESPACE, str(RUNS), PEERS),
         ],
         capture_output=True,
         text=True,
