@@ -20,6 +20,8 @@ from zope.interface import implementer
 from echod.certificates import Certificates
 from echod.events import HandshakeDone
 from echod.factory import EchoFactory
+from echod.faulty import FaultyEchoFactory
+from echod.faultytls import FaultyTLSFactory
 from echod.testing import Peer
 from echod.tls import TLSFactory
 from echod.transport import beneath
@@ -55,11 +57,13 @@ class TLSEndpoints(TCP4Endpoints):
 
     async def listen(self, factory: Any) -> None:
         # A test's own peer on the server's side gets its TLS from Twisted.
-        over = (
-            TLSFactory(factory, self.certificates)
-            if isinstance(factory, EchoFactory)
-            else self._wrapped(factory, is_client=False)
-        )
+        over: Any
+        if isinstance(factory, FaultyEchoFactory):
+            over = FaultyTLSFactory(factory, self.certificates)
+        elif isinstance(factory, EchoFactory):
+            over = TLSFactory(factory, self.certificates)
+        else:
+            over = self._wrapped(factory, is_client=False)
         await super().listen(over)
 
     async def connect(self, factory: IProtocolFactory) -> Any:
