@@ -72,17 +72,8 @@ class FaultyEcho(Echo):
         self._proceed()
 
     @resets_on_error
-    def readConnectionLost(self) -> None:
-        """Close when everything is sent: the peer has finished sending."""
-        self._peer_ended(Ending.FINISHED if self._received else Ending.UNUSED)
-
-    @resets_on_error
-    def truncated(self) -> None:
-        """Close when everything is sent: TLS without a closing alert."""
-        silent = not self._received and getattr(self.transport, "silent_since_handshake", True)
-        self._peer_ended(Ending.UNUSED if silent else Ending.LOST)
-
-    def _peer_ended(self, ending: Ending) -> None:
+    def _finish_reply(self, ending: Ending) -> None:
+        """Close when everything is sent: the peer sends nothing more."""
         if self._ended is None and not self._closing:
             self._ended = ending
             self._put(self.stream.end(self.factory.clock.seconds()))

@@ -139,7 +139,7 @@ class Echo(FastProtocol):
                 if self.factory.verbose:
                     half_closed = HalfClosed(received, self.peer, encrypted(self.transport))
                     notify(self.factory.observer, half_closed)
-                self._close(Ending.FINISHED if received else Ending.UNUSED)
+                self._finish_reply(Ending.FINISHED if received else Ending.UNUSED)
         except BaseException:
             fail(self.transport)
 
@@ -152,7 +152,10 @@ class Echo(FastProtocol):
         TLS calls this if the stream ends without a closing alert (RFC 8446 6.1).
         """
         silent = not self.received and getattr(self.transport, "silent_since_handshake", True)
-        self._close(Ending.UNUSED if silent else Ending.LOST)
+        self._finish_reply(Ending.UNUSED if silent else Ending.LOST)
+
+    def _finish_reply(self, ending: Ending) -> None:
+        self._close(ending)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report how the connection ended."""

@@ -19,6 +19,7 @@ from twisted.internet.task import Clock
 
 from echod.client.protocol import EchoClientFactory, EchoIncomplete, EchoMismatch
 from echod.events import Accepted, Closed, Ending, HalfClosed, HandshakeDone, Opened, Reason
+from echod.faultplan import Plan
 from echod.protocol import MAX_BUFFERED
 from echod.timeouts import FIRST_BYTE
 from echod.transport import unsent
@@ -57,15 +58,29 @@ KINDS = [
         for fast in (True, False)
     ),
     *((ProxyEndpoints, {"version": 2, "kind": kind}) for kind in REACTORS if kind != "epoll"),
+    # A port without a rule behaves like any other, on the path that a faulty one takes.
+    *(
+        (ends, {"plan": Plan()})
+        for ends in (MemoryEndpoints, TCP4Endpoints, UNIXEndpoints, TLSEndpoints)
+    ),
+    (ProxyEndpoints, {"version": 2, "plan": Plan()}),
 ]
 
 
 @pytest.fixture(
-    params=KINDS, ids=lambda kind: "-".join([kind[0].__name__, *map(str, kind[1].values())])
+    params=KINDS,
+    ids=lambda kind: "-".join(
+        [
+            kind[0].__name__,
+            *("faulty" if name == "plan" else str(value) for name, value in kind[1].items()),
+        ]
+    ),
 )
 def ends(request: pytest.FixtureRequest) -> Any:
     kind, options = request.param
-    return kind(**options)
+    made = kind(**{name: value for name, value in options.items() if name != "plan"})
+    made.plan = options.get("plan")
+    return made
 
 
 @pytest_twisted.async_yield_fixture
@@ -74,7 +89,7 @@ async def serve(ends: Any) -> AsyncIterator[Any]:
     started: list[EchoServer] = []
 
     async def start(**options: Any) -> EchoServer:
-        served = EchoServer(ends, **options)
+        served = EchoServer(ends, ends.plan, **options)
         await ends.listen(served.factory)
         started.append(served)
         return served

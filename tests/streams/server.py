@@ -12,6 +12,8 @@ from twisted.internet.protocol import Factory
 
 from echod.events import Ending
 from echod.factory import EchoFactory
+from echod.faultplan import Plan
+from echod.faulty import FaultyEchoFactory
 from echod.testing import Peer
 from tests import TIMEOUT
 from tests.recorder import Recorder
@@ -32,14 +34,20 @@ class Peers(Factory):
 
 
 class EchoServer:
-    """An EchoFactory on a pair of endpoints, its events, and the peers that connect to it."""
+    """An EchoFactory on a pair of endpoints, its events, and the peers that connect to it.
 
-    def __init__(self, ends: Any, **options: Any) -> None:
+    :param plan: the faults of the factory; ``None``: it cannot have any.
+    """
+
+    def __init__(self, ends: Any, plan: Plan | None = None, **options: Any) -> None:
         self.ends = ends
         self.events = Recorder()
-        self.factory = EchoFactory(
-            clock=ends.clock, observer=self.events, **ends.options, **options
-        )
+        options |= {"clock": ends.clock, "observer": self.events, **ends.options}
+        if plan is None:
+            self.factory = EchoFactory(**options)
+        else:
+            options.pop("fast_path", None)
+            self.factory = FaultyEchoFactory(plan, **options)
         self.peers: list[Peer] = []
 
     async def peer(self) -> Peer:
