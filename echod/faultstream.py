@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, TypeAlias
 
-from echod.faultplan import AT_ACCEPT, Fault
+from echod.faultplan import AT_ACCEPT, MAX_NUMBER, Fault
 from echod.faults import ActiveRule, Faults
 
 TERMINAL: Final = ("reset", "close", "half-close")
@@ -59,21 +59,33 @@ class Stage:
             length = {"damage": 1, "swallow": size or 1}.get(name, math.inf)
             yield (start + size if name == "truncate" else start), length
         else:
-            number = where.next(1)
-            while number is not None:
-                if where.chance == 1 or self._random.random() < where.chance:
-                    start = (number - 1) * where.size
-                    if name == "damage":
-                        yield start + int(self._random.random() * where.size), 1
-                    elif name == "swallow":
-                        yield start, size or where.size
-                    elif name != "truncate":
-                        yield start, where.size
-                    elif size < where.size:
-                        yield start + size, where.size - size
-                number = where.next(number + 1)
+            number = where.first + where.step * self._skipped(where.chance)
+            while where.last is None or number <= where.last:
+                start = (number - 1) * where.size
+                if name == "damage":
+                    yield start + int(self._random.random() * where.size), 1
+                elif name == "swallow":
+                    yield start, size or where.size
+                elif name != "truncate":
+                    yield start, where.size
+                elif size < where.size:
+                    yield start + size, where.size - size
+                number += where.step * (1 + self._skipped(where.chance))
         while True:
             yield NOWHERE
+
+    def _skipped(self, chance: float) -> int:
+        """Return how many chosen numbers come before the next one that has its chance.
+
+        One draw from the geometric distribution: a draw for each number would take as long as the
+        stream has bytes.
+        """
+        if chance == 1:
+            return 0
+        if chance == 0:
+            return MAX_NUMBER
+        draw = math.log1p(-self._random.random()) / math.log1p(-chance)
+        return int(min(draw, MAX_NUMBER))
 
     def begin(self, now: float) -> Iterator[Item]:
         """Fire if no byte is needed for it, and the conditions hold now."""
