@@ -58,7 +58,7 @@ class Stage:
             start = self._when.after_bytes or 0
             length = {"damage": 1, "swallow": size or 1}.get(name, math.inf)
             yield (start + size if name == "truncate" else start), length
-        else:
+        elif name != "truncate" or size < where.size:
             number = where.first + where.step * self._skipped(where.chance)
             while where.last is None or number <= where.last:
                 start = (number - 1) * where.size
@@ -66,10 +66,10 @@ class Stage:
                     yield start + int(self._random.random() * where.size), 1
                 elif name == "swallow":
                     yield start, size or where.size
-                elif name != "truncate":
-                    yield start, where.size
-                elif size < where.size:
+                elif name == "truncate":
                     yield start + size, where.size - size
+                else:
+                    yield start, where.size
                 number += where.step * (1 + self._skipped(where.chance))
         while True:
             yield NOWHERE
@@ -230,10 +230,12 @@ class StreamFaults:
         """Return the time at which :meth:`begin` has to be called again; infinite: never."""
         return min((stage.due(now) for stage in self._stages), default=math.inf)
 
-    def _through(self, items: list[Item], now: float) -> list[Item]:
+    def _through(self, items: Iterable[Item], now: float) -> list[Item]:
+        # A chain of generators: what fires first is what comes first in the stream, whatever the
+        # sizes of the receives.
         for stage in self._stages:
-            items = list(stage.feed(items, now))
-        return items
+            items = stage.feed(items, now)
+        return list(items)
 
     def times(self, active: ActiveRule) -> tuple[float, float]:
         """Return the times from which on and before which the rule can fire, in seconds."""
