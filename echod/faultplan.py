@@ -372,7 +372,7 @@ class When:
     def delay(self, seconds: float, spread: float = 0.0, shape: str = "") -> Rule:
         """Delay the reply by ``seconds``. Later parts of a stream wait for earlier ones.
 
-        A random delay is drawn each time the rule fires, and applies to all that it then delays.
+        A random delay is drawn for each chosen message, otherwise for each receive.
 
         :param spread: seconds: half the width of a uniform delay, or the standard deviation of a
             normal one.

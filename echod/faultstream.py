@@ -45,7 +45,7 @@ class Stage:
         self._left = 0.0  # bytes for which the fault goes on
         self._until = math.inf  # seconds: the time at which it ends
         self._free = 0.0  # seconds: the time from which on the next piece can be sent
-        self._delay = 0.0  # seconds, drawn when the rule fires
+        self._delay = 0.0  # seconds, of the latest message or receive
         self._over = False
         self._random = active.random_source(stream.number)
         self._places = self._find_places()
@@ -59,9 +59,9 @@ class Stage:
             length = {"damage": 1, "swallow": size or 1}.get(name, math.inf)
             yield (start + size if name == "truncate" else start), length
         elif name != "truncate" or size < where.size:
-            number = where.first + where.step * self._skipped(where.chance)
-            while where.last is None or number <= where.last:
-                start = (number - 1) * where.size
+            chosen = where.next(1 + where.step * self._skipped(where.chance))
+            while chosen is not None:
+                start = (chosen - 1) * where.size
                 if name == "damage":
                     yield start + int(self._random.random() * where.size), 1
                 elif name == "swallow":
@@ -70,7 +70,7 @@ class Stage:
                     yield start + size, where.size - size
                 else:
                     yield start, where.size
-                number += where.step * (1 + self._skipped(where.chance))
+                chosen = where.next(chosen + where.step * (1 + self._skipped(where.chance)))
         while True:
             yield NOWHERE
 
@@ -160,8 +160,11 @@ class Stage:
             self._left, self._until = math.inf, end
         else:
             self._left, self._until = length, end
-            draw = self._active.draw(self._stream.number, f"delay {self._offset}")
-            self._delay = self._fault.delay_of(draw)
+            self._draw_delay()
+
+    def _draw_delay(self) -> None:
+        draw = self._active.draw(self._stream.number, f"delay {self._offset}")
+        self._delay = self._fault.delay_of(draw)
 
     def _change(self, piece: bytes, due: float) -> Iterator[Item]:
         """Yield what becomes of a part of the reply that the fault applies to."""
@@ -169,6 +172,8 @@ class Stage:
         if fault.name == "damage":
             yield due, bytes((piece[0] ^ 1,))
         elif fault.name == "delay":
+            if self._when.where is None:  # each receive has a delay of its own
+                self._draw_delay()
             yield due + self._delay, piece
         elif fault.name == "deaf" and self._until < math.inf:  # it was read with earlier bytes
             yield max(due, self._until), piece

@@ -68,11 +68,9 @@ faults = st.one_of(
     st.builds(Fault, st.just("insert"), data=st.binary(min_size=1, max_size=3)),
     st.builds(Fault, st.sampled_from(["throttle", "slice"]), size=st.integers(1, 100)),
 )
-conditions = st.builds(
-    When,
-    where=st.none() | choices,
-    after_bytes=st.none() | st.integers(0, 300),
-    times=st.none() | st.integers(1, 3),
+times = st.none() | st.integers(1, 3)
+conditions = st.builds(When, where=st.none() | choices, times=times) | st.builds(
+    When, after_bytes=st.integers(0, 300), times=times
 )
 rules = st.builds(Rule, conditions, faults)
 places = st.lists(st.integers(0, 400), max_size=12)
