@@ -161,7 +161,7 @@ class EchoPeer:
 
         :raises ValueError: for a mistake in it, or a rule that the transport cannot have.
         """
-        plan, before = parse_plan(text), self._faults.rules
+        plan, before = parse_plan(text, self._faults.plan.seed), self._faults.rules
         self._call(lambda: self._faults.set(plan, self._reactor.seconds()))
         self._replaced += before
 
