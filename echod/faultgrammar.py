@@ -121,7 +121,7 @@ def parse_plan(text: str, seed: int | None = None) -> Plan:
         words = [(each.start(), each[0]) for each in _WORD.finditer(text, *found.span(1))]
         words.append((found.end(1), found[2]))
         if found.start() and before in (";", "") and words[0][1] == "":
-            break
+            continue  # the end of the text, after a rule
         form, arguments = _match(text, words, before)
         try:
             if form in _CONDITIONS:
