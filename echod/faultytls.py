@@ -33,7 +33,7 @@ from echod.transport import resets_on_error
 
 OF_CERTIFICATES: Final = (*ISSUED, "self-signed")
 OF_HANDSHAKE: Final = ("stall", "abort", "old-version", *OF_CERTIFICATES)
-"""The faults of a handshake, and those that present a certificate of their own."""
+"""The faults that present a certificate of their own, and all faults of a handshake."""
 
 WRONG_NAME: Final = "wrong.invalid"
 """The host name in the certificate ``wrong-name``: no host has it (RFC 6761 6.4)."""
@@ -42,7 +42,7 @@ OLD_CIPHERS: Final = b"DEFAULT:@SECLEVEL=0"
 """OpenSSL allows TLS 1.1, which signs with MD5 and SHA-1, at security level 0 alone."""
 
 DAY: Final = timedelta(days=1)
-"""The certificate ``expired`` was valid for a day, and until a day before that of the port is."""
+"""The certificate ``expired`` was valid for a day, which ended a day before the port's begins."""
 
 
 class FaultyTLSTransport(TLSTransport):
@@ -73,7 +73,10 @@ class FaultyTLSTransport(TLSTransport):
             self.wrappedProtocol.refuse(Reason.FAULT)
 
     def write(self, data: bytes) -> None:
-        """Encrypt ``data`` and send it at once: a fault that follows may reset the connection."""
+        """Encrypt ``data`` and send it at once: a fault that follows may reset the connection.
+
+        After a half-close, do nothing.
+        """
         if not self._half_closed:
             super().write(data)
             if self._delivering and self.connected:
@@ -150,7 +153,8 @@ class FaultyTLSFactory(TLSFactory):
 def derive(port: Identity, fault: str) -> Identity:
     """Return the key and certificates that ``port`` presents in a handshake with ``fault``."""
     own = port.certificate
-    # Not the subject of the port's certificate, because equal names mean that it is self-signed.
+    # Not the subject of the port's certificate: if subject and issuer are equal, clients take the
+    # certificate for a self-signed one (RFC 5280 3.2).
     subject = x509.Name([*own.subject, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, fault)])
     names = extension(own, x509.SubjectAlternativeName)
     start, end = own.not_valid_before_utc, own.not_valid_after_utc
