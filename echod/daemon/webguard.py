@@ -1,6 +1,6 @@
 """Limits for ``twisted.web``: bound the memory and the time that each HTTP client can take.
 
-It also has what all HTTP resources of the daemon share: which Host headers are safe, and the
+It also has what all HTTP resources of the daemon share: the check of the Host header, and the
 headers of a response.
 
 The HTTP server shares its reactor with the echo service, so no HTTP client may take much

@@ -1,4 +1,4 @@
-"""The control endpoint: what it answers, by its OpenAPI document, and whom it does not serve."""
+"""The control endpoint: responses match its OpenAPI document, and web pages have no access."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_port(endpoint: Endpoint, path: str, name: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS"])
 def test_not_found(endpoint: Endpoint, path: str, method: str) -> None:
-    """A path or a port that does not exist is not found, whatever the method."""
+    """A path or a port that does not exist is not found, with any method."""
     request = f"{method} {path} HTTP/1.1\r\n\r\n".encode("latin-1")
     reply = Reply(endpoint.send(request[:-2] + HOST + b"\r\n").received)
     if " " in path or not path.isascii():  # no request line
@@ -354,7 +354,7 @@ SENDERS = [
 @pytest.mark.parametrize(("headers", "status"), SENDERS)
 @pytest.mark.parametrize("path", ["/faults", "/none", "/faults/0/reset"])
 def test_senders(endpoint: Endpoint, headers: bytes, status: int, path: str) -> None:
-    """A request has one Host header, of this machine, and is not sent by a web page."""
+    """A request needs one Host header, of this machine; one sent by a web page is refused."""
     method = "POST" if "reset" in path else "GET"
     reply = endpoint.ask(path, method, AS_JSON + headers)
     assert reply.status == (404 if status == 200 and path == "/none" else status)
@@ -384,7 +384,7 @@ def test_senders(endpoint: Endpoint, headers: bytes, status: int, path: str) -> 
     ],
 )
 def test_content_types(endpoint: Endpoint, headers: bytes, status: int) -> None:
-    """Whatever changes something has to be declared as JSON: no HTML form can be."""
+    """PUT and POST need Content-Type: application/json, which no HTML form can send."""
     assert endpoint.put("/faults/0", PLAN, HOST + headers).status == status
     for body in (b"", PLAN, b"plan=x&seed=1"):
         reply = endpoint.ask("/faults/0/reset", "POST", HOST + headers, body)
@@ -449,7 +449,7 @@ def put_request(after: bytes = b"", headers: bytes = b"") -> bytes:
     "after", [SMUGGLED, b"GET / HTTP/1.1\r\n\r\n" * 3000, b"\r\n", b"x" * 9000]
 )
 def test_pipelined(endpoint: Endpoint, after: bytes) -> None:
-    """What follows a body, in the same segment or later, is not read."""
+    """Bytes after a body, in the same segment or later, are not read."""
     peers = [endpoint.send(put_request(after)), endpoint.send(put_request()[:-7])]
     endpoint.send(PLAN[-7:] + after, peers[1])
     for peer in peers:

@@ -1,4 +1,4 @@
-"""docs/faults.rst, «Change it while it runs»: its commands run, and print what it says."""
+"""docs/faults.rst, «Change it while it runs»: its commands run, and their output is right."""
 
 from __future__ import annotations
 
