@@ -155,6 +155,20 @@ class ModelTests(SynchronousTestCase):
         ]
         self.assertEqual(fired, [(3, 720), (3, 739), (4, 586), (6, 697), (7, 480), (7, 772)])
 
+    def test_probability_of_zero(self) -> None:
+        """A rule with the probability 0 never fires."""
+        self.assertEqual(through([when.chance(0, "byte").damage()], [DATA])[1], [])
+
+    def test_short_messages(self) -> None:
+        """A message that is not longer than what a rule keeps is left as it is."""
+        sent, fired = through([when.every(1, "message", 10).truncate(10)], [DATA])
+        self.assertEqual((joined(sent), fired), ([DATA, None], []))
+
+    def test_overlapping(self) -> None:
+        """A place within the bytes that an earlier firing has swallowed is left out."""
+        _, fired = through([when.every(1, "message", 10).swallow(25)], [bytes(100)])
+        self.assertEqual([offset for *_, offset in fired], [0, 30, 60, 90])
+
     def test_composition(self) -> None:
         """Each rule works on the reply as the rules before it have left it."""
         insert, damage = when.from_byte(2).insert(b"xy"), when.every(3, "byte").damage()

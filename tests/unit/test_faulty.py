@@ -8,6 +8,7 @@ from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
 from echod.events import Ending, Fired, Reason
+from echod.factory import EchoFactory
 from echod.faults import Plan, Rule, when
 from echod.faulty import MAX_QUEUED, FaultyEchoFactory
 from echod.testing import MemoryNetwork, Peer
@@ -248,3 +249,97 @@ class ByteFaultTests(Bench):
         self.assertLess(connection.received, MAX_QUEUED + 70_000)
         self.network.advance(300)
         self.assertEqual(len(peer.received), 3 * MAX_QUEUED)
+
+
+class LimitTests(Bench):
+    """A faulty port has the limits, the timeouts and the drain of any other."""
+
+    def test_slow_reader(self) -> None:
+        """A peer that has finished, and reads its late reply slowly, receives all of it."""
+        self.listen(when.delay(1))
+        peer = self.connect()
+        peer.stall()
+        peer.send(TEXT * 300)
+        peer.finish()
+        self.network.advance(2)
+        peer.resume()
+        self.network.advance(1)
+        self.assertEqual((bytes(peer.received), peer.ended), (TEXT * 300, "FIN"))
+
+    def test_end_twice(self) -> None:
+        """Over TLS, FIN follows the closing alert: the reply that waits is sent all the same."""
+        factory = self.listen(when.delay(1))
+        peer = self.connect()
+        peer.send(TEXT)
+        peer.finish()
+        self.network.settle()
+        [connection] = factory.connections
+        connection.truncated()
+        self.network.advance(1)
+        self.assertEqual((bytes(peer.received), peer.ended), (TEXT, "FIN"))
+        self.assertEqual(self.events.endings, [Ending.FINISHED])
+
+    def test_idle_timeout(self) -> None:
+        """A connection is not idle while bytes wait for their time."""
+        self.listen(when.delay(5), idle_timeout=1)
+        peer = self.connect()
+        peer.send(TEXT)
+        self.network.advance(5)
+        self.assertEqual((bytes(peer.received), peer.ended), (TEXT, None))
+        self.network.advance(2)
+        self.assertEqual((peer.ended, self.events.endings), ("FIN", [Ending.IDLE]))
+
+    def test_stall_timeout(self) -> None:
+        """A peer that does not read is stalled, whatever waits for its time."""
+        self.listen(when.every(2, "message", 300_000).delay(1000), stall_timeout=4)
+        peer = self.connect()
+        peer.stall()
+        peer.send(bytes(600_000))
+        self.network.advance(6)
+        self.assertEqual(self.events.endings, [Ending.STALLED])
+
+    def test_drain(self) -> None:
+        """A drain waits for a reply that is late, until its deadline."""
+        factory = self.listen(when.numbers(1, 1).delay(2), when.numbers(2, 2).delay(20))
+        late, too_late = self.connect(), self.connect()
+        for peer in (late, too_late):
+            peer.send(TEXT)
+        self.network.settle()
+        drained = factory.drain(10)
+        self.network.advance(3)
+        self.assertEqual((bytes(late.received), late.ended), (TEXT, "FIN"))
+        self.network.advance(7)
+        self.successResultOf(drained)
+        self.assertEqual((bytes(too_late.received), too_late.ended), (b"", "RST"))
+        self.assertEqual(self.events.endings, [Ending.DRAINED, Ending.ABORTED])
+
+    def test_beside(self) -> None:
+        """A factory beside another one shares its limits and its drain."""
+        plain = EchoFactory(clock=self.network, max_connections=1, observer=self.events)
+        factory = FaultyEchoFactory(Plan((when.silent(),)), beside=plain)
+        self.successResultOf(self.network.server_endpoint().listen(factory))
+        self.successResultOf(self.network.server_endpoint(8).listen(plain))
+        self.connect()
+        self.assertEqual(len(plain.connections), 1)
+        self.assertEqual(self.connect().ended, "RST")
+        self.assertEqual(plain.draining, factory.draining)
+        plain.drain(0)
+        self.network.advance(1)
+        self.assertTrue(factory.draining)
+        self.assertEqual(self.events.endings, [Ending.ABORTED])
+
+    def test_no_clock(self) -> None:
+        """Without a clock, the life of the port begins with its reactor."""
+        self.network.advance(100)
+        factory = self.listen(when.between(10, 20).refuse())
+        self.assertEqual(self.echo(), TEXT)
+        self.network.advance(10)
+        self.assertEqual((self.echo(), self.peer.ended), (b"", "RST"))
+        self.assertEqual([each.seconds for each in factory.faults.firings], [10])
+
+    def test_reset_of_counts(self) -> None:
+        """The counts can begin again."""
+        factory = self.listen(when.refuse())
+        self.connect()
+        factory.faults.reset()
+        self.assertEqual((factory.faults.counts, [*factory.faults.firings]), ({"refuse": 0}, []))
