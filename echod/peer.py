@@ -239,10 +239,10 @@ class EchoPeer:
         self._call(lambda: self._faults.add(rule, self._reactor.seconds()))
 
     def _call(self, function: Callable[..., object], *arguments: object) -> Any:
-        """Call ``function`` in the reactor's thread, unless that has ended."""
-        if self._reactor.running:
-            return blockingCallFromThread(self._reactor, function, *arguments)
-        return None
+        """Call ``function`` in the reactor's thread."""
+        if not self._reactor.running:
+            raise RuntimeError("the peer has ended")
+        return blockingCallFromThread(self._reactor, function, *arguments)
 
 
 def listen_udp(reactor: Any, port: int, echo: FaultyEchoFactory) -> FaultyDatagramPort:

@@ -141,7 +141,7 @@ def test_further_peers() -> None:
 
 
 def test_after_its_end() -> None:
-    """After its end, a peer still tells what happened."""
+    """After its end, a peer still has its counts, and cannot start again."""
     with EchoPeer() as peer:
         echo(peer)
         peer.wait_for("finished")
@@ -149,6 +149,8 @@ def test_after_its_end() -> None:
     assert not peer.counts
     assert peer.firings == []
     peer.stop()
+    with pytest.raises(RuntimeError, match="has ended"):
+        peer.start()
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls", "unix"])
