@@ -16,6 +16,32 @@ from tests.recorder import Recorder
 
 TEXT = bytes(range(256)) * 4
 
+SEED_862 = [
+    *((1, 7), (1, 350), (4, 98), (4, 479), (4, 621), (10, 358), (10, 602), (11, 70), (11, 280)),
+    *(
+        (11, 390),
+        (11, 541),
+        (11, 639),
+        (16, 528),
+        (17, 230),
+        (17, 285),
+        (17, 421),
+        (18, 39),
+        (18, 234),
+    ),
+    *(
+        (18, 553),
+        (19, 288),
+        (19, 399),
+        (19, 477),
+        (23, 153),
+        (23, 548),
+        (26, 81),
+        (26, 192),
+        (26, 399),
+    ),
+]
+
 
 class Bench(SynchronousTestCase):
     """A network with one faulty port."""
@@ -215,6 +241,14 @@ class ByteFaultTests(Bench):
             self.assertEqual(self.echo(size=size, seconds=1.9), TEXT[:64])
             self.network.advance(0.2)
             self.assertEqual((bytes(self.peer.received), self.peer.ended), (TEXT, "FIN"))
+
+    def test_same_on_every_python(self) -> None:
+        """A seed chooses the same places on every Python, however the bytes are cut."""
+        damage = when.chance(0.3).chance(0.2, "message", 64).damage()
+        self.listen(damage, seed=862)
+        for number in range(26):
+            self.echo(TEXT[:640], size=1 + 31 * number)
+        self.assertEqual(self.fired, SEED_862)
 
     def test_random_delay(self) -> None:
         """Which messages are late, and by how much, does not depend on how the bytes are cut."""
