@@ -97,10 +97,10 @@ class ModelTests(SynchronousTestCase):
     @given(choices, faults, st.integers(0, 400))
     def test_units(self, where: Choice, fault: Fault, size: int) -> None:
         """A rule for messages or bytes does to each chosen one what its name says."""
+        if where.unit == "byte":
+            where = Choice("byte", 1, where.first, where.last, where.step, where.chance)
         if where.chance < 1 or (fault.name == "swallow" and fault.size > where.size):
             return
-        if where.unit == "byte":
-            where = Choice("byte", 1, where.first, where.last, where.step)
         sent, _ = through([Rule(When(where=where), fault)], [DATA[:size]])
         expected: list[Any] = [b""]
         for number, start in enumerate(range(0, size, where.size), 1):
