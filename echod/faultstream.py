@@ -46,7 +46,6 @@ class Stage:
         self._until = math.inf  # seconds: the time at which it ends
         self._free = 0.0  # seconds: the time from which on the next piece can be sent
         self._delay = 0.0  # seconds, of the latest message or receive
-        self._over = False
         self._random = active.random_source(stream.number)
         self._places = self._find_places()
         self._place = next(self._places)
@@ -100,7 +99,8 @@ class Stage:
     def _waits(self) -> bool:
         """Return whether the rule needs no byte to fire, only its time."""
         needs_byte = self._when.where is not None or self._fault.name in AT_BYTES
-        return not needs_byte and self._place[0] <= self._offset
+        due = not needs_byte and self._place[0] <= self._offset
+        return due and not self._stream.over
 
     def feed(self, items: Iterable[Item], now: float) -> Iterator[Item]:
         """Yield what becomes of ``items`` of the reply."""
@@ -112,7 +112,7 @@ class Stage:
                 yield due + (self._delay if delays else 0), item
 
     def _feed(self, data: bytes, due: float, now: float) -> Iterator[Item]:
-        while data and not self._over:
+        while data and not self._stream.over:
             if self._left and now < self._until:
                 length = self._left
                 piece = data[: int(min(length, len(data)))]
@@ -149,7 +149,7 @@ class Stage:
             return
         name, end = self._fault.name, now + self._when.lasting
         if name in TERMINAL:
-            self._over = True
+            self._stream.over = True
             yield due, self._fault
         elif name in ("greet", "insert"):
             yield due, self._fault.data
@@ -194,11 +194,13 @@ class StreamFaults:
     :ivar opened: seconds: when the connection was opened.
     :ivar number: its number.
     :ivar deaf_until: seconds: until then, nothing is read.
+    :ivar over: whether the reply has an end, made by the peer or a fault: none fires after it.
     """
 
     def __init__(self, faults: Faults) -> None:
         self.opened = -math.inf
         self.deaf_until = -math.inf
+        self.over = False
         self._faults = faults
         self.number, rules = faults.next()
         applying = list(rules)
@@ -229,7 +231,9 @@ class StreamFaults:
 
     def end(self, now: float) -> list[Item]:
         """Return what is sent because the peer has finished sending."""
-        return self._through([(now, None)], now)
+        items = self._through([(now, None)], now)
+        self.over = True
+        return items
 
     def due(self, now: float) -> float:
         """Return the time at which :meth:`begin` has to be called again; infinite: never."""

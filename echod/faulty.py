@@ -68,8 +68,9 @@ class FaultyEcho(Echo):
     def dataReceived(self, data: bytes) -> None:
         """Send back what the faults leave of ``data``."""
         self._received += len(data)
-        self._put(self.stream.receive(data, self.factory.clock.seconds()))
-        self._proceed()
+        if not self._closing:
+            self._put(self.stream.receive(data, self.factory.clock.seconds()))
+            self._proceed()
 
     @resets_on_error
     def _finish_reply(self, ending: Ending) -> None:
@@ -84,7 +85,8 @@ class FaultyEcho(Echo):
         """Do all that is due, and set a timer for what is due later."""
         stream = self.stream
         now = self.factory.clock.seconds()
-        self._put(stream.begin(now))
+        if not (self._over or self._closing):
+            self._put(stream.begin(now))
         queue = self._queue
         while queue and queue[0][0] <= now and not self._stops(now):
             _, item = queue.popleft()

@@ -112,7 +112,7 @@ class ConnectionLog:
 def log_closed(event: Closed) -> None:
     """Log the end of a connection."""
     log.info(
-        CUT_SHORT if event.unsent else CLOSED,
+        CUT_SHORT if event.unsent > 0 else CLOSED,
         event="closed",
         peer=name_of(event.peer, tls=event.tls),
         ending=event.ending.value,

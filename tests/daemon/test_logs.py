@@ -83,6 +83,11 @@ class ConnectionLogTests(SynchronousTestCase):
             ],
         )
 
+    def test_closed_with_more_bytes(self) -> None:
+        """A port with faults can send more bytes than it receives: none is missing."""
+        ConnectionLog(self.clock)(Closed(Ending.FINISHED, 5, 0.0421, -9, PEER))
+        self.assertEqual(self.lines(), ["closed tcp 192.0.2.1:40000: finished, 5 bytes in 0.042 s"])
+
     def test_unused(self) -> None:
         """An unused connection, such as a health check, has no line."""
         log = ConnectionLog(self.clock)

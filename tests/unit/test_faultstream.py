@@ -169,6 +169,18 @@ class ModelTests(SynchronousTestCase):
         _, fired = through([when.every(1, "message", 10).swallow(25)], [bytes(100)])
         self.assertEqual([offset for *_, offset in fired], [0, 30, 60, 90])
 
+    def test_end_of_the_reply(self) -> None:
+        """A fault that ends the reply is the last to fire, whatever the sizes of the receives."""
+        damage, more = when.every(1, "byte").damage(), when.from_time(1).insert(b"!")
+        for end in (when.from_byte(3).reset(), when.from_byte(3).half_close()):
+            for size in (1, 2, 512):
+                pieces = cut(DATA, range(0, len(DATA), size))
+                sent, fired = through([damage, more, end, damage], pieces)
+                self.assertEqual(joined(sent), [DATA[:3], end.fault, None])
+                self.assertEqual([offset for *_, offset in fired], [0, 0, 1, 1, 2, 2, 3])
+        sent, fired = through([when.close(), when.greet(b"!")], [DATA])
+        self.assertEqual((len(joined(sent)), len(fired)), (2, 1))
+
     def test_composition(self) -> None:
         """Each rule works on the reply as the rules before it have left it."""
         insert, damage = when.from_byte(2).insert(b"xy"), when.every(3, "byte").damage()

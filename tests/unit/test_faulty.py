@@ -120,6 +120,20 @@ class ConnectionFaultTests(Bench):
         self.network.advance(6)
         self.assertEqual((bytes(peer.received), peer.ended), (data, "RST"))
 
+    def test_end_before_the_time(self) -> None:
+        """A fault whose time comes after the end of the reply does not fire."""
+        self.listen(when.delay(10), when.from_time(5).insert(b"!"))
+        self.assertEqual(self.echo(seconds=20), TEXT)
+        self.assertEqual(self.events.endings, [Ending.FINISHED])
+        self.assertEqual(self.fired, [(1, 0)])
+
+    def test_observer_that_ends_the_connection(self) -> None:
+        """An observer can abort the connection of a fault: nothing fires after it."""
+        factory = self.listen(when.from_byte(3).damage(), when.from_time(5).insert(b"!"))
+        factory.faults.observer = lambda _: [each.abort() for each in factory.connections]
+        self.echo(seconds=20)
+        self.assertEqual((self.peer.ended, factory.faults.counts["insert"]), ("RST", 0))
+
     def test_close(self) -> None:
         """A connection is closed with FIN, after the bytes before the place."""
         self.listen(when.from_byte(640).close())
