@@ -1,7 +1,7 @@
 """The text of fault plans: ``first 2: refuse; every 7th message of 64: delay 200ms``.
 
-:func:`parse_plan` reads a text; ``str`` of a plan or a rule returns one. ``docs/faults.rst`` has
-the grammar.
+:func:`parse_plan` reads a text; ``str`` of a plan or a rule returns one. ``docs/fault-plans.rst``
+has the grammar.
 """
 
 from __future__ import annotations

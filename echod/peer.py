@@ -157,7 +157,7 @@ class EchoPeer:
         return getattr(When(add=self._add), name)
 
     def plan(self, text: str) -> None:
-        """Replace the rules by those of ``text``, which ``docs/faults.rst`` describes.
+        """Replace the rules by those of ``text``, which ``docs/fault-plans.rst`` describes.
 
         :raises ValueError: for a mistake in it, or a rule that the transport cannot have.
         """

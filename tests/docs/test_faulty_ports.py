@@ -8,9 +8,13 @@ import socket
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from echod.daemon.command import Command
+from echod.faultgrammar import parse_plan
 from tests import ROOT
 from tests.docs.test_all import blocks, section, tree
+from tests.docs.test_plans import columns
 from tests.programs.daemon import Daemon
 from tests.programs.sockets import receive_all
 from tests.programs.test_command import ECHOD
@@ -19,11 +23,24 @@ DOCUMENT = tree(ROOT / "docs" / "faults.rst")
 COMMAND_LINE = section(DOCUMENT, "On the command line")
 
 
+def test_common_plans() -> None:
+    """Each common plan is valid."""
+    for _, plan in columns(section(DOCUMENT, "Common plans")):
+        assert parse_plan(plan).rules
+
+
+def test_application(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example of an application runs, and its observer gets the firing."""
+    [example] = blocks(section(DOCUMENT, "In your own application"), "python")
+    exec(example, {})
+    assert "Fired(rule='first 2: refuse', connection=1" in capsys.readouterr().out
+
+
 def test_command() -> None:
     """The command opens a faulty port, whose log lines are those of the document."""
     [command] = blocks(COMMAND_LINE, "sh")
     _, *words = shlex.split(re.sub("6543[23]", "0", command))
-    [lines] = blocks(section(DOCUMENT, "What shows that a port is faulty"), "text")
+    [lines] = blocks(section(DOCUMENT, "Find out what fired"), "text")
     with Daemon(*words, command=ECHOD) as daemon:
         port = int(daemon.wait_for("FAULTY")[0].split(": ")[0].rpartition(":")[2])
         for _ in range(2):

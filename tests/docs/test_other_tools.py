@@ -1,4 +1,4 @@
-"""docs/faults.rst, «If you know another tool»: each plan is valid, and those for toxics work."""
+"""docs/fault-tools.rst: each plan is valid, and those for toxics work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echod.testing import MemoryNetwork, Peer
 from tests import ROOT
 from tests.docs.test_all import section, tree
 
-TOOLS = section(tree(ROOT / "docs" / "faults.rst"), "If you know another tool")
+TOOLS = tree(ROOT / "docs" / "fault-tools.rst")
 
 
 def plans(part: nodes.Element) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""docs/faults.rst: each plan of the reference is valid, and all conditions and faults are there."""
+"""docs/fault-plans.rst: each plan is valid, and all conditions and faults are there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from echod.testing import MemoryNetwork, Peer
 from tests import ROOT
 from tests.docs.test_all import blocks, section, tree
 
-PAGE = tree(ROOT / "docs" / "faults.rst")
+PAGE = tree(ROOT / "docs" / "fault-plans.rst")
 PLANS = section(PAGE, "Plans")
 
 

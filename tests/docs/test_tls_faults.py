@@ -1,4 +1,4 @@
-"""docs/faults.rst, the faults of TLS: the table has all of them, and what clients report."""
+"""docs/fault-plans.rst, the faults of TLS: the table has all of them, and what clients report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import ROOT, TIMEOUT
 from tests.docs.test_all import blocks, section, tree
 from tests.unit.tls.test_faulty_certificates import STRICT, client, handshake
 
-SECTION = section(tree(ROOT / "docs" / "faults.rst"), "Faults of TLS")
+SECTION = section(tree(ROOT / "docs" / "fault-plans.rst"), "Faults of TLS")
 
 
 def errors() -> dict[str, str]:
