@@ -61,7 +61,7 @@ def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
     """The wheel has the plugin and py.typed, and no __init__.py in the package twisted."""
     names = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert {"twisted/plugins/echod_plugin.py", "echod/py.typed", "echod/daemon/service.py"} <= names
-    assert "echod/daemon/openapi.json" in names
+    assert {"echod/daemon/openapi.json", "echod/pytest_plugin.py"} <= names
     assert "echod/client/main.py" in names
     assert not {"twisted/__init__.py", "twisted/plugins/__init__.py"} & names
     info = f"twisted_echod-{__version__}.dist-info"
@@ -69,7 +69,7 @@ def test_wheel_holds_the_plugin(built: dict[str, Path]) -> None:
 
 
 def test_metadata(built: dict[str, Path]) -> None:
-    """The wheel is twisted-echod, has the version of the source, and two console scripts."""
+    """The wheel has its name, the version of the source, two console scripts and the plugin."""
     wheel = zipfile.ZipFile(built["wheel"])
     info = f"twisted_echod-{__version__}.dist-info"
     lines = wheel.read(f"{info}/METADATA").decode().splitlines()
@@ -77,6 +77,7 @@ def test_metadata(built: dict[str, Path]) -> None:
     assert wheel.read(f"{info}/entry_points.txt").decode().split() == [
         *("[console_scripts]", "echod", "=", "echod.__main__:main"),
         *("echod-client", "=", "echod.client.main:main"),
+        *("[pytest11]", "echod", "=", "echod.pytest_plugin"),
     ]
 
 
@@ -90,6 +91,25 @@ def test_client(built: dict[str, Path], tmp_path: Path) -> None:
     with Daemon("--port", "0") as daemon:
         printed = run(client, "ping", f"127.0.0.1:{daemon.port}", "-c", "1", cwd=tmp_path)
     assert "1 sent, 1 received, 0 lost, 0 late, 0 damaged" in printed
+
+
+def test_pytest_plugin(built: dict[str, Path], tmp_path: Path) -> None:
+    """With the extra ``pytest`` alone, pytest has the fixture of a plain peer."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{built['wheel']}[pytest]")
+    (tmp_path / "test_client.py").write_text(
+        """
+import socket
+
+def test_client(echo_peer):
+    echo_peer.truncate(3)
+    with socket.create_connection((echo_peer.host, echo_peer.port)) as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(100) == b"hel"
+"""
+    )
+    assert "1 passed" in run(python, "-m", "pytest", "-W", "error", cwd=tmp_path)
 
 
 def test_sdist_holds_the_tests(built: dict[str, Path]) -> None:
