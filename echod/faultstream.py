@@ -3,12 +3,17 @@
 Each rule is a stage. A stage works on the reply as the stages before it have left it, so its places
 are offsets in that reply. What leaves the last stage is sent in this order, each item not before
 its time.
+
+The stages are generators: the caller can pause after each item. Without that, a rule for every byte
+would occupy the reactor for a second at each receive. A stage yields an empty item for each step
+that leaves nothing to send, so the steps between two items are few.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final, TypeAlias
 
 from echod.faultplan import AT_ACCEPT, MAX_NUMBER, Fault
@@ -105,22 +110,24 @@ class Stage:
     def feed(self, items: Iterable[Item], now: float) -> Iterator[Item]:
         """Yield what becomes of ``items`` of the reply."""
         for due, item in items:
-            if isinstance(item, bytes):
+            if item == b"":
+                yield due, item
+            elif isinstance(item, bytes):
                 yield from self._feed(item, due, now)
             else:
                 delays = self._fault.name == "delay" and self._left and now < self._until
                 yield due + (self._delay if delays else 0), item
 
     def _feed(self, data: bytes, due: float, now: float) -> Iterator[Item]:
-        while data and not self._stream.over:
+        at = 0
+        while at < len(data) and not self._stream.over:
             if self._left and now < self._until:
-                length = self._left
-                piece = data[: int(min(length, len(data)))]
+                piece = data[at : at + int(min(self._left, len(data)))]
                 self._left -= len(piece)
                 yield from self._change(piece, due)
             elif self._place[0] > self._offset:
                 self._left = 0
-                piece = data[: int(min(self._place[0] - self._offset, len(data)))]
+                piece = data[at : at + int(min(self._place[0] - self._offset, len(data)))]
                 yield due, piece
             elif self._place[0] == self._offset or self._when.where is None:
                 self._left = 0
@@ -129,14 +136,16 @@ class Stage:
                     continue
                 if self._when.where is not None:
                     self._place = next(self._places)
+                    yield due, b""
                     continue
-                piece = data  # the rule waits for its time
+                piece = data[at:]  # the rule waits for its time
                 yield due, piece
             else:  # another place has reached across this one
                 self._place = next(self._places)
+                yield due, b""
                 continue
             self._offset += len(piece)
-            data = data[len(piece) :]
+            at += len(piece)
             if piece and self._place[0] == self._offset:
                 yield from self.begin(now)
 
@@ -185,6 +194,8 @@ class Stage:
                 start = max(due, self._free)
                 self._free = start + (len(part) / fault.size if throttles else fault.seconds)
                 yield start, part
+        else:
+            yield due, b""
 
 
 class StreamFaults:
@@ -218,33 +229,33 @@ class StreamFaults:
                 return each.name
         return None
 
-    def begin(self, now: float) -> list[Item]:
-        """Return what is sent before the peer has sent a byte, or because time has passed."""
-        items: list[Item] = []
+    def begin(self, now: float) -> Iterator[Item]:
+        """Yield what is sent before the peer has sent a byte, or because time has passed."""
+        items: Iterator[Item] = iter(())
         for stage in self._stages:
-            items = [*stage.feed(items, now), *stage.begin(now)]
+            items = chain(stage.feed(items, now), stage.begin(now))
         return items
 
-    def receive(self, data: bytes, now: float) -> list[Item]:
-        """Return what is sent because ``data`` was received."""
-        return self._through([(now, data)], now)
+    def receive(self, data: bytes, now: float) -> Iterator[Item]:
+        """Yield what is sent because ``data`` was received."""
+        return self._through((now, data), now)
 
-    def end(self, now: float) -> list[Item]:
-        """Return what is sent because the peer has finished sending."""
-        items = self._through([(now, None)], now)
+    def end(self, now: float) -> Iterator[Item]:
+        """Yield what is sent because the peer has finished sending."""
+        yield from self._through((now, None), now)
         self.over = True
-        return items
 
     def due(self, now: float) -> float:
         """Return the time at which :meth:`begin` has to be called again; infinite: never."""
         return min((stage.due(now) for stage in self._stages), default=math.inf)
 
-    def _through(self, items: Iterable[Item], now: float) -> list[Item]:
+    def _through(self, item: Item, now: float) -> Iterator[Item]:
         # A chain of generators: what fires first is what comes first in the stream, whatever the
         # sizes of the receives.
+        items = iter((item,))
         for stage in self._stages:
             items = stage.feed(items, now)
-        return list(items)
+        return items
 
     def times(self, active: ActiveRule) -> tuple[float, float]:
         """Return the times from which on and before which the rule can fire, in seconds."""

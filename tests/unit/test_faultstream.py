@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from hypothesis import given
@@ -26,7 +26,7 @@ def through(
     for _ in range(number):
         stream = StreamFaults(faults)
     stream.opened = 0.0
-    sent = stream.begin(0.0)
+    sent = list(stream.begin(0.0))
     for piece in pieces:
         sent += stream.receive(piece, 0.0)
     sent += stream.end(0.0)
@@ -201,8 +201,8 @@ class TimeTests(SynchronousTestCase):
         """A rule begins some time after the connection was opened, without a byte."""
         reset = when.from_time(2).reset()
         stream = self.stream(reset)
-        self.assertEqual((stream.begin(105), stream.due(105)), ([], 107))
-        self.assertEqual(stream.begin(107), [(107, reset.fault)])
+        self.assertEqual((list(stream.begin(105)), stream.due(105)), ([], 107))
+        self.assertEqual(list(stream.begin(107)), [(107, reset.fault)])
         self.assertEqual(stream.due(107), math.inf)
 
     def test_after_bytes_and_time(self) -> None:
@@ -229,26 +229,26 @@ class TimeTests(SynchronousTestCase):
     def test_window_that_is_over(self) -> None:
         """A rule whose window is over never fires."""
         stream = self.stream(when.between(0, 1).reset())
-        self.assertEqual((stream.begin(105), stream.due(105)), ([], math.inf))
+        self.assertEqual((list(stream.begin(105)), stream.due(105)), ([], math.inf))
 
     def test_lasting(self) -> None:
         """A fault ends after its time."""
         stream = self.stream(when.lasts(2).silent())
-        stream.begin(105)
-        self.assertEqual(stream.receive(b"abc", 106.9), [])
+        list(stream.begin(105))
+        self.assertEqual(joined(stream.receive(b"abc", 106.9)), [])
         self.assertEqual(joined(stream.receive(b"abc", 107)), [b"abc"])
 
     def test_delay_of_messages(self) -> None:
         """A late message has its delay from the time when it was received."""
         stream = self.stream(when.every(2, "message", 2).delay(5))
-        self.assertEqual(stream.receive(b"abc", 106), [(106, b"ab"), (111, b"c")])
-        self.assertEqual(stream.receive(b"def", 107), [(112, b"d"), (107, b"ef")])
+        self.assertEqual(list(stream.receive(b"abc", 106)), [(106, b"ab"), (111, b"c")])
+        self.assertEqual(list(stream.receive(b"def", 107)), [(112, b"d"), (107, b"ef")])
 
     def test_delay_of_the_end(self) -> None:
         """A delay of the whole connection delays its end, too."""
         stream = self.stream(when.delay(5))
-        stream.begin(105)
-        self.assertEqual(stream.end(106), [(111, None)])
+        list(stream.begin(105))
+        self.assertEqual(list(stream.end(106)), [(111, None)])
 
     def test_distributions(self) -> None:
         """The delays of a distribution have its mean, and none is negative."""
@@ -258,8 +258,25 @@ class TimeTests(SynchronousTestCase):
             (when.delay(2, shape="exponential"), 2),
         ]:
             stream = self.stream(rule)
-            stream.begin(105)
-            delays = [stream.receive(b"a", 106)[0][0] - 106 for _ in range(2000)]
+            list(stream.begin(105))
+            items = [item for _ in range(2000) for item in stream.receive(b"a", 106)]
+            delays = [due - 106 for due, _ in items]
             self.assertTrue(all(each >= 0 for each in delays))
             self.assertLess(abs(sum(delays) / 2000 - mean), 0.2)
             self.assertGreater(len({*delays}), 1900)
+
+
+class BoundedStepTests(SynchronousTestCase):
+    """Each item takes few steps, so that the caller can pause between them."""
+
+    def test_growth(self) -> None:
+        """Rules that multiply the bytes of each other yield often, whatever the last one does."""
+        every = when.every(1, "byte")
+        insert = every.insert(b"xx")
+        never = [every.from_time(9).damage(), every.swallow(10**9), every.at_most(1).damage()]
+        for last in [when.silent(), every.swallow(), *never]:
+            stream = StreamFaults(Faults(Plan((*[insert] * 40, last)), 0.0))
+            stream.opened = 0.0
+            list(stream.begin(0.0))
+            items = stream.receive(bytes(65536), 0.0)
+            self.assertEqual(len(list(islice(items, 1000))), 1000)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SynchronousTestCase
 
-from echod.events import Ending, Fired, Reason
+from echod.events import Ending, Event, Fired, Reason
 from echod.factory import EchoFactory
 from echod.faults import Plan, Rule, when
-from echod.faulty import MAX_QUEUED, FaultyEchoFactory
+from echod.faulty import MAX_QUEUED, OVERHEAD, FaultyEchoFactory
 from echod.testing import MemoryNetwork, Peer
+from echod.turns import TURN
 from tests.recorder import Recorder
 
 TEXT = bytes(range(256)) * 4
@@ -295,12 +297,62 @@ class ByteFaultTests(Bench):
         self.network.settle()
         [connection] = factory.connections
         self.assertLess(connection.received, MAX_QUEUED + 70_000)
-        self.network.advance(300)
+        self.network.advance(400)
         self.assertEqual(len(peer.received), 3 * MAX_QUEUED)
+
+    def test_deaf_and_back_pressure(self) -> None:
+        """A peer that reads again is not read before the fault has ended."""
+        factory = self.listen(when.from_byte(100_000).lasts(20).deaf())
+        peer = self.connect()
+        peer.stall()
+        peer.send(bytes(500_000))
+        self.network.advance(5)
+        peer.resume()
+        self.network.advance(5)
+        [connection] = factory.connections
+        self.assertLess(connection.received, 200_000)
+        self.network.advance(20)
+        self.assertEqual(len(peer.received), 500_000)
+
+    def test_memory_of_items(self) -> None:
+        """A rule that lets each byte wait for its own time limits the bytes that are read."""
+        factory = self.listen(when.slice(1, 3600))
+        peer = self.connect()
+        peer.send(bytes(2 * MAX_QUEUED))
+        self.network.settle()
+        [connection] = factory.connections
+        self.assertLess(connection.received, MAX_QUEUED // OVERHEAD + 70_000)
+
+    def test_turns(self) -> None:
+        """The work of a rule for every byte is shared out among many turns of the reactor."""
+        factory = self.listen(when.every(1, "byte").damage())
+
+        def take_time(event: Event) -> None:
+            self.network.rightNow += TURN / 5
+            self.events(event)
+
+        factory.observer = take_time
+        peer = self.connect()
+        peer.send(TEXT)
+        with patch.object(self.network, "callLater", wraps=self.network.callLater) as later:
+            self.network.settle()
+        self.assertGreater(sum(call.args[0] == 0 for call in later.mock_calls), 50)
+        self.assertEqual(bytes(peer.received), bytes(byte ^ 1 for byte in TEXT))
 
 
 class LimitTests(Bench):
     """A faulty port has the limits, the timeouts and the drain of any other."""
+
+    def test_reset_while_not_read(self) -> None:
+        """A connection that a fault does not read ends soon after its peer has reset it."""
+        factory = self.listen(when.number(1).deaf(), when.number(2).freeze(3600))
+        for _ in range(2):
+            peer = self.connect()
+            peer.send(TEXT)
+            self.network.settle()
+            peer.abort()
+            self.network.advance(6)
+            self.assertEqual(list(factory.connections), [])
 
     def test_slow_reader(self) -> None:
         """A peer that has finished, and reads its late reply slowly, receives all of it."""
