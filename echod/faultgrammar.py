@@ -15,10 +15,17 @@ from fractions import Fraction
 from typing import Any, Final
 
 from echod.durations import LONGEST
-from echod.faultplan import ARGUMENTS, MAX_NUMBER, MAX_SIZE, Fault, Plan, Rule, When
-
-SHOWN: Final = 30
-"""Characters of a plan before and after the caret of an error message."""
+from echod.faultplan import (
+    ARGUMENTS,
+    MAX_NUMBER,
+    MAX_SIZE,
+    SHOWN,
+    Fault,
+    Plan,
+    PlanError,
+    Rule,
+    When,
+)
 
 _QUOTED: Final = r'"(?:\\.?|[^"\\])*(?:"|\Z)'
 _CLAUSE: Final = re.compile(rf'((?:{_QUOTED}|[^";:,])*)([;:,]|\Z)', re.DOTALL)
@@ -90,21 +97,6 @@ _EXPECTED: Final = {
     ":": "a fault, such as 'refuse'",
     ";": "a rule, such as 'refuse', 'first 2: refuse' or '10%: refuse'",
 }
-
-
-class PlanError(ValueError):
-    """A mistake in the text of a plan: one line, with a caret before the wrong word.
-
-    :ivar position: characters of the text before the mistake.
-    """
-
-    def __init__(self, text: str, position: int, why: object) -> None:
-        before, after = text[:position], text[position:]
-        start = f"...{before[-SHOWN:]}" if len(before) > SHOWN else before
-        end = f"{after[:SHOWN]}..." if len(after) > SHOWN else after
-        line = f"'{start}^{end}': {why}"
-        super().__init__("".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line))
-        self.position = position
 
 
 def parse_plan(text: str, seed: int | None = None) -> Plan:

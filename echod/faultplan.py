@@ -71,6 +71,24 @@ MAX_RULES: Final = 200
 MAX_NUMBER: Final = 10**12
 """The highest number of a connection, message, byte or firing, and the highest seed."""
 
+SHOWN: Final = 30
+"""Characters of a plan before and after the caret of an error message."""
+
+
+class PlanError(ValueError):
+    """A mistake in a plan: one line, with a caret before the wrong word.
+
+    :ivar position: characters of the text before the mistake.
+    """
+
+    def __init__(self, text: str, position: int, why: object) -> None:
+        before, after = text[:position], text[position:]
+        start = f"...{before[-SHOWN:]}" if len(before) > SHOWN else before
+        end = f"{after[:SHOWN]}..." if len(after) > SHOWN else after
+        line = f"'{start}^{end}': {why}"
+        super().__init__("".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line))
+        self.position = position
+
 
 _EXACT: Final = Context(prec=50)  # the thread's own context may round
 
@@ -269,6 +287,7 @@ class When:
 
     def first(self, count: int, unit: str = "", size: int = 1) -> When:
         """Choose the first ``count`` of a unit (:class:`Choice`)."""
+        check_whole("first", count, 1, MAX_NUMBER)
         return self._choose(unit, size, last=count)
 
     def every(self, step: int = 1, unit: str = "", size: int = 1) -> When:
@@ -498,25 +517,37 @@ class Plan:
         return "; ".join([*map(str, self.rules), f"seed {self.seed}"])
 
     def check(self, serves: str) -> None:
-        """Raise ValueError if a port cannot have one of the rules.
+        """Check that a port can have the rules.
 
         :param serves: a key of :data:`ON`.
+        :raises PlanError: for a rule that it cannot have.
         """
-        subject = "datagram" if serves == DATAGRAM else "connection"
         for rule in self.rules:
-            if rule.fault.name not in ON[serves]:
-                raise ValueError(f"{rule.fault.name} is no fault of a {serves} port")
-            which = rule.when.which
-            if which is not None and which.unit not in ("", subject):
-                raise ValueError(f"a {serves} port has no {which.unit}s")
-            if serves == DATAGRAM and (rule.when.where or rule.when.after_bytes is not None):
-                raise ValueError("a datagram port has neither messages nor places in a stream")
-            if serves == DATAGRAM and rule.when.lasting < math.inf:
-                raise ValueError("a fault of a datagram has no duration")
-            if rule.fault.name in AT_ACCEPT and rule.when != replace(
-                rule.when, where=None, after_bytes=None, after=0.0, lasting=math.inf
-            ):
-                raise ValueError(f"{rule.fault.name} has no place and no time in its connection")
+            name = rule.fault.name
+            if name not in ON[serves]:
+                kind = next(kind for kind, names in ON.items() if name in names)
+                why = f"{name} is a fault of {kind} ports, not of {serves} ports"
+                raise PlanError(str(rule), len(str(rule)) - len(str(rule.fault)), why)
+            if wrong := _wrong_condition(rule, serves):
+                raise PlanError(str(rule), 0, wrong)
+
+
+def _wrong_condition(rule: Rule, serves: str) -> str:
+    """Return what is wrong with the conditions of ``rule`` on a port; empty: nothing."""
+    when, name = rule.when, rule.fault.name
+    if when.which is not None:
+        subject = "datagram" if serves == DATAGRAM else "connection"
+        if when.which.unit not in ("", subject):
+            return f"a {serves} port has no {when.which.unit}s"
+    if serves == DATAGRAM and (when.where or when.after_bytes is not None):
+        return "a datagram port has neither messages nor places in a stream"
+    if serves == DATAGRAM and when.lasting < math.inf:
+        return "a fault of a datagram has no duration"
+    if name in AT_ACCEPT and when != replace(
+        when, where=None, after_bytes=None, after=0.0, lasting=math.inf
+    ):
+        return f"{name} happens at accept: it has no message, byte, 'after' or 'for'"
+    return ""
 
 
 when: Final = When()

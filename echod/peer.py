@@ -98,9 +98,9 @@ class EchoPeer:
     :param transport: ``tcp``, ``tls``, ``unix`` or ``udp``; ``tls`` needs the extra ``tls``.
     :param seed: decides what is random; by default chosen at random.
     :param options: of :class:`~echod.factory.EchoFactory`; without effect for ``udp``.
-    :raises KeyError: for another transport.
     :raises TypeError: for an option that does not exist, or of another type.
-    :raises ValueError: for an option out of bounds.
+    :raises ValueError: for another transport, or an option out of bounds.
+    :raises ImportError: for ``tls`` without the extra.
 
     :ivar host: the IPv4 address, ``127.0.0.1``.
     :ivar port: the port number. The peer keeps it while it is stopped.
@@ -112,6 +112,8 @@ class EchoPeer:
     host = HOST
 
     def __init__(self, transport: str = "tcp", *, seed: int | None = None, **options: Any) -> None:
+        if transport not in SERVES:
+            raise ValueError(f"a transport is one of {', '.join(SERVES)}, not {transport!r}")
         serves = SERVES[transport]
         plan = Plan() if seed is None else Plan(seed=seed)
         self.peers = [self]
@@ -254,8 +256,13 @@ def listen_udp(reactor: Any, port: int, echo: FaultyEchoFactory) -> FaultyDatagr
 
 
 def over_tls(echo: FaultyEchoFactory, directory: str) -> Any:
-    """Serve ``echo`` over TLS, with a new certificate in ``directory``."""
-    from echod.certificates import Certificates, write_certificate  # noqa: PLC0415 - extra tls
-    from echod.faultytls import FaultyTLSFactory  # noqa: PLC0415
+    """Serve ``echo`` over TLS, with a new certificate in ``directory``.
 
+    :raises ImportError: without the extra ``tls``.
+    """
+    try:
+        from echod.certificates import Certificates, write_certificate  # noqa: PLC0415
+        from echod.faultytls import FaultyTLSFactory  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(f"{error}: install echod with its extra tls") from None
     return FaultyTLSFactory(echo, Certificates(*write_certificate(directory, "localhost", HOST)))

@@ -274,7 +274,7 @@ WRONG_BODIES = [
     *((b'{"seed": 7}', "must be {"), (b'{"plan": "", "x": 1}', "must be {")),
     *((b'{"plan": 7}', "plan must be a string"), (b'{"plan": null}', "plan must be a string")),
     *((b'{"plan": "first 2: refsue"}', "^"), (b'{"plan": "\\u0000\\ud800\\n\\u202e"}', "")),
-    (b'{"plan": "first 2: drop"}', "drop is no fault of a stream port"),
+    (b'{"plan": "first 2: drop"}', "'first 2: ^drop': drop is a fault of datagram ports"),
     *(
         (b'{"plan": "", "seed": %b}' % seed, "seed takes a whole number")
         for seed in (b'"7"', b"null", b"-1", b"true", b"NaN", b"1e999", b"7.0", b"[]", b"9" * 13)

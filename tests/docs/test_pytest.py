@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from docutils import nodes
 
+from echod.faultgrammar import parse_plan
+from echod.faultplan import When, when
 from echod.peer import DRAIN, EchoPeer
 from tests import ROOT
 from tests.docs.test_all import blocks, literals, tree
@@ -66,3 +69,19 @@ def test_names_each_part() -> None:
     for name in fixtures | attributes | {"port", "path", "ca"}:
         assert name in named
     assert f"{DRAIN} s" in PAGE.astext()
+
+
+def test_conditions() -> None:
+    """Each condition in the table is what its method makes, and no method is missing."""
+    [table] = PAGE.findall(nodes.tbody)
+    pairs = [[entry.astext() for entry in row] for row in table]
+    for condition, method in pairs:
+        made = eval(f"when.{method}.damage()", {"when": when})
+        assert parse_plan(f"{condition}: damage").rules == (made,)
+    conditions = {
+        name
+        for name, method in vars(When).items()
+        if not name.startswith("_")
+        and getattr(method, "__annotations__", {}).get("return") == "When"
+    }
+    assert conditions == {method.split("(")[0] for _, method in pairs}

@@ -79,7 +79,7 @@ def test_leaves_nothing(transport: str) -> None:
 @pytest.mark.parametrize(
     ("error", "arguments", "options"),
     [
-        (KeyError, ("carrier pigeon",), {}),
+        (ValueError, ("carrier pigeon",), {}),
         (TypeError, ("tcp",), {"max_conections": 3}),
         (TypeError, ("tcp",), {"idle_timeout": "long"}),
         (ValueError, ("tls",), {"idle_timeout": -1}),
@@ -93,6 +93,16 @@ def test_wrong_arguments(error: type, arguments: tuple[str], options: dict[str, 
     before = resources()
     with pytest.raises(error):
         EchoPeer(*arguments, **options)  # type: ignore[arg-type]
+    assert resources() == before
+
+
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cryptography, a TLS peer names the extra to install, and leaves nothing."""
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    monkeypatch.delitem(sys.modules, "echod.certificates", raising=False)
+    before = resources()
+    with pytest.raises(ImportError, match=r"cryptography.*: install echod with its extra tls"):
+        EchoPeer("tls")
     assert resources() == before
 
 

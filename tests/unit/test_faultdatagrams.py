@@ -298,9 +298,9 @@ def test_observer_fails() -> None:
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        (when.refuse(), "refuse is no fault of a datagram port"),
+        (when.first(2).refuse(), r"'first 2: \^refuse': refuse is a fault of stream ports"),
         (when.lasts(1).delay(1), "a fault of a datagram has no duration"),
-        (when.first(1, "connection").drop(), "a datagram port has no connections"),
+        (when.first(1, "connection").drop(), r"'\^connection 1: drop': a datagram port has"),
         (when.first(1, "message", 8).delay(1), "neither messages nor places"),
         (when.from_byte(8).delay(1), "neither messages nor places"),
     ],

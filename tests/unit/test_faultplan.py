@@ -165,7 +165,7 @@ WRONG = [
     (lambda: Fault("refuse", 1), "seconds"),
     (lambda: Fault("greet"), "byte"),
     (lambda: Fault("throttle"), "throttle"),
-    (lambda: when.first(0), "last"),
+    (lambda: when.first(0), "first takes"),
     (lambda: when.first(2).first(3), "once"),
     (lambda: when.first(2).numbers(4), "once"),
     (lambda: when.from_time(2).from_time(3), "once"),
