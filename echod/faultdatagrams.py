@@ -72,7 +72,7 @@ def replies_to(echo: FaultyReply, faults: Faults, now: float) -> list[FaultyRepl
     replies = [echo._replace(number=number)]
     for active in rules:
         start, end = active.window
-        if max(start, active.since + active.rule.when.after) <= now < end:
+        if max(start, active.since + active.rule.when.after_seconds) <= now < end:
             before, replies = replies, []
             for copy, reply in enumerate(before):
                 after = apply(active, reply, copy)

@@ -254,7 +254,7 @@ class When:
     :ivar which: the chosen connections or datagrams; ``None``: all.
     :ivar where: the chosen messages or bytes of each connection; ``None``: the whole connection.
     :ivar after_bytes: the fault begins when the reply has this many bytes.
-    :ivar after: seconds after the connection was opened (a port of datagrams: after the plan was
+    :ivar after_seconds: seconds after the connection was opened (datagrams: after the plan was
         set) at which the fault can begin.
     :ivar lasting: seconds that the fault lasts, from its beginning.
     :ivar window: seconds after the plan was set, between which the fault can begin.
@@ -266,7 +266,7 @@ class When:
     which: Choice | None = None
     where: Choice | None = None
     after_bytes: int | None = None
-    after: float = 0.0
+    after_seconds: float = 0.0
     lasting: float = math.inf
     window: tuple[float, float] = (0.0, math.inf)
     times: int | None = None
@@ -314,7 +314,7 @@ class When:
     def from_time(self, seconds: float) -> When:
         """Begin ``seconds`` after the connection was opened."""
         check_number("from_time", seconds, 0, LONGEST)
-        return _add(self, after=seconds)
+        return _add(self, after_seconds=seconds)
 
     def lasts(self, seconds: float) -> When:
         """End ``seconds`` after the beginning."""
@@ -341,8 +341,8 @@ class When:
         texts = [str(choice) for choice in (self.which, self.where) if choice is not None]
         if self.after_bytes is not None:
             texts.append(f"after {self.after_bytes} bytes")
-        if self.after:
-            texts.append(f"after {_duration(self.after)}")
+        if self.after_seconds:
+            texts.append(f"after {_duration(self.after_seconds)}")
         if self.lasting < math.inf:
             texts.append(f"for {_duration(self.lasting)}")
         if self.window != (0.0, math.inf):
@@ -544,7 +544,7 @@ def _wrong_condition(rule: Rule, serves: str) -> str:
     if serves == DATAGRAM and when.lasting < math.inf:
         return "a fault of a datagram has no duration"
     if name in AT_ACCEPT and when != replace(
-        when, where=None, after_bytes=None, after=0.0, lasting=math.inf
+        when, where=None, after_bytes=None, after_seconds=0.0, lasting=math.inf
     ):
         return f"{name} happens at accept: it has no message, byte, 'after' or 'for'"
     return ""

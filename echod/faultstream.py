@@ -260,7 +260,7 @@ class StreamFaults:
     def times(self, active: ActiveRule) -> tuple[float, float]:
         """Return the times from which on and before which the rule can fire, in seconds."""
         start, end = active.window
-        return max(self.opened + active.rule.when.after, start), end
+        return max(self.opened + active.rule.when.after_seconds, start), end
 
     def can_fire(self, active: ActiveRule, now: float) -> bool:
         """Return whether the rule can fire now."""

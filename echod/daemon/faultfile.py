@@ -38,7 +38,9 @@ def _load(path: str) -> list[object]:
     toml = _import_toml()
     try:
         document = toml.loads(text.decode())
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8: {error.reason} (at byte {error.start + 1})") from None
+    except (ValueError, RecursionError) as error:  # not TOML, or nested too deeply
         raise ValueError(f"is not TOML: {error}") from None
     ports = document.pop("port", None)
     if document or not isinstance(ports, list) or not ports:
@@ -65,8 +67,11 @@ def _read(table: Any, where: str) -> tuple[str, Plan]:
     for key in table:
         if key not in KEYS:
             raise ValueError(f"{where}: there is no key {key!r}; the keys are {', '.join(KEYS)}")
-    check_type(f"{where}: listen", table.get("listen"), str, 'an endpoint, such as "tcp:65433"')
-    texts = table.get("rules")
+    for key in ("listen", "rules"):
+        if key not in table:
+            raise ValueError(f"{where}: there is no key {key!r}; a port needs listen and rules")
+    check_type(f"{where}: listen", table["listen"], str, 'an endpoint, such as "tcp:65433"')
+    texts = table["rules"]
     check_type(f"{where}: rules", texts, list, 'a list, such as ["first 2: refuse"]')
     if not texts:
         raise ValueError(f"{where}: rules takes at least one rule")

@@ -392,7 +392,7 @@ class Model:
         for index, active in enumerate(self.rules):
             conditions, fault = active.rule.when, active.rule.fault
             start, end = conditions.window
-            if not (start <= self.now < end and conditions.after <= self.now):
+            if not (start <= self.now < end and conditions.after_seconds <= self.now):
                 continue
             if not active.applies(number):
                 continue

@@ -117,7 +117,7 @@ def rules(draw: Callable[..., Any]) -> Rule:
         which=draw(st.none() | choices(["", "connection", "datagram"])),
         where=where,
         after_bytes=draw(st.integers(0, MAX_SIZE)) if draw(st.booleans()) and not where else None,
-        after=draw(SECONDS),
+        after_seconds=draw(SECONDS),
         lasting=draw(st.just(math.inf) | SECONDS),
         times=draw(st.none() | COUNTS),
         can_be_unused=draw(st.booleans()),
