@@ -27,7 +27,7 @@ from echod.timeouts import Progress
 from echod.transport import (
     beneath,
     buffered,
-    is_broken,
+    is_gone,
     kernel_socket,
     lose,
     resets_on_error,
@@ -112,13 +112,14 @@ class FaultyEcho(Echo):
     def step(self) -> bool:
         """Decide and do what is due, up to :data:`STEP` items; return whether more may be."""
         self._called = False
-        self._step()
+        if not self._over:
+            self._step()
         self._working = self._called and not self._over
         return self._working
 
     @resets_on_error
     def _step(self) -> None:
-        if self._held and is_broken(self.transport):
+        if self._held and is_gone(self.transport):
             lose(self.transport)
         now = self.factory.clock.seconds()
         for _ in range(STEP):
@@ -252,6 +253,16 @@ class FaultyEcho(Echo):
             return progress
         self._checks += 1
         return progress._replace(marker=-self._checks)
+
+    def end(self, ending: Ending) -> bool:
+        """End as any connection does; but reset one whose unread input is never read."""
+        ended = super().end(ending)
+        if not ended and self.stream.deaf_until == math.inf:
+            self._ending = Ending.FAULT
+            self.transport.unregisterProducer()  # which would name another ending
+            self.abort()
+            ended = True
+        return ended
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report how the connection ended."""

@@ -142,6 +142,20 @@ def is_broken(transport: ITransport) -> bool:
     return handle is not None and handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
+def is_gone(transport: ITransport) -> bool:
+    """Return whether the connection was reset, or both its directions are closed.
+
+    Use it for a transport that is not read. It reads no error from the socket. A UNIX peer that
+    closes its socket causes no other error, and a UNIX socket has no keep-alive probes.
+    """
+    handle = _handle(transport)
+    if not isinstance(handle, socket.SocketType):
+        return handle is not None and is_broken(transport)
+    poll = select.poll()
+    poll.register(handle, 0)  # POLLERR and POLLHUP are always reported (poll(2))
+    return bool(poll.poll(0))
+
+
 def has_unread_input(transport: ITransport | socket.socket) -> bool:
     """Return whether bytes have arrived that Twisted has not read yet.
 

@@ -314,9 +314,47 @@ class ByteFaultTests(Bench):
         self.network.advance(20)
         self.assertEqual(len(peer.received), 500_000)
 
+    def test_memory_of_items(self) -> None:
+        """A rule that lets each byte wait for its own time limits the bytes that are read."""
+        factory = self.listen(when.slice(1, 3600))
+        peer = self.connect()
+        peer.send(bytes(2 * MAX_QUEUED))
+        self.network.settle()
+        [connection] = factory.connections
+        self.assertLess(connection.received, MAX_QUEUED // OVERHEAD + 70_000)
+
+    def test_turns(self) -> None:
+        """The work of a rule for every byte is shared out among many turns of the reactor."""
+        factory = self.listen(when.every(1, "byte").damage())
+
+        def take_time(event: Event) -> None:
+            self.network.rightNow += TURN / 5
+            self.events(event)
+
+        factory.observer = take_time
+        peer = self.connect()
+        peer.send(TEXT)
+        with patch.object(self.network, "callLater", wraps=self.network.callLater) as later:
+            self.network.settle()
+        self.assertGreater(sum(call.args[0] == 0 for call in later.mock_calls), 50)
+        self.assertEqual(bytes(peer.received), bytes(byte ^ 1 for byte in TEXT))
+
 
 class LimitTests(Bench):
     """A faulty port has the limits, the timeouts and the drain of any other."""
+
+    def test_unread_input(self) -> None:
+        """The idle timeout and a drain reset a connection that has input which is never read."""
+        factory = self.listen(when.deaf(), idle_timeout=2.0)
+        for drains in (False, True):
+            peer = self.connect()
+            peer.send(TEXT)
+            self.network.settle()
+            if drains:
+                factory.drain(60)
+            self.network.advance(3)
+            self.assertEqual(peer.ended, "RST")
+        self.assertEqual(self.events.endings, [Ending.FAULT] * 2)
 
     def test_reset_while_not_read(self) -> None:
         """A connection that a fault does not read ends soon after its peer has reset it."""

@@ -17,6 +17,7 @@ from echod.transport import (
     cut_off,
     encrypted,
     has_unread_input,
+    is_gone,
     kernel_send_queue,
     unsent,
 )
@@ -116,6 +117,23 @@ class TransportTests(SynchronousTestCase):
         far.close()  # with a byte unread: RST
         self.assertRaises(ConnectionResetError, has_unread_input, transport)
         self.assertFalse(has_unread_input(transport))
+
+    def test_gone(self) -> None:
+        """A connection is gone after a reset, and over UNIX after a close; not after half-close."""
+        transport, far = self.pair()
+        far.shutdown(socket.SHUT_WR)
+        self.assertFalse(is_gone(transport))
+        transport.socket.send(b"x")
+        far.close()  # with a byte unread: RST
+        self.assertEqual([is_gone(transport) for _ in range(2)], [True, True])
+        near, far = socket.socketpair()
+        self.addCleanup(near.close)
+        unix: Any = Connection(near, None, Clock())  # type: ignore[arg-type]
+        far.shutdown(socket.SHUT_WR)
+        self.assertFalse(is_gone(unix))
+        far.close()
+        self.assertTrue(is_gone(unix))
+        self.assertFalse(is_gone(StringTransport()))
 
     def test_other_transports(self) -> None:
         """A transport without a kernel socket has nothing unsent and nothing unread."""
