@@ -37,7 +37,7 @@ class FaultLog:
             self._fired.add(event.rule, event.port)
             return
         log.debug(
-            "fault on {port}: {rule}; number {connection}, byte {offset}",
+            "fault on {port}: {rule}; number {connection}, offset {offset}",
             event="fired",
             port=event.port,
             rule=event.rule,
@@ -65,7 +65,7 @@ def log_plan(faults: Faults) -> None:
         "FAULTY {port}: {plan} (seed {seed})",
         event="faulty",
         port=faults.port,
-        plan="; ".join(each.text for each in faults.rules),
+        plan="; ".join(each.text for each in faults.rules) or "no rules",
         seed=faults.plan.seed,
     )
 

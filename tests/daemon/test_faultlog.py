@@ -85,8 +85,8 @@ def test_verbose(logged: Logged) -> None:
         "offset": 384,
     }
     assert logged.lines() == [
-        f"fault on {PORT}: {logged.refuse}; number 1, byte 0",
-        f"fault on {PORT}: {logged.damage}; number 3, byte 384",
+        f"fault on {PORT}: {logged.refuse}; number 1, offset 0",
+        f"fault on {PORT}: {logged.damage}; number 3, offset 384",
     ]
 
 
