@@ -165,7 +165,8 @@ def _match(text: str, words: list[tuple[int, str]], before: str) -> tuple[str, d
     if close:
         why = f"there is no {word!r}; did you mean {close[0]!r}?"
     else:
-        what = " or ".join(expected.values()) if reached else _EXPECTED[before]
+        words_first = sorted(expected.values(), key=lambda each: each[0] != "'")
+        what = " or ".join(words_first) if reached else _EXPECTED[before]
         why = f"expected {what}, not {repr(word) if word else 'the end'}"
     raise PlanError(text, position, why)
 

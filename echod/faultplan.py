@@ -66,7 +66,7 @@ MAX_SIZE: Final = 1 << 30
 """Bytes: the highest size, position or rate."""
 
 MAX_RULES: Final = 200
-"""Rules of a plan. Each is asked about each connection, and is a line of the metrics."""
+"""Rules of a plan. Each is checked for each connection, and has a line in the metrics."""
 
 MAX_NUMBER: Final = 10**12
 """The highest number of a connection, message, byte or firing, and the highest seed."""
@@ -106,7 +106,7 @@ def _duration(seconds: float) -> str:
 class Choice:
     """Connections, datagrams, messages or bytes, chosen by their number, from 1.
 
-    Those between ``first`` and ``last`` are chosen that are a multiple of ``step``.
+    It chooses each number from ``first`` to ``last`` that is a multiple of ``step``.
 
     :ivar unit: ``connection``, ``datagram``, ``message`` or ``byte``; empty: what the port serves,
         connections or datagrams.
@@ -365,7 +365,7 @@ class When:
         return self.rule(Fault("refuse"))
 
     def reset(self) -> Rule:
-        """Reset the connection when the reply up to here was sent."""
+        """Reset the connection after the reply before this place was delivered."""
         return self.rule(Fault("reset"))
 
     def close(self) -> Rule:
@@ -414,7 +414,7 @@ class When:
         return self.rule(Fault("slice", seconds, size=size))
 
     def damage(self) -> Rule:
-        """Flip a bit of one byte."""
+        """Invert the lowest bit of one byte."""
         return self.rule(Fault("damage"))
 
     def swallow(self, count: int = 0) -> Rule:
@@ -527,6 +527,8 @@ class Plan:
             if name not in ON[serves]:
                 kind = next(kind for kind, names in ON.items() if name in names)
                 why = f"{name} is a fault of {kind} ports, not of {serves} ports"
+                if serves == NON_CA_TLS and name in ISSUED:
+                    why = f"{name} needs a certificate that can issue others (CA:TRUE)"
                 raise PlanError(str(rule), len(str(rule)) - len(str(rule.fault)), why)
             if wrong := _wrong_condition(rule, serves):
                 raise PlanError(str(rule), 0, wrong)
