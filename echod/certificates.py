@@ -1,5 +1,4 @@
-"""TLS certificates: load key, certificate and chain from PEM files, check them, reload them, and
-issue certificates for tests.
+"""TLS certificates: load them from PEM files, check and reload them, and issue some for tests.
 
 Each problem with a file is reported as one line that names the file.
 """

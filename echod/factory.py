@@ -64,8 +64,8 @@ class EchoFactory(Factory):
     :ivar timeouts: the idle and the stall timeout.
     :ivar registry: the connections, the limits and the timeouts.
     :ivar turns: the time budget that all TLS connections share.
-    :ivar admission: what a subclass notes about the connection that was accepted last;
-        :meth:`make_echo` gets it.
+    :ivar admission: data of a subclass about the connection that was accepted last, which is passed
+        to :meth:`make_echo`.
     """
 
     noisy = False

@@ -33,8 +33,8 @@ HOLD: Final = 0.2
 """Seconds for which ``reorder`` holds a reply, if none to a later datagram is sent."""
 
 MAX_COPIES: Final = 8
-"""Replies to one datagram that a rule ``duplicate`` sends twice: the first ones. The number of
-replies would otherwise be exponential in the number of rules."""
+"""A rule ``duplicate`` duplicates this many replies to one datagram, the first ones. Otherwise the
+number of replies would be exponential in the number of rules."""
 
 MAX_WAITING: Final = 16 * 1024 * 1024
 """Bytes of the replies that wait on one port. A reply above that is dropped (Drop.NOT_SENT)."""

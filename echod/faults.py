@@ -136,7 +136,7 @@ class Faults:
             self.add(rule, now)
 
     def add(self, rule: Rule, now: float) -> None:
-        """Add a rule. Its numbers count connections from now on.
+        """Add a rule. It counts the connections that arrive after ``now``.
 
         :raises ValueError: for a rule that the port cannot have.
         """
@@ -147,7 +147,7 @@ class Faults:
         self.rules.append(ActiveRule(rule, self.plan.seed, index, self.number, now))
 
     def start(self, now: float) -> None:
-        """Begin the life of the port again."""
+        """Count the times of the plan from ``now``, because the port begins to listen."""
         self.since = now
         for each in self.rules:
             each.since = now
@@ -172,7 +172,7 @@ class Faults:
         return number, (each for each in self.rules if each.applies(number))
 
     def fire(self, active: ActiveRule, number: int, offset: int, now: float) -> bool:
-        """Count a firing, and return whether it is one: the limit of a rule ends it.
+        """Count a firing, unless the rule has reached its limit; return whether it was counted.
 
         :param number: of the connection or datagram.
         :param offset: bytes of the reply before the place of the fault.

@@ -31,8 +31,8 @@ PIECES: Final = 50
 NOWHERE: Final = (math.inf, 0.0)
 
 Item: TypeAlias = tuple[float, bytes | Fault | None]
-"""What is sent or done, and the time (seconds) before which it is not: bytes; a fault of the whole
-connection; ``None``: the end of the reply, because the peer has finished sending."""
+"""The earliest time (seconds), and what is due then: bytes to send; a fault of the connection;
+``None``: the end of the reply, because the peer has finished sending."""
 
 
 class Stage:
@@ -108,7 +108,7 @@ class Stage:
         return due and not self._stream.over
 
     def feed(self, items: Iterable[Item], now: float) -> Iterator[Item]:
-        """Yield what becomes of ``items`` of the reply."""
+        """Yield the output of the stage for ``items`` of the reply."""
         for due, item in items:
             if item == b"":
                 yield due, item
@@ -176,7 +176,7 @@ class Stage:
         self._delay = self._fault.delay_of(draw)
 
     def _change(self, piece: bytes, due: float) -> Iterator[Item]:
-        """Yield what becomes of a part of the reply that the fault applies to."""
+        """Yield the output for a part of the reply to which the fault applies."""
         fault = self._fault
         if fault.name == "damage":
             yield due, bytes((piece[0] ^ 1,))

@@ -84,7 +84,7 @@ class FaultyEcho(Echo):
 
     @resets_on_error
     def dataReceived(self, data: bytes) -> None:
-        """Send back what the faults leave of ``data``."""
+        """Send back ``data``, as the faults change it."""
         self._received += len(data)
         if not self._closing:
             self._work.append(self.stream.receive(data, self.factory.clock.seconds()))
@@ -175,7 +175,7 @@ class FaultyEcho(Echo):
         self.watch()
 
     def _act(self, fault: Fault | None, now: float) -> None:
-        """Do what comes after the bytes that were sent."""
+        """Apply a fault of the connection; ``None``: close it, because the reply has ended."""
         transport: Any = self.transport
         if fault is None:
             self._close(Ending.FAULT if self._fault else self._ended or Ending.FINISHED)
@@ -205,7 +205,7 @@ class FaultyEcho(Echo):
 
     @resets_on_error
     def resumeProducing(self) -> None:
-        """Go on sending: nothing is buffered any more."""
+        """Continue to send: the transport has sent its buffer."""
         if self._ended is None or self._closing:
             super().resumeProducing()
         else:

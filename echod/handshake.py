@@ -61,7 +61,7 @@ class PendingConnection(Protocol):
 
     :param factory: serves the connection when that is complete.
     :param peer: the address of the socket's peer, if it has one.
-    :ivar admission: what the factory has noted about the connection.
+    :ivar admission: the factory's data about the connection, such as its fault rules.
     """
 
     transport: IStreamTransport

@@ -93,7 +93,7 @@ class EchoPeer:
 
     The conditions and faults of :class:`~echod.faults.When` are methods of a peer, and add a rule:
     ``peer.first(2).refuse()``. The rule applies to connections from then on. The peer is a context
-    manager: its end stops the peer, and ends its thread.
+    manager: leaving it stops the peer and its thread.
 
     :param transport: ``tcp``, ``tls``, ``unix`` or ``udp``; ``tls`` needs the extra ``tls``.
     :param seed: decides what is random; by default chosen at random.
@@ -106,7 +106,7 @@ class EchoPeer:
     :ivar port: the port number. The peer keeps it while it is stopped.
     :ivar path: the path of a ``unix`` peer.
     :ivar ca: the path of the certificate of a ``tls`` peer (PEM), which a client has to trust.
-    :ivar peers: this peer, and those that calling it has made.
+    :ivar peers: this peer, and the peers that were made by calling it.
     """
 
     host = HOST

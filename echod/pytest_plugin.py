@@ -1,7 +1,7 @@
 """pytest plugin: an echo peer with faults for each test of a client; needs the extra ``pytest``.
 
 A rule that never fired fails its test. When a test fails, its report has the peer's rules, firings
-and endings. Nothing else is imported before a test uses a fixture.
+and endings. Twisted is imported when a test uses a fixture.
 """
 
 from __future__ import annotations

@@ -98,13 +98,13 @@ TOPICS: Final[Mapping[str, Sequence[Option]]] = {
         Option(
             "faulty",
             "ENDPOINT PLAN",
-            "Endpoint on which the echo misbehaves as a plan of rules says, repeatable, such as "
-            "tcp:65433 'first 2: refuse; every 7th message of 64: delay 200ms'. Like --listen, it "
-            "replaces the default port.",
+            "Open a port that misbehaves as a plan says, repeatable, such as tcp:65433 'first 2: "
+            "refuse; every 7th message of 64: delay 200ms'. Like --listen, it replaces the default "
+            "port. docs/faults.rst describes plans.",
             parse_faulty,
             repeatable=True,
         ),
-        Option("faults", "FILE", "File of faulty endpoints and their plans, in TOML.", read_faults),
+        Option("faults", "FILE", "Open the faulty ports of a TOML file.", read_faults),
     ),
     "Limits and timeouts": (
         Option(
