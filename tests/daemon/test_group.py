@@ -114,7 +114,7 @@ class PortsTests(SynchronousTestCase):
             ports.marked, ["tcp 192.0.2.1:7", "tcp 192.0.2.1:8 FAULTY", "tcp 192.0.2.1:9 FAULTY"]
         )
         self.assertEqual(
-            formatEvent(self.log[-1]), "FAULTY tcp 192.0.2.1:8, tcp 192.0.2.1:9:  (seed 7)"
+            formatEvent(self.log[-1]), "FAULTY tcp 192.0.2.1:8, tcp 192.0.2.1:9: no rules (seed 7)"
         )
 
     def test_accept_waiting(self) -> None:
