@@ -41,11 +41,12 @@ def check_number(
 ) -> None:
     """Raise TypeError if ``value`` is not a number, ValueError if it is out of bounds.
 
-    :param unit: the unit of ``value`` in the plural, for the error message.
+    :param unit: the unit of ``value`` in the plural, for the error message; empty: none.
     """
+    takes = f"a number of {unit}" if unit else "a number"
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} takes a number of {unit}, not {value!r}")
-    _check_bounds(name, value, least, most, f"a number of {unit}")
+        raise TypeError(f"{name} takes {takes}, not {value!r}")
+    _check_bounds(name, value, least, most, takes)
 
 
 def _check_bounds(name: str, value: float, least: float, most: float, takes: str) -> None:

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, Final
 
+from echod.arguments import check_type
 from echod.durations import LONGEST
 from echod.faultplan import (
     ARGUMENTS,
@@ -105,7 +106,9 @@ def parse_plan(text: str, seed: int | None = None) -> Plan:
     :param text: rules, separated by ``;``, for instance ``first 2: refuse; seed 7``.
     :param seed: the seed, which the text then cannot have.
     :raises PlanError: for any other text.
+    :raises TypeError: for another type.
     """
+    check_type("text", text, str, "a string")
     plan = Plan()
     seeds: dict[str, Any] = {} if seed is None else {"seed": seed}
     when, before = When(), ";"

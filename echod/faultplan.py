@@ -134,7 +134,7 @@ class Choice:
         check_whole("step", self.step, 1, MAX_NUMBER)
         if self.last is not None:
             check_whole("last", self.last, self.first, MAX_NUMBER)
-        check_number("chance", self.chance, 0, 1, "connections, datagrams, messages or bytes")
+        check_number("chance", self.chance, 0, 1, "")
 
     @property
     def within(self) -> bool:
@@ -500,7 +500,7 @@ class Plan:
 
     :ivar rules: each works on the reply as the rules before it have left it.
     :ivar seed: decides what is random, from 0 to :data:`MAX_NUMBER`; by default chosen at random.
-    :raises TypeError: for a seed that is no int.
+    :raises TypeError: for a seed that is no int, or rules that are no tuple of rules.
     :raises ValueError: for a seed out of bounds, or more than :data:`MAX_RULES` rules.
     """
 
@@ -509,6 +509,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, MAX_NUMBER)
+        check_type("rules", self.rules, tuple, "a tuple of rules")
+        for rule in self.rules:
+            check_type("rules", rule, Rule, "a tuple of rules, each with a fault")
         if len(self.rules) > MAX_RULES:
             raise ValueError(f"a plan has at most {MAX_RULES} rules")
 

@@ -145,6 +145,7 @@ class EchoPeer:
 
     def __call__(self, transport: str = "tcp", **options: Any) -> EchoPeer:
         """Make a further peer, which ends with this one; see the parameters of the class."""
+        self._check_running()
         options.setdefault("seed", self._faults.plan.seed)
         self.peers.append(self._stack.enter_context(EchoPeer(transport, **options)))
         return self.peers[-1]
@@ -240,10 +241,13 @@ class EchoPeer:
     def _add(self, rule: Rule) -> None:
         self._call(lambda: self._faults.add(rule, self._reactor.seconds()))
 
-    def _call(self, function: Callable[..., object], *arguments: object) -> Any:
-        """Call ``function`` in the reactor's thread."""
+    def _check_running(self) -> None:
         if not self._reactor.running:
             raise RuntimeError("the peer has ended")
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> Any:
+        """Call ``function`` in the reactor's thread."""
+        self._check_running()
         return blockingCallFromThread(self._reactor, function, *arguments)
 
 

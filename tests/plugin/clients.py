@@ -18,12 +18,12 @@ def connect(peer: EchoPeer, transport: str = "tcp") -> socket.socket:
     family = socket.AF_UNIX if transport == "unix" else socket.AF_INET
     kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
     sock = socket.socket(family, kind)
+    if transport == "tls":  # before connect: after a reset, wrap_socket leaves an open socket
+        context = ssl.create_default_context(cafile=peer.ca)
+        sock = context.wrap_socket(sock, server_hostname="localhost")
     sock.settimeout(TIMEOUT)
     try:
         sock.connect(peer.path if transport == "unix" else (peer.host, peer.port))
-        if transport == "tls":
-            context = ssl.create_default_context(cafile=peer.ca)
-            return context.wrap_socket(sock, server_hostname="localhost")
     except BaseException:
         sock.close()
         raise

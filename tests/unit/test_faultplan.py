@@ -166,6 +166,7 @@ WRONG = [
     (lambda: Fault("greet"), "byte"),
     (lambda: Fault("throttle"), "throttle"),
     (lambda: when.first(0), "first takes"),
+    (lambda: when.chance(10), "chance takes a number, 0 to 1, not 10"),
     (lambda: when.first(2).first(3), "once"),
     (lambda: when.first(2).numbers(4), "once"),
     (lambda: when.from_time(2).from_time(3), "once"),
@@ -188,6 +189,20 @@ WRONG = [
 def test_wrong_values(make: Callable[[], object], named: str) -> None:
     """A wrong value is refused with a line that names it."""
     with pytest.raises(ValueError, match=named):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Plan(when.reset()), "rules takes a tuple of rules"),
+        (lambda: Plan((when.first(2),)), "rules takes a tuple of rules, each with a fault"),
+        (lambda: parse_plan(b"reset"), "text takes a string"),
+    ],
+)
+def test_wrong_types(make: Callable[[], object], named: str) -> None:
+    """A value of another type is refused with a line that names it."""
+    with pytest.raises(TypeError, match=named):
         make()
 
 
