@@ -47,7 +47,7 @@ class Stage:
         self._stream = stream
         self._when, self._fault = active.rule.when, active.rule.fault
         self._offset = 0  # bytes that have come to this stage
-        self._left = 0.0  # bytes for which the fault goes on
+        self._left = 0.0  # bytes for which the fault still lasts
         self._until = math.inf  # seconds: the time at which it ends
         self._free = 0.0  # seconds: the time from which on the next piece can be sent
         self._delay = 0.0  # seconds, of the latest message or receive
@@ -181,7 +181,7 @@ class Stage:
         if fault.name == "damage":
             yield due, bytes((piece[0] ^ 1,))
         elif fault.name == "delay":
-            if self._when.where is None:  # each receive has a delay of its own
+            if self._when.where is None:  # each receive has its own delay
                 self._draw_delay()
             yield due + self._delay, piece
         elif fault.name == "deaf" and self._until < math.inf:  # it was read with earlier bytes

@@ -1,4 +1,4 @@
-"""FaultyEcho and FaultyEchoFactory: an echo that misbehaves as a fault plan says, and counts it.
+"""FaultyEcho and FaultyEchoFactory: echo with the faults of a plan, and count them.
 
 :mod:`echod.faultstream` decides what is sent, and when. This file does it, on the ordinary path of
 :class:`~echod.protocol.Echo`: transport, limits, timeouts and drain are the same.
@@ -166,7 +166,7 @@ class FaultyEcho(Echo):
         return self._over or self._closing or self._paused or self._frozen_until > now
 
     def _send(self, data: bytes) -> None:
-        """Send ``data``, as a segment of its own where the kernel accepts it at once."""
+        """Send ``data``, in a separate segment if the kernel accepts it at once."""
         self._sent += len(data)
         sock = kernel_socket(self.transport)
         sent = 0 if sock is None or unsent(self.transport) else send_now(sock, data)

@@ -6,7 +6,7 @@
   client that trusts that one finds no other error. A port whose certificate cannot issue others
   (CA:TRUE) has no such faults: a client would report an invalid CA certificate, and a test of a
   client that does not check names would pass.
-- The certificate ``self-signed`` has the names of the port's certificate, and a key of its own.
+- The certificate ``self-signed`` has the names of the port's certificate, and its own key.
 - ``no-close-notify`` fires when echod ends the connection: FIN follows the last byte of the reply.
 """
 
@@ -33,7 +33,7 @@ from echod.transport import resets_on_error
 
 OF_CERTIFICATES: Final = (*ISSUED, "self-signed")
 OF_HANDSHAKE: Final = ("stall", "abort", "old-version", *OF_CERTIFICATES)
-"""The faults that present a certificate of their own, and all faults of a handshake."""
+"""The faults that present another certificate, and all faults of a handshake."""
 
 WRONG_NAME: Final = "wrong.invalid"
 """The host name in the certificate ``wrong-name``: no host has it (RFC 6761 6.4)."""
@@ -91,7 +91,7 @@ class FaultyTLSTransport(TLSTransport):
             super().finish()
 
     def loseWriteConnection(self) -> None:
-        """Send the closing alert and FIN, and go on reading."""
+        """Send the closing alert and FIN, and continue to read."""
         self.finish()
         self.disconnecting = False
         self._half_closed = True

@@ -1,4 +1,4 @@
-"""An echo peer with faults for tests, on a reactor of its own in a thread.
+"""An echo peer with faults for tests, on its own reactor in a thread.
 
 A test in any style (synchronous, asyncio, trio, Twisted) calls a peer as plain functions. The
 reactor is an instance, never the global one, and installs no signal handlers.
@@ -89,7 +89,7 @@ def bind(datagrams: bool, port: int = 0) -> socket.socket:
 
 
 class EchoPeer:
-    """An echo service at an address of its own, with faults that a test adds.
+    """An echo service at its own address, with faults that a test adds.
 
     The conditions and faults of :class:`~echod.faults.When` are methods of a peer, and add a rule:
     ``peer.first(2).refuse()``. The rule applies to connections from then on. The peer is a context

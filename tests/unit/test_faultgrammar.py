@@ -1,4 +1,4 @@
-"""The text of plans: mistakes, each one line with a caret, and texts that nobody means."""
+"""The text of plans: mistakes, each one line with a caret, and random texts."""
 
 from __future__ import annotations
 

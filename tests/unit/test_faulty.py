@@ -228,7 +228,7 @@ class ByteFaultTests(Bench):
         )
 
     def test_throttle(self) -> None:
-        """At most so many bytes a second are sent."""
+        """At most this many bytes a second are sent."""
         self.listen(when.throttle(100))
         self.echo(seconds=5)
         self.assertEqual(len(self.peer.received), 502)

@@ -5,7 +5,7 @@ from contextlib import closing
 
 
 async def get(host, port, message, timeout=0.2, attempts=3):
-    """Return the reply to ``message``; a late or incomplete reply is asked for again."""
+    """Return the reply to ``message``; if it is late or incomplete, ask again."""
     for attempt in range(1, attempts + 1):
         try:
             return await asyncio.wait_for(get_once(host, port, message), timeout)

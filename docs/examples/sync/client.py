@@ -4,7 +4,7 @@ import socket
 
 
 def get(host, port, message, attempts=3):
-    """Return the reply to ``message``; a connection that fails is tried again."""
+    """Return the reply to ``message``; if the connection fails, connect again."""
     for attempt in range(1, attempts + 1):
         try:
             with socket.create_connection((host, port), timeout=5) as connection:

@@ -1,4 +1,4 @@
-"""A client on trio that finds damaged replies by a checksum."""
+"""A client on trio that detects damaged replies with a checksum."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""A client on Twisted that asks over UDP, and repeats a question that gets no answer."""
+"""A client on Twisted that sends a question over UDP, and sends it again until it is answered."""
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ConnectedDatagramProtocol
