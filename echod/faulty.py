@@ -31,6 +31,7 @@ from echod.transport import (
     kernel_socket,
     lose,
     resets_on_error,
+    send_fin,
     send_now,
     unsent,
 )
@@ -186,7 +187,7 @@ class FaultyEcho(Echo):
         self._fault = fault.name
         self._ending = Ending.FAULT
         if self._fault == "half-close":
-            transport.loseWriteConnection()
+            send_fin(transport)
         elif self._fault == "close":
             self._close(Ending.FAULT)
         else:

@@ -29,7 +29,7 @@ from echod.faultstream import StreamFaults
 from echod.faulty import FaultyEchoFactory
 from echod.tls import TLSFactory, server_end
 from echod.tlstransport import TLSTransport
-from echod.transport import resets_on_error
+from echod.transport import resets_on_error, send_fin
 
 OF_CERTIFICATES: Final = (*ISSUED, "self-signed")
 OF_HANDSHAKE: Final = ("stall", "abort", "old-version", *OF_CERTIFICATES)
@@ -95,7 +95,7 @@ class FaultyTLSTransport(TLSTransport):
         self.finish()
         self.disconnecting = False
         self._half_closed = True
-        self.transport.loseWriteConnection()
+        send_fin(self.transport)
 
     def _fire(self, names: Sequence[str]) -> str | None:
         return self._stream.fire_first(names, self._server.clock.seconds())

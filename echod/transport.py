@@ -142,6 +142,19 @@ def is_broken(transport: ITransport) -> bool:
     return handle is not None and handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
+def send_fin(transport: Any) -> None:
+    """Send FIN after the unsent bytes, and go on reading; if there are none, at once.
+
+    Twisted always does it in a later turn. If FIN from the peer ends the connection in the same
+    turn, before that, Twisted writes to a socket that is closed, and logs the error.
+    """
+    if not isinstance(transport, FileDescriptor) or unsent(transport):
+        transport.loseWriteConnection()
+    else:
+        with suppress(OSError):  # the connection is broken, which the next receive finds
+            _handle(transport).shutdown(socket.SHUT_WR)  # type: ignore[union-attr]
+
+
 def is_gone(transport: ITransport) -> bool:
     """Return whether the connection was reset, or both its directions are closed.
 

@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 from typing import Any
+from unittest.mock import Mock
 
 from twisted.internet.task import Clock
 from twisted.internet.tcp import Connection
@@ -19,6 +20,7 @@ from echod.transport import (
     has_unread_input,
     is_gone,
     kernel_send_queue,
+    send_fin,
     unsent,
 )
 
@@ -134,6 +136,26 @@ class TransportTests(SynchronousTestCase):
         far.close()
         self.assertTrue(is_gone(unix))
         self.assertFalse(is_gone(StringTransport()))
+
+    def test_send_fin(self) -> None:
+        """FIN is sent at once, without a turn of the reactor, and an error is ignored."""
+        transport, far = self.pair()
+        transport.startWriting = self.fail
+        send_fin(transport)
+        self.assertEqual(far.recv(1), b"")
+        far.close()
+        transport.socket.close()
+        send_fin(transport)
+
+    def test_send_fin_later(self) -> None:
+        """FIN comes after the unsent bytes; another transport is asked to send it."""
+        transport, _ = self.pair()
+        transport.write(b"x")
+        send_fin(transport)
+        self.assertTrue(transport._writeDisconnecting)
+        other = Mock(["loseWriteConnection"])
+        send_fin(other)
+        other.loseWriteConnection.assert_called_once_with()
 
     def test_other_transports(self) -> None:
         """A transport without a kernel socket has nothing unsent and nothing unread."""
