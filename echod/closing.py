@@ -17,6 +17,7 @@ from echod.transport import (
     beneath,
     buffered,
     cut_off,
+    half_closes,
     has_unread_input,
     is_broken,
     kernel_send_queue,
@@ -41,27 +42,32 @@ delivery took."""
 class Delivery:
     """Sends FIN, and closes the connection when the kernel's send queue is empty.
 
-    :param transport: a transport of a kernel socket, with nothing unsent.
+    :param transport: a transport of a kernel socket, with nothing unsent; for a reset, also TLS
+        over one, with or without unsent bytes.
     :param fin: whether to send FIN; otherwise, reset the connection in the end.
     """
 
     def __init__(self, transport: Any, clock: IReactorTime, *, fin: bool = True) -> None:
-        self.transport = transport
+        below: Any = beneath(transport)
+        self.transport = below
         self._clock = clock
         self._fin = fin
         self._next_check: IDelayedCall | None = None
-        transport.stopReading()
+        below.stopReading()
         if fin:
             with suppress(OSError):  # the connection is broken, which the check detects
-                transport.getHandle().shutdown(socket.SHUT_WR)
-        self._check(DELIVERY_CHECKS[0])
+                below.getHandle().shutdown(socket.SHUT_WR)
+        if half_closes(transport):
+            self._check(DELIVERY_CHECKS[0])
+        else:  # Twisted's own TLS, which sends in a later turn of the reactor
+            self._next_check = clock.callLater(DELIVERY_CHECKS[0], self._check, DELIVERY_CHECKS[0])
 
     @resets_on_error
     def _check(self, delay: float) -> None:
         """Close if the peer has received everything; otherwise check again in ``delay`` seconds."""
         if is_broken(self.transport):
             lose(self.transport)
-        elif not kernel_send_queue(self.transport):
+        elif not (unsent(self.transport) or kernel_send_queue(self.transport)):
             if self._fin:
                 self.transport.connectionLost(connectionDone)
             else:

@@ -23,11 +23,17 @@ DATAGRAM: Final = "datagram"
 """What a port serves: plain stream sockets, TLS with a certificate that can issue others
 (CA:TRUE), TLS with any other certificate, or datagrams."""
 
+OF_TLS: Final = (
+    *("stall", "abort", "wrong-name", "expired", "self-signed"),
+    *("no-close-notify", "old-version"),
+)
+_WITHOUT_ARGUMENTS: Final = (
+    *("refuse", "reset", "close", "half-close", "silent", "deaf", "damage"),
+    *("drop", "duplicate", "reorder"),
+    *OF_TLS,
+)
 ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("refuse", "reset", "close", "half-close", "silent", "deaf", "damage"), ()),
-    **dict.fromkeys(("drop", "duplicate", "reorder"), ()),
-    **dict.fromkeys(("stall", "abort", "no-close-notify", "old-version"), ()),
-    **dict.fromkeys(("wrong-name", "expired", "self-signed"), ()),
+    **dict.fromkeys(_WITHOUT_ARGUMENTS, ()),
     **dict.fromkeys(("greet", "insert"), ("data",)),
     **dict.fromkeys(("throttle", "truncate", "pad", "swallow"), ("size",)),
     "delay": ("seconds", "spread", "shape"),
@@ -37,14 +43,10 @@ ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
 """The name of each fault, and the attributes of :class:`Fault` that it uses."""
 
 OF_DATAGRAMS: Final = ("drop", "duplicate", "reorder", "delay", "damage", "truncate", "pad")
-OF_TLS: Final = (
-    *("stall", "abort", "wrong-name", "expired", "self-signed"),
-    *("no-close-notify", "old-version"),
-)
 OF_STREAMS: Final = tuple(
     name for name in ARGUMENTS if name not in (*OF_TLS, "drop", "duplicate", "reorder", "pad")
 )
-"""The names of the faults of datagrams, of TLS alone, and of all streams."""
+"""The names of the faults of datagrams, and of all streams; those of TLS alone: ``OF_TLS``."""
 
 AT_ACCEPT: Final = ("refuse", *OF_TLS)
 """The faults that happen before the first byte of a connection, or outside its reply."""
@@ -198,9 +200,7 @@ class Fault:
         check_number(f"the spread of {self.name}", self.spread, 0, LONGEST)
         if self.shape not in SHAPES:
             raise ValueError(f"there is no distribution {self.shape!r}")
-        least = (
-            1 if "size" in ARGUMENTS[self.name] and self.name not in ("swallow", "truncate") else 0
-        )
+        least = int(self.name in ("throttle", "slice", "pad"))
         check_whole(self.name, self.size, least, MAX_SIZE)
         check_type(self.name, self.data, bytes, "bytes")
         if "data" in ARGUMENTS[self.name] and not self.data:
@@ -241,6 +241,10 @@ class Fault:
         if self.shape == "exponential":
             return -math.log1p(-draw) * self.seconds
         return self.seconds
+
+
+def _builder(name: str) -> Callable[[When], Rule]:
+    return lambda when: when.rule(Fault(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,29 +364,23 @@ class When:
 
     # Streams.
 
-    def refuse(self) -> Rule:
-        """Reset the connection when it is accepted."""
-        return self.rule(Fault("refuse"))
+    refuse = _builder("refuse")
+    """Reset the connection when it is accepted."""
 
-    def reset(self) -> Rule:
-        """Reset the connection after the reply before this place was delivered."""
-        return self.rule(Fault("reset"))
+    reset = _builder("reset")
+    """Reset the connection after the reply before this place was delivered."""
 
-    def close(self) -> Rule:
-        """Close the connection with FIN."""
-        return self.rule(Fault("close"))
+    close = _builder("close")
+    """Close the connection with FIN."""
 
-    def half_close(self) -> Rule:
-        """Send FIN, and continue to read."""
-        return self.rule(Fault("half-close"))
+    half_close = _builder("half-close")
+    """Send FIN, and continue to read."""
 
-    def silent(self) -> Rule:
-        """Read, and do not answer."""
-        return self.rule(Fault("silent"))
+    silent = _builder("silent")
+    """Read, and do not answer."""
 
-    def deaf(self) -> Rule:
-        """Stop reading."""
-        return self.rule(Fault("deaf"))
+    deaf = _builder("deaf")
+    """Stop reading."""
 
     def greet(self, data: bytes) -> Rule:
         """Send ``data`` when the connection is opened."""
@@ -413,9 +411,8 @@ class When:
         """Send segments of ``size`` bytes, ``seconds`` apart."""
         return self.rule(Fault("slice", seconds, size=size))
 
-    def damage(self) -> Rule:
-        """Invert the lowest bit of one byte."""
-        return self.rule(Fault("damage"))
+    damage = _builder("damage")
+    """Invert the lowest bit of one byte."""
 
     def swallow(self, count: int = 0) -> Rule:
         """Leave out ``count`` bytes; 0: the whole message, or one byte."""
@@ -431,17 +428,14 @@ class When:
 
     # Datagrams.
 
-    def drop(self) -> Rule:
-        """Send no reply."""
-        return self.rule(Fault("drop"))
+    drop = _builder("drop")
+    """Send no reply."""
 
-    def duplicate(self) -> Rule:
-        """Send the reply twice."""
-        return self.rule(Fault("duplicate"))
+    duplicate = _builder("duplicate")
+    """Send the reply twice."""
 
-    def reorder(self) -> Rule:
-        """Send the reply after that to the next datagram of the same source."""
-        return self.rule(Fault("reorder"))
+    reorder = _builder("reorder")
+    """Send the reply after that to the next datagram of the same source."""
 
     def pad(self, size: int) -> Rule:
         """Append ``size`` bytes."""
@@ -449,25 +443,21 @@ class When:
 
     # TLS.
 
-    def stall(self) -> Rule:
-        """Never answer the handshake."""
-        return self.rule(Fault("stall"))
+    stall = _builder("stall")
+    """Never answer the handshake."""
 
-    def abort(self) -> Rule:
-        """Reset the connection during the handshake."""
-        return self.rule(Fault("abort"))
+    abort = _builder("abort")
+    """Reset the connection during the handshake."""
 
     def certificate(self, wrong: str) -> Rule:
         """Present a certificate that is ``wrong-name``, ``expired`` or ``self-signed``."""
         return self.rule(Fault(wrong))
 
-    def no_close_notify(self) -> Rule:
-        """End with FIN, without TLS's closing alert."""
-        return self.rule(Fault("no-close-notify"))
+    no_close_notify = _builder("no-close-notify")
+    """End with FIN, without TLS's closing alert."""
 
-    def old_version(self) -> Rule:
-        """Accept TLS 1.1 only."""
-        return self.rule(Fault("old-version"))
+    old_version = _builder("old-version")
+    """Accept TLS 1.1 only."""
 
 
 _Conditions = TypeVar("_Conditions", When, Choice)

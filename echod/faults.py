@@ -127,24 +127,21 @@ class Faults:
         :raises ValueError: for a plan with rules that the port cannot have.
         """
         plan.check(self.serves)
-        self.plan = Plan((), plan.seed)
-        self.rules: list[ActiveRule] = []
-        self.since = now
-        self.reset()
-        self.number = 0
-        for rule in plan.rules:
-            self.add(rule, now)
+        self.plan, self.since, self.number = plan, now, 0
+        self.firings.clear()
+        self.rules = [
+            ActiveRule(rule, plan.seed, index, 0, now) for index, rule in enumerate(plan.rules)
+        ]
 
     def add(self, rule: Rule, now: float) -> None:
         """Add a rule. It counts the connections that arrive after ``now``.
 
         :raises ValueError: for a rule that the port cannot have.
         """
-        index = len(self.rules)
         plan = replace(self.plan, rules=(*self.plan.rules, rule))
         plan.check(self.serves)
         self.plan = plan
-        self.rules.append(ActiveRule(rule, self.plan.seed, index, self.number, now))
+        self.rules.append(ActiveRule(rule, plan.seed, len(self.rules), self.number, now))
 
     def start(self, now: float) -> None:
         """Count the times of the plan from ``now``, because the port begins to listen."""

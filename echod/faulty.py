@@ -25,8 +25,8 @@ from echod.faultstream import Item, StreamFaults
 from echod.protocol import Echo
 from echod.timeouts import Progress
 from echod.transport import (
-    beneath,
     buffered,
+    half_closes,
     is_gone,
     kernel_socket,
     lose,
@@ -186,21 +186,22 @@ class FaultyEcho(Echo):
             return
         self._fault = fault.name
         self._ending = Ending.FAULT
-        if self._fault == "half-close":
+        if self._fault == "half-close" and half_closes(transport):
             send_fin(transport)
-        elif self._fault == "close":
+        elif self._fault != "reset":  # Twisted's own TLS cannot half-close
             self._close(Ending.FAULT)
         else:
             self._closing = True
             transport.unregisterProducer()
-            self._when_sent(beneath(transport))
+            self.watch()
+            self._delivery = Delivery(transport, self.factory.clock, fin=False)
 
     def _finish(self, below: Any) -> None:
-        if self._fault in ("close", "reset"):
+        if self._fault == "close":
             # Also for few bytes: a close with unread input would be a reset, and a reset can
             # destroy bytes that the peer has not read.
             self.watch()
-            self._delivery = Delivery(below, self.factory.clock, fin=self._fault == "close")
+            self._delivery = Delivery(below, self.factory.clock)
         else:
             super()._finish(below)
 

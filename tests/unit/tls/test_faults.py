@@ -15,7 +15,7 @@ from tests.authority import Authority
 from tests.coroutines import now
 from tests.recorder import Recorder
 from tests.streams.memory import MemoryEndpoints
-from tests.unit.tls.client import TLSClient, TLSTestCase
+from tests.unit.tls.client import TLSClient, TLSTestCase, client_over_twisted
 
 TEXT = bytes(range(256)) * 4
 
@@ -56,6 +56,29 @@ class FaultTestCase(TLSTestCase):
     def assert_echo(self, client: TLSClient) -> None:
         client.send(client.record(TEXT))
         self.assertEqual(client.read(), TEXT)
+
+
+class TwistedTests(FaultTestCase):
+    def test_reset(self) -> None:
+        """Twisted's own TLS sends later than it is written to: a reset waits for that."""
+        server = FaultyServer(self.authority, when.from_byte(640).reset())
+        client = client_over_twisted(server, self.authority)
+        client.send(client.record(TEXT))
+        server.network.advance(1)
+        self.assertEqual((client.read(), client.peer.ended), (TEXT[:640], "RST"))
+        self.assertEqual(server.events.endings, [Ending.FAULT])
+        self.assertEqual(server.network.getDelayedCalls(), [])
+
+    def test_half_close(self) -> None:
+        """Twisted's own TLS cannot half-close: the connection is closed."""
+        server = FaultyServer(self.authority, when.from_byte(640).half_close())
+        client = client_over_twisted(server, self.authority)
+        client.send(client.record(TEXT))
+        server.network.advance(1)
+        self.assertEqual((client.read(), client.closed), (TEXT[:640], True))
+        client.send(client.closing_alert())
+        self.assertEqual(server.events.endings, [Ending.FAULT])
+        self.assertEqual(client.peer.ended, "FIN")
 
 
 class HandshakeFaultTests(FaultTestCase):
