@@ -86,7 +86,7 @@ def replies_to(echo: FaultyReply, faults: Faults, now: float) -> list[FaultyRepl
 def apply(active: ActiveRule, reply: FaultyReply, copy: int) -> list[FaultyReply]:
     """Return what a rule makes of one reply, which is number ``copy`` of its datagram, from 0."""
     fault, data = active.rule.fault, reply.data
-    draw = active.draw(reply.number, f"copy {copy}")
+    purpose = f"copy {copy}"
     match fault.name:
         case "drop":
             return []
@@ -95,9 +95,13 @@ def apply(active: ActiveRule, reply: FaultyReply, copy: int) -> list[FaultyReply
         case "reorder":
             return [reply._replace(reorder=reply.reorder or active)]
         case "delay":
-            return [reply._replace(delay=reply.delay + fault.delay_of(draw))]
+            return [
+                reply._replace(
+                    delay=reply.delay + fault.delay_of(active.draw(reply.number, purpose))
+                )
+            ]
         case "damage" if data:
-            at = int(draw * len(data))
+            at = int(active.draw(reply.number, purpose) * len(data))
             data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
         case "truncate":
             data = data[: fault.size]

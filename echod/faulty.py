@@ -120,8 +120,6 @@ class FaultyEcho(Echo):
 
     @resets_on_error
     def _step(self) -> None:
-        if self._held and is_gone(self.transport):
-            lose(self.transport)
         now = self.factory.clock.seconds()
         for _ in range(STEP):
             if not (self._send_due(now) or self._decide(now)):
@@ -241,7 +239,18 @@ class FaultyEcho(Echo):
             due.append(now + CHECK)
         soonest = min((each for each in due if each > now), default=math.inf)
         if soonest < math.inf:
-            self._timer = self.factory.clock.callLater(soonest - now, self._proceed)
+            self._timer = self.factory.clock.callLater(soonest - now, self._wake)
+
+    @resets_on_error
+    def _wake(self) -> None:
+        """Proceed, unless the connection has ended while it was not read.
+
+        Not in a step: the reactor would go on with a transport that ends while it is read.
+        """
+        if self._held and is_gone(self.transport):
+            lose(self.transport)
+        else:
+            self._proceed()
 
     @property
     def buffered(self) -> int:
