@@ -182,6 +182,8 @@ WRONG = [
     (lambda: Plan((when.drop(),)).check(TLS), "drop"),
     (lambda: Plan((when.every(2, "datagram").close(),)).check(STREAM), "datagrams"),
     (lambda: Plan((when.from_byte(2).drop(),)).check(DATAGRAM), "places"),
+    (lambda: Plan((when.from_byte(2).refuse(),)).check(STREAM), "refuse.* accept"),
+    (lambda: Plan((when.from_time(2).abort(),)).check(TLS), "abort.* accept"),
 ]
 
 

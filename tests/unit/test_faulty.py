@@ -379,6 +379,22 @@ class LimitTests(Bench):
         self.network.advance(1)
         self.assertEqual((bytes(peer.received), peer.ended), (TEXT * 300, "FIN"))
 
+    def test_slow_reader_of_a_deaf_port(self) -> None:
+        """A peer that reads its reply during a fault that stops reading does not end the fault."""
+        factory = self.listen(when.from_time(2).lasts(10).deaf())
+        peer = self.connect()
+        peer.stall()
+        peer.send(TEXT * 300)
+        self.network.advance(4)
+        [connection] = factory.connections
+        received = connection.received
+        self.assertLess(received, len(TEXT) * 300)
+        peer.resume()
+        self.network.advance(2)
+        self.assertEqual(connection.received, received)
+        self.network.advance(8)
+        self.assertEqual(bytes(peer.received), TEXT * 300)
+
     def test_end_twice(self) -> None:
         """Over TLS, FIN follows the closing alert: the reply that waits is sent all the same."""
         factory = self.listen(when.delay(1))
