@@ -205,16 +205,19 @@ class EchoPeer:
     @property
     def counts(self) -> Counter[str]:
         """How often each kind of fault has fired, by name."""
+        self._finish_turn()
         return self._faults.counts
 
     @property
     def firings(self) -> list[Fired]:
         """The latest firings."""
+        self._finish_turn()
         return [firing.fired for firing in list(self._faults.firings)]
 
     @property
     def endings(self) -> list[str]:
         """How the latest connections have ended: values of :class:`~echod.events.Ending`."""
+        self._finish_turn()
         return [each.ending.value for each in list(self._events) if isinstance(each, Closed)]
 
     def unused(self) -> list[str]:
@@ -240,6 +243,11 @@ class EchoPeer:
 
     def _add(self, rule: Rule) -> None:
         self._call(lambda: self._faults.add(rule, self._reactor.seconds()))
+
+    def _finish_turn(self) -> None:
+        """Wait until the reactor has counted what it has sent: the client may have seen it."""
+        if self._reactor.running:
+            self._call(lambda: None)
 
     def _check_running(self) -> None:
         if not self._reactor.running:

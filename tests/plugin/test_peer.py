@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from echod.peer import EchoPeer
+from echod.transport import send_now
 from tests import ROOT, TIMEOUT
 from tests.plugin.clients import TRANSPORTS, connect, echo, resources
 
@@ -221,6 +224,24 @@ def test_numbers_count_from_the_rule() -> None:
             with pytest.raises(ConnectionResetError):
                 echo(peer)
         assert [each.connection for each in peer.firings] == [2, 4]
+
+
+def test_counts_after_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client has seen is counted, also if the reactor counts it after it has sent."""
+
+    def send_slowly(sock: socket.socket, data: bytes) -> int:
+        sent = send_now(sock, data)
+        time.sleep(0.1)  # in the reactor's thread, as on a busy machine
+        return sent
+
+    monkeypatch.setattr("echod.faulty.send_now", send_slowly)
+    with EchoPeer() as peer:
+        peer.truncate(3)
+        with connect(peer) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(3) == b"hel"
+            assert peer.counts == {"truncate": 1}
+            assert [each.offset for each in peer.firings] == [3]
 
 
 def test_unused_rules() -> None:
