@@ -11,8 +11,9 @@ The core is the modules of this package, and takes an evening to read, in this o
 4. Before the first byte: ``handshake``, ``certificates``, ``tlsrecords``, ``tlstransport``,
    ``tls``, ``proxy``.
 5. UDP: ``udprules``, ``udporigin``, ``udpsocket``, ``udp``.
-6. Faults on demand: ``faultplan``, ``faultgrammar`` (plans as text), ``faults`` (the state of a
-   plan), ``faultstream`` (decisions for one stream), ``faulty``, ``faultdatagrams``, ``faultytls``.
+6. Faults on demand: ``faulterrors``, ``faultplan``, ``faultgrammar`` (plans as text), ``faults``
+   (the state of a plan), ``faultstream`` (decisions for one stream), ``faulty``,
+   ``faultdatagrams``, ``faultytls``.
 7. Helpers for all of these: ``clock``, ``turns``, ``arguments``, ``durations``, ``numbers``.
 
 ``testing`` is an in-memory network for tests, ``peer`` an echo with faults in a thread, and

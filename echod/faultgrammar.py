@@ -16,14 +16,13 @@ from typing import Any, Final
 
 from echod.arguments import check_type
 from echod.durations import LONGEST
+from echod.faulterrors import SHOWN, PlanError
 from echod.faultplan import (
     ARGUMENTS,
     MAX_NUMBER,
     MAX_SIZE,
-    SHOWN,
     Fault,
     Plan,
-    PlanError,
     Rule,
     When,
 )

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from echod.arguments import check_number, check_type, check_whole
 from echod.durations import LONGEST
+from echod.faulterrors import PlanError
 
 STREAM: Final = "stream"
 TLS: Final = "tls"
@@ -72,25 +73,6 @@ MAX_RULES: Final = 200
 
 MAX_NUMBER: Final = 10**12
 """The highest number of a connection, message, byte or firing, and the highest seed."""
-
-SHOWN: Final = 30
-"""Characters of a plan before and after the caret of an error message."""
-
-
-class PlanError(ValueError):
-    """A mistake in a plan: one line, with a caret before the wrong word.
-
-    :ivar position: characters of the text before the mistake.
-    """
-
-    def __init__(self, text: str, position: int, why: object) -> None:
-        before, after = text[:position], text[position:]
-        start = f"...{before[-SHOWN:]}" if len(before) > SHOWN else before
-        end = f"{after[:SHOWN]}..." if len(after) > SHOWN else after
-        line = f"'{start}^{end}': {why}"
-        super().__init__("".join(c if " " <= c <= "~" else ascii(c)[1:-1] for c in line))
-        self.position = position
-
 
 _EXACT: Final = Context(prec=50)  # the thread's own context may round
 

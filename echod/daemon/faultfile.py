@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from echod.arguments import check_type, check_whole
 from echod.daemon.errors import WrongOption
+from echod.faulterrors import PlanError
 from echod.faultgrammar import parse_plan
-from echod.faultplan import MAX_NUMBER, Plan, PlanError, Rule
+from echod.faultplan import MAX_NUMBER, Plan, Rule
 
 MAX_BYTES: Final = 1 << 20
 """Bytes: the longest file."""

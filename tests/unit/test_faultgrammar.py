@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echod.faulterrors import PlanError
 from echod.faultgrammar import parse_plan
-from echod.faultplan import Plan, PlanError, when
+from echod.faultplan import Plan, when
 from tests.unit.test_faultplan import PLANS
 
 # Each with a caret before the word that is wrong, and a part of what the error says.

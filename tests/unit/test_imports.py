@@ -48,6 +48,7 @@ CORE = [
     "udporigin",
     "udpsocket",
     "udp",
+    "faulterrors",
     "faultplan",
     "faultgrammar",
     "faults",
