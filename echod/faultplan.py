@@ -28,13 +28,9 @@ OF_TLS: Final = (
     *("stall", "abort", "wrong-name", "expired", "self-signed"),
     *("no-close-notify", "old-version"),
 )
-_WITHOUT_ARGUMENTS: Final = (
-    *("refuse", "reset", "close", "half-close", "silent", "deaf", "damage"),
-    *("drop", "duplicate", "reorder"),
-    *OF_TLS,
-)
 ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
-    **dict.fromkeys(_WITHOUT_ARGUMENTS, ()),
+    **dict.fromkeys(("refuse", "reset", "close", "half-close", "silent", "deaf", "damage"), ()),
+    **dict.fromkeys(("drop", "duplicate", "reorder", *OF_TLS), ()),
     **dict.fromkeys(("greet", "insert"), ("data",)),
     **dict.fromkeys(("throttle", "truncate", "pad", "swallow"), ("size",)),
     "delay": ("seconds", "spread", "shape"),
