@@ -28,6 +28,7 @@ LOAD_CORE: Final = CORES[:1]
 
 TWISTD: Final = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=")
 ECHOD: Final = (*TWISTD, "echod", "--port", "0")
+ECHOD_FAULTY: Final = (*ECHOD, "--faulty", f"tcp:0:interface={HOST}", "every message of 64: damage")
 ECHOES: Final = (sys.executable, str(HERE / "echoes.py"))
 # The rates of UDP are above the load, and all rules apply.
 ECHOD_UDP: Final = (
@@ -60,6 +61,7 @@ class Peer(NamedTuple):
 PEERS: Final = {
     "echod": Peer("echod", ECHOD),
     "echod-log": Peer("echod, with its log", ECHOD, only="short"),
+    "echod-faulty": Peer("echod, beside a faulty port", ECHOD_FAULTY),
     "echod-slow": Peer("echod, no fast path", (*ECHOES, "echod-slow")),
     "twisted": Peer("Twisted wire.Echo", (*ECHOES, "twisted")),
     "asyncio": Peer("asyncio Protocol", (*ECHOES, "asyncio")),
@@ -76,7 +78,7 @@ PEERS: Final = {
     "echod-tls": Peer("echod, TCP and TLS", ECHOD_TLS, "OpenSSL", only="tls"),
     "liar": Peer("one that changes a byte", (*ECHOES, "liar")),
 }
-USUAL: Final = [name for name in PEERS if name != "liar"]
+USUAL: Final = [name for name in PEERS if name not in ("echod-faulty", "liar")]
 # The scenarios of one connection with blocks, and the size of a block in KiB.
 BLOCKS: Final = {f"block-{kib}": kib for kib in (1, 16, 64, 256, 1024)}
 # Scenarios in which only a few servers take part.
