@@ -73,14 +73,10 @@ class FaultyTLSTransport(TLSTransport):
             self.wrappedProtocol.refuse(Reason.FAULT)
 
     def write(self, data: bytes) -> None:
-        """Encrypt ``data`` and send it at once: a fault that follows may reset the connection.
-
-        After a half-close, do nothing.
-        """
-        if not self._half_closed:
-            super().write(data)
-            if self._delivering and self.connected:
-                self._flush()
+        """Encrypt ``data`` and send it at once: a fault that follows may reset the connection."""
+        super().write(data)
+        if self._delivering and self.connected:
+            self._flush()
 
     def finish(self) -> None:
         """Send the closing alert, unless a fault leaves it out."""

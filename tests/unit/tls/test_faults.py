@@ -60,10 +60,13 @@ class FaultTestCase(TLSTestCase):
 
 class TwistedTests(FaultTestCase):
     def test_reset(self) -> None:
-        """Twisted's own TLS sends later than it is written to: a reset waits for that."""
+        """Twisted's own TLS sends later than it is written to: a reset waits for that.
+
+        A record that was received with the one that is reset is not answered.
+        """
         server = FaultyServer(self.authority, when.from_byte(640).reset())
         client = client_over_twisted(server, self.authority)
-        client.send(client.record(TEXT))
+        client.send(client.record(TEXT) + client.record(TEXT))
         server.network.advance(1)
         self.assertEqual((client.read(), client.peer.ended), (TEXT[:640], "RST"))
         self.assertEqual(server.events.endings, [Ending.FAULT])
