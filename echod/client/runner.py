@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
+from twisted.python.log import callWithLogger
 
 from echod.client.commands import COMMANDS, ClientCommand, Unusable
 from echod.client.connector import Connector
@@ -55,14 +56,23 @@ class PreciseReactor(EPollReactor):
             super().stop()
 
     def doPoll(self, timeout: float | None) -> None:
-        """Wait for events, and handle them."""
+        """Wait for events, and handle them.
+
+        Twisted's own loop gives the event of a descriptor that was closed in the same turn to the
+        next connection with this number: if a service refuses some of many connections, others
+        would be lost, too.
+        """
+        wait: float = 0
         if timeout is None or timeout > 0:
             try:
                 select.select((self._poller,), (), (), timeout)
             except ValueError:  # a descriptor above 1023: many were inherited
-                super().doPoll(timeout)  # type: ignore[no-untyped-call]
-                return
-        super().doPoll(0)  # type: ignore[no-untyped-call]
+                wait = -1 if timeout is None else timeout
+        owners = self._selectables
+        events = self._poller.poll(wait, len(owners))
+        for owner, number, event in [(owners[number], number, event) for number, event in events]:
+            if owners.get(number) is owner:
+                callWithLogger(owner, self._doReadOrWrite, owner, number, event)
 
     doIteration = doPoll
 
