@@ -282,7 +282,7 @@ def test_notify(systemd: socket.socket, kind: str) -> None:
         environ = {**os.environ, "NOTIFY_SOCKET": where, "WATCHDOG_USEC": "100000"}
         with Daemon("--port", "0", env=environ) as daemon:
             assert heard.recv(4096).startswith(b"READY=1\nSTATUS=0 connections open")
-            assert "listening on tcp [::1]" in daemon.log
+            daemon.wait_for("listening on tcp [::1]")
             for _ in range(3):
                 assert heard.recv(4096) == b"WATCHDOG=1"
             with daemon.connect() as client:

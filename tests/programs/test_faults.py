@@ -191,6 +191,7 @@ def measure(ports: Ports, number: int, count: int, timeout: float, *more: object
     result = load(ports.target(number), count, timeout, *options)
     slow = [count for seconds, count in result["latency_histogram"] if seconds >= 0.9 * ports.late]
     found = {each: result[each] for each in OUTCOMES}
+    print(result["errors"])  # shown if the test fails
     return {**found, "errors": sum(result["errors"].values()), "slow": sum(slow)}
 
 

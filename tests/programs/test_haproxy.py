@@ -174,7 +174,7 @@ def test_unsupported_endpoints(behind: str) -> None:
     """An endpoint that haproxy: cannot wrap is refused in one line that has the whole option."""
     daemon = Daemon("--listen", f"haproxy:{behind}")
     try:
-        assert daemon.wait() == 1
+        assert daemon.wait() == 2
     finally:
         daemon.close()
     assert f"twistd echod: --listen 'haproxy:{behind}': " in daemon.lines[-1]

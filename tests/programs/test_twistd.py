@@ -518,7 +518,7 @@ def test_resets_in_mid_transfer() -> None:
 
 
 def test_help_is_printed_once() -> None:
-    """--help prints one usage line, each option once, and three examples."""
+    """--help prints one usage line, each option once, and four examples."""
     done = subprocess.run(
         [str(TWISTD), "-n", "echod", "--help"],
         capture_output=True,
@@ -530,7 +530,7 @@ def test_help_is_printed_once() -> None:
     assert done.stdout.startswith("Usage: twistd [options of twistd] echod [options]\n")
     assert done.stdout.count("Usage") == done.stdout.count("  --port=PORT ") == 1
     *_, examples = done.stdout.partition("Examples:\n")
-    assert [line[:18] for line in examples.splitlines()] == ["  twistd -n echod "] * 3 + [""]
+    assert [line[:18] for line in examples.splitlines()] == ["  twistd -n echod "] * 4 + [""]
 
 
 def test_late_reader() -> None:
