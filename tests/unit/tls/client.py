@@ -33,16 +33,8 @@ class TLSTestCase(SynchronousTestCase):
         self.authority = Authority(self.directory)
 
 
-class TLSServer(EchoServer):
-    """An EchoFactory over TLS, in memory."""
-
-    def __init__(self, authority: Authority, **options: Any) -> None:
-        super().__init__(MemoryEndpoints(), **options)
-        self.network = self.ends.network
-        self.trusted = authority.file
-        self.keylog = Path(authority.file).with_name("keys.log")
-        self.over = TLSFactory(self.factory, Certificates(*authority.issue("server")))
-        now(self.ends.listen(self.over))
+class Connects:
+    """A server to which a test connects."""
 
     def connect(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> TLSClient:
         return TLSClient(self, version=version)
@@ -52,6 +44,18 @@ class TLSServer(EchoServer):
         client = self.connect()
         client.handshake()
         return client
+
+
+class TLSServer(EchoServer, Connects):
+    """An EchoFactory over TLS, in memory."""
+
+    def __init__(self, authority: Authority, **options: Any) -> None:
+        super().__init__(MemoryEndpoints(), **options)
+        self.network = self.ends.network
+        self.trusted = authority.file
+        self.keylog = Path(authority.file).with_name("keys.log")
+        self.over = TLSFactory(self.factory, Certificates(*authority.issue("server")))
+        now(self.ends.listen(self.over))
 
     @property
     def echo(self) -> Echo:

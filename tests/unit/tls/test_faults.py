@@ -15,12 +15,12 @@ from tests.authority import Authority
 from tests.coroutines import now
 from tests.recorder import Recorder
 from tests.streams.memory import MemoryEndpoints
-from tests.unit.tls.client import TLSClient, TLSTestCase, client_over_twisted
+from tests.unit.tls.client import Connects, TLSClient, TLSTestCase, client_over_twisted
 
 TEXT = bytes(range(256)) * 4
 
 
-class FaultyServer:
+class FaultyServer(Connects):
     """A FaultyEchoFactory over TLS, in memory."""
 
     def __init__(self, authority: Authority, *rules: Rule, **options: Any) -> None:
@@ -32,15 +32,6 @@ class FaultyServer:
         self.trusted, self.keylog = authority.file, authority.file + ".log"
         over: Any = FaultyTLSFactory(self.factory, Certificates(authority.key_file, authority.file))
         now(ends.listen(over))
-
-    def connect(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> TLSClient:
-        return TLSClient(self, version=version)
-
-    def client(self) -> TLSClient:
-        """Return a client that has connected and completed its handshake."""
-        client = self.connect()
-        client.handshake()
-        return client
 
     @property
     def fired(self) -> list[int]:
