@@ -234,7 +234,7 @@ class EchoPeer:
     def report(self) -> str:
         """Return the rules and the latest events as text."""
         lines = [f"{self._faults.port}, seed {self._faults.plan.seed}"]
-        lines += [f"  fired {each.fired} times: {each.text}" for each in self._faults.rules]
+        lines += [f"  firings: {each.fired}: {each.text}" for each in self._faults.rules]
         lines += [f"  {event}" for event in list(self._events)[-SHOWN:]]
         return "\n".join(lines)
 

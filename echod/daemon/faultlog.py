@@ -51,7 +51,7 @@ class FaultLog:
         for faults in self._faults:
             for each in faults.rules:
                 log.info(
-                    "{port}: {rule}: fired {count} times",
+                    "{port}: {rule}: firings: {count}",
                     event="fault-count",
                     port=faults.port,
                     rule=each.text,

@@ -99,6 +99,6 @@ def test_counts(logged: Logged) -> None:
     log.flush()
     assert logged.lines() == [
         f"1 fault: {logged.refuse!r} 1, on {PORT}",
-        f"{PORT}: {logged.refuse}: fired 2 times",
-        f"{PORT}: {logged.damage}: fired 0 times",
+        f"{PORT}: {logged.refuse}: firings: 2",
+        f"{PORT}: {logged.damage}: firings: 0",
     ]

@@ -107,7 +107,7 @@ def test_client(echo_peer):
         [
             "-+ echod -+",
             r"tcp 127.0.0.1:\d+, seed \d+",
-            "  fired 1 times: first 2, at most 1 times: refuse",
+            "  firings: 1: first 2, at most 1 times: refuse",
             "  Fired.*rule='first 2, at most 1 times: refuse', connection=1, offset=0.*",
             "  Refused.*Reason.FAULT.*",
             "  Opened.*",

@@ -72,7 +72,7 @@ def test_streams(endpoint: str, header: bytes) -> None:
         assert replies == [b"", b"", b"hello", b"hello"]
         daemon.terminate()
         assert daemon.wait() == 0
-    assert f"{address}: first 2: refuse: fired 2 times" in daemon.log
+    assert f"{address}: first 2: refuse: firings: 2" in daemon.log
 
 
 def test_tls(tmp_path: Path) -> None:
