@@ -70,8 +70,8 @@ class PreciseReactor(EPollReactor):
                 wait = -1 if timeout is None else timeout
         owners = self._selectables
         events = self._poller.poll(wait, len(owners))
-        for owner, number, event in [(owners[number], number, event) for number, event in events]:
-            if owners.get(number) is owner:
+        for owner, number, event in [(owners.get(each), each, event) for each, event in events]:
+            if owner is not None and owners.get(number) is owner:
                 callWithLogger(owner, self._doReadOrWrite, owner, number, event)
 
     doIteration = doPoll
