@@ -64,7 +64,10 @@ def test_urllib3(http_peer: EchoPeer) -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_httpx(http_peer: EchoPeer, asynchronous: bool) -> None:
-    """A client of httpx, synchronous or on asyncio, in a loop that retries."""
+    """A client of httpx, synchronous or on asyncio, in a loop that retries.
+
+    If the reset comes before the request is sent, httpx takes it for the end of the response.
+    """
     failures = Failures()
     url = f"http://{http_peer.host}:{http_peer.port}/"
 
@@ -73,7 +76,7 @@ def test_httpx(http_peer: EchoPeer, asynchronous: bool) -> None:
             while True:
                 try:
                     return client.get(url).content
-                except httpx.NetworkError as error:
+                except httpx.TransportError as error:
                     failures(error)
 
     async def get_async() -> bytes:
@@ -81,7 +84,7 @@ def test_httpx(http_peer: EchoPeer, asynchronous: bool) -> None:
             while True:
                 try:
                     return (await client.get(url)).content
-                except httpx.NetworkError as error:
+                except httpx.TransportError as error:
                     failures(error)
 
     assert (asyncio.run(get_async()) if asynchronous else get()) == b"hello"
