@@ -77,7 +77,10 @@ UDP = {
     "pad 10 bytes": "damaged",
 }
 
-TRANSPORTS = {"tcp": STREAMS, "tcp6": STREAMS, "unix": STREAMS, "tls": TLS, "udp": UDP}
+TCP6 = {fault: STREAMS[fault] for fault in ("refuse", "after 32 bytes: reset", "byte 9: damage")}
+"""Only the address differs from TCP over IPv4."""
+
+TRANSPORTS = {"tcp": STREAMS, "tcp6": TCP6, "unix": STREAMS, "tls": TLS, "udp": UDP}
 
 
 CASES = [(transport, fault) for transport, faults in TRANSPORTS.items() for fault in faults]
