@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -39,8 +40,10 @@ def exchange(connecting: Callable[[], socket.socket], header: bytes = b"") -> by
             sock.sendall(header + b"hello")
             sock.shutdown(socket.SHUT_WR)
             return receive_all(sock)
-    except ConnectionError:  # perhaps in connect(), if the reset is there before it returns
-        return b""
+    except OSError as error:  # of connect(2), send(2) or recv(2); ENOTCONN: of shutdown(2)
+        if isinstance(error, ConnectionError) or error.errno == errno.ENOTCONN:
+            return b""
+        raise
 
 
 def connect(address: str, directory: str) -> socket.socket:
