@@ -1,12 +1,9 @@
-"""Print how long the start and the end of an echo peer take, for each transport.
-
-usage: python benchmarks/fixture.py [RUNS]
-"""
+"""Print how long the start and the end of an echo peer take: ``python benchmarks/fixture.py``."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 
 from echod.peer import SERVES, EchoPeer
@@ -21,7 +18,11 @@ def measure(transport: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    parser = argparse.ArgumentParser(
+        description="Measure the start and the end of an echo peer, for each transport."
+    )
+    parser.add_argument("--runs", type=int, default=100, metavar="N", help="100 by default")
+    runs = parser.parse_args().runs
     for transport in SERVES:
         measure(transport)  # imports what the transport needs
         starts, ends = zip(*(measure(transport) for _ in range(runs)), strict=True)
