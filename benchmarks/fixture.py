@@ -23,6 +23,8 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=100, metavar="N", help="100 by default")
     runs = parser.parse_args().runs
+    if runs < 1:
+        parser.error(f"--runs takes a number from 1, not {runs}")
     for transport in SERVES:
         measure(transport)  # imports what the transport needs
         starts, ends = zip(*(measure(transport) for _ in range(runs)), strict=True)
