@@ -67,9 +67,8 @@ class Load(Measurement):
         self._wall_clock = wall_clock
         self.made = self.silent = self.warm_up_messages = self._warm_up_dropped = 0
         self._retired = 0  # messages of connections that are replaced
-        self._last = (
-            self.workload.per_connection or 0
-        ) - 1  # number of the last one on a connection
+        # The number of the last message on a connection.
+        self._last = (self.workload.per_connection or 0) - 1
         self._openings: set[Deferred[Any]] = set()
         self._overdue: list[float] = []  # moments at which no connection could take a message
         self._end, self._turn = 0.0, -1  # of sending, and the channel that has sent last
@@ -177,9 +176,8 @@ class Load(Measurement):
             self.pace(self.workload.schedule(start), self._send_due)
 
     def _time_is_over(self) -> None:
-        if (
-            self.workload.ends_by_count and self._pacer is not None
-        ):  # its last message may be overdue
+        if self.workload.ends_by_count and self._pacer is not None:
+            # Its last message may be overdue.
             self._pacer.done.addCallback(lambda _: self.stop_sending())
         else:
             self.stop_sending()
