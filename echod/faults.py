@@ -160,7 +160,7 @@ class Faults:
         """How often each kind of fault has fired, by name."""
         counts: Counter[str] = Counter()
         for each in self.rules:
-            counts[each.rule.fault.name] += each.fired
+            counts[each.name] += each.fired
         return counts
 
     def next(self) -> tuple[int, Iterator[ActiveRule]]:

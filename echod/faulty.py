@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from echod.arguments import check_type
 from echod.closing import Delivery
-from echod.events import Closed, Ending, Reason, notify
+from echod.events import Closed, Ending, Reason
 from echod.factory import EchoFactory
 from echod.faults import STREAM, Fault, Faults, Plan
 from echod.faultstream import Item, StreamFaults
@@ -227,8 +227,7 @@ class FaultyEcho(Echo):
 
     def _set_timer(self, now: float) -> None:
         """Proceed again as soon as something is due."""
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        self._cancel_timer()
         if self._over or self._closing:
             return
         stream = self.stream
@@ -240,6 +239,10 @@ class FaultyEcho(Echo):
         soonest = min((each for each in due if each > now), default=math.inf)
         if soonest < math.inf:
             self._timer = self.factory.clock.callLater(soonest - now, self._wake)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
     @resets_on_error
     def _wake(self) -> None:
@@ -278,8 +281,7 @@ class FaultyEcho(Echo):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Report how the connection ended."""
         self._over = True
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        self._cancel_timer()
         super().connectionLost(reason)
 
     def _sum_up(self, reason: Failure) -> Closed:
@@ -296,7 +298,8 @@ SHARED: Final = (
 class FaultyEchoFactory(EchoFactory):
     """Build a :class:`FaultyEcho` for each connection, on any stream endpoint.
 
-    :param plan: the rules.
+    :param plan: the rules; or their state on a port, which has an observer, a kind and a name
+        already, so that the next two do not apply.
     :param serves: :data:`~echod.faults.STREAM`, or :data:`~echod.faults.TLS` behind TLS.
     :param port: the name of the port, for events.
     :param beside: a factory with which it shares limits, timeouts, drain, observer and clock;
@@ -312,20 +315,24 @@ class FaultyEchoFactory(EchoFactory):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | Faults,
         *,
         serves: str = STREAM,
         port: str = "",
         beside: EchoFactory | None = None,
         **options: Any,
     ) -> None:
-        check_type("plan", plan, Plan, "a Plan")
+        check_type("plan", plan, (Plan, Faults), "a Plan")
         super().__init__(fast_path=False, **options)
         if beside is not None:
             shared = vars(beside)
             vars(self).update({name: shared[name] for name in SHARED if name in shared})
-        self.faults = Faults(plan, self._seconds(), serves, port)
-        self.faults.observer = lambda fired: notify(self.observer, fired)
+        if isinstance(plan, Faults):
+            self.faults = plan
+        else:
+            self.faults = Faults(plan, self._seconds(), serves, port)
+            # Looked up when a rule fires: an application may replace it.
+            self.faults.observer = lambda fired: self.observer(fired)  # noqa: PLW0108
 
     def _seconds(self) -> float:
         return self.clock.seconds() if hasattr(self, "clock") else 0.0

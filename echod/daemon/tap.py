@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
@@ -32,7 +31,7 @@ from echod.daemon.options import Options
 from echod.daemon.service import EchoService
 from echod.daemon.signals import Signals
 from echod.daemon.summary import RateLimitedSummary
-from echod.events import Observer, broadcast, notify
+from echod.events import Observer, broadcast
 from echod.factory import EchoFactory
 from echod.faultplan import Plan
 from echod.faults import Faults
@@ -125,7 +124,7 @@ def build_service(options: Options, reactor: Any, environ: Mapping[str, str]) ->
         others.append(Ports(site, listeners, failures, "control"))
     factory.observer = datagrams.observer = broadcast(*observers)
     for each in faults:
-        each.observer = partial(notify, factory.observer)
+        each.observer = factory.observer
     return EchoService(
         reactor=reactor,
         factory=factory,

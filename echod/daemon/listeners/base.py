@@ -66,9 +66,7 @@ class Listener(ABC):
         :raises CannotServe: if a port cannot be opened; then no port is left open.
         """
         if self.faults:
-            beside = cast(EchoFactory, factory)
-            faulty = FaultyEchoFactory(self.faults.plan, serves=self.serves, beside=beside)
-            faulty.faults = self.faults
+            faulty = FaultyEchoFactory(self.faults, beside=cast(EchoFactory, factory))
             factory = cast(IProtocolFactory, faulty)
         if self.proxied:
             factory = ProxyFactory(cast(Any, factory))
