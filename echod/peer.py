@@ -73,6 +73,38 @@ def running_reactor() -> Iterator[Any]:
             reader.connectionLost(None)
 
 
+class SpareDescriptor:
+    """Twisted's spare descriptor, which all reactors of the process share.
+
+    Twisted opens it with its first port, and keeps it. Peers in several threads may begin and end
+    at the same time: the first one opens it, and the last one closes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._was_open = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the descriptor open while the body runs."""
+        with self._lock:
+            if not self._holders:
+                self._was_open = tcp._reservedFD.available()
+                tcp._reservedFD.reserve()
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not (self._holders or self._was_open):
+                    tcp._reservedFD.__enter__()  # closes it
+
+
+SPARE: Final = SpareDescriptor()
+
+
 def bind(datagrams: bool, port: int = 0) -> socket.socket:
     """Return a socket that is bound to ``port``; 0: to a free port, which another can share.
 
@@ -125,9 +157,7 @@ class EchoPeer:
             self.path, self.ca = f"{directory}/socket", f"{directory}/certificate.pem"
             # Keeps the port while the peer is stopped.
             self.port = stack.enter_context(bind(serves == DATAGRAM)).getsockname()[1]
-            if not tcp._reservedFD.available():  # Twisted keeps a descriptor from its first port on
-                tcp._reservedFD.reserve()
-                stack.callback(tcp._reservedFD.__enter__)  # closes it
+            stack.enter_context(SPARE.held())
             self._reactor = reactor = stack.enter_context(running_reactor())
             name = f"{transport} {self.path if transport == 'unix' else f'{HOST}:{self.port}'}"
             observer = self._events.append

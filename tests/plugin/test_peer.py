@@ -6,7 +6,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -278,6 +280,30 @@ def test_wrong_plan() -> None:
                 peer.plan(wrong)
         assert peer.report().count("number 1: refuse") == 1
         assert len(peer.unused()) == 1
+
+
+def test_peers_in_threads() -> None:
+    """Peers can begin and end in several threads at the same time, in any order.
+
+    All reactors of a process share one spare descriptor of Twisted, which they keep until then.
+    """
+    before = resources()
+    ended = threading.Event()
+
+    def outlive() -> bytes:
+        with EchoPeer() as peer:
+            ended.wait(TIMEOUT)
+            return echo(peer, "tcp")
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            ended.clear()
+            with EchoPeer() as first:
+                others = [pool.submit(outlive) for _ in range(7)]
+                assert echo(first, "tcp") == b"hello"
+            ended.set()
+            assert [each.result(TIMEOUT) for each in others] == [b"hello"] * 7
+    assert resources() == before
 
 
 def test_no_such_condition() -> None:
