@@ -159,7 +159,8 @@ def _match(text: str, words: list[tuple[int, str]], before: str) -> tuple[str, d
             return form, arguments
         if place > reached:
             reached, expected = place, {}
-        if place == reached:
+        lacks_unit = place == reached - 1 and kind == "DURATION" and word.isdecimal()  # after 5
+        if place == reached or lacks_unit:
             expected[kind] = _QUANTITIES[kind][3] if kind in _QUANTITIES else repr(kind or ends[0])
     position, word = words[reached]
     word = word[:SHOWN]

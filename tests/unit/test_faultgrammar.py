@@ -73,7 +73,7 @@ WRONG = [
     ("^150%, first 2: reset", "expected a rule"),
     ("^10: reset", "expected a rule"),
     ("10% of message^: reset", "expected 'of'"),
-    ("after 5^: close", "expected 'bytes'"),
+    ("after 5^: close", "expected 'bytes' or a duration"),
     ("after ^5kB: close", "expected a size"),
     ("for ^5: deaf", "expected a duration"),
     ("delay ^200", "or a duration"),
