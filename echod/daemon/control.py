@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import Request
 from twisted.web.resource import Resource
 
-from echod.daemon.faultlog import log_plan
+from echod.daemon.faultlog import log_counts, log_plan
 from echod.daemon.webguard import ABSOLUTE, GuardedSite, is_local_host, respond
 from echod.faultgrammar import parse_plan
 from echod.faultplan import Plan
@@ -112,9 +112,11 @@ class Control(Resource):
     def _replace(self, port: Faults, request: Any) -> dict[str, Any]:
         plan = plan_of(request.content.read())
         try:
-            port.set(plan, self._clock.seconds())
+            plan.check(port.serves)
         except ValueError as error:
             raise Problem(400, str(error)) from None
+        log_counts(port)
+        port.set(plan, self._clock.seconds())
         log_plan(port)
         return state_of(port)
 
@@ -206,6 +208,7 @@ def firings_of(port: Faults) -> dict[str, Any]:
 
 
 def reset(port: Faults) -> dict[str, Any]:
-    """Set the counts of a port to 0, forget its firings, and return its state."""
+    """Log the counts of a port, set them to 0, forget its firings, and return its state."""
+    log_counts(port)
     port.reset()
     return state_of(port)

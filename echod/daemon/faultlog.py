@@ -49,14 +49,7 @@ class FaultLog:
         """Log the pending summary and the counts of all rules: call this at the end."""
         self._fired.flush()
         for faults in self._faults:
-            for each in faults.rules:
-                log.info(
-                    "{port}: {rule}: firings: {count}",
-                    event="fault-count",
-                    port=faults.port,
-                    rule=each.text,
-                    count=each.fired,
-                )
+            log_counts(faults)
 
 
 def log_plan(faults: Faults) -> None:
@@ -68,6 +61,18 @@ def log_plan(faults: Faults) -> None:
         plan="; ".join(each.text for each in faults.rules) or "no rules",
         seed=faults.plan.seed,
     )
+
+
+def log_counts(faults: Faults) -> None:
+    """Log how often each rule of a port has fired."""
+    for each in faults.rules:
+        log.info(
+            "{port}: {rule}: firings: {count}",
+            event="fault-count",
+            port=faults.port,
+            rule=each.text,
+            count=each.fired,
+        )
 
 
 def log_fired(total: int, reasons: Reasons, port: str) -> None:

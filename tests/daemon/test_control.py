@@ -109,10 +109,10 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    """Return the endpoint. It may log its replaced plans, and nothing else."""
+    """Return the endpoint. It may log its plans and the counts of their rules, and nothing else."""
     with Logged() as logged:
         yield Endpoint()
-    assert {event["event"] for event in logged} <= {"faulty"}
+    assert {event["event"] for event in logged} <= {"faulty", "fault-count"}
 
 
 def result(reply: Reply) -> Any:
@@ -243,7 +243,7 @@ def test_openapi(endpoint: Endpoint) -> None:
 
 
 def test_replace(endpoint: Endpoint, log: list[Any]) -> None:
-    """PUT replaces the plan and the seed; the counts begin at 0, and a line is logged."""
+    """PUT replaces the plan and the seed. The counts so far and the new plan are logged."""
     endpoint.fire()
     reply = endpoint.put("/faults/0")
     assert reply.headers["connection"] == "close"
@@ -254,8 +254,11 @@ def test_replace(endpoint: Endpoint, log: list[Any]) -> None:
     assert [(rule["fault"], rule["fired"]) for rule in state["rules"]] == [("reset", 0)]
     assert state == result(endpoint.ask("/faults/0"))
     assert result(endpoint.ask("/faults/0/firings")) == {"firings": []}
-    [entry] = log
-    assert (entry["port"], entry["seed"]) == (NAMES[0], 9)
+    *counts, entry = log
+    assert [(each["event"], each["port"], each["count"]) for each in counts] == [
+        ("fault-count", NAMES[0], 1)
+    ]
+    assert (entry["event"], entry["port"], entry["seed"]) == ("faulty", NAMES[0], 9)
 
 
 def test_replace_without_seed(endpoint: Endpoint) -> None:
@@ -309,14 +312,17 @@ def test_kinds(endpoint: Endpoint) -> None:
         assert endpoint.put(path, plan % fault).status == status
 
 
-def test_reset(endpoint: Endpoint) -> None:
-    """POST resets the counts and the firings of one port; the plan and the numbers stay."""
+def test_reset(endpoint: Endpoint, log: list[Any]) -> None:
+    """POST logs and resets the counts of one port, and its firings; plan and numbers stay."""
     endpoint.fire()
     before = result(endpoint.ask("/faults/0"))
     state = result(endpoint.ask("/faults/0/reset", "POST", HOST + AS_JSON))
     assert before["rules"][0].pop("fired") == 1
     assert state["rules"][0].pop("fired") == 0
     assert (state, state["number"]) == (before, 1)
+    assert [(each["event"], each["port"], each["count"]) for each in log] == [
+        ("fault-count", NAMES[0], 1)
+    ]
     assert result(endpoint.ask("/faults/0/firings")) == {"firings": []}
     assert endpoint.ask("/faults/0/reset", "POST", HOST + AS_JSON, b"ignored").status == 200
 
@@ -527,7 +533,7 @@ def test_any_bytes(segments: list[list[bytes]], finish: bool) -> None:
         assert endpoint.put("/faults/1").status == 200
         endpoint.network.advance(TIMEOUT)
         assert endpoint.network.getDelayedCalls() == []
-    assert {event["event"] for event in logged} == {"faulty"}
+    assert {event["event"] for event in logged} == {"faulty", "fault-count"}
 
 
 @given(st.binary(max_size=200) | st.text().map(lambda text: json.dumps({"plan": text}).encode()))
