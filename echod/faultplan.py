@@ -260,31 +260,33 @@ class When:
             raise ValueError("a rule has one place: messages, bytes, or after a number of bytes")
 
     def _choose(self, unit: str, size: int, **limits: float | None) -> When:
-        blank = Choice(unit, size)
+        if unit == "message" and not size:
+            raise ValueError("a message needs its size in bytes, as in first(2, 'message', 64)")
+        blank = Choice(unit, size or 1)
         old = (self.where if blank.within else self.which) or blank
-        if (unit and old.unit not in ("", unit)) or old.size != size:
+        if (unit and old.unit not in ("", unit)) or old.size != blank.size:
             raise ValueError("a rule chooses messages of one size, or bytes, or connections")
         new = _add(replace(old, unit=old.unit or unit), **limits)
         return replace(self, where=new) if new.within else replace(self, which=new)
 
-    def first(self, count: int, unit: str = "", size: int = 1) -> When:
-        """Choose the first ``count`` of a unit (:class:`Choice`)."""
+    def first(self, count: int, unit: str = "", size: int = 0) -> When:
+        """Choose the first ``count`` of a unit (:class:`Choice`); a message needs its size."""
         check_whole("first", count, 1, MAX_NUMBER)
         return self._choose(unit, size, last=count)
 
-    def every(self, step: int = 1, unit: str = "", size: int = 1) -> When:
+    def every(self, step: int = 1, unit: str = "", size: int = 0) -> When:
         """Choose every ``step``-th."""
         return self._choose(unit, size, step=step)
 
-    def number(self, number: int, unit: str = "", size: int = 1) -> When:
+    def number(self, number: int, unit: str = "", size: int = 0) -> When:
         """Choose one number."""
         return self.numbers(number, number, unit, size)
 
-    def numbers(self, first: int, last: int | None = None, unit: str = "", size: int = 1) -> When:
+    def numbers(self, first: int, last: int | None = None, unit: str = "", size: int = 0) -> When:
         """Choose the numbers from ``first`` to ``last``; ``None``: all from ``first`` on."""
         return self._choose(unit, size, first=first, last=last)
 
-    def chance(self, probability: float, unit: str = "", size: int = 1) -> When:
+    def chance(self, probability: float, unit: str = "", size: int = 0) -> When:
         """Choose each with a probability, from 0 to 1."""
         return self._choose(unit, size, chance=probability)
 

@@ -173,6 +173,7 @@ WRONG = [
     (lambda: when.first(2, "connection").every(3, "datagram"), "connections"),
     (lambda: when.first(2, "message", 64).every(3, "message", 65), "messages"),
     (lambda: when.first(2, "message", 64).every(3, "byte"), "bytes"),
+    (lambda: when.first(2, "message"), "a message needs its size"),
     (lambda: when.first(2, "byte").from_byte(9), "place"),
     (lambda: when.between(2, 1), "between"),
     (lambda: Plan(seed=-1), "seed"),
