@@ -98,7 +98,8 @@ class SpareDescriptor:
         finally:
             with self._lock:
                 self._holders -= 1
-                if not (self._holders or self._was_open):
+                is_last = not (self._holders or self._was_open)
+                if is_last and tcp._reservedFD.available():  # none, if descriptors ran out
                     tcp._reservedFD.__enter__()  # closes it
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from twisted.internet import tcp
 
 from echod.peer import EchoPeer
 from echod.transport import send_now
@@ -304,6 +305,27 @@ def test_peers_in_threads() -> None:
             ended.set()
             assert [each.result(TIMEOUT) for each in others] == [b"hello"] * 7
     assert resources() == before
+
+
+@pytest.mark.parametrize("was_open", [False, True])
+def test_spare_descriptor(monkeypatch: pytest.MonkeyPatch, was_open: bool) -> None:
+    """The last peer closes the spare descriptor, if the first one has opened it."""
+    spare = tcp._FileDescriptorReservation(Path("/dev/null").open)
+    monkeypatch.setattr(tcp, "_reservedFD", spare)
+    if was_open:
+        spare.reserve()
+    with EchoPeer(), EchoPeer():
+        assert spare.available()
+    assert spare.available() == was_open
+    if was_open:
+        spare.__enter__()
+
+
+def test_no_spare_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer ends without an error if no descriptor was left to spare."""
+    monkeypatch.setattr(tcp, "_reservedFD", tcp._NullFileDescriptorReservation())
+    with EchoPeer() as peer:
+        assert echo(peer, "tcp") == b"hello"
 
 
 def test_no_such_condition() -> None:
