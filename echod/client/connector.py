@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import connectProtocol
+from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime, IWriteDescriptor
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -22,6 +24,10 @@ from echod.client.epoll import EpollReader
 from echod.client.sockets import DEFAULTS, SocketOptions
 from echod.client.streams import StreamChannel
 from echod.client.target import Address, Target, address_text, resolve
+
+RETRY: Final = 0.01
+"""Seconds between two attempts to connect to a UNIX socket whose backlog is full. A blocking
+connect(2) waits until there is space; nothing tells that to a non-blocking one."""
 
 
 @implementer(IWriteDescriptor)
@@ -111,6 +117,14 @@ def with_tls(endpoint: Any, factory: IProtocolFactory) -> IProtocolFactory:
     return wrapped  # type: ignore[no-any-return]
 
 
+def is_backlog_full(protocol: str, error: ConnectError) -> bool:
+    """Return whether a UNIX socket has no space for another connection (EAGAIN in connect(2)).
+
+    Twisted tries again, and reports that the connection was closed.
+    """
+    return protocol == "unix" and isinstance(error.args[0], Failure)
+
+
 class Connector:
     """Connections and UDP sockets to one target.
 
@@ -179,9 +193,18 @@ class Connector:
         :return: seconds that it took to connect, without the TLS handshake.
         :raises Exception: if there is no connection: see :func:`echod.client.errors.error_word`.
         """
-        if self.target.host is None:
-            return await self._connect(self._endpoint, protocol, self.timeout)
-        deadline = self.clock.seconds() + self.timeout
+        begun = self.clock.seconds()
+        deadline = begun + self.timeout
+        while self.target.host is None:
+            now = self.clock.seconds()
+            try:
+                seconds = await self._connect(self._endpoint, protocol, max(0.0, deadline - now))
+            except ConnectError as error:
+                if not is_backlog_full(self.protocol, error):
+                    raise
+                await deferLater(self.clock, RETRY)
+            else:
+                return now - begun + seconds
         while True:
             attempt = ConnectAttempt(
                 self.reactor, *self._addresses[0], self.options, self._endpoint

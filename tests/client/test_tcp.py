@@ -1,16 +1,19 @@
-"""Connections to TCP addresses: one attempt, its failures, and several addresses of a target."""
+"""Connections to addresses: one attempt, its failures, several addresses, and UNIX sockets."""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionLost
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from echod.client.connector import ConnectAttempt, Connector
+from echod.client.errors import error_word
 from echod.client.target import parse_target
 from tests.client.bench import Bench
 from tests.client.memory import silent_port
@@ -93,3 +96,34 @@ def test_cancelled(bench: Bench) -> None:
         connecting.cancel()
         with pytest.raises(CancelledError):
             bench.result(connecting)
+
+
+def test_full_backlog(bench: Bench, tmp_path: Path) -> None:
+    """A UNIX socket with a full backlog is tried until it has space, or until the timeout."""
+    path = str(tmp_path / "socket")
+    reader = bench.reader(10)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        connectors = [Connector(bench.reactor, parse_target(f"unix:{path}"), 1.0) for _ in range(3)]
+        waits = [Deferred.fromCoroutine(each.channel(reader)) for each in connectors]
+        first = bench.result(waits.pop(0))
+        bench.result(deferLater(bench.reactor, 0.05))
+        assert not any(each.called for each in waits)
+        listener.accept()[0].close()
+        channel = bench.result(waits.pop(0))
+        assert first.connect_seconds < 0.05 <= channel.connect_seconds
+        with pytest.raises(ConnectingCancelledError) as error:
+            bench.result(waits.pop(0))
+        assert error_word(error.value) == "timed_out"
+    for each in (first, channel):
+        each.abort()
+        bench.result(each.ended)
+    reader.close()
+
+
+def test_no_socket(bench: Bench, tmp_path: Path) -> None:
+    """A path that is no socket is not tried again."""
+    connector = Connector(bench.reactor, parse_target(f"unix:{tmp_path}"), 10.0)
+    with pytest.raises(ConnectError):
+        bench.result(Deferred.fromCoroutine(connector.channel(bench.reader(10))))
