@@ -159,7 +159,8 @@ class Load(Measurement):
         self._warm_up_dropped = super().dropped
         if self.workload.per_connection:
             self.connect_times, self.handshake_times = Histogram(), Histogram()
-        tally.duplicated = tally.reordered = tally.unexpected = 0
+        if self.workload.warm_up:
+            tally.duplicated = tally.reordered = tally.unexpected = 0
         self.counted_from = start
         self._overdue.clear()  # they would count as sent, and their replies would not count
         if self.workload.count:

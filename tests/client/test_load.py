@@ -194,6 +194,18 @@ def test_warm_up(network: MemoryNetwork, rate: float | None) -> None:
     assert f"warm-up: 1 s, {result['warm_up_messages']} messages, not counted" in run.lines
 
 
+@pytest.mark.parametrize("warm_up", [0.0, 1.0])
+def test_unexpected_while_connecting(network: MemoryNetwork, warm_up: float) -> None:
+    """Bytes that come before the first message count as unexpected, but not before a warm-up."""
+    services = Services(network)
+    run = Run(network, SlowConnector, connections=2, rate=10.0, duration=1.0, warm_up=warm_up)
+    services.made[0].transport.write(b"!")
+    network.advance(4)
+    assert run.done
+    assert run.counts == {"sent": 10, "received": 10, **({} if warm_up else {"unexpected": 1})}
+    assert run.values["ok"] == bool(warm_up)
+
+
 def test_count_after_the_warm_up(network: MemoryNetwork) -> None:
     """``-n`` counts only messages that are sent after the warm-up."""
     Services(network, lambda now: now + 0.1)
