@@ -2,7 +2,7 @@
 
 Each of many connections sends one message, or one socket sends many datagrams. Every third of them
 meets the fault. All else comes back unchanged and in time. ``ECHOD_FAULTS=10000 pytest
-tests/programs/test_faults.py`` has 10,000 connections for each fault (a quarter of an hour);
+tests/programs/test_faults.py`` has 10,000 connections for each fault (25 minutes, without xdist);
 ``tox -e soak`` has 10,000 for all faults of a transport, which takes a minute.
 """
 
