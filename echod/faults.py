@@ -78,7 +78,10 @@ class ActiveRule:
 
     def random_source(self, number: int) -> random.Random:
         """Return a source of random numbers: always the same ones for the same connection."""
-        return random.Random(self._key(number, "stream"))
+        # The number that Random makes of bytes. Python 3.13 imports a module to do so, which is
+        # not there after chroot(2).
+        key = self._key(number, "stream")
+        return random.Random(int.from_bytes(key + hashlib.sha512(key).digest(), "big"))
 
     def _key(self, number: int, purpose: str) -> bytes:
         return f"{self._seed}/{self._index}/{number - self._skipped}/{purpose}".encode()
