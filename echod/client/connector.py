@@ -193,18 +193,9 @@ class Connector:
         :return: seconds that it took to connect, without the TLS handshake.
         :raises Exception: if there is no connection: see :func:`echod.client.errors.error_word`.
         """
-        begun = self.clock.seconds()
-        deadline = begun + self.timeout
-        while self.target.host is None:
-            now = self.clock.seconds()
-            try:
-                seconds = await self._connect(self._endpoint, protocol, max(0.0, deadline - now))
-            except ConnectError as error:
-                if not is_backlog_full(self.protocol, error):
-                    raise
-                await deferLater(self.clock, RETRY)
-            else:
-                return now - begun + seconds
+        if self.target.host is None:
+            return await self._connect_endpoint(protocol)
+        deadline = self.clock.seconds() + self.timeout
         while True:
             attempt = ConnectAttempt(
                 self.reactor, *self._addresses[0], self.options, self._endpoint
@@ -260,6 +251,19 @@ class Connector:
             else:
                 self.address = address_text(address)
                 return sock, address
+
+    async def _connect_endpoint(self, protocol: Any) -> float:
+        """Connect by Twisted's endpoint; return the seconds that it took, with all its attempts."""
+        waited, begun = 0.0, self.clock.seconds()
+        while True:
+            left = max(0.0, self.timeout - waited)
+            try:
+                return waited + await self._connect(self._endpoint, protocol, left)
+            except ConnectError as error:
+                if not is_backlog_full(self.protocol, error):
+                    raise
+            await deferLater(self.clock, RETRY)
+            waited = self.clock.seconds() - begun
 
     async def _connect(self, endpoint: Any, protocol: Any, timeout: float) -> float:
         begun = self.clock.seconds()
