@@ -110,13 +110,12 @@ class Control(Resource):
         raise Problem(404, "there is no such faulty port: GET /faults lists them")
 
     def _replace(self, port: Faults, request: Any) -> dict[str, Any]:
-        plan = plan_of(request.content.read())
+        plan, counted = plan_of(request.content.read()), port.rules
         try:
-            plan.check(port.serves)
+            port.set(plan, self._clock.seconds())
         except ValueError as error:
             raise Problem(400, str(error)) from None
-        log_counts(port)
-        port.set(plan, self._clock.seconds())
+        log_counts(port.port, counted)
         log_plan(port)
         return state_of(port)
 
@@ -209,6 +208,6 @@ def firings_of(port: Faults) -> dict[str, Any]:
 
 def reset(port: Faults) -> dict[str, Any]:
     """Log the counts of a port, set them to 0, forget its firings, and return its state."""
-    log_counts(port)
+    log_counts(port.port, port.rules)
     port.reset()
     return state_of(port)

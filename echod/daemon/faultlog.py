@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from echod.daemon.summary import RateLimitedSummary, Reasons
 from echod.events import Event, Fired
-from echod.faults import Faults
+from echod.faults import ActiveRule, Faults
 
 log = Logger(namespace="echod")
 
@@ -49,7 +49,7 @@ class FaultLog:
         """Log the pending summary and the counts of all rules: call this at the end."""
         self._fired.flush()
         for faults in self._faults:
-            log_counts(faults)
+            log_counts(faults.port, faults.rules)
 
 
 def log_plan(faults: Faults) -> None:
@@ -63,13 +63,13 @@ def log_plan(faults: Faults) -> None:
     )
 
 
-def log_counts(faults: Faults) -> None:
+def log_counts(port: str, rules: Sequence[ActiveRule]) -> None:
     """Log how often each rule of a port has fired."""
-    for each in faults.rules:
+    for each in rules:
         log.info(
             "{port}: {rule}: firings: {count}",
             event="fault-count",
-            port=faults.port,
+            port=port,
             rule=each.text,
             count=each.fired,
         )
